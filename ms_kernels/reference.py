@@ -1,0 +1,150 @@
+"""The Multi-Similarity loss in dense PyTorch: the oracle that judges every kernel.
+
+It stores the N x M similarity matrix and is differentiable as often as you like.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize as unit_rows
+from torch.nn.functional import softplus
+
+REDUCTIONS = ("mean", "sum", "none", "mean_valid")
+
+
+class RowStatistics(NamedTuple):
+    """Six numbers for each anchor, each of shape (N,).
+
+    hardest_positive: least similarity to a positive, +inf without one.
+    hardest_negative: greatest similarity to a negative, -inf without one.
+    pos_lse, neg_lse: log-sum-exp over kept pairs, -inf without one.
+    pos_kept, neg_kept: number of kept pairs.
+    """
+
+    hardest_positive: Tensor
+    hardest_negative: Tensor
+    pos_lse: Tensor
+    neg_lse: Tensor
+    pos_kept: Tensor
+    neg_kept: Tensor
+
+
+def row_statistics(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    ids: Tensor | None = None,
+    ref_ids: Tensor | None = None,
+    alpha: float = 2.0,
+    beta: float = 50.0,
+    base: float = 0.5,
+    epsilon: float | None = 0.1,
+    max_positive_similarity: float | None = None,
+    normalize: bool = True,
+) -> RowStatistics:
+    """Hardest pairs, log-sum-exps and kept counts of each anchor.
+
+    embeddings (N, D), labels (N,); ref_emb (M, D), ref_labels (M,) default to the batch itself.
+    ids (N,), ref_ids (M,): a pair of equal ids is a self pair and never counts.
+    """
+    if ref_emb is None:
+        ref_emb, ref_labels = embeddings, labels
+        ids = torch.arange(len(embeddings), device=embeddings.device) if ids is None else ids
+        ref_ids = ids
+    assert ref_labels is not None
+    if normalize:
+        embeddings, ref_emb = unit_rows(embeddings, dim=1), unit_rows(ref_emb, dim=1)
+    sim = embeddings @ ref_emb.T  # (N, M)
+
+    same_label = labels[:, None] == ref_labels[None, :]
+    negative = ~same_label
+    positive = same_label
+    if ids is not None and ref_ids is not None:
+        self_pair = ids[:, None] == ref_ids[None, :]
+        positive, negative = positive & ~self_pair, negative & ~self_pair
+    if max_positive_similarity is not None:
+        positive = positive & (sim < max_positive_similarity)
+
+    # A column of infinities stands for the empty set: amin and amax need at least one entry.
+    empty = sim.new_full((len(sim), 1), math.inf)
+    hardest_positive = torch.cat([sim.masked_fill(~positive, math.inf), empty], 1).amin(1)
+    hardest_negative = torch.cat([sim.masked_fill(~negative, -math.inf), -empty], 1).amax(1)
+    if epsilon is not None:  # strict, with the kept sets held fixed for the gradient
+        positive = positive & (sim < (hardest_negative + epsilon).detach()[:, None])
+        negative = negative & (sim > (hardest_positive - epsilon).detach()[:, None])
+
+    # A non-finite similarity fails every comparison above: without this the loss would hide it.
+    poison = torch.where(sim.isfinite().all(1), 0.0, math.nan).to(sim.dtype)
+    return RowStatistics(
+        hardest_positive + poison,
+        hardest_negative + poison,
+        masked_log_sum_exp(-alpha * (sim - base), positive) + poison,
+        masked_log_sum_exp(beta * (sim - base), negative) + poison,
+        positive.sum(1),
+        negative.sum(1),
+    )
+
+
+def masked_log_sum_exp(exponents: Tensor, kept: Tensor) -> Tensor:
+    """log of the sum of exp(exponents) over kept, per row; -inf, with zero gradient, if none is."""
+    kept_any = kept.any(1)
+    # Rows without a kept entry take a finite detour: the gradient of logsumexp at -inf is NaN.
+    safe = exponents.masked_fill(~kept & kept_any[:, None], -math.inf)
+    safe = safe.masked_fill(~kept_any[:, None], 0.0)
+    if safe.shape[1] == 0:
+        return safe.sum(1) - math.inf  # no candidates, yet connected to the graph
+    return safe.logsumexp(1).masked_fill(~kept_any, -math.inf)
+
+
+def multi_similarity_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    ids: Tensor | None = None,
+    ref_ids: Tensor | None = None,
+    alpha: float = 2.0,
+    beta: float = 50.0,
+    base: float = 0.5,
+    epsilon: float | None = 0.1,
+    max_positive_similarity: float | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """Multi-Similarity loss of a batch (Wang et al., CVPR 2019, equation 15).
+
+    For S = embeddings @ ref_emb.T and the pairs kept by mining, anchor i costs
+        log(1 + sum_pos exp(-alpha (S - base))) / alpha
+      + log(1 + sum_neg exp( beta (S - base))) / beta
+    reduction: "mean" over all N anchors, "sum", "none" gives (N,), "mean_valid" divides by the
+    number of anchors with a kept pair. An anchor without a kept pair costs 0.
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction!r}")
+    stats = row_statistics(
+        embeddings,
+        labels,
+        ref_emb,
+        ref_labels,
+        ids=ids,
+        ref_ids=ref_ids,
+        alpha=alpha,
+        beta=beta,
+        base=base,
+        epsilon=epsilon,
+        max_positive_similarity=max_positive_similarity,
+        normalize=normalize,
+    )
+    loss = softplus(stats.pos_lse) / alpha + softplus(stats.neg_lse) / beta
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "mean":
+        return loss.sum() / max(len(loss), 1)
+    return loss.sum() / ((stats.pos_kept + stats.neg_kept) > 0).sum().clamp(min=1)

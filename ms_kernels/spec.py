@@ -1,0 +1,38 @@
+"""The options of a loss: declared here and nowhere else."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MultiSimilaritySpec:
+    """Options of the Multi-Similarity loss (Wang et al., CVPR 2019, equations 13 to 15).
+
+    alpha, beta: scale of positive and negative similarities, > 0.
+    base: similarity at which a pair's exponent is 0.
+    epsilon: mining slack in units of similarity; None keeps every pair.
+    max_positive_similarity: positives at or above it are no pairs; None keeps them.
+    normalize: divide each row by its L2 norm first.
+    """
+
+    alpha: float = 2.0
+    beta: float = 50.0
+    base: float = 0.5
+    epsilon: float | None = 0.1
+    max_positive_similarity: float | None = None
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "base", "epsilon", "max_positive_similarity"):
+            value = getattr(self, name)
+            optional = name in ("epsilon", "max_positive_similarity")
+            if value is None and optional:
+                continue
+            wanted = "a finite number or None" if optional else "a finite number"
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name}: expected {wanted}, got {value!r}")
+            if not math.isfinite(value):
+                raise ValueError(f"{name}: expected {wanted}, got {value}")
+        for name in ("alpha", "beta"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
