@@ -1,0 +1,1 @@
+"""Backends: each is the two functions `row_statistics` and `embedding_gradient`."""
