@@ -1,0 +1,48 @@
+#include "codes.h"
+
+#include <algorithm>
+
+namespace msk {
+
+Codes::Codes(const std::int64_t* values, std::int64_t count) {
+  if (count == 0) return;
+  const auto [least, most] = std::minmax_element(values, values + count);
+  least_ = *least;
+  // Unsigned: the distance of two int64 may exceed int64.
+  const std::uint64_t range = std::uint64_t(*most) - std::uint64_t(least_);
+  if (range < std::uint64_t(4 * count + 1024)) {
+    table_.assign(range + 1, 0);
+    for (std::int64_t i = 0; i < count; ++i) table_[values[i] - least_] = 1;
+    for (std::int32_t& entry : table_) entry = entry ? size_++ : -1;
+    return;
+  }
+  sorted_.assign(values, values + count);
+  std::sort(sorted_.begin(), sorted_.end());
+  sorted_.erase(std::unique(sorted_.begin(), sorted_.end()), sorted_.end());
+  size_ = std::int32_t(sorted_.size());
+}
+
+std::int32_t Codes::operator()(std::int64_t value) const {
+  if (sorted_.empty()) {
+    const std::uint64_t place = std::uint64_t(value) - std::uint64_t(least_);
+    return value < least_ || place >= table_.size() || table_[place] < 0 ? size_ : table_[place];
+  }
+  const auto found = std::lower_bound(sorted_.begin(), sorted_.end(), value);
+  return found == sorted_.end() || *found != value ? size_
+                                                   : std::int32_t(found - sorted_.begin());
+}
+
+void sort_by_code(const Codes& codes, const std::int64_t* values, std::int64_t count,
+                  std::int32_t* order, std::int32_t* code) {
+  std::vector<std::int32_t> unsorted(count);
+  std::vector<std::int32_t> start(codes.size() + 2, 0);
+  for (std::int64_t i = 0; i < count; ++i) ++start[(unsorted[i] = codes(values[i])) + 1];
+  for (std::size_t c = 1; c < start.size(); ++c) start[c] += start[c - 1];
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int32_t place = start[unsorted[i]]++;
+    order[place] = std::int32_t(i);
+    code[place] = unsorted[i];
+  }
+}
+
+}  // namespace msk

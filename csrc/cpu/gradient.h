@@ -1,0 +1,159 @@
+// Gradient with respect to the embeddings: dX = W R and dR = W' X in tiles, W the pair weights.
+#pragma once
+
+#include "weights.h"
+#include "workspace.h"
+
+namespace msk::MSK_ISA {
+
+template <typename T>
+class Gradient {
+ public:
+  explicit Gradient(Workspace<T>& w)
+      : w_(w), rows_(w.rows), columns_(w.columns()), grid_(w.grid), wave_(w.wave) {}
+
+  // Called by every thread of a parallel region; both sides have their terms set.
+  void run(Scratch<T>& scratch) {
+    const int targets = grid_.rows.blocks + (w_.problem.d_columns ? grid_.columns.blocks : 0);
+    const int first_target = w_.problem.d_rows ? 0 : grid_.rows.blocks;
+    const int chunks = int((w_.depth + Scratch<T>::kChunk - 1) / Scratch<T>::kChunk);
+    if (w_.problem.d_rows) clear(rows_, static_cast<T*>(w_.problem.d_rows));
+    if (w_.problem.d_columns) clear(columns_, static_cast<T*>(w_.problem.d_columns));
+    for (;;) {
+#pragma omp single
+      wave_.collect(grid_, w_.problem.job == Job::gradient ? nullptr : w_.states);
+      if (wave_.size == 0) break;
+#pragma omp for schedule(dynamic, 1)
+      for (int e = 0; e < wave_.size; ++e) weigh(wave_.entries[e], scratch);
+#pragma omp for schedule(dynamic, 1)
+      for (int task = first_target * chunks; task < targets * chunks; ++task)
+        add_products(task / chunks, task % chunks, scratch);
+    }
+    if (w_.problem.d_rows) finish(rows_, static_cast<T*>(w_.problem.d_rows));
+    if (w_.problem.d_columns) finish(columns_, static_cast<T*>(w_.problem.d_columns));
+  }
+
+ private:
+  using Entry = typename Wave<T>::Entry;
+  using Touch = typename Wave<T>::Touch;
+
+  void weigh(Entry& entry, Scratch<T>& scratch) {
+    const TileWeights<T> weights(rows_, columns_, entry.tile, w_.loss, scratch);
+    const int columns = columns_.axis.block;
+    TileState* state = entry.state;
+    if (state && state->holds == TileState::Holds::pairs) {
+      entry.pairs = w_.stash.template at<Pair<T>>(state->place);
+      entry.listed = state->kept;
+      weights.weigh(entry.pairs, entry.listed);
+      sort_by_column(entry.pairs, entry.listed, columns);
+      return;
+    }
+    const T* similarities = scratch.tile;
+    if (entry.weights)
+      w_.similarity(entry.tile, scratch, scratch.tile);
+    else
+      similarities = entry.weights = w_.stash.template at<T>(state->place);
+    const TileView<T> tile = view(rows_, columns_, grid_, entry.tile, similarities,
+                                  w_.loss.max_positive_similarity);
+    const bool positives = may_have_positives(rows_, columns_, entry.tile);
+    const std::int32_t kept = weights.weigh(tile, positives, entry.weights);
+    if (kept > most_listed(grid_)) return;
+    entry.listed =
+        list_weights(entry.weights, tile.stride, tile.rows, tile.vectors(), scratch.pairs());
+    entry.pairs = reinterpret_cast<Pair<T>*>(entry.weights);
+    std::memcpy(entry.pairs, scratch.pairs(), entry.listed * sizeof(Pair<T>));
+    sort_by_column(entry.pairs, entry.listed, columns);
+  }
+
+  // Adds the wave's tiles to one chunk of depth of one block, which this thread owns.
+  void add_products(int target, int chunk, Scratch<T>& scratch) {
+    const std::int32_t from = wave_.first_touch[target], to = wave_.first_touch[target + 1];
+    if (from == to) return;
+    const bool to_rows = target < grid_.rows.blocks;
+    const int block = to_rows ? target : target - grid_.rows.blocks;
+    const Side<T>& own = to_rows ? rows_ : columns_;
+    const std::int64_t d = std::int64_t(chunk) * Scratch<T>::kChunk;
+    const int width = int(w_.depth - d < Scratch<T>::kChunk ? w_.depth - d : Scratch<T>::kChunk);
+    // The sums go on from what earlier waves left: where a wave ends must not show in the bits.
+    T* out = static_cast<T*>(to_rows ? w_.problem.d_rows : w_.problem.d_columns) + d;
+    const std::int32_t* order = own.order + own.first(block);
+    for (int r = 0; r < own.axis.valid(block); ++r)
+      std::memcpy(scratch.sum_row(r), out + order[r] * w_.depth, width * sizeof(T));
+    for (std::int32_t k = from; k < to; ++k)
+      add_tile(wave_.touches[k], d, width, scratch.sums);
+    for (int r = 0; r < own.axis.valid(block); ++r)
+      std::memcpy(out + order[r] * w_.depth, scratch.sum_row(r), width * sizeof(T));
+  }
+
+  void add_tile(Touch touch, std::int64_t d, int width, T* sums) {
+    const Entry& e = wave_.entries[touch.entry];
+    const bool transposed = touch.transposed;
+    const Side<T>& other = transposed ? rows_ : columns_;
+    const int other_block = transposed ? e.tile.row : e.tile.column;
+    const T* x = other.block(other_block) + d;
+    if (e.pairs) {
+      add_pairs(e, transposed, x, other.stride, width, sums);
+      return;
+    }
+    const std::int64_t stride = grid_.columns.block;
+    const int height = transposed ? columns_.axis.valid(e.tile.column)
+                                  : rows_.axis.valid(e.tile.row);
+    multiply<T>({e.weights, transposed ? 1 : stride, transposed ? stride : 1, x, other.stride, sums,
+                 Scratch<T>::kChunk},
+                height, width, other.axis.valid(other_block), true);
+  }
+
+  static void add_pairs(const Entry& e, bool transposed, const T* x, std::int64_t stride, int width,
+                        T* sums) {
+    for (std::int32_t k = 0; k < e.listed; ++k) {
+      const Pair<T>& p = e.pairs[transposed ? e.pairs[k].by_column : k];
+      const T* from = x + (transposed ? p.row : p.column) * stride;
+      T* into = sums + (transposed ? p.column : p.row) * Scratch<T>::kChunk;
+      const Vec<T> weight = broadcast(p.value);
+      for (int c = 0; c < width; c += kLanes<T>)
+        store(into + c, load(into + c) + weight * load(from + c));
+    }
+  }
+
+  void clear(const Side<T>& side, T* out) {
+#pragma omp for schedule(static)
+    for (std::int64_t k = 0; k < side.axis.count; ++k)
+      std::memset(out + k * w_.depth, 0, w_.depth * sizeof(T));
+  }
+
+  // Through the normalisation x / |x|: dx = (g - (g . x) x) / |x|.
+  void finish(const Side<T>& side, T* out) {
+#pragma omp for schedule(static)
+    for (std::int64_t k = 0; k < side.axis.count; ++k) {
+      T* dx = out + side.order[k] * w_.depth;
+      if (side.poisoned[k]) {
+        for (std::int64_t d = 0; d < w_.depth; ++d) dx[d] = std::numeric_limits<T>::quiet_NaN();
+      } else if (w_.problem.options.normalize) {
+        // Under the floor the divisor is a constant, and nothing is projected.
+        const T floor = T(1e-12);
+        const bool floored = side.norm[k] < floor;
+        const T* x = side.x + k * side.stride;
+        const T along = floored ? T(0) : dot(dx, x);
+        const T divisor = floored ? floor : side.norm[k];
+        for (std::int64_t d = 0; d < w_.depth; ++d) dx[d] = (dx[d] - along * x[d]) / divisor;
+      }
+    }
+  }
+
+  T dot(const T* a, const T* b) const {
+    Vec<T> sum = {};
+    std::int64_t d = 0;
+    for (; d + kLanes<T> <= w_.depth; d += kLanes<T>) sum += load(a + d) * load(b + d);
+    T total = sum_lanes<T>(sum);
+    for (; d < w_.depth; ++d) total += a[d] * b[d];
+    return total;
+  }
+
+  Workspace<T>& w_;
+  Side<T>& rows_;
+  Side<T>& columns_;
+  const Grid& grid_;
+  Wave<T>& wave_;
+};
+
+}  // namespace msk::MSK_ISA

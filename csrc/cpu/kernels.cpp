@@ -1,0 +1,188 @@
+// One call, from the caller's arrays to the caller's arrays. Compiled once per instruction set.
+#include "kernels.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "gradient.h"
+#include "statistics.h"
+
+#define MSK_STRING(name) #name
+#define MSK_NAME(name) MSK_STRING(name)
+
+namespace msk::MSK_ISA {
+namespace {
+
+inline int thread_number() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+template <typename T>
+class Solver {
+ public:
+  explicit Solver(const Problem& p) : p_(p), w_(p), rows_(w_.rows), columns_(w_.columns()) {}
+
+  void run() {
+    const Codes labels(p_.rows.labels, p_.rows.count);
+    const Codes ids(p_.rows.ids, p_.rows.ids ? p_.rows.count : 0);
+    sort_side(rows_, p_.rows, labels, &ids);
+    if (!p_.self) sort_side(columns_, p_.columns, labels, &ids);
+#pragma omp parallel num_threads(p_.threads)
+    run_thread();
+  }
+
+ private:
+  void run_thread() {
+    Scratch<T> scratch = w_.scratch(thread_number());
+    copy(rows_, p_.rows);
+    if (!p_.self) copy(columns_, p_.columns);
+#pragma omp single
+    look_for_overflow();
+    if (p_.job == Job::gradient) {
+      read_term(rows_, p_.row_term);
+      if (!p_.self) read_term(columns_, p_.column_term);
+    } else {
+      Statistics<T>(w_).run(scratch);
+      write_statistics();
+    }
+    if (p_.job == Job::statistics || !(p_.d_rows || p_.d_columns)) return;
+#pragma omp single
+    spread_poison();
+    Gradient<T>(w_).run(scratch);
+  }
+
+  void copy(Side<T>& side, const SideInput& in) {
+#pragma omp for schedule(static)
+    for (std::int64_t k = 0; k < side.axis.padded(); ++k)
+      copy_row(side, k, in, p_.dtype, p_.depth, p_.options.normalize);
+  }
+
+  // A product is at most |x| |r|: with unit rows, or short ones, nothing can overflow.
+  void look_for_overflow() {
+    rows_not_finite_ = any_poisoned(rows_);
+    columns_not_finite_ = any_poisoned(columns_);
+    if (p_.options.normalize) return;
+    const double most = std::numeric_limits<T>::max() / 4;
+    w_.may_overflow = double(longest(rows_)) * longest(columns_) >= most;
+  }
+  static bool any_poisoned(const Side<T>& side) {
+    for (std::int64_t k = 0; k < side.axis.count; ++k)
+      if (side.poisoned[k]) return true;
+    return false;
+  }
+  static T longest(const Side<T>& side) {
+    T most = T(0);
+    for (std::int64_t k = 0; k < side.axis.count; ++k)
+      most = side.norm[k] > most ? side.norm[k] : most;
+    return most;
+  }
+
+  void read_term(Side<T>& side, const TermInput& term) {
+#pragma omp for schedule(static)
+    for (std::int64_t k = 0; k < side.axis.padded(); ++k) {
+      if (k >= side.axis.count || !term.dloss) {
+        mute(side, k);
+        continue;
+      }
+      const auto read = [&](const void* array) {
+        return static_cast<const T*>(array)[side.order[k]];
+      };
+      side.hardest_positive[k] = read(term.hardest_positive);
+      side.hardest_negative[k] = read(term.hardest_negative);
+      side.pos_lse[k] = read(term.pos_lse);
+      side.neg_lse[k] = read(term.neg_lse);
+      set_term(side, k, w_.loss, read(term.dloss));
+      if (std::isnan(side.neg_lse[k])) side.poisoned[k] = 1;
+      if (side.poisoned[k]) mute(side, k);
+    }
+  }
+
+  // Also turns the statistics into terms of the gradient.
+  void write_statistics() {
+    const bool all_nan =
+        (p_.self ? rows_not_finite_ : columns_not_finite_) && columns_.axis.count > 0;
+#pragma omp for schedule(static)
+    for (std::int64_t k = 0; k < rows_.axis.count; ++k) {
+      if (all_nan || (rows_.poisoned[k] && columns_.axis.count > 0)) rows_.poisoned[k] = 1;
+      const bool nan = rows_.poisoned[k] && columns_.axis.count > 0;
+      const std::int64_t at = rows_.order[k];
+      const auto write = [&](void* out, T value) {
+        static_cast<T*>(out)[at] = nan ? std::numeric_limits<T>::quiet_NaN() : value;
+      };
+      if (p_.job == Job::statistics) {
+        write(p_.statistics.hardest_positive, rows_.hardest_positive[k]);
+        write(p_.statistics.hardest_negative, rows_.hardest_negative[k]);
+        write(p_.statistics.pos_lse, rows_.pos_lse[k]);
+        write(p_.statistics.neg_lse, rows_.neg_lse[k]);
+        p_.statistics.pos_kept[at] = nan ? 0 : rows_.pos_kept[k];
+        p_.statistics.neg_kept[at] = nan ? 0 : rows_.neg_kept[k];
+        continue;
+      }
+      write(p_.row_loss, w_.loss.row_loss(rows_.pos_lse[k], rows_.neg_lse[k]));
+      p_.kept[at] = nan ? 0 : rows_.pos_kept[k] + rows_.neg_kept[k];
+      set_term(rows_, k, w_.loss, T(1));
+      if (nan) mute(rows_, k);
+    }
+    if (p_.job == Job::statistics || p_.self) return;
+#pragma omp for schedule(static)
+    for (std::int64_t k = 0; k < columns_.axis.padded(); ++k) mute(columns_, k);
+  }
+
+  // The gradient of a sample is NaN if a weight of one of its pairs is.
+  void spread_poison() {
+    const bool rows = any_poisoned(rows_), columns = any_poisoned(columns_);
+    const bool column_term = p_.self || p_.column_term.dloss;
+    if (rows && (p_.self || p_.job == Job::loss_and_gradient)) poison_all(columns_);
+    if (columns && column_term) poison_all(rows_);
+  }
+  static void poison_all(Side<T>& side) {
+    for (std::int64_t k = 0; k < side.axis.count; ++k) side.poisoned[k] = 1;
+  }
+
+  const Problem& p_;
+  Workspace<T> w_;
+  Side<T>& rows_;
+  Side<T>& columns_;
+  bool rows_not_finite_ = false, columns_not_finite_ = false;
+};
+
+template <typename T>
+void plan_for(Problem& p, std::int64_t budget) {
+  p.workspace = nullptr;
+  const std::int64_t m = p.self ? p.rows.count : p.columns.count;
+  const double products = double(p.rows.count) * double(m) * double(p.depth + 16);
+  // Below this, waking a thread costs more than it saves.
+  constexpr double worth_a_thread = 1 << 20;
+  if (products / worth_a_thread < p.threads) p.threads = int(products / worth_a_thread) + 1;
+  p.stash_bytes = 0;
+  if (p.job != Job::gradient) {
+    const Grid grid(p.rows.count, m, p.self);
+    p.stash_bytes = grid.tiles() * Wave<T>::stash_size(grid);
+    const std::int64_t bookkeeping = Workspace<T>(p).bookkeeping;
+    if (bookkeeping + p.stash_bytes > budget) {
+      p.stash_bytes = 0;
+      p.stash_bytes = budget - Workspace<T>(p).bookkeeping;
+      if (p.stash_bytes < 0) p.stash_bytes = 0;
+    }
+  }
+  p.workspace_bytes = Workspace<T>(p).carver.used();
+}
+
+void plan(Problem& p, std::int64_t budget) {
+  computes_in_double(p.dtype) ? plan_for<double>(p, budget) : plan_for<float>(p, budget);
+}
+
+void solve(const Problem& p) {
+  computes_in_double(p.dtype) ? Solver<double>(p).run() : Solver<float>(p).run();
+}
+
+}  // namespace
+
+Kernels kernels() { return {MSK_NAME(MSK_ISA), plan, solve}; }
+
+}  // namespace msk::MSK_ISA

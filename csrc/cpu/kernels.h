@@ -1,0 +1,26 @@
+// What a build of the kernels for one instruction set offers.
+#pragma once
+
+#include "problem.h"
+
+namespace msk {
+
+struct Kernels {
+  const char* instruction_set;
+  // Fills threads, stash_bytes and workspace_bytes, given the most threads and the bytes that may
+  // go to bookkeeping and stash.
+  void (*plan)(Problem&, std::int64_t budget);
+  void (*solve)(const Problem&);
+};
+
+namespace avx512 {
+Kernels kernels();
+}
+namespace avx2 {
+Kernels kernels();
+}
+namespace baseline {
+Kernels kernels();
+}
+
+}  // namespace msk

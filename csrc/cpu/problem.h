@@ -1,0 +1,69 @@
+// What the module hands to a kernel: pointers, sizes, options. No framework, no templates.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace msk {
+
+enum class DType : int { float16, bfloat16, float32, float64 };
+enum class Job : int { statistics, gradient, loss_and_gradient };
+
+// One side of the pairs. x[r * row_stride + k] is the embedding of sample r.
+struct SideInput {
+  const void* x;
+  std::int64_t row_stride;
+  std::int64_t count;
+  const std::int64_t* labels;
+  const std::int64_t* ids;  // null: no self pairs, save i = i in self mode
+};
+
+// What one side adds to a pair's weight, in the compute type; all null when it adds nothing.
+struct TermInput {
+  const void* hardest_positive;
+  const void* hardest_negative;
+  const void* pos_lse;
+  const void* neg_lse;
+  const void* dloss;
+};
+
+struct Options {
+  double alpha, beta, base;
+  double epsilon;                  // +inf: keep every pair
+  double max_positive_similarity;  // +inf: keep every positive
+  bool normalize;
+};
+
+struct StatisticsOutput {
+  void* hardest_positive;
+  void* hardest_negative;
+  void* pos_lse;
+  void* neg_lse;
+  std::int64_t* pos_kept;
+  std::int64_t* neg_kept;
+};
+
+struct Problem {
+  Job job;
+  DType dtype;
+  std::int64_t depth;
+  int threads;
+  SideInput rows;
+  SideInput columns;
+  bool self;  // the rows are their own columns
+  Options options;
+  TermInput row_term, column_term;  // Job::gradient only
+  StatisticsOutput statistics;      // Job::statistics only
+  void* row_loss;                   // Job::loss_and_gradient only: (rows.count) and
+  std::int64_t* kept;               // pairs kept of either kind
+  void* d_rows;                     // (rows.count, depth) in the compute type; null: not wanted
+  void* d_columns;                  // (columns.count, depth); null: not wanted
+  std::byte* workspace;
+  std::int64_t workspace_bytes;
+  std::int64_t stash_bytes;  // of the workspace, for similarities kept between the phases
+};
+
+// The compute type of half inputs is float32.
+inline bool computes_in_double(DType dtype) { return dtype == DType::float64; }
+
+}  // namespace msk

@@ -1,0 +1,160 @@
+// One side of the pairs as the kernels want it: normalised, sorted by label, padded.
+#pragma once
+
+#include <cmath>
+
+#include "../math/multi_similarity.h"
+#include "carve.h"
+#include "codes.h"
+#include "exp.h"
+#include "grid.h"
+#include "multiply.h"
+#include "problem.h"
+
+namespace msk::MSK_ISA {
+
+// Arrays are in sorted order and as long as the axis is padded.
+template <typename T>
+struct Side {
+  Axis axis;
+  std::int64_t stride;  // of x; not a multiple of 4 KiB, whose rows would share cache sets
+  T* x;                 // rows past the count, and depth up to a whole vector, are 0
+  T* norm;
+  std::int32_t* order;  // the caller's index of each sample
+  Code<T>* label;       // ascending
+  Code<T>* id;          // null: no self pairs but the diagonal of self mode
+  std::uint8_t* poisoned;  // has a similarity that is not finite
+
+  T *hardest_positive, *hardest_negative, *pos_lse, *neg_lse;
+  Code<T>*pos_kept, *neg_kept;
+  // Kept: S > neg_threshold, -S > pos_threshold.
+  T *neg_threshold, *pos_threshold;
+  // A kept pair weighs dloss exp(z - offset), the offset being softplus of the log-sum-exp.
+  T *neg_offset, *pos_offset, *dloss;
+
+  Side(std::int64_t count, std::int64_t depth, bool ids, Carver& carver)
+      : axis(count), stride((depth + kLanes<T> - 1) / kLanes<T> * kLanes<T> + 64 / sizeof(T)) {
+    const std::int64_t n = axis.padded();
+    x = carver.take<T>(n * stride);
+    norm = carver.take<T>(n);
+    order = carver.take<std::int32_t>(n);
+    label = carver.take<Code<T>>(n);
+    id = ids ? carver.take<Code<T>>(n) : nullptr;
+    poisoned = carver.take<std::uint8_t>(n);
+    for (T** array : {&hardest_positive, &hardest_negative, &pos_lse, &neg_lse, &neg_threshold,
+                      &pos_threshold, &neg_offset, &pos_offset, &dloss})
+      *array = carver.take<T>(n);
+    pos_kept = carver.take<Code<T>>(n);
+    neg_kept = carver.take<Code<T>>(n);
+  }
+
+  const T* block(int b) const { return x + std::int64_t(b) * axis.block * stride; }
+  std::int64_t first(int b) const { return std::int64_t(b) * axis.block; }
+  std::int64_t last(int b) const { return first(b) + axis.valid(b) - 1; }
+};
+
+// Labels of two blocks overlap: their tile may hold positives.
+template <typename T>
+bool may_have_positives(const Side<T>& rows, const Side<T>& columns, Tile t) {
+  return rows.label[rows.first(t.row)] <= columns.label[columns.last(t.column)] &&
+         columns.label[columns.first(t.column)] <= rows.label[rows.last(t.row)];
+}
+template <typename T>
+bool may_have_negatives(const Side<T>& rows, const Side<T>& columns, Tile t) {
+  return rows.label[rows.first(t.row)] != columns.label[columns.last(t.column)] ||
+         columns.label[columns.first(t.column)] != rows.label[rows.last(t.row)];
+}
+
+// Sorts by label; serial, before the parallel region.
+template <typename T>
+void sort_side(Side<T>& side, const SideInput& in, const Codes& labels, const Codes* ids) {
+  auto* label = reinterpret_cast<std::int32_t*>(side.pos_kept);  // free until the statistics
+  sort_by_code(labels, in.labels, in.count, side.order, label);
+  for (std::int64_t k = 0; k < side.axis.padded(); ++k) {
+    side.label[k] = k < in.count ? label[k] : -1;
+    if (side.id) side.id[k] = k < in.count ? (*ids)(in.ids[side.order[k]]) : -1;
+    side.poisoned[k] = 0;
+  }
+}
+
+inline float half_to_float(std::uint16_t h) {
+  // The exponent is rebiased by a multiplication, which also normalises denormals.
+  const std::uint32_t magnitude = std::uint32_t(h & 0x7fff) << 13;
+  float value;
+  std::memcpy(&value, &magnitude, 4);
+  value *= 0x1p112f;
+  std::uint32_t out;
+  std::memcpy(&out, &value, 4);
+  if ((h & 0x7c00) == 0x7c00) out |= 0x7f800000u;
+  out |= std::uint32_t(h & 0x8000) << 16;
+  std::memcpy(&value, &out, 4);
+  return value;
+}
+inline float bfloat16_to_float(std::uint16_t h) {
+  const std::uint32_t wide = std::uint32_t(h) << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+
+// Copies sample `order[k]` into row k, divided by its norm (floored at 1e-12) if asked.
+template <typename T>
+void copy_row(Side<T>& side, std::int64_t k, const SideInput& in, DType dtype, std::int64_t depth,
+              bool normalize) {
+  T* out = side.x + k * side.stride;
+  for (std::int64_t d = depth; d < side.stride; ++d) out[d] = T(0);
+  if (k >= in.count) {
+    for (std::int64_t d = 0; d < depth; ++d) out[d] = T(0);
+    side.norm[k] = T(0);
+    return;
+  }
+  const std::int64_t at = side.order[k] * in.row_stride;
+  if constexpr (sizeof(T) == 8) {
+    std::memcpy(out, static_cast<const double*>(in.x) + at, depth * sizeof(T));
+  } else if (dtype == DType::float32) {
+    std::memcpy(out, static_cast<const float*>(in.x) + at, depth * sizeof(T));
+  } else {
+    const std::uint16_t* half = static_cast<const std::uint16_t*>(in.x) + at;
+    if (dtype == DType::float16)
+      for (std::int64_t d = 0; d < depth; ++d) out[d] = half_to_float(half[d]);
+    else
+      for (std::int64_t d = 0; d < depth; ++d) out[d] = bfloat16_to_float(half[d]);
+  }
+  double lanes[8] = {};
+  const std::int64_t padded = (depth + 7) / 8 * 8;  // within the stride, where zeros are
+  for (std::int64_t d = 0; d < padded; d += 8)
+    for (int lane = 0; lane < 8; ++lane) lanes[lane] += double(out[d + lane]) * out[d + lane];
+  double square = 0;
+  for (double lane : lanes) square += lane;
+  bool finite = true;
+  if (!std::isfinite(square))  // a double may overflow; then its elements decide
+    for (std::int64_t d = 0; d < depth; ++d) finite = finite && std::isfinite(out[d]);
+  const T norm = T(std::sqrt(square));
+  side.norm[k] = norm;
+  if (!finite) {
+    side.poisoned[k] = 1;
+    for (std::int64_t d = 0; d < depth; ++d) out[d] = T(0);
+  } else if (normalize) {
+    const T divisor = norm > T(1e-12) ? norm : T(1e-12);
+    for (std::int64_t d = 0; d < depth; ++d) out[d] /= divisor;
+  }
+}
+
+// What an absent or poisoned row adds: no pair passes, no exponent survives.
+template <typename T>
+void mute(Side<T>& side, std::int64_t k) {
+  side.neg_threshold[k] = side.pos_threshold[k] = kInfinity<T>;
+  side.neg_offset[k] = side.pos_offset[k] = kInfinity<T>;
+  side.dloss[k] = T(0);
+}
+
+template <typename T>
+void set_term(Side<T>& side, std::int64_t k, const MultiSimilarity<T>& loss, T dloss) {
+  side.neg_threshold[k] = loss.negative_threshold(side.hardest_positive[k]);
+  side.pos_threshold[k] = -loss.positive_threshold(side.hardest_negative[k]);
+  side.neg_offset[k] = softplus(side.neg_lse[k]);
+  side.pos_offset[k] = softplus(side.pos_lse[k]);
+  side.dloss[k] = dloss;
+}
+
+}  // namespace msk::MSK_ISA

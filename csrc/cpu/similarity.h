@@ -1,0 +1,94 @@
+// One tile of S = X R', from cache-sized pieces.
+#pragma once
+
+#include "scan.h"
+
+namespace msk::MSK_ISA {
+
+// Depth of a piece: kRows rows and kColumns columns of it stay in the L1 cache.
+constexpr int kDepth = 256;
+
+// What a thread needs for itself.
+template <typename T>
+struct Scratch {
+  T* packed;        // a column block, kColumns columns side by side, in pieces of kDepth
+  int packed_block = -1;
+  T *tile, *masked;  // one tile each
+  T* sums;           // a row block by kChunk columns, see gradient.h
+  T* values;         // small arrays, kSmall of them, one block long each
+
+  static constexpr int kSmall = 8;
+  static constexpr int kLongestBlock = 192;
+  static constexpr int kChunk = 192;
+
+  Scratch(const Grid& grid, std::int64_t depth, Carver& carver) {
+    packed = carver.take<T>(grid.columns.block * depth);
+    tile = carver.take<T>(grid.tile_size());
+    masked = carver.take<T>(grid.tile_size());
+    sums = carver.take<T>(kLongestBlock * kChunk);
+    values = carver.take<T>(kSmall * kLongestBlock);
+  }
+  T* sum_row(int r) const { return sums + r * kChunk; }
+  T* small(int k) const { return values + k * kLongestBlock; }
+  Code<T>* small_codes(int k) const { return reinterpret_cast<Code<T>*>(small(k)); }
+  // Room for the most pairs that a tile may list; free until the gradient sums.
+  Pair<T>* pairs() const { return reinterpret_cast<Pair<T>*>(sums); }
+};
+
+template <typename T>
+void pack(const Side<T>& columns, int block, std::int64_t depth, T* packed) {
+  const T* x = columns.block(block);
+  for (std::int64_t k0 = 0; k0 < depth; k0 += kDepth) {
+    const int piece = int(depth - k0 < kDepth ? depth - k0 : kDepth);
+    for (int c0 = 0; c0 < columns.axis.block; c0 += kColumns<T>) {
+      T* out = packed + k0 * columns.axis.block + std::int64_t(c0) * piece;
+      for (int k = 0; k < piece; ++k)
+        for (int c = 0; c < kColumns<T>; ++c)
+          *out++ = x[(c0 + c) * columns.stride + k0 + k];
+    }
+  }
+}
+
+// Valid rows and columns of the tile, rounded up to whole register blocks; of a tile on the diagonal
+// only blocks that reach the diagonal or lie right of it.
+template <typename T>
+void similarity(const Side<T>& rows, const Side<T>& columns, const Grid& grid, Tile t,
+                std::int64_t depth, Scratch<T>& scratch, T* out) {
+  if (scratch.packed_block != t.column) {
+    pack(columns, t.column, depth, scratch.packed);
+    scratch.packed_block = t.column;
+  }
+  if (depth == 0) std::memset(out, 0, grid.tile_size() * sizeof(T));
+  const int height = rows.axis.valid(t.row), width = columns.axis.valid(t.column);
+  const int stride = grid.columns.block;
+  for (std::int64_t k0 = 0; k0 < depth; k0 += kDepth) {
+    const int piece = int(depth - k0 < kDepth ? depth - k0 : kDepth);
+    for (int c = 0; c < width; c += kColumns<T>) {
+      const int reach = c + kColumns<T>;
+      multiply<T>({rows.block(t.row) + k0, rows.stride, 1,
+                   scratch.packed + k0 * stride + std::int64_t(c) * piece, kColumns<T>, out + c,
+                   stride},
+                  grid.on_diagonal(t) && reach < height ? reach : height, kColumns<T>, piece,
+                  k0 > 0);
+    }
+  }
+}
+
+// Norms of finite rows may still overflow a product: such similarities poison their samples and
+// count as 0 from here on.
+template <typename T>
+void remove_overflow(const Side<T>& rows, const Side<T>& columns, const Grid& grid, Tile t,
+                     T* tile) {
+  for (int r = 0; r < rows.axis.valid(t.row); ++r)
+    for (int c = grid.on_diagonal(t) ? r : 0; c < columns.axis.valid(t.column); ++c) {
+      T& s = tile[std::int64_t(r) * grid.columns.block + c];
+      if (std::isfinite(s)) continue;
+      s = T(0);
+      // Threads may write the same byte: always a 1.
+      __atomic_store_n(&rows.poisoned[rows.first(t.row) + r], 1, __ATOMIC_RELAXED);
+      if (grid.symmetric)
+        __atomic_store_n(&columns.poisoned[columns.first(t.column) + c], 1, __ATOMIC_RELAXED);
+    }
+}
+
+}  // namespace msk::MSK_ISA

@@ -1,0 +1,71 @@
+// Everything a call works on, cut from one block of memory.
+#pragma once
+
+#include <optional>
+
+#include "similarity.h"
+#include "wave.h"
+
+namespace msk::MSK_ISA {
+
+template <typename T>
+struct Workspace {
+  const Problem& problem;
+  MultiSimilarity<T> loss;
+  std::int64_t depth;
+  Grid grid;
+  Carver carver;
+  Side<T> rows;
+  std::optional<Side<T>> own_columns;  // absent in self mode
+  Cells<T> cells;                      // [super-block][rows]
+  std::uint8_t* active;                // super-tiles whose cells the latest scan has written
+  TileState* states;                   // [tiles]; absent when only the gradient is asked for
+  Wave<T> wave;
+  std::int64_t bookkeeping;  // bytes of the four above
+  std::byte* scratch_block;
+  std::int64_t scratch_bytes;
+  Stash stash;
+  bool may_overflow = false;
+
+  // With a null workspace it only measures: see carver.used().
+  explicit Workspace(const Problem& p)
+      : problem(p),
+        loss{T(p.options.alpha), T(p.options.beta), T(p.options.base), T(p.options.epsilon),
+             T(p.options.max_positive_similarity)},
+        depth(p.depth),
+        grid(p.rows.count, p.self ? p.rows.count : p.columns.count, p.self),
+        carver(p.workspace),
+        rows(p.rows.count, depth, p.rows.ids != nullptr, carver) {
+    if (!p.self) own_columns.emplace(p.columns.count, depth, p.rows.ids != nullptr, carver);
+    const std::int64_t before = carver.used();
+    const std::int64_t cell_count =
+        p.job == Job::gradient ? 0 : grid.columns.supers * grid.rows.padded();
+    cells = {carver.take<T>(cell_count), carver.take<T>(cell_count),
+             carver.take<Code<T>>(cell_count)};
+    active = carver.take<std::uint8_t>(grid.super_tiles());
+    states = carver.take<TileState>(p.job == Job::gradient ? 0 : grid.tiles());
+    if (p.job != Job::statistics) wave = Wave<T>(grid, p.stash_bytes, carver);
+    bookkeeping = carver.used() - before;
+    Carver one_scratch(nullptr);
+    Scratch<T>(grid, depth, one_scratch);
+    scratch_bytes = one_scratch.used();
+    scratch_block = carver.take<std::byte>(scratch_bytes * p.threads);
+    stash.open(carver.take<std::byte>(p.stash_bytes), p.stash_bytes);
+  }
+  Workspace(const Workspace&) = delete;
+
+  Side<T>& columns() { return own_columns ? *own_columns : rows; }
+  Scratch<T> scratch(int thread) {
+    Carver own(scratch_block + thread * scratch_bytes);
+    return Scratch<T>(grid, depth, own);
+  }
+  void similarity(Tile t, Scratch<T>& scratch, T* out) {
+    MSK_ISA::similarity(rows, columns(), grid, t, depth, scratch, out);
+    if (may_overflow) remove_overflow(rows, columns(), grid, t, out);
+  }
+  Cells<T> cells_of(int super, std::int64_t row) const {
+    return cells.at(super * grid.rows.padded() + row);
+  }
+};
+
+}  // namespace msk::MSK_ISA
