@@ -7,6 +7,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -20,20 +21,41 @@ namespace {
 
 using Integers = std::array<std::int64_t, 5>;
 
-const msk::Kernels& kernels() {
-  static const msk::Kernels chosen = [] {
+// Builds that this machine can run, the fastest first.
+std::vector<msk::Kernels> runnable() {
+  std::vector<msk::Kernels> found;
 #ifdef MSK_HAS_AVX512
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-      return msk::avx512::kernels();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    found.push_back(msk::avx512::kernels());
 #endif
 #ifdef MSK_HAS_AVX2
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      return msk::avx2::kernels();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    found.push_back(msk::avx2::kernels());
 #endif
-    return msk::baseline::kernels();
-  }();
+  found.push_back(msk::baseline::kernels());
+  return found;
+}
+
+msk::Kernels& kernels() {
+  static msk::Kernels chosen = runnable().front();
   return chosen;
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const msk::Kernels& build : runnable()) names.push_back(build.instruction_set);
+  return names;
+}
+
+void use_instruction_set(const std::string& name) {
+  for (const msk::Kernels& build : runnable())
+    if (name == build.instruction_set) {
+      kernels() = build;
+      return;
+    }
+  throw std::invalid_argument("instruction set: expected one of instruction_sets(), got '" + name +
+                              "'");
 }
 
 template <typename P = const void>
@@ -121,6 +143,8 @@ class Call {
 
 PYBIND11_MODULE(_cpu, m) {
   m.def("instruction_set", [] { return kernels().instruction_set; });
+  m.def("instruction_sets", &instruction_sets);
+  m.def("use_instruction_set", &use_instruction_set, py::arg("name"));
 
   py::enum_<msk::DType>(m, "DType")
       .value("float16", msk::DType::float16)

@@ -37,13 +37,15 @@ inline Vec<T> exp(Vec<T> x) {
   const Mask<T> underflow = x < K::least;
   Vec<T> z = underflow ? broadcast(K::least) : x;
   z = z > K::most ? broadcast(K::most) : z;
-  const Vec<T> shifted = z * T(1.44269504088896340736) + K::magic;
-  const Vec<T> n = shifted - K::magic;
-  const Vec<T> r = (z - n * K::log2_high) - n * K::log2_low;
+  const Vec<T> magic = broadcast(K::magic);
+  const Vec<T> shifted = multiply_add<T>(z, broadcast(T(1.44269504088896340736)), magic);
+  const Vec<T> n = shifted - magic;
+  Vec<T> r = multiply_add<T>(n, broadcast(-K::log2_high), z);
+  r = multiply_add<T>(n, broadcast(-K::log2_low), r);
   Vec<T> sum = broadcast(inverse_factorial<T>(K::degree));
 #pragma GCC unroll 16
-  for (int k = K::degree - 1; k >= 0; --k) sum = sum * r + inverse_factorial<T>(k);
-  const Mask<T> exponent = ((Mask<T>)shifted - (Mask<T>)broadcast(K::magic)) << K::mantissa;
+  for (int k = K::degree - 1; k >= 0; --k) sum = multiply_add<T>(sum, r, broadcast(inverse_factorial<T>(k)));
+  const Mask<T> exponent = ((Mask<T>)shifted - (Mask<T>)magic) << K::mantissa;
   return underflow ? Vec<T>{} : (Vec<T>)((Mask<T>)sum + exponent);
 }
 

@@ -111,7 +111,7 @@ class Gradient {
       T* into = sums + (transposed ? p.column : p.row) * Scratch<T>::kChunk;
       const Vec<T> weight = broadcast(p.value);
       for (int c = 0; c < width; c += kLanes<T>)
-        store(into + c, load(into + c) + weight * load(from + c));
+        store(into + c, multiply_add<T>(weight, load(from + c), load(into + c)));
     }
   }
 
@@ -143,7 +143,7 @@ class Gradient {
   T dot(const T* a, const T* b) const {
     Vec<T> sum = {};
     std::int64_t d = 0;
-    for (; d + kLanes<T> <= w_.depth; d += kLanes<T>) sum += load(a + d) * load(b + d);
+    for (; d + kLanes<T> <= w_.depth; d += kLanes<T>) sum = multiply_add<T>(load(a + d), load(b + d), sum);
     T total = sum_lanes<T>(sum);
     for (; d < w_.depth; ++d) total += a[d] * b[d];
     return total;

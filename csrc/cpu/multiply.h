@@ -40,7 +40,7 @@ inline void multiply_block(Operands<T> o, int depth, bool accumulate) {
     for (int r = 0; r < kRows; ++r) {
       const Vec<T> left = broadcast(o.a[r * o.a_row]);
 #pragma GCC unroll 3
-      for (int v = 0; v < vectors; ++v) sum[r][v] += left * right[v];
+      for (int v = 0; v < vectors; ++v) sum[r][v] = multiply_add<T>(left, right[v], sum[r][v]);
     }
     o.a += o.a_depth;
     o.b += o.b_depth;

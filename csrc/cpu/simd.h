@@ -10,6 +10,8 @@
 
 #if defined(__AVX__) || defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace msk::MSK_ISA {
@@ -68,6 +70,29 @@ inline void store(T* p, V v) {
 template <typename T>
 inline Vec<T> broadcast(T x) {
   return x - Vec<T>{};
+}
+// a b + c, rounded once where the machine can. Written out, and contraction switched off in the
+// build: whether the compiler fuses must not depend on the function that an expression stands in.
+template <typename T>
+inline Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 8)
+    return (Vec<T>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+  else
+    return (Vec<T>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  if constexpr (sizeof(T) == 8)
+    return (Vec<T>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+  else
+    return (Vec<T>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  if constexpr (sizeof(T) == 8)
+    return (Vec<T>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+  else
+    return (Vec<T>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
 }
 template <typename V>
 inline V greater(V a, V b) {

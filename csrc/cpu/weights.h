@@ -48,9 +48,9 @@ struct KindWeights {
     kept = by_row | by_column;
     Vec<T> row_e, column_e;
     if (shared) {
-      row_e = column_e = exp<T>(value * scale + (shift - reference));
+      row_e = column_e = exp<T>(multiply_add<T>(value, broadcast(scale), broadcast(shift - reference)));
     } else {
-      const Vec<T> z = value * scale + shift;
+      const Vec<T> z = multiply_add<T>(value, broadcast(scale), broadcast(shift));
       row_e = exp<T>(z - row_offset);
       column_e = exp<T>(z - column_offset);
     }
