@@ -1,19 +1,49 @@
+# make demo   trains on real digits and draws demo.png
+# make test   the whole suite
+# make bench  measures against PyTorch and pytorch-metric-learning; BENCH=quick for two minutes
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+SOURCES := setup.py CMakeLists.txt pyproject.toml constraints.txt $(shell find csrc -type f)
+CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: test lint
+.PHONY: demo test bench lint format clean
 
-$(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt "torch==2.13.0"
-	$(BIN)/pip install -q -c constraints.txt -e ".[test,lint]"
-	touch $@
+# Editable, so that Python changes need no reinstall; a change of csrc/ rebuilds the module.
+$(VENV)/installed: $(SOURCES)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "make: $(PYTHON) -m venv failed; on Debian: apt install python3-venv"; exit 1; }
+	@echo "installing torch and building the kernels, a few minutes the first time"
+	$(PIP) torch
+	$(PIP) -e .
+	@touch $@
 
-test: $(VENV)/installed
+# An extra is installed when first asked for.
+$(VENV)/extra-%: $(VENV)/installed
+	$(PIP) -e ".[$*]"
+	@touch $@
+
+demo: $(VENV)/extra-demo
+	$(BIN)/python -m ms_kernels demo
+
+test: $(VENV)/extra-test
 	$(BIN)/python -m pytest -q
 
-lint: $(VENV)/installed
+bench: $(VENV)/extra-bench
+	$(BIN)/python -m bench $(BENCH)
+
+lint: $(VENV)/extra-test $(VENV)/extra-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/mypy
+
+format: $(VENV)/extra-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info ms_kernels/*.so demo.png

@@ -76,7 +76,8 @@ msk::TermInput term(const std::optional<Integers>& a) {
   return {pointer((*a)[0]), pointer((*a)[1]), pointer((*a)[2]), pointer((*a)[3]), pointer((*a)[4])};
 }
 
-// 2 MiB pages where the system grants them on request: a call touches every page for the first time.
+// 2 MiB pages where the system grants them on request: a call touches every page for the first
+// time.
 void prefer_huge_pages(std::byte* block, std::int64_t bytes) {
 #ifdef __linux__
   constexpr std::uintptr_t page = 4096;

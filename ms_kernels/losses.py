@@ -4,7 +4,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ms_kernels.checks import check_choice
+from ms_kernels.dispatch import NAMES
 from ms_kernels.functional import multi_similarity_loss
+from ms_kernels.reference import REDUCTIONS
 from ms_kernels.spec import MultiSimilaritySpec
 
 
@@ -26,6 +29,8 @@ class MultiSimilarityLoss(nn.Module):
         self.spec = MultiSimilaritySpec(
             alpha, beta, base, epsilon, max_positive_similarity, normalize
         )
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("backend", backend, NAMES)
         self.reduction = reduction
         self.backend = backend
 

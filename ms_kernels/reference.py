@@ -140,7 +140,7 @@ def multi_similarity_loss(
         max_positive_similarity=max_positive_similarity,
         normalize=normalize,
     )
-    loss = softplus(stats.pos_lse) / alpha + softplus(stats.neg_lse) / beta
+    loss = row_loss(stats, alpha, beta)
     if reduction == "none":
         return loss
     if reduction == "sum":
@@ -148,3 +148,11 @@ def multi_similarity_loss(
     if reduction == "mean":
         return loss.sum() / max(len(loss), 1)
     return loss.sum() / ((stats.pos_kept + stats.neg_kept) > 0).sum().clamp(min=1)
+
+
+def row_loss(stats: RowStatistics, alpha: float, beta: float) -> Tensor:
+    """Loss of each anchor, (N,)."""
+    # Above its threshold softplus(z) is taken as z: exp(-40) is below the rounding of float64.
+    return (
+        softplus(stats.pos_lse, threshold=40) / alpha + softplus(stats.neg_lse, threshold=40) / beta
+    )

@@ -1,7 +1,8 @@
 """The options of a loss: declared here and nowhere else."""
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,23 @@ class MultiSimilaritySpec:
                 raise TypeError(f"{name}: expected {wanted}, got {value!r}")
             if not math.isfinite(value):
                 raise ValueError(f"{name}: expected {wanted}, got {value}")
+        if not isinstance(self.normalize, bool):
+            raise TypeError(f"normalize: expected True or False, got {self.normalize!r}")
         for name in ("alpha", "beta"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
+
+    def pack(self) -> list[float]:
+        """The options in the order of their declaration, None as infinity: what an op can take."""
+        return [math.inf if v is None else float(v) for v in vars(self).values()]
+
+    @staticmethod
+    def unpack(packed: list[float]) -> "MultiSimilaritySpec":
+        return _unpacked(tuple(packed))
+
+
+@functools.lru_cache(maxsize=64)
+def _unpacked(packed: tuple[float, ...]) -> MultiSimilaritySpec:
+    names = [field.name for field in fields(MultiSimilaritySpec)]
+    values = dict(zip(names, (None if math.isinf(v) else v for v in packed), strict=True))
+    return MultiSimilaritySpec(**{**values, "normalize": bool(values["normalize"])})  # type: ignore[arg-type]

@@ -28,8 +28,7 @@ std::int32_t Codes::operator()(std::int64_t value) const {
     return value < least_ || place >= table_.size() || table_[place] < 0 ? size_ : table_[place];
   }
   const auto found = std::lower_bound(sorted_.begin(), sorted_.end(), value);
-  return found == sorted_.end() || *found != value ? size_
-                                                   : std::int32_t(found - sorted_.begin());
+  return found == sorted_.end() || *found != value ? size_ : std::int32_t(found - sorted_.begin());
 }
 
 void sort_by_code(const Codes& codes, const std::int64_t* values, std::int64_t count,

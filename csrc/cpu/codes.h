@@ -17,7 +17,7 @@ class Codes {
  private:
   std::int32_t size_ = 0;
   std::int64_t least_ = 0;
-  std::vector<std::int32_t> table_;    // code of least_ + k, where values lie close together
+  std::vector<std::int32_t> table_;   // code of least_ + k, where values lie close together
   std::vector<std::int64_t> sorted_;  // distinct values otherwise
 };
 

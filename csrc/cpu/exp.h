@@ -44,7 +44,8 @@ inline Vec<T> exp(Vec<T> x) {
   r = multiply_add<T>(n, broadcast(-K::log2_low), r);
   Vec<T> sum = broadcast(inverse_factorial<T>(K::degree));
 #pragma GCC unroll 16
-  for (int k = K::degree - 1; k >= 0; --k) sum = multiply_add<T>(sum, r, broadcast(inverse_factorial<T>(k)));
+  for (int k = K::degree - 1; k >= 0; --k)
+    sum = multiply_add<T>(sum, r, broadcast(inverse_factorial<T>(k)));
   const Mask<T> exponent = ((Mask<T>)shifted - (Mask<T>)magic) << K::mantissa;
   return underflow ? Vec<T>{} : (Vec<T>)((Mask<T>)sum + exponent);
 }

@@ -53,8 +53,8 @@ class Gradient {
       w_.similarity(entry.tile, scratch, scratch.tile);
     else
       similarities = entry.weights = w_.stash.template at<T>(state->place);
-    const TileView<T> tile = view(rows_, columns_, grid_, entry.tile, similarities,
-                                  w_.loss.max_positive_similarity);
+    const TileView<T> tile =
+        view(rows_, columns_, grid_, entry.tile, similarities, w_.loss.max_positive_similarity);
     const bool positives = may_have_positives(rows_, columns_, entry.tile);
     const std::int32_t kept = weights.weigh(tile, positives, entry.weights);
     if (kept > most_listed(grid_)) return;
@@ -79,8 +79,7 @@ class Gradient {
     const std::int32_t* order = own.order + own.first(block);
     for (int r = 0; r < own.axis.valid(block); ++r)
       std::memcpy(scratch.sum_row(r), out + order[r] * w_.depth, width * sizeof(T));
-    for (std::int32_t k = from; k < to; ++k)
-      add_tile(wave_.touches[k], d, width, scratch.sums);
+    for (std::int32_t k = from; k < to; ++k) add_tile(wave_.touches[k], d, width, scratch.sums);
     for (int r = 0; r < own.axis.valid(block); ++r)
       std::memcpy(out + order[r] * w_.depth, scratch.sum_row(r), width * sizeof(T));
   }
@@ -96,8 +95,8 @@ class Gradient {
       return;
     }
     const std::int64_t stride = grid_.columns.block;
-    const int height = transposed ? columns_.axis.valid(e.tile.column)
-                                  : rows_.axis.valid(e.tile.row);
+    const int height =
+        transposed ? columns_.axis.valid(e.tile.column) : rows_.axis.valid(e.tile.row);
     multiply<T>({e.weights, transposed ? 1 : stride, transposed ? stride : 1, x, other.stride, sums,
                  Scratch<T>::kChunk},
                 height, width, other.axis.valid(other_block), true);
@@ -143,7 +142,8 @@ class Gradient {
   T dot(const T* a, const T* b) const {
     Vec<T> sum = {};
     std::int64_t d = 0;
-    for (; d + kLanes<T> <= w_.depth; d += kLanes<T>) sum = multiply_add<T>(load(a + d), load(b + d), sum);
+    for (; d + kLanes<T> <= w_.depth; d += kLanes<T>)
+      sum = multiply_add<T>(load(a + d), load(b + d), sum);
     T total = sum_lanes<T>(sum);
     for (; d < w_.depth; ++d) total += a[d] * b[d];
     return total;

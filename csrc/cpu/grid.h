@@ -48,8 +48,7 @@ struct Grid {
     return symmetric ? triangle(rows.blocks) : std::int64_t(rows.blocks) * columns.blocks;
   }
   std::int64_t index(Tile t) const {
-    return symmetric ? triangle(t.column) + t.row
-                     : std::int64_t(t.column) * rows.blocks + t.row;
+    return symmetric ? triangle(t.column) + t.row : std::int64_t(t.column) * rows.blocks + t.row;
   }
   bool on_diagonal(Tile t) const { return symmetric && t.row == t.column; }
   std::int64_t tile_size() const { return std::int64_t(rows.block) * columns.block; }

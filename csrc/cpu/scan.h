@@ -7,9 +7,10 @@
 
 namespace msk::MSK_ISA {
 
-// Exponents that differ by less than this may share one reference without losing a bit.
+// Exponents that differ by less than this may share one reference: an exponential then errs by half
+// an ulp of this number.
 template <typename T>
-constexpr T kSharedSpread = sizeof(T) == 8 ? T(400) : T(32);
+constexpr T kSharedSpread = sizeof(T) == 8 ? T(400) : T(8);
 
 // A kept pair of a tile. `value` is its similarity, later its weight.
 template <typename T>

@@ -20,9 +20,9 @@ struct Side {
   std::int64_t stride;  // of x; not a multiple of 4 KiB, whose rows would share cache sets
   T* x;                 // rows past the count, and depth up to a whole vector, are 0
   T* norm;
-  std::int32_t* order;  // the caller's index of each sample
-  Code<T>* label;       // ascending
-  Code<T>* id;          // null: no self pairs but the diagonal of self mode
+  std::int32_t* order;     // the caller's index of each sample
+  Code<T>* label;          // ascending
+  Code<T>* id;             // null: no self pairs but the diagonal of self mode
   std::uint8_t* poisoned;  // has a similarity that is not finite
 
   T *hardest_positive, *hardest_negative, *pos_lse, *neg_lse;

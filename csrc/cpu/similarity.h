@@ -11,7 +11,7 @@ constexpr int kDepth = 256;
 // What a thread needs for itself.
 template <typename T>
 struct Scratch {
-  T* packed;        // a column block, kColumns columns side by side, in pieces of kDepth
+  T* packed;  // a column block, kColumns columns side by side, in pieces of kDepth
   int packed_block = -1;
   T *tile, *masked;  // one tile each
   T* sums;           // a row block by kChunk columns, see gradient.h
@@ -43,14 +43,13 @@ void pack(const Side<T>& columns, int block, std::int64_t depth, T* packed) {
     for (int c0 = 0; c0 < columns.axis.block; c0 += kColumns<T>) {
       T* out = packed + k0 * columns.axis.block + std::int64_t(c0) * piece;
       for (int k = 0; k < piece; ++k)
-        for (int c = 0; c < kColumns<T>; ++c)
-          *out++ = x[(c0 + c) * columns.stride + k0 + k];
+        for (int c = 0; c < kColumns<T>; ++c) *out++ = x[(c0 + c) * columns.stride + k0 + k];
     }
   }
 }
 
-// Valid rows and columns of the tile, rounded up to whole register blocks; of a tile on the diagonal
-// only blocks that reach the diagonal or lie right of it.
+// Valid rows and columns of the tile, rounded up to whole register blocks; of a tile on the
+// diagonal only blocks that reach the diagonal or lie right of it.
 template <typename T>
 void similarity(const Side<T>& rows, const Side<T>& columns, const Grid& grid, Tile t,
                 std::int64_t depth, Scratch<T>& scratch, T* out) {
@@ -65,11 +64,10 @@ void similarity(const Side<T>& rows, const Side<T>& columns, const Grid& grid, T
     const int piece = int(depth - k0 < kDepth ? depth - k0 : kDepth);
     for (int c = 0; c < width; c += kColumns<T>) {
       const int reach = c + kColumns<T>;
-      multiply<T>({rows.block(t.row) + k0, rows.stride, 1,
-                   scratch.packed + k0 * stride + std::int64_t(c) * piece, kColumns<T>, out + c,
-                   stride},
-                  grid.on_diagonal(t) && reach < height ? reach : height, kColumns<T>, piece,
-                  k0 > 0);
+      multiply<T>(
+          {rows.block(t.row) + k0, rows.stride, 1,
+           scratch.packed + k0 * stride + std::int64_t(c) * piece, kColumns<T>, out + c, stride},
+          grid.on_diagonal(t) && reach < height ? reach : height, kColumns<T>, piece, k0 > 0);
     }
   }
 }

@@ -97,8 +97,7 @@ class Statistics {
       state.kept += kept;
       if (keep) keep_for_gradient(state, kept, similarities, scratch);
     }
-    merge(w_.cells_of(t.column / grid_.columns.super, row), scan.row, grid_.rows.block,
-          scan.scale);
+    merge(w_.cells_of(t.column / grid_.columns.super, row), scan.row, grid_.rows.block, scan.scale);
     if (both)
       merge(w_.cells_of(t.row / grid_.rows.super, column), scan.column, grid_.columns.block,
             scan.scale);
@@ -107,7 +106,8 @@ class Statistics {
   // A tile with positives is looked at three times: keep it, if there is room.
   template <Scan kind>
   const T* similarities_of(Tile t, TileState& state, Scratch<T>& scratch) {
-    const bool first_look = kind == Scan::hardest_positive || !may_have_positives(rows_, columns_, t);
+    const bool first_look =
+        kind == Scan::hardest_positive || !may_have_positives(rows_, columns_, t);
     if (first_look) state = TileState{};
     if (state.holds == TileState::Holds::similarities) return w_.stash.template at<T>(state.place);
     T* out = scratch.tile;

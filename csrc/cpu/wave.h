@@ -13,8 +13,8 @@ template <typename T>
 struct Wave {
   struct Entry {
     Tile tile;
-    TileState* state;    // null: nothing is known of this tile
-    T* weights;          // a whole tile of them, when pairs is null
+    TileState* state;  // null: nothing is known of this tile
+    T* weights;        // a whole tile of them, when pairs is null
     Pair<T>* pairs;
     std::int32_t listed;
   };

@@ -10,7 +10,7 @@ namespace msk::MSK_ISA {
 // so that both sides share one exponential when their offsets lie close together.
 template <typename T>
 struct KindWeights {
-  T scale, shift, reference;
+  T scale, shift, origin;
   bool shared;
   const T *row_threshold, *column_threshold, *row_offset, *column_offset;
   const T *row_factor, *column_factor;
@@ -34,10 +34,11 @@ struct KindWeights {
     };
     span(row_offset, rows);
     span(column_offset, columns);
-    reference = most;
     shared = !(most - least > kSharedSpread<T>);
-    row_factor = shared ? scaled(row_offset, row_dloss, rows, row_room) : row_dloss;
-    column_factor = shared ? scaled(column_offset, column_dloss, columns, column_room)
+    origin = shift - most;
+    const T reference = shift - origin;  // exact, where shift - most was rounded
+    row_factor = shared ? scaled(reference, row_offset, row_dloss, rows, row_room) : row_dloss;
+    column_factor = shared ? scaled(reference, column_offset, column_dloss, columns, column_room)
                            : column_dloss;
   }
 
@@ -48,7 +49,7 @@ struct KindWeights {
     kept = by_row | by_column;
     Vec<T> row_e, column_e;
     if (shared) {
-      row_e = column_e = exp<T>(multiply_add<T>(value, broadcast(scale), broadcast(shift - reference)));
+      row_e = column_e = exp<T>(multiply_add<T>(value, broadcast(scale), broadcast(origin)));
     } else {
       const Vec<T> z = multiply_add<T>(value, broadcast(scale), broadcast(shift));
       row_e = exp<T>(z - row_offset);
@@ -59,7 +60,7 @@ struct KindWeights {
   }
 
  private:
-  const T* scaled(const T* offset, const T* dloss, int count, T* room) const {
+  static const T* scaled(T reference, const T* offset, const T* dloss, int count, T* room) {
     for (int i = 0; i < count; i += kLanes<T>)
       store(room + i, load(dloss + i) * exp<T>(reference - load(offset + i)));
     return room;
@@ -117,9 +118,8 @@ struct TileWeights {
         column[2][i] = negative.column_factor[p.column];
       }
       Mask<T> kept;
-      const Vec<T> weight =
-          negative(load(value), load(row[0]), load(row[1]), load(row[2]), load(column[0]),
-                   load(column[1]), load(column[2]), kept);
+      const Vec<T> weight = negative(load(value), load(row[0]), load(row[1]), load(row[2]),
+                                     load(column[0]), load(column[1]), load(column[2]), kept);
       for (int i = 0; i < filled; ++i) pairs[k + i].value = weight[i];
     }
   }
@@ -128,7 +128,7 @@ struct TileWeights {
   static KindWeights<T> kind(const Side<T>& rows, const Side<T>& columns, Tile t, T scale, T shift,
                              bool negative, const Scratch<T>& s) {
     const std::int64_t i = rows.first(t.row), j = columns.first(t.column);
-    const auto arrays = [&](const Side<T>& side, std::int64_t at, const T* (&out)[2]) {
+    const auto arrays = [&](const Side<T>& side, std::int64_t at, const T*(&out)[2]) {
       out[0] = (negative ? side.neg_threshold : side.pos_threshold) + at;
       out[1] = (negative ? side.neg_offset : side.pos_offset) + at;
     };

@@ -4,6 +4,7 @@ A panel is a block of rows against all columns. Whole rows are present, so minin
 take one sweep. Half inputs are computed in float32.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,25 +14,10 @@ from torch import Tensor
 from torch.nn.functional import normalize as unit_rows
 from torch.nn.functional import softplus
 
-from ms_kernels.reference import RowStatistics, masked_log_sum_exp
+from ms_kernels.backends.interface import Side, Term
+from ms_kernels.reference import RowStatistics, masked_log_sum_exp, row_loss
+from ms_kernels.settings import options
 from ms_kernels.spec import MultiSimilaritySpec
-
-PANEL_BYTES = 16 << 20  # one panel of similarities
-
-
-class Side(NamedTuple):
-    """One side of the pairs: embeddings (N, D), int64 labels (N,), ids (N,) or None."""
-
-    embeddings: Tensor
-    labels: Tensor
-    ids: Tensor | None
-
-
-class Term(NamedTuple):
-    """What one side adds to a pair's weight: its statistics and the gradient of its row losses."""
-
-    stats: RowStatistics
-    dloss: Tensor
 
 
 class Panel(NamedTuple):
@@ -41,17 +27,18 @@ class Panel(NamedTuple):
     negative: Tensor
 
 
+def missing() -> str | None:
+    return None
+
+
 def row_statistics(
     anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec
 ) -> RowStatistics:
-    """Statistics of each anchor; candidates None means the anchors themselves."""
-    anchors, candidates = _both_sides(anchors, candidates)
-    x, r = _computed(anchors, spec), _computed(candidates, spec)
-    parts = [_panel_statistics(panel, spec) for panel in _panels(anchors, candidates, x, r, spec)]
-    if not parts:
-        none, zero = x.new_zeros(0), torch.zeros(0, dtype=torch.int64, device=x.device)
-        return RowStatistics(none, none, none, none, zero, zero)
-    return RowStatistics(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    """Statistics of each anchor."""
+    sides = _Sides(anchors, candidates, spec)
+    with _full_precision(sides.x):
+        parts = [_panel_statistics(panel, spec) for panel in sides.panels()]
+        return _joined(parts, sides.x)
 
 
 def embedding_gradient(
@@ -61,34 +48,118 @@ def embedding_gradient(
     row_term: Term | None,
     column_term: Term | None,
 ) -> Tensor:
-    """Gradient (N, D) with respect to the rows' embeddings, through their normalisation.
-
-    Row i gets the sum over j of (g(S_ij; row i) d_i + g(S_ij; column j) d_j) column_j.
-    """
-    rows, columns = _both_sides(rows, columns)
-    x, r = _computed(rows, spec), _computed(columns, spec)
-    dx = torch.zeros_like(x)
-    for panel in _panels(rows, columns, x, r, spec):
-        weight = torch.zeros_like(panel.sim)
-        if row_term is not None:
-            stats = RowStatistics(*(s[panel.rows, None] for s in row_term.stats))
-            weight += _pair_weight(panel, stats, spec) * row_term.dloss[panel.rows, None]
-        if column_term is not None:
-            stats = RowStatistics(*(s[None, :] for s in column_term.stats))
-            weight += _pair_weight(panel, stats, spec) * column_term.dloss[None, :]
-        dx[panel.rows] = weight @ r
-    if spec.normalize:
-        norm = rows.embeddings.to(dx.dtype).norm(dim=1, keepdim=True).clamp(min=1e-12)
-        dx = (dx - (dx * x).sum(1, keepdim=True) * x) / norm
-    return dx
+    """Gradient (N, D) with respect to the rows' embeddings, through their normalisation."""
+    sides = _Sides(rows, columns, spec)
+    dx = torch.zeros_like(sides.x)
+    with _full_precision(sides.x):
+        for panel in sides.panels():
+            weight = torch.zeros_like(panel.sim)
+            if row_term is not None:
+                stats = RowStatistics(*(s[panel.rows, None] for s in row_term.stats))
+                weight += _pair_weight(panel, stats, spec) * row_term.dloss[panel.rows, None]
+            if column_term is not None:
+                stats = RowStatistics(*(s[None, :] for s in column_term.stats))
+                weight += _pair_weight(panel, stats, spec) * column_term.dloss[None, :]
+            dx[panel.rows] = weight @ sides.r
+    return _through_normalisation(dx, sides.x, rows.embeddings, spec)
 
 
-def _both_sides(rows: Side, columns: Side | None) -> tuple[Side, Side]:
-    if columns is not None:
-        return rows, columns
-    if rows.ids is None:
-        rows = rows._replace(ids=torch.arange(len(rows.labels), device=rows.labels.device))
-    return rows, rows
+def loss_and_gradient(
+    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec, need_dx: bool, need_dr: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Row losses, kept pairs and the gradients of the losses' sum, in one sweep of panels."""
+    sides = _Sides(anchors, candidates, spec)
+    x, r = sides.x, sides.r
+    dx = torch.zeros_like(x) if need_dx else None
+    dr = torch.zeros_like(r) if need_dr and candidates is not None else None
+    into_columns = dx if candidates is None else dr
+    parts = []
+    with _full_precision(x):
+        for panel in sides.panels():
+            stats = _panel_statistics(panel, spec)
+            parts.append(stats)
+            weight = _pair_weight(panel, RowStatistics(*(s[:, None] for s in stats)), spec)
+            if dx is not None:
+                dx[panel.rows] += weight @ r
+            if into_columns is not None:
+                into_columns += weight.T @ x[panel.rows]
+    stats = _joined(parts, x)
+    if dx is not None:
+        dx = _through_normalisation(dx, x, anchors.embeddings, spec)
+    if dr is not None and candidates is not None:
+        dr = _through_normalisation(dr, r, candidates.embeddings, spec)
+    return row_loss(stats, spec.alpha, spec.beta), stats.pos_kept + stats.neg_kept, dx, dr
+
+
+def kept_pairs(
+    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Indices (anchor, positive, anchor, negative) of the kept pairs, row by row."""
+    sides = _Sides(anchors, candidates, spec)
+    found: list[list[Tensor]] = [[], []]
+    with _full_precision(sides.x):
+        for panel in sides.panels():
+            least, most = _hardest(panel)
+            for kept, parts in zip(_kept(panel, least, most, spec), found, strict=True):
+                pairs = kept.nonzero()
+                pairs[:, 0] += panel.rows.start
+                parts.append(pairs)
+    none = torch.zeros(0, 2, dtype=torch.int64, device=sides.x.device)
+    positive, negative = (torch.cat([none, *parts]) for parts in found)
+    return positive[:, 0], positive[:, 1], negative[:, 0], negative[:, 1]
+
+
+class _Sides:
+    """Both sides in the compute dtype, normalised, and their panels."""
+
+    def __init__(self, rows: Side, columns: Side | None, spec: MultiSimilaritySpec) -> None:
+        if columns is None:
+            if rows.ids is None:
+                rows = rows._replace(ids=torch.arange(len(rows.labels), device=rows.labels.device))
+            columns = rows
+        self.rows, self.columns, self.spec = rows, columns, spec
+        self.x = _computed(rows, spec)
+        self.r = self.x if columns is rows else _computed(columns, spec)
+
+    def panels(self) -> Iterator[Panel]:
+        rows, columns, r = self.rows, self.columns, self.r
+        height = max(1, options.panel_bytes // max(1, len(r) * r.element_size()))
+        for start in range(0, len(self.x), height):
+            block = slice(start, start + height)
+            sim = self.x[block] @ r.T
+            positive = rows.labels[block, None] == columns.labels[None, :]
+            negative = ~positive
+            if rows.ids is not None and columns.ids is not None:
+                other = rows.ids[block, None] != columns.ids[None, :]
+                positive &= other
+                negative &= other
+            if self.spec.max_positive_similarity is not None:
+                positive &= sim < self.spec.max_positive_similarity
+            yield Panel(block, sim, positive, negative)
+
+
+def _full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Autocast would round the similarities to half, and mine with them."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _joined(parts: list[RowStatistics], x: Tensor) -> RowStatistics:
+    if not parts:
+        none, zero = x.new_zeros(0), torch.zeros(0, dtype=torch.int64, device=x.device)
+        return RowStatistics(none, none, none, none, zero, zero)
+    return RowStatistics(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _through_normalisation(
+    dx: Tensor, unit: Tensor, embeddings: Tensor, spec: MultiSimilaritySpec
+) -> Tensor:
+    if not spec.normalize:
+        return dx
+    norm = embeddings.to(dx.dtype).norm(dim=1, keepdim=True).clamp(min=1e-12)
+    result: Tensor = (dx - (dx * unit).sum(1, keepdim=True) * unit) / norm
+    return result
 
 
 def _computed(side: Side, spec: MultiSimilaritySpec) -> Tensor:
@@ -97,39 +168,28 @@ def _computed(side: Side, spec: MultiSimilaritySpec) -> Tensor:
     return unit_rows(x, dim=1) if spec.normalize else x
 
 
-def _panels(
-    rows: Side, columns: Side, x: Tensor, r: Tensor, spec: MultiSimilaritySpec
-) -> Iterator[Panel]:
-    height = max(1, PANEL_BYTES // max(1, len(r) * r.element_size()))
-    for start in range(0, len(x), height):
-        block = slice(start, start + height)
-        sim = x[block] @ r.T
-        positive = rows.labels[block, None] == columns.labels[None, :]
-        negative = ~positive
-        if rows.ids is not None and columns.ids is not None:
-            other = rows.ids[block, None] != columns.ids[None, :]
-            positive &= other
-            negative &= other
-        if spec.max_positive_similarity is not None:
-            positive &= sim < spec.max_positive_similarity
-        yield Panel(block, sim, positive, negative)
-
-
 def _panel_statistics(panel: Panel, spec: MultiSimilaritySpec) -> RowStatistics:
     sim = panel.sim
-    empty = sim.new_full((len(sim), 1), math.inf)  # amin and amax need at least one entry
-    least = torch.cat([sim.masked_fill(~panel.positive, math.inf), empty], 1).amin(1)
-    most = torch.cat([sim.masked_fill(~panel.negative, -math.inf), -empty], 1).amax(1)
-    positive, negative = _kept(panel, least[:, None], most[:, None], spec)
+    least, most = _hardest(panel)
+    positive, negative = _kept(panel, least, most, spec)
     poison = torch.where(sim.isfinite().all(1), 0.0, math.nan).to(sim.dtype)
     return RowStatistics(
-        least + poison,
-        most + poison,
+        least[:, 0] + poison,
+        most[:, 0] + poison,
         masked_log_sum_exp(-spec.alpha * (sim - spec.base), positive) + poison,
         masked_log_sum_exp(spec.beta * (sim - spec.base), negative) + poison,
         positive.sum(1),
         negative.sum(1),
     )
+
+
+def _hardest(panel: Panel) -> tuple[Tensor, Tensor]:
+    """Least similarity to a positive and greatest to a negative, (rows, 1) each."""
+    sim = panel.sim
+    empty = sim.new_full((len(sim), 1), math.inf)  # amin and amax need at least one entry
+    least = torch.cat([sim.masked_fill(~panel.positive, math.inf), empty], 1).amin(1)
+    most = torch.cat([sim.masked_fill(~panel.negative, -math.inf), -empty], 1).amax(1)
+    return least[:, None], most[:, None]
 
 
 def _kept(
@@ -145,7 +205,7 @@ def _pair_weight(panel: Panel, stats: RowStatistics, spec: MultiSimilaritySpec) 
     """dl/dS of one side, its statistics shaped to broadcast over the panel; NaN stays NaN."""
     least, most = stats.hardest_positive, stats.hardest_negative
     positive, negative = _kept(panel, least, most, spec)
-    pull = torch.exp(-spec.alpha * (panel.sim - spec.base) - softplus(stats.pos_lse))
-    push = torch.exp(spec.beta * (panel.sim - spec.base) - softplus(stats.neg_lse))
+    pull = torch.exp(-spec.alpha * (panel.sim - spec.base) - softplus(stats.pos_lse, threshold=40))
+    push = torch.exp(spec.beta * (panel.sim - spec.base) - softplus(stats.neg_lse, threshold=40))
     weight = torch.where(negative, push, torch.where(positive, -pull, 0.0))
     return torch.where(stats.pos_lse.isnan(), stats.pos_lse, weight)

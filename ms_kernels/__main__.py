@@ -1,0 +1,41 @@
+"""python -m ms_kernels info | demo"""
+
+import argparse
+import importlib
+import platform
+
+import torch
+
+import ms_kernels
+
+
+def info() -> None:
+    """What is installed, and which backends can run."""
+    print(f"ms_kernels {ms_kernels.__version__}, torch {torch.__version__}, ", end="")
+    print(f"Python {platform.python_version()}, {torch.get_num_threads()} threads")
+    for name, state in ms_kernels.backends().items():
+        note = state.note
+        if name == "cpu" and state.available:
+            module = importlib.import_module("ms_kernels._cpu")
+            note += f" ({module.instruction_set()})"
+        print(f"  {name:10} {'yes' if state.available else 'no':4} {note}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m ms_kernels", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="versions, backends, and why one is missing")
+    demo = commands.add_parser("demo", help="train on handwritten digits and draw demo.png")
+    demo.add_argument("--steps", type=int, default=300, help="training steps of each run")
+    demo.add_argument("--output", default="demo.png", help="where the picture goes")
+    arguments = parser.parse_args()
+    if arguments.command == "info":
+        info()
+    else:
+        from ms_kernels.demo import run
+
+        run(arguments.steps, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Autograd functions over the ops."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ms_kernels import ops
+from ms_kernels.checks import Pairs
+from ms_kernels.reference import RowStatistics, row_loss
+from ms_kernels.spec import MultiSimilaritySpec
+
+
+class ReducedLoss(torch.autograd.Function):
+    """Sum, mean or mean_valid: the gradient comes out of the forward pass, backward scales it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: Tensor,
+        ref_emb: Tensor | None,
+        pairs: Pairs,
+        reduction: str,
+        packed: list[float],
+        backend: str,
+    ) -> Tensor:
+        row, kept, dx, dr = ops.loss_and_gradient(
+            *pairs, ctx.needs_input_grad[0], ctx.needs_input_grad[1], packed, backend
+        )
+        ctx.dtype = embeddings.dtype
+        ctx.reduction = reduction
+        ctx.count = max(embeddings.shape[0], 1)
+        valid = (kept > 0).sum().clamp(min=1) if reduction == "mean_valid" else None
+        ctx.save_for_backward(dx, dr, valid)
+        return reduce(row.sum(), reduction, ctx.count, valid)
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
+        dx, dr, valid = ctx.saved_tensors
+        scale = reduce(dloss, ctx.reduction, ctx.count, valid)
+        return (
+            (dx * scale).to(ctx.dtype) if ctx.needs_input_grad[0] else None,
+            (dr * scale).to(ctx.dtype) if ctx.needs_input_grad[1] else None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def reduce(total: Tensor, reduction: str, count: int, valid: Tensor | None) -> Tensor:
+    """From the sum of row losses (or its gradient) to the reduced loss (or back)."""
+    if reduction == "sum":
+        return total
+    return total / (count if valid is None else valid)
+
+
+class RowLoss(torch.autograd.Function):
+    """Loss of each anchor; the gradient waits for what each of them is worth."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: Tensor,
+        ref_emb: Tensor | None,
+        pairs: Pairs,
+        spec: MultiSimilaritySpec,
+        backend: str,
+    ) -> Tensor:
+        packed = spec.pack()
+        stats = RowStatistics(*ops.row_statistics(*pairs, packed, backend))
+        ctx.save_for_backward(*pairs, *stats[:4])
+        ctx.packed, ctx.backend = packed, backend
+        return row_loss(stats, spec.alpha, spec.beta)
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
+        x, labels, ids, r, ref_labels, ref_ids, *stats = ctx.saved_tensors
+        term = [*stats, dloss]
+        dx: Tensor | None = None
+        dr: Tensor | None = None
+        options = ctx.packed, ctx.backend
+        if ctx.needs_input_grad[0]:
+            both = term if r is None else []
+            dx = ops.embedding_gradient(
+                x, labels, ids, r, ref_labels, ref_ids, term, both, *options
+            ).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            dr = ops.embedding_gradient(
+                r, ref_labels, ref_ids, x, labels, ids, [], term, *options
+            ).to(x.dtype)
+        return dx, dr, None, None, None
+
+
+def _refuse_second_derivative() -> None:
+    # Compiled graphs refuse by themselves, and are traced with gradients enabled.
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "multi_similarity_loss: this backend has no second derivative (create_graph=True); "
+            "use backend='reference'"
+        )

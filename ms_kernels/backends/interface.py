@@ -1,0 +1,39 @@
+"""What passes between the public functions and a backend.
+
+A backend is a module with these functions, where `candidates` or `columns` None means self mode
+(the rows are their own columns, a pair i = i never counts) and the compute dtype is float64 for
+float64 embeddings, else float32:
+
+    missing() -> str | None
+        None when the backend can be used; else why not, and the way out.
+    row_statistics(anchors, candidates, spec) -> RowStatistics
+    embedding_gradient(rows, columns, spec, row_term, column_term) -> Tensor
+        (N, D) in the compute dtype: row i gets the sum over j of
+        (g(S_ij; row i) d_i + g(S_ij; column j) d_j) column_j, through its normalisation.
+    loss_and_gradient(anchors, candidates, spec, need_dx, need_dr) -> tuple
+        Row losses (N,), kept pairs of each row (N,), and the gradients of the sum of row losses.
+
+A row with a similarity that is not finite has a NaN loss; in self mode every gradient is then NaN,
+with candidates that of the row and those of all candidates.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ms_kernels.reference import RowStatistics
+
+
+class Side(NamedTuple):
+    """One side of the pairs: embeddings (N, D), int64 labels (N,), int64 ids (N,) or None."""
+
+    embeddings: Tensor
+    labels: Tensor
+    ids: Tensor | None
+
+
+class Term(NamedTuple):
+    """What one side adds to a pair's weight: its statistics and the gradient of its row losses."""
+
+    stats: RowStatistics
+    dloss: Tensor

@@ -1,0 +1,97 @@
+"""Argument checks of the public functions: each names the argument, what it got and wanted."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Pairs(NamedTuple):
+    """Checked tensors of a call, labels and ids as int64, in the order that the ops take them."""
+
+    embeddings: Tensor
+    labels: Tensor
+    ids: Tensor | None
+    ref_emb: Tensor | None
+    ref_labels: Tensor | None
+    ref_ids: Tensor | None
+
+
+def check_choice(name: str, got: str, wanted: tuple[str, ...]) -> None:
+    if got not in wanted:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, wanted))}, got {got!r}")
+
+
+def check_pairs(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ids: Tensor | None,
+    ref_ids: Tensor | None,
+) -> Pairs:
+    _check_embeddings("embeddings", embeddings)
+    labels = _integers("labels", labels, "embeddings", embeddings)
+    if ids is not None:
+        ids = _integers("ids", ids, "embeddings", embeddings)
+    if (ref_emb is None) != (ref_labels is None):
+        given, missing = ("ref_labels", "ref_emb") if ref_emb is None else ("ref_emb", "ref_labels")
+        raise ValueError(f"{missing}: expected a tensor because {given} was given, got None")
+    if ref_emb is None or ref_labels is None:
+        if ref_ids is not None:
+            raise ValueError("ref_ids: expected None without ref_emb, got a tensor")
+        return Pairs(embeddings, labels, ids, None, None, None)
+    _check_embeddings("ref_emb", ref_emb)
+    if ref_emb.shape[1] != embeddings.shape[1]:
+        raise ValueError(
+            f"ref_emb: expected shape (M, {embeddings.shape[1]}) to match embeddings "
+            f"{tuple(embeddings.shape)}, got {tuple(ref_emb.shape)}"
+        )
+    if ref_emb.dtype != embeddings.dtype:
+        raise TypeError(
+            f"ref_emb: expected dtype {embeddings.dtype} to match embeddings, got {ref_emb.dtype}; "
+            f"use ref_emb.to(embeddings.dtype)"
+        )
+    if ref_emb.device != embeddings.device:
+        raise ValueError(
+            f"ref_emb: expected device {embeddings.device} to match embeddings, "
+            f"got {ref_emb.device}; use ref_emb.to(embeddings.device)"
+        )
+    ref_labels = _integers("ref_labels", ref_labels, "ref_emb", ref_emb)
+    if (ids is None) != (ref_ids is None):
+        given, missing = ("ids", "ref_ids") if ref_ids is None else ("ref_ids", "ids")
+        raise ValueError(f"{missing}: expected a tensor because {given} was given, got None")
+    if ref_ids is not None:
+        ref_ids = _integers("ref_ids", ref_ids, "ref_emb", ref_emb)
+    return Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
+
+
+def _check_embeddings(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(
+            f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}; use .float()"
+        )
+    if x.ndim != 2:
+        raise ValueError(f"{name}: expected shape (N, D), got {tuple(x.shape)}")
+
+
+def _integers(name: str, got: Tensor, beside: str, x: Tensor) -> Tensor:
+    if not isinstance(got, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(got).__name__}")
+    if got.is_floating_point() or got.is_complex() or got.dtype == torch.bool:
+        raise TypeError(f"{name}: expected an integer dtype, got {got.dtype}; use .long()")
+    if got.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name}: expected shape ({x.shape[0]},) to match {beside} {tuple(x.shape)}, "
+            f"got {tuple(got.shape)}"
+        )
+    if got.device != x.device:
+        raise ValueError(
+            f"{name}: expected device {x.device} to match {beside}, got {got.device}; "
+            f"use {name}.to({beside}.device)"
+        )
+    return got.to(torch.int64)  # one-to-one, so equality survives even for uint64

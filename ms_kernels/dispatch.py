@@ -1,0 +1,76 @@
+"""Which backend runs: a pure table, and the state of this installation."""
+
+import functools
+import importlib
+from types import ModuleType
+from typing import NamedTuple
+
+# Fastest first. `device` is the only one that the backend serves, None for any.
+DEVICE_OF = {"cpu": "cpu", "panels": None}
+NAMES = ("auto", *DEVICE_OF, "reference")
+
+
+class Availability(NamedTuple):
+    """Whether a backend can be used, and what it is or why not."""
+
+    available: bool
+    note: str
+
+
+def choose(device: str, built: frozenset[str]) -> str:
+    """The fastest backend for a device type, among those that are built."""
+    for name, only in DEVICE_OF.items():
+        if name in built and only in (None, device):
+            return name
+    return "reference"
+
+
+def resolve(name: str, device: str) -> str:
+    """The backend that `name` stands for; an explicit one never falls back to another."""
+    if name == "auto":
+        return choose(device, built())
+    if name in DEVICE_OF:
+        only = DEVICE_OF[name]
+        if only not in (None, device):
+            raise ValueError(
+                f"backend: {name!r} expected tensors on {only}, got {device}; use backend='auto'"
+            )
+        reason = why_missing(name)
+        if reason is not None:
+            raise ValueError(f"backend: {name!r} is not built: {reason}; or use backend='panels'")
+    return name
+
+
+@functools.cache
+def load(name: str) -> ModuleType:
+    """The backend's module."""
+    return importlib.import_module(f"ms_kernels.backends.{name}")
+
+
+@functools.cache
+def why_missing(name: str) -> str | None:
+    reason: str | None = load(name).missing()
+    return reason
+
+
+@functools.cache
+def built() -> frozenset[str]:
+    return frozenset(name for name in DEVICE_OF if why_missing(name) is None)
+
+
+def backends() -> dict[str, Availability]:
+    """What is there, what is not and why.
+
+    >>> ms_kernels.backends()["cpu"].available
+    True
+    """
+    notes = {
+        "cpu": "fused C++ kernels for CPU tensors",
+        "panels": "streaming, plain PyTorch, any device",
+    }
+    found = {}
+    for name in DEVICE_OF:
+        reason = why_missing(name)
+        found[name] = Availability(reason is None, notes[name] if reason is None else reason)
+    found["reference"] = Availability(True, "dense PyTorch, O(N * M) memory, any derivative")
+    return found

@@ -1,0 +1,168 @@
+"""The two functions of a backend, and their fusion, as torch.library ops.
+
+Ops are what torch.compile sees: it never traces into a backend. `options` is
+MultiSimilaritySpec.pack(), and backend "auto" is resolved inside.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ms_kernels import dispatch
+from ms_kernels.backends.interface import Side, Term
+from ms_kernels.reference import RowStatistics
+from ms_kernels.spec import MultiSimilaritySpec
+
+_PAIRS = (
+    "Tensor embeddings, Tensor labels, Tensor? ids, "
+    "Tensor? ref_emb, Tensor? ref_labels, Tensor? ref_ids"
+)
+_library: Any = torch.library.Library("ms_kernels", "DEF")  # type: ignore[no-untyped-call]
+_library.define(
+    f"row_statistics({_PAIRS}, float[] options, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+# A term is the four statistics that weights need and the gradient of the row losses, or empty.
+_library.define(
+    f"embedding_gradient({_PAIRS}, Tensor[] row_term, Tensor[] column_term, "
+    "float[] options, str backend) -> Tensor"
+)
+_library.define(
+    f"loss_and_gradient({_PAIRS}, bool need_dx, bool need_dr, float[] options, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _row_statistics(
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_ids: Tensor | None,
+    options: list[float],
+    backend: str,
+) -> tuple[Tensor, ...]:
+    module = dispatch.load(dispatch.resolve(backend, embeddings.device.type))
+    anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
+    return tuple(module.row_statistics(anchors, candidates, MultiSimilaritySpec.unpack(options)))
+
+
+def _embedding_gradient(
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_ids: Tensor | None,
+    row_term: list[Tensor],
+    column_term: list[Tensor],
+    options: list[float],
+    backend: str,
+) -> Tensor:
+    module = dispatch.load(dispatch.resolve(backend, embeddings.device.type))
+    rows, columns = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
+    spec = MultiSimilaritySpec.unpack(options)
+    dx: Tensor = module.embedding_gradient(rows, columns, spec, _term(row_term), _term(column_term))
+    return dx
+
+
+def _loss_and_gradient(
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_ids: Tensor | None,
+    need_dx: bool,
+    need_dr: bool,
+    options: list[float],
+    backend: str,
+) -> tuple[Tensor, ...]:
+    module = dispatch.load(dispatch.resolve(backend, embeddings.device.type))
+    anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
+    spec = MultiSimilaritySpec.unpack(options)
+    loss, kept, dx, dr = module.loss_and_gradient(anchors, candidates, spec, need_dx, need_dr)
+    # An op must return tensors: empty ones for what was not asked.
+    return (
+        loss,
+        kept,
+        loss.new_empty(0) if dx is None else dx,
+        loss.new_empty(0) if dr is None else dr,
+    )
+
+
+def _sides(
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_ids: Tensor | None,
+) -> tuple[Side, Side | None]:
+    anchors = Side(embeddings, labels, ids)
+    if ref_emb is None or ref_labels is None:
+        return anchors, None
+    return anchors, Side(ref_emb, ref_labels, ref_ids)
+
+
+def _term(tensors: list[Tensor]) -> Term | None:
+    if not tensors:
+        return None
+    hardest_positive, hardest_negative, pos_lse, neg_lse, dloss = tensors
+    kept = torch.empty(0, dtype=torch.int64)  # weights do not depend on the counts
+    return Term(
+        RowStatistics(hardest_positive, hardest_negative, pos_lse, neg_lse, kept, kept), dloss
+    )
+
+
+def compute_dtype(embeddings: Tensor) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+
+
+def _row_statistics_fake(embeddings: Tensor, *_: object) -> tuple[Tensor, ...]:
+    n = embeddings.shape[0]
+    stats = [embeddings.new_empty(n, dtype=compute_dtype(embeddings)) for _ in range(4)]
+    return (*stats, *(embeddings.new_empty(n, dtype=torch.int64) for _ in range(2)))
+
+
+def _embedding_gradient_fake(embeddings: Tensor, *_: object) -> Tensor:
+    return embeddings.new_empty(embeddings.shape, dtype=compute_dtype(embeddings))
+
+
+def _loss_and_gradient_fake(
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_ids: Tensor | None,
+    need_dx: bool,
+    need_dr: bool,
+    *_: object,
+) -> tuple[Tensor, ...]:
+    dtype = compute_dtype(embeddings)
+    n = embeddings.shape[0]
+    return (
+        embeddings.new_empty(n, dtype=dtype),
+        embeddings.new_empty(n, dtype=torch.int64),
+        embeddings.new_empty(embeddings.shape if need_dx else (0,), dtype=dtype),
+        embeddings.new_empty(
+            ref_emb.shape if need_dr and ref_emb is not None else (0,), dtype=dtype
+        ),
+    )
+
+
+for _name, _run, _fake in (
+    ("row_statistics", _row_statistics, _row_statistics_fake),
+    ("embedding_gradient", _embedding_gradient, _embedding_gradient_fake),
+    ("loss_and_gradient", _loss_and_gradient, _loss_and_gradient_fake),
+):
+    _library.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ms_kernels::{_name}", _fake, lib=_library)
+
+row_statistics = torch.ops.ms_kernels.row_statistics.default
+embedding_gradient = torch.ops.ms_kernels.embedding_gradient.default
+loss_and_gradient = torch.ops.ms_kernels.loss_and_gradient.default

@@ -1,0 +1,37 @@
+"""Hands the compiled module to CMake and Ninja; everything else is in pyproject.toml."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+WAY_OUT = "install a C++ compiler (Debian: apt install g++), or set MS_KERNELS_SKIP_BUILD=1"
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, extension: Extension) -> None:
+        target = Path(self.get_ext_fullpath(extension.name)).resolve().parent
+        build = Path(self.build_temp).resolve()
+        configure = [
+            *("cmake", "-S", ROOT, "-B", build, "-G", "Ninja"),
+            f"-DMSK_OUTPUT={target}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DMSK_CUDA={os.environ.get('MSK_CUDA', 'AUTO')}",
+            "-DCMAKE_BUILD_TYPE=Release",
+        ]
+        for command in (configure, ["cmake", "--build", build]):
+            try:
+                subprocess.run(command, check=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                sys.exit(f"ms_kernels: building the CPU kernels failed ({error}); {WAY_OUT}")
+
+
+skip = os.environ.get("MS_KERNELS_SKIP_BUILD") == "1"
+setup(
+    ext_modules=[] if skip else [Extension("ms_kernels._cpu", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -1,0 +1,130 @@
+"""The one list of backends, dtypes, shapes and specs, and batches that dtype noise cannot flip."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import ms_kernels
+from ms_kernels import MultiSimilaritySpec, reference
+
+BACKENDS = [n for n, a in ms_kernels.backends().items() if a.available and n != "reference"]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+SPECS = {
+    "default": MultiSimilaritySpec(),
+    "paper": MultiSimilaritySpec(base=1.0),
+    "released": MultiSimilaritySpec(beta=40.0, max_positive_similarity=1 - 1e-5),
+    "unmined": MultiSimilaritySpec(epsilon=None),
+    "sharp": MultiSimilaritySpec(alpha=60.0, beta=400.0, epsilon=0.3),
+    "capped": MultiSimilaritySpec(max_positive_similarity=0.6),
+    "raw": MultiSimilaritySpec(alpha=0.7, beta=3.0, normalize=False),
+}
+
+# (N, D): one tile and its edge (48), several (97, 193, 256), wider tiles (257, 389), widest (1030);
+# depths of one vector, a ragged one, one chunk (192) and more.
+BATCHES = [
+    *[(2, 1), (5, 3), (47, 16), (48, 48), (49, 129), (97, 64)],
+    *[(193, 47), (256, 193), (257, 16), (389, 200), (1030, 33)],
+]
+# (N, M, D) with candidates of their own.
+REFS = [(1, 7, 3), (7, 1, 3), (60, 500, 17), (500, 60, 48), (130, 1100, 70), (1100, 97, 200)]
+
+
+class Batch(NamedTuple):
+    x: Tensor
+    y: Tensor
+    r: Tensor | None
+    z: Tensor | None
+
+
+def assert_within_budget(got, same_dtype, exact, factor=2.0):
+    """`got` may err at most `factor` times as much as the dense torch code in the same dtype."""
+    assert got.shape == exact.shape
+    got, same_dtype, exact = got.double(), same_dtype.double(), exact.double()
+    finite = exact.isfinite()
+    assert torch.equal(got.isfinite(), finite)
+    assert torch.equal(got[~finite].nan_to_num(), exact[~finite].nan_to_num())
+    if not finite.any():
+        return
+    got, same_dtype, exact = got[finite], same_dtype[finite], exact[finite]
+    rounding = 1e-11 if factor == 0 else 1e-6
+    floor = rounding * exact.abs().max().clamp(min=1e-3)
+    spread = (same_dtype - exact)[same_dtype.isfinite()].abs()
+    allowed = factor * (spread.max() if len(spread) else 0.0) + floor
+    worst = (got - exact).abs().max()
+    assert worst <= allowed, f"error {worst:.3e} exceeds the budget {allowed:.3e}"
+
+
+def factor_of(dtype):
+    """The oracle is float64 itself: against it only rounding is allowed."""
+    return 0.0 if dtype == torch.float64 else 2.0
+
+
+def random_rows(n, d, classes, spec, generator):
+    """Class centres with noise, so that similarities of both kinds overlap."""
+    y = torch.randint(classes, (n,), generator=generator)
+    centres = torch.randn(classes, d, generator=generator, dtype=torch.float64)
+    x = centres[y] + torch.randn(n, d, generator=generator, dtype=torch.float64)
+    if not spec.normalize:  # norms from about 0.5 to 4
+        norm = 2 ** (3 * torch.rand(n, 1, generator=generator, dtype=torch.float64) - 1)
+        x *= norm / (2 * d) ** 0.5
+    return x, y
+
+
+def unsettled(batch, spec):
+    """Rows with a pair so near its mining threshold that float32 rounding may flip it."""
+    x, y, r, z = batch
+    self_mode = r is None
+    r, z = (x, y) if r is None else (r, z)
+    stats = reference.row_statistics(x, y, None if self_mode else r, z, **vars(spec))
+    if spec.normalize:
+        x, r = (torch.nn.functional.normalize(v, dim=1) for v in (x, r))
+    s = x @ r.T
+    margin = 3e-6 * max(1.0, float(s.abs().max())) if s.numel() else 0.0
+    same = y[:, None] == z[None, :]
+    near = torch.zeros_like(same)
+    if spec.max_positive_similarity is not None:
+        near |= same & ((s - spec.max_positive_similarity).abs() < margin)
+    if spec.epsilon is not None:
+        low = stats.hardest_positive[:, None] - spec.epsilon
+        high = stats.hardest_negative[:, None] + spec.epsilon
+        near |= torch.where(same, (s - high).abs() < margin, (s - low).abs() < margin)
+    if self_mode:
+        near.fill_diagonal_(False)
+    return near.any(1)
+
+
+@functools.cache
+def make_batch(n, m, d, spec, dtype, seed=0):
+    """n anchors and m candidates (None: self mode) without unsettled pairs, rounded to dtype."""
+    generator = torch.Generator().manual_seed(1000 * n + d + seed)
+    classes = max(2, min(n, 1 + (n if m is None else max(n, m)) // 6))
+    extra = n // 2 + 8
+    x, y = random_rows(n + extra, d, classes, spec, generator)
+    x = x.to(dtype).double()
+    r = z = None
+    if m is not None:
+        r, z = random_rows(m + m // 2 + 8, d, classes, spec, generator)
+        r = r.to(dtype).double()
+    take = Batch(x, y, r, z)
+    for _ in range(50):
+        cut = Batch(take.x[:n], take.y[:n], *(v if v is None else v[:m] for v in take[2:]))
+        rows = unsettled(cut, spec)
+        if not rows.any():
+            return Batch(cut.x.to(dtype), cut.y, None if r is None else cut.r.to(dtype), cut.z)
+        drop = torch.zeros(len(take.x), dtype=torch.bool)
+        drop[: len(rows)] = rows
+        assert len(take.x) - int(drop.sum()) >= n, "more rows were unsettled than are spare"
+        take = take._replace(x=take.x[~drop], y=take.y[~drop])
+    raise AssertionError("no settled batch was found")
+
+
+def case_id(value):
+    """Readable ids: cpu-float32-N193_D47-default."""
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, tuple):
+        return "_".join(f"{k}{v}" for k, v in zip("NMD" if len(value) == 3 else "ND", value, strict=True))
+    return str(value)

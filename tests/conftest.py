@@ -1,0 +1,40 @@
+import warnings
+
+import pytest
+import torch
+from cases import BACKENDS
+from hypothesis import settings
+
+# The same examples in every run: a failure in CI must come back at home.
+settings.register_profile("steady", derandomize=True, deadline=None, max_examples=25)
+settings.load_profile("steady")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def steady():
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    """Memory that the package allocates without filling holds NaN: an unwritten output shows."""
+    real = torch.empty
+
+    def empty(*args, **options):
+        out = real(*args, **options)
+        if out.is_floating_point():
+            return out.fill_(float("nan"))
+        return out.fill_(255 if out.dtype == torch.uint8 else -1)  # bytes of 255 are a NaN too
+
+    monkeypatch.setattr(torch, "empty", empty)

@@ -1,0 +1,105 @@
+"""Gradients of every backend against the float64 reference, by error budget, and gradcheck."""
+
+import pytest
+import torch
+from cases import (
+    BATCHES,
+    DTYPES,
+    REFS,
+    SPECS,
+    assert_within_budget,
+    case_id,
+    factor_of,
+    make_batch,
+)
+
+import ms_kernels
+from ms_kernels import reference
+
+
+def gradients(function, x, y, r, z, reduction, options):
+    leaves = [v.clone().requires_grad_() for v in (x, r) if v is not None]
+    loss = function(
+        leaves[0], y, leaves[1] if r is not None else None, z, reduction=reduction, **options
+    )
+    weight = torch.linspace(-1, 2, loss.numel(), dtype=torch.float64).view(loss.shape)
+    loss.backward(weight.to(loss.dtype))
+    return [leaf.grad for leaf in leaves]
+
+
+def check(batch, spec, dtype, backend, reduction):
+    x, y, r, z = batch
+    options = vars(spec)
+    wide = None if r is None else r.double()
+    dense = reference.multi_similarity_loss
+    exact = gradients(dense, x.double(), y, wide, z, reduction, options)
+    same = gradients(dense, x, y, r, z, reduction, options)
+    got = gradients(
+        ms_kernels.multi_similarity_loss, x, y, r, z, reduction, {**options, "backend": backend}
+    )
+    for g, s, e in zip(got, same, exact, strict=True):
+        assert g.dtype == dtype
+        assert_within_budget(g, s, e, factor_of(dtype))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
+@pytest.mark.parametrize("shape", BATCHES, ids=case_id)
+@pytest.mark.parametrize("name", SPECS)
+def test_batch(backend, dtype, shape, name, reduction):
+    n, d = shape
+    check(make_batch(n, None, d, SPECS[name], dtype), SPECS[name], dtype, backend, reduction)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean_valid", "none"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
+@pytest.mark.parametrize("shape", REFS, ids=case_id)
+@pytest.mark.parametrize("name", ["default", "unmined", "raw"])
+def test_refs(backend, dtype, shape, name, reduction):
+    check(make_batch(*shape, SPECS[name], dtype), SPECS[name], dtype, backend, reduction)
+
+
+@pytest.mark.parametrize("flaw", ["sign", "slack", "scale"])
+def test_the_budget_can_fail(flaw):
+    """Three wrong losses that a looser comparison would let pass."""
+    spec = SPECS["default"]
+    x, y, _, _ = make_batch(97, None, 64, spec, torch.float32)
+    wrong = {
+        "sign": {**vars(spec), "base": 0.5001},
+        "slack": {**vars(spec), "epsilon": 0.11},
+        "scale": {**vars(spec), "beta": 50.01},
+    }[flaw]
+    dense = reference.multi_similarity_loss
+    exact = gradients(dense, x.double(), y, None, None, "mean", vars(spec))
+    same = gradients(dense, x, y, None, None, "mean", vars(spec))
+    got = gradients(dense, x, y, None, None, "mean", wrong)
+    with pytest.raises(AssertionError, match="exceeds the budget"):
+        assert_within_budget(got[0], same[0], exact[0])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none", "mean_valid"])
+@pytest.mark.parametrize("name", ["default", "unmined", "capped", "raw"])
+def test_gradcheck(backend, name, reduction):
+    spec = SPECS[name]
+    x, y, _, _ = make_batch(14, None, 5, spec, torch.float64)
+    function = ms_kernels.multi_similarity_loss
+    options = {**vars(spec), "backend": backend, "reduction": reduction}
+    assert torch.autograd.gradcheck(
+        lambda x: function(x, y, **options), x.clone().requires_grad_(), eps=1e-7, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("with_ids", [False, True], ids=["no_ids", "ids"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("name", ["default", "unmined"])
+def test_gradcheck_with_refs(backend, name, reduction, with_ids):
+    spec = SPECS[name]
+    x, y, r, z = make_batch(9, 12, 5, spec, torch.float64)
+    ids = {"ids": torch.arange(9), "ref_ids": torch.arange(20, 8, -1)} if with_ids else {}
+    options = {**vars(spec), "backend": backend, "reduction": reduction, **ids}
+    assert torch.autograd.gradcheck(
+        lambda x, r: ms_kernels.multi_similarity_loss(x, y, r, z, **options),
+        (x.clone().requires_grad_(), r.clone().requires_grad_()),
+        eps=1e-7,
+        atol=1e-5,
+    )

@@ -1,0 +1,105 @@
+"""The same bits over runs, over threads, and over whatever memory the budgets allow."""
+
+import pytest
+import torch
+from cases import SPECS, make_batch
+
+import ms_kernels
+from ms_kernels import multi_similarity_loss, options
+
+
+@pytest.fixture(autouse=True)
+def restore_options():
+    saved = options.workspace_bytes, options.panel_bytes
+    yield
+    options.workspace_bytes, options.panel_bytes = saved
+
+
+def everything(batch, spec, backend):
+    """Losses, gradients by both routes, statistics."""
+    x, y, r, z = batch
+    leaves = [v.clone().requires_grad_() for v in (x, r) if v is not None]
+    refs = [] if r is None else [leaves[1], z]
+    found = list(ms_kernels.row_statistics(x, y, r, z, backend=backend, **vars(spec)))
+    for reduction in ("mean", "none"):
+        loss = multi_similarity_loss(
+            leaves[0], y, *refs, reduction=reduction, backend=backend, **vars(spec)
+        )
+        found += [loss, *torch.autograd.grad(loss.sum(), leaves)]
+    return found
+
+
+def same_bits(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+SHAPES = [(389, None, 200), (1030, None, 33), (1300, None, 130), (500, 60, 48), (130, 1100, 70)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", ["default", "unmined"])
+def test_runs_and_threads(backend, shape, dtype, name):
+    batch = make_batch(*shape, SPECS[name], dtype)
+    torch.set_num_threads(1)
+    first = everything(batch, SPECS[name], backend)
+    assert same_bits(everything(batch, SPECS[name], backend), first)
+    torch.set_num_threads(2)
+    for _ in range(3):
+        again = everything(batch, SPECS[name], backend)
+        if backend == "cpu":  # panels multiply with torch.mm, whose bits depend on the threads
+            assert same_bits(again, first)
+        else:
+            assert same_bits(again, everything(batch, SPECS[name], backend))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["default", "unmined", "sharp"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_memory_budget(shape, dtype, name):
+    if "cpu" not in ms_kernels.dispatch.built():
+        pytest.skip("the compiled module is not built")
+    batch = make_batch(*shape, SPECS[name], dtype)
+    want = everything(batch, SPECS[name], "cpu")
+    for budget in (0, 1 << 20, 3 << 20, 6 << 20, 1 << 30):
+        options.workspace_bytes = budget
+        assert same_bits(everything(batch, SPECS[name], "cpu"), want), budget
+
+
+@pytest.mark.parametrize("epsilon", [0.1, None])
+@pytest.mark.parametrize("sizes", [(2500, None), (6500, None), (6300, 6800), (40, 20000)], ids=str)
+def test_many_waves_and_super_blocks(sizes, epsilon):
+    """More tiles than one wave takes, more blocks than a row has cells: the streaming answer."""
+    if "cpu" not in ms_kernels.dispatch.built():
+        pytest.skip("the compiled module is not built")
+    (n, m), generator = sizes, torch.Generator().manual_seed(0)
+    x = torch.randn(n, 6, generator=generator, dtype=torch.float64).requires_grad_()
+    y = torch.randint(n // 8, (n,), generator=generator)
+    leaves, refs = [x], []
+    if m is not None:
+        r = torch.randn(m, 6, generator=generator, dtype=torch.float64).requires_grad_()
+        leaves, refs = [x, r], [r, torch.randint(n // 8, (m,), generator=generator)]
+
+    def run(backend):
+        rows = multi_similarity_loss(
+            x, y, *refs, epsilon=epsilon, reduction="none", backend=backend
+        )
+        total = multi_similarity_loss(x, y, *refs, epsilon=epsilon, backend=backend)
+        return [rows, *torch.autograd.grad(total, leaves)]
+
+    got = run("cpu")
+    for g, want in zip(got, run("panels"), strict=True):
+        torch.testing.assert_close(g, want, rtol=1e-9, atol=1e-12)
+    for budget, threads in ((0, 1), (8 << 20, 2), (1 << 30, 2)):
+        options.workspace_bytes = budget
+        torch.set_num_threads(threads)
+        assert same_bits(run("cpu"), got)
+
+
+def test_panel_budget_changes_rounding_only():
+    batch = make_batch(257, None, 16, SPECS["default"], torch.float64)
+    want = everything(batch, SPECS["default"], "panels")
+    for panel_bytes in (1, 5000, 257 * 8 * 100):
+        options.panel_bytes = panel_bytes
+        for got, exact in zip(everything(batch, SPECS["default"], "panels"), want, strict=True):
+            torch.testing.assert_close(got, exact, rtol=1e-10, atol=1e-12)

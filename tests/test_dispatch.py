@@ -1,0 +1,74 @@
+"""Which backend runs, and what an installation says of itself."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ms_kernels
+from ms_kernels import dispatch
+
+
+def test_auto_takes_the_fastest_that_serves_the_device():
+    assert dispatch.choose("cpu", frozenset({"cpu", "panels"})) == "cpu"
+    assert dispatch.choose("cpu", frozenset({"panels"})) == "panels"
+    assert dispatch.choose("cuda", frozenset({"cpu", "panels"})) == "panels"
+    assert dispatch.choose("cpu", frozenset()) == "reference"
+
+
+def test_an_explicit_backend_never_falls_back(monkeypatch):
+    monkeypatch.setattr(dispatch, "why_missing", lambda name: "no compiler was there")
+    x, y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match="backend: 'cpu' is not built: no compiler was there; or"):
+        ms_kernels.multi_similarity_loss(x, y, backend="cpu")
+
+
+def test_backends_say_what_they_are():
+    found = ms_kernels.backends()
+    assert list(found) == ["cpu", "panels", "reference"]
+    assert found["panels"].available and found["reference"].available
+    assert all(state.note for state in found.values())
+
+
+def test_a_pure_python_checkout_works():
+    script = """
+import sys
+sys.modules["ms_kernels._cpu"] = None   # as if it had not been built
+import torch, ms_kernels
+state = ms_kernels.backends()["cpu"]
+assert not state.available and "pip install" in state.note, state
+x = torch.randn(8, 4, requires_grad=True)
+ms_kernels.multi_similarity_loss(x, torch.arange(8) // 2).backward()
+try:
+    ms_kernels.multi_similarity_loss(x, torch.arange(8) // 2, backend="cpu")
+except ValueError as error:
+    assert "backend: 'cpu' is not built" in str(error)
+else:
+    raise SystemExit("a missing backend was accepted")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_import_loads_no_backend_and_no_compiled_module():
+    script = """
+import sys, ms_kernels
+loaded = [m for m in sys.modules if m.startswith("ms_kernels.") and m.endswith("cpu")]
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_info_names_every_backend():
+    shown = subprocess.run(
+        [sys.executable, "-m", "ms_kernels", "info"], check=True, capture_output=True, text=True
+    ).stdout
+    for word in ("ms_kernels", torch.__version__, "cpu", "panels", "reference", "threads"):
+        assert word in shown
+
+
+def test_unknown_command_shows_the_usage():
+    run = subprocess.run(
+        [sys.executable, "-m", "ms_kernels", "dance"], capture_output=True, text=True
+    )
+    assert run.returncode == 2 and "demo" in run.stderr

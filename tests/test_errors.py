@@ -1,0 +1,91 @@
+"""Bad input: the argument, what it got, what it wanted, before any work."""
+
+import pytest
+import torch
+
+import ms_kernels
+from ms_kernels import multi_similarity_loss
+
+X, Y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
+
+CASES = [
+    ((X[0], Y), {}, ValueError, r"embeddings: expected shape \(N, D\), got \(3,\)"),
+    ((X[None], Y), {}, ValueError, r"embeddings: expected shape \(N, D\), got \(1, 4, 3\)"),
+    ((X.long(), Y), {}, TypeError, r"embeddings: expected float16.*got torch.int64; use .float"),
+    ((X + 1j, Y), {}, TypeError, "embeddings: expected float16.*got torch.complex64"),
+    (([[0.0]], Y), {}, TypeError, "embeddings: expected a tensor, got list"),
+    ((X, Y[:3]), {}, ValueError, r"labels: expected shape \(4,\) to match.*got \(3,\)"),
+    ((X, Y[:, None]), {}, ValueError, r"labels: expected shape \(4,\) to match.*got \(4, 1\)"),
+    ((X, Y.float()), {}, TypeError, "labels: expected an integer dtype, got torch.float32"),
+    ((X, Y.bool()), {}, TypeError, "labels: expected an integer dtype, got torch.bool"),
+    ((X, [0, 0, 1, 1]), {}, TypeError, "labels: expected a tensor, got list"),
+    ((X, Y, X), {}, ValueError, "ref_labels: expected a tensor because ref_emb was given"),
+    ((X, Y, None, Y), {}, ValueError, "ref_emb: expected a tensor because ref_labels was given"),
+    ((X, Y, X[:, :2], Y), {}, ValueError, r"ref_emb: expected shape \(M, 3\).*got \(4, 2\)"),
+    ((X, Y, X.double(), Y), {}, TypeError, "ref_emb: expected dtype torch.float32.*float64"),
+    ((X, Y, X, Y[:2]), {}, ValueError, r"ref_labels: expected shape \(4,\).*got \(2,\)"),
+    ((X, Y, X.to("meta"), Y), {}, ValueError, "ref_emb: expected device cpu.*got meta"),
+    ((X, Y.to("meta")), {}, ValueError, "labels: expected device cpu.*got meta"),
+    ((X, Y), {"ids": Y.float()}, TypeError, "ids: expected an integer dtype"),
+    ((X, Y), {"ref_ids": Y}, ValueError, "ref_ids: expected None without ref_emb"),
+    ((X, Y, X, Y), {"ids": Y}, ValueError, "ref_ids: expected a tensor because ids was given"),
+    ((X, Y, X, Y), {"ref_ids": Y}, ValueError, "ids: expected a tensor because ref_ids was given"),
+    ((X, Y), {"alpha": 0}, ValueError, "alpha: expected a number above 0, got 0"),
+    ((X, Y), {"beta": -1.0}, ValueError, "beta: expected a number above 0, got -1.0"),
+    ((X, Y), {"base": float("nan")}, ValueError, "base: expected a finite number, got nan"),
+    ((X, Y), {"epsilon": float("inf")}, ValueError, "epsilon: expected a finite number or None"),
+    ((X, Y), {"alpha": "2"}, TypeError, "alpha: expected a finite number, got '2'"),
+    ((X, Y), {"normalize": 1}, TypeError, "normalize: expected True or False, got 1"),
+    ((X, Y), {"reduction": "avg"}, ValueError, "reduction: expected one of 'mean'.*got 'avg'"),
+    ((X, Y), {"backend": "gpu"}, ValueError, "backend: expected one of 'auto'.*got 'gpu'"),
+    ((X.to("meta"), Y.to("meta")), {"backend": "cpu"}, ValueError, "expected tensors on cpu"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "options", "error", "message"), CASES)
+def test_bad_input_is_named(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        multi_similarity_loss(*arguments, **options)
+
+
+@pytest.mark.parametrize("function", [ms_kernels.row_statistics, ms_kernels.mined_pairs])
+def test_other_functions_check_too(function):
+    with pytest.raises(ValueError, match=r"labels: expected shape \(4,\)"):
+        function(X, Y[:3])
+    with pytest.raises(ValueError, match="epsilon: expected a finite number or None"):
+        function(X, Y, epsilon=float("nan"))
+
+
+def test_module_checks_when_it_is_made():
+    with pytest.raises(ValueError, match="alpha: expected a number above 0, got -2"):
+        ms_kernels.MultiSimilarityLoss(alpha=-2)
+    with pytest.raises(ValueError, match="reduction: expected one of"):
+        ms_kernels.MultiSimilarityLoss(reduction="avg")
+    with pytest.raises(ValueError, match="backend: expected one of"):
+        ms_kernels.MultiSimilarityLoss(backend="gpu")
+
+
+def test_second_derivative_names_the_way_out(backend):
+    x = torch.randn(8, 4, requires_grad=True)
+    for reduction in ("mean", "none"):
+        loss = multi_similarity_loss(x, torch.arange(8) // 2, reduction=reduction, backend=backend)
+        with pytest.raises(RuntimeError, match="backend='reference'"):
+            torch.autograd.grad(loss.sum(), x, create_graph=True)
+
+
+def test_the_way_out_of_the_second_derivative_works():
+    x = torch.randn(8, 4, dtype=torch.float64, requires_grad=True)
+    y = torch.arange(8) // 2
+    assert torch.autograd.gradgradcheck(
+        lambda x: multi_similarity_loss(x, y, epsilon=None, backend="reference"), x
+    )
+
+
+def test_options_are_checked():
+    for name in ("workspace_bytes", "panel_bytes"):
+        with pytest.raises(ValueError, match=f"options.{name}: expected at least"):
+            setattr(ms_kernels.options, name, -1)
+        with pytest.raises(TypeError, match=f"options.{name}: expected a number of bytes"):
+            setattr(ms_kernels.options, name, 1.5)
+    with pytest.raises(AttributeError, match="options.work: expected workspace_bytes or"):
+        ms_kernels.options.work = 1

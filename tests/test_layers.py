@@ -1,0 +1,115 @@
+"""Arrows run one way: which module may import which, and what the compiled module may need."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import ms_kernels
+
+PACKAGE = Path(ms_kernels.__file__).parent
+CSRC = PACKAGE.parent / "csrc"
+
+# What each module may import of ours; nothing else may.
+MAY_IMPORT = {
+    "reference": set(),
+    "spec": set(),
+    "settings": set(),
+    "checks": set(),
+    "dispatch": set(),
+    "backends.interface": {"reference"},
+    "backends.panels": {"backends.interface", "reference", "settings", "spec"},
+    "backends.cpu": {"backends.interface", "reference", "settings", "spec"},
+    "ops": {"dispatch", "backends.interface", "reference", "spec"},
+    "autograd": {"ops", "checks", "reference", "spec"},
+    "functional": {"autograd", "ops", "dispatch", "checks", "reference", "spec"},
+    "mining": {"backends.interface", "backends.panels", "checks", "spec"},
+    "losses": {"functional", "checks", "dispatch", "reference", "spec"},
+    "demo": {"", "demo_plot"},
+    "demo_plot": set(),
+    "__main__": {"", "demo"},
+}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if not name.endswith("__init__"):
+            yield name, path
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(path):
+    names = {name for name, _ in modules()} | {""}
+    for full in imports_of(path):
+        if full.split(".")[0] == "ms_kernels":
+            short = full.removeprefix("ms_kernels").lstrip(".")
+            if short in names:
+                yield short
+
+
+def test_every_module_has_its_place():
+    assert {name for name, _ in modules()} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda v: v if isinstance(v, str) else "")
+def test_imports_go_one_way(name, path):
+    extra = set(ours(path)) - MAY_IMPORT[name]
+    if MAY_IMPORT[name] and "" not in MAY_IMPORT[name]:
+        extra -= {""}  # "from ms_kernels import ops" names the package on its way
+    assert not extra, f"{name} must not import {extra}"
+
+
+def test_only_the_backend_touches_the_compiled_module():
+    users = [name for name, path in modules() if "ms_kernels._cpu" in path.read_text()]
+    assert users == ["__main__", "backends.cpu"] or users == ["backends.cpu"]
+
+
+def includes(path):
+    for line in path.read_text().splitlines():
+        if line.startswith("#include"):
+            yield line.split(maxsplit=1)[1].strip('"<>')
+
+
+@pytest.mark.parametrize("path", sorted(CSRC.rglob("*.[hc]*")), ids=lambda p: p.name)
+def test_cpp_knows_no_framework(path):
+    text = path.read_text()
+    for word in ("torch/", "ATen", "c10"):
+        assert word not in text
+    if path.parent.name == "math":
+        assert set(includes(path)) <= {"cmath", "host_device.h", "softplus.h"}
+    if path.parent.name == "cpu":
+        assert not any("pybind11" in name or "cuda" in name for name in includes(path))
+
+
+def test_compiled_module_needs_no_torch():
+    module = pytest.importorskip("ms_kernels._cpu")
+    symbols = subprocess.run(
+        ["nm", "-D", "--undefined-only", module.__file__], capture_output=True, text=True
+    )
+    if symbols.returncode:
+        pytest.skip("nm is not installed")
+    for word in ("at::", "_ZN2at", "c10", "torch"):
+        assert word not in symbols.stdout
+
+
+def test_builds_for_different_machines_share_no_code():
+    """A function merged across builds could be one that the machine cannot run."""
+    module = pytest.importorskip("ms_kernels._cpu")
+    code = Path(module.__file__).read_bytes()
+    assert b"msk" in code
+    shared = [
+        path.name
+        for path in sorted((CSRC / "cpu").glob("*.h"))
+        if "MSK_ISA" not in path.read_text()
+    ]
+    assert shared == ["codes.h", "kernels.h", "problem.h"]

@@ -1,0 +1,135 @@
+"""The torch.library ops: schema, fakes, torch.compile, and no work beyond what is asked."""
+
+import pytest
+import torch
+from cases import SPECS, make_batch
+
+import ms_kernels
+from ms_kernels import multi_similarity_loss, ops
+
+X, Y = make_batch(48, None, 48, SPECS["default"], torch.float32)[:2]
+R, Z = make_batch(97, None, 48, SPECS["default"], torch.float32)[:2]
+PACKED = SPECS["default"].pack()
+
+
+def pairs(refs, with_ids):
+    ids = torch.arange(48) if with_ids else None
+    if not refs:
+        return X, Y, ids, None, None, None
+    return X, Y, ids, R, Z, torch.arange(97) if with_ids else None
+
+
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+@pytest.mark.parametrize("with_ids", [False, True], ids=["no_ids", "ids"])
+def test_opcheck(backend, refs, with_ids):
+    given = pairs(refs, with_ids)
+    torch.library.opcheck(ops.row_statistics, (*given, PACKED, backend))
+    torch.library.opcheck(ops.loss_and_gradient, (*given, True, refs, PACKED, backend))
+    torch.library.opcheck(ops.loss_and_gradient, (*given, False, False, PACKED, backend))
+    stats = ops.row_statistics(*given, PACKED, backend)
+    term = [*stats[:4], torch.ones(48)]
+    column_term = [] if refs else term
+    torch.library.opcheck(
+        ops.embedding_gradient, (*given, term, column_term, PACKED, backend)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_fakes_know_the_compute_dtype(backend, dtype):
+    x = X.to(dtype)
+    real = ops.loss_and_gradient(x, Y, None, None, None, None, True, False, PACKED, backend)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = ops.loss_and_gradient(
+            mode.from_tensor(x), mode.from_tensor(Y), *[None] * 4, True, False, PACKED, backend
+        )
+    for r, f in zip(real, fake, strict=True):
+        assert (r.dtype, r.shape) == (f.dtype, f.shape)
+
+
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none", "mean_valid"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compile_without_graph_break(backend, reduction, refs, dtype):
+    torch._dynamo.reset()
+
+    def step(x, y, r, z):
+        loss = multi_similarity_loss(x * 2, y, r, z, reduction=reduction, backend=backend)
+        return (loss * 3).sum()
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (step, compiled):
+        x, r = (v.to(dtype, copy=True).requires_grad_() for v in (X, R))
+        loss = function(x, Y, r if refs else None, Z if refs else None)
+        loss.backward()
+        results.append([loss.detach(), x.grad, *([r.grad] if refs else [])])
+    for eager, got in zip(*results, strict=True):
+        assert torch.equal(eager, got)
+
+
+def test_compile_with_inductor_and_the_module():
+    torch._dynamo.reset()
+    loss = ms_kernels.MultiSimilarityLoss()
+    net = torch.nn.Linear(48, 16)
+    step = torch.compile(lambda x: loss(net(x), Y), fullgraph=True)
+    got = step(X)
+    got.backward()
+    gradient = net.weight.grad.clone()
+    net.weight.grad = None
+    want = loss(net(X), Y)
+    want.backward()
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(gradient, net.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_compiled_second_derivative_is_refused(backend):
+    torch._dynamo.reset()
+    step = torch.compile(
+        lambda x: multi_similarity_loss(x, Y, backend=backend), fullgraph=True, backend="aot_eager"
+    )
+    x = X.clone().requires_grad_()
+    with pytest.raises(RuntimeError):
+        dx = torch.autograd.grad(step(x), x, create_graph=True)[0]
+        torch.autograd.grad(dx.sum(), x)
+
+
+def calls(monkeypatch, run):
+    seen = []
+    for name in ("row_statistics", "embedding_gradient", "loss_and_gradient"):
+        real = getattr(ops, name)
+
+        def count(*args, name=name, real=real):
+            seen.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(ops, name, count)
+    run()
+    return seen
+
+
+def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
+    x = X.clone().requires_grad_()
+
+    def run():
+        multi_similarity_loss(X, Y)
+        with torch.no_grad():
+            multi_similarity_loss(x, Y)
+
+    assert calls(monkeypatch, run) == ["row_statistics", "row_statistics"]
+
+
+@pytest.mark.parametrize(
+    ("reduction", "want"),
+    [("mean", ["loss_and_gradient"]), ("none", ["row_statistics", "embedding_gradient"])],
+)
+def test_a_training_step_is_one_call_or_two(monkeypatch, reduction, want):
+    def run():
+        x = X.clone().requires_grad_()
+        multi_similarity_loss(x, Y, reduction=reduction).sum().backward()
+
+    assert calls(monkeypatch, run) == want
+
+
+def test_spec_survives_packing():
+    for spec in SPECS.values():
+        assert ms_kernels.MultiSimilaritySpec.unpack(spec.pack()) == spec
