@@ -26,7 +26,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="versions, backends, and why one is missing")
     demo = commands.add_parser("demo", help="train on handwritten digits and draw demo.png")
-    demo.add_argument("--steps", type=int, default=300, help="training steps of each run")
+    demo.add_argument("--steps", type=int, default=200, help="training steps of each run")
     demo.add_argument("--output", default="demo.png", help="where the picture goes")
     arguments = parser.parse_args()
     if arguments.command == "info":

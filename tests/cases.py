@@ -126,5 +126,7 @@ def case_id(value):
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     if isinstance(value, tuple):
-        return "_".join(f"{k}{v}" for k, v in zip("NMD" if len(value) == 3 else "ND", value, strict=True))
+        return "_".join(
+            f"{k}{v}" for k, v in zip("NMD" if len(value) == 3 else "ND", value, strict=True)
+        )
     return str(value)

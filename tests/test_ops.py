@@ -29,9 +29,7 @@ def test_opcheck(backend, refs, with_ids):
     stats = ops.row_statistics(*given, PACKED, backend)
     term = [*stats[:4], torch.ones(48)]
     column_term = [] if refs else term
-    torch.library.opcheck(
-        ops.embedding_gradient, (*given, term, column_term, PACKED, backend)
-    )
+    torch.library.opcheck(ops.embedding_gradient, (*given, term, column_term, PACKED, backend))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

@@ -1,0 +1,1 @@
+"""Benchmarks of the losses against plain PyTorch and pytorch-metric-learning."""

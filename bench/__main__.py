@@ -1,0 +1,82 @@
+"""python -m bench [quick]: time, memory, then the table and the plots."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import ms_kernels
+from bench import memory, report
+from bench.cases import DEPTHS
+from ms_kernels import _cpu
+
+MEMORY_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+# What a candidate needs grows as N squared: above these it would not fit 24 GiB, or take minutes.
+MOST_ROWS = {"ours": 32768, "dense": 8192, "compiled": 8192, "metric_learning": 8192}
+
+
+def machine() -> dict[str, object]:
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((ln.split(":")[1].strip() for ln in lines if ln.startswith("model name")), name)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return {
+        "cpu": name,
+        "instruction_set": _cpu.instruction_set(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "ms_kernels": ms_kernels.__version__,
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def times() -> list[dict[str, object]]:
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "times.json"
+        file = Path(__file__).with_name("test_step.py")
+        command = [sys.executable, "-m", "pytest", file, "-v", "--benchmark-enable"]
+        command += [f"--benchmark-json={target}", "--benchmark-columns=median,iqr,rounds"]
+        subprocess.run(command, check=True)
+        return [b["extra_info"] for b in json.loads(target.read_text())["benchmarks"]]
+
+
+def peaks(sizes: tuple[int, ...]) -> list[dict[str, object]]:
+    jobs = [(k, n, d) for d in DEPTHS for n in sizes for k, most in MOST_ROWS.items() if n <= most]
+    return [
+        {"candidate": name, "n": n, "d": d, "bytes": memory.measure(name, n, d)}
+        for name, n, d in tqdm(jobs, desc="peak memory", unit="process")
+    ]
+
+
+def main() -> None:
+    quick = sys.argv[1:] == ["quick"]
+    if sys.argv[1:] and not quick:
+        sys.exit(f"bench: expected nothing or 'quick', got {' '.join(sys.argv[1:])!r}")
+    os.environ["MSK_BENCH"] = "quick" if quick else "full"
+    found = {
+        "machine": machine(),
+        "times": times(),
+        "memory": peaks(MEMORY_SIZES[:2] if quick else MEMORY_SIZES),
+    }
+    name = "quick" if quick else f"cpu-{found['machine']['date']}"  # type: ignore[index]
+    path = Path(__file__).parent / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\nresults: {path}\n")
+    print(report.table(found))
+    if not quick:
+        report.publish(found)
+
+
+if __name__ == "__main__":
+    main()

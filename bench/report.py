@@ -1,0 +1,123 @@
+"""python -m bench.report results.json: the table and the plots of README, from a result file."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from bench.baselines import LABELS
+
+ROOT = Path(__file__).parent.parent
+START, END = "<!-- bench:start -->", "<!-- bench:end -->"
+COMPARED = ("dense", "compiled", "metric_learning", "row_loop")
+# Okabe and Ito's palette: distinct for colour-blind readers too.
+COLORS = {
+    "ours": "#0072B2",
+    "compiled": "#E69F00",
+    "dense": "#009E73",
+    "metric_learning": "#CC79A7",
+    "row_loop": "#999999",
+    "panels": "#56B4E9",
+}
+
+
+def steps(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [case for case in found["times"] if case["kind"] == "step"]
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown: our milliseconds, and how many times longer each of the others takes."""
+    machine = found["machine"]
+    lines = [
+        f"One training step (loss and gradient), float32, {machine['threads']} threads of "
+        f"{machine['cpu']} ({machine['instruction_set']}), torch {machine['torch']}, "
+        f"{machine['date']}. Medians of interleaved rounds; the last columns say how many times "
+        "longer the others take.",
+        "",
+        "| N | D | regime | negatives kept | ms_kernels | "
+        + " | ".join(LABELS[name] for name in COMPARED)
+        + " |",
+        "|--:|--:|---|--:|--:|" + "--:|" * len(COMPARED),
+    ]
+    for case in steps(found):
+        ours = case["candidates"]["ours"]["step"] * 1e3
+        ratios = [case["candidates"].get(name, {}).get("ratio") for name in COMPARED]
+        lines.append(
+            f"| {case['n']} | {case['d']} | {case['regime']} | {case['kept']:.2%} "
+            f"| {ours:.{2 if ours < 10 else 1}f} ms | "
+            + " | ".join("" if r is None else f"{r:.{1 if r < 100 else 0}f}x" for r in ratios)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def plot_time(found: dict[str, Any], path: Path) -> None:
+    figure, panels = plt.subplots(1, 3, figsize=(13, 4.6), sharey=True, layout="constrained")
+    for axes, regime in zip(panels, ("early", "mid", "late"), strict=True):
+        cases = [c for c in steps(found) if c["regime"] == regime and c["d"] == 512]
+        for name in ("ours", *COMPARED):
+            points = [
+                (c["n"], 1e3 * c["candidates"][name]["step"])
+                for c in cases
+                if name in c["candidates"]
+            ]
+            _line(axes, name, sorted(points))
+        axes.set_title(f"{regime}: mining keeps {cases[0]['kept']:.2g} of the negatives")
+        _log_axes(axes, [c["n"] for c in cases])
+        axes.set_xlabel("batch size N (D = 512)")
+    panels[0].set_ylabel("training step (ms)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_memory(found: dict[str, Any], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    rows = [row for row in found["memory"] if row["d"] == 512]
+    for name in ("ours", "compiled", "dense", "metric_learning"):
+        points = [(r["n"], r["bytes"] / 2**20) for r in rows if r["candidate"] == name]
+        # Below one MiB resident memory counts pages, not the loss.
+        _line(axes, name, sorted(p for p in points if p[1] >= 1))
+    _log_axes(axes, [r["n"] for r in rows])
+    axes.set(xlabel="batch size N (D = 512)", ylabel="peak memory of a step (MiB)")
+    axes.set_title("Memory beyond the embeddings and their gradient")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _line(axes: Axes, name: str, points: list[tuple[int, float]]) -> None:
+    if points:
+        wide = 3 if name == "ours" else 1.6
+        axes.plot(*zip(*points, strict=True), "o-", color=COLORS[name], lw=wide, label=LABELS[name])
+
+
+def _log_axes(axes: Axes, sizes: list[int]) -> None:
+    ticks = sorted(set(sizes))
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(ticks, [str(n) for n in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def publish(found: dict[str, Any], root: Path = ROOT) -> None:
+    """Draws both plots into docs/ and puts the table between README's markers."""
+    plot_time(found, root / "docs" / "bench_time.png")
+    plot_memory(found, root / "docs" / "bench_memory.png")
+    readme = root / "README.md"
+    before, rest = readme.read_text().split(START)
+    after = rest.split(END)[1]
+    readme.write_text(f"{before}{START}\n{table(found)}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    publish(json.loads(Path(sys.argv[1]).read_text()))
