@@ -1,6 +1,6 @@
 """Time and peak memory of one training step of the loss, in a process of its own.
 
-    python -m ms_kernels.step_cost cpu 4096 128
+    python -m ms_kernels.step_cost cpu 4096 128 [workspace_bytes]
 
 prints {"milliseconds": ..., "peak_bytes": ...}. The peak is resident memory beyond the embeddings
 and their gradient, and is known on Linux only (null elsewhere).
@@ -19,9 +19,9 @@ from torch import Tensor
 import ms_kernels
 
 
-def measure(backend: str, n: int, d: int) -> dict[str, float | None]:
+def measure(backend: str, n: int, d: int, *budget: int) -> dict[str, float | None]:
     """The cost in a fresh process, whose memory nothing else has touched."""
-    command = [sys.executable, "-m", "ms_kernels.step_cost", backend, str(n), str(d)]
+    command = [sys.executable, "-m", "ms_kernels.step_cost", backend, *map(str, (n, d, *budget))]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, float | None] = json.loads(done.stdout)
     return found
@@ -45,6 +45,8 @@ def _resident(field: str) -> int:
 
 def main() -> None:
     backend, n, d = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    if len(sys.argv) > 4:
+        ms_kernels.options.workspace_bytes = int(sys.argv[4])
     torch.manual_seed(0)
     y = torch.arange(n) // 8
 

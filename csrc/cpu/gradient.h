@@ -1,6 +1,8 @@
 // Gradient with respect to the embeddings: dX = W R and dR = W' X in tiles, W the pair weights.
 #pragma once
 
+#include <type_traits>
+
 #include "weights.h"
 #include "workspace.h"
 
@@ -102,15 +104,36 @@ class Gradient {
                 height, width, other.axis.valid(other_block), true);
   }
 
+  // Pairs come in runs of one receiving row, which stays in registers for its run.
   static void add_pairs(const Entry& e, bool transposed, const T* x, std::int64_t stride, int width,
                         T* sums) {
-    for (std::int32_t k = 0; k < e.listed; ++k) {
-      const Pair<T>& p = e.pairs[transposed ? e.pairs[k].by_column : k];
-      const T* from = x + (transposed ? p.row : p.column) * stride;
-      T* into = sums + (transposed ? p.column : p.row) * Scratch<T>::kChunk;
-      const Vec<T> weight = broadcast(p.value);
-      for (int c = 0; c < width; c += kLanes<T>)
-        store(into + c, multiply_add<T>(weight, load(from + c), load(into + c)));
+    const auto pair = [&](std::int32_t k) -> const Pair<T>& {
+      return e.pairs[transposed ? e.pairs[k].by_column : k];
+    };
+    const auto receiver = [&](std::int32_t k) { return transposed ? pair(k).column : pair(k).row; };
+    for (std::int32_t k = 0; k < e.listed;) {
+      std::int32_t end = k + 1;
+      while (end < e.listed && receiver(end) == receiver(k)) ++end;
+      T* into = sums + receiver(k) * Scratch<T>::kChunk;
+      const auto add = [&](auto vectors, int c) {
+        Vec<T> sum[vectors];
+        for (int v = 0; v < vectors; ++v) sum[v] = load(into + c + v * kLanes<T>);
+        for (std::int32_t i = k; i < end; ++i) {
+          const Pair<T>& p = pair(i);
+          const T* from = x + (transposed ? p.row : p.column) * stride + c;
+          const Vec<T> weight = broadcast(p.value);
+          for (int v = 0; v < vectors; ++v)
+            sum[v] = multiply_add<T>(weight, load(from + v * kLanes<T>), sum[v]);
+        }
+        for (int v = 0; v < vectors; ++v) store(into + c + v * kLanes<T>, sum[v]);
+      };
+      int c = 0;
+      for (; c + 12 * kLanes<T> <= width; c += 12 * kLanes<T>)
+        add(std::integral_constant<int, 12>{}, c);
+      for (; c + 4 * kLanes<T> <= width; c += 4 * kLanes<T>)
+        add(std::integral_constant<int, 4>{}, c);
+      for (; c < width; c += kLanes<T>) add(std::integral_constant<int, 1>{}, c);
+      k = end;
     }
   }
 

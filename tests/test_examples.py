@@ -1,0 +1,40 @@
+"""What README shows runs as it stands."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_example(path):
+    shown = subprocess.run(
+        [sys.executable, "-W", "error", path], check=True, capture_output=True, text=True
+    ).stdout
+    losses = [float(value) for value in re.findall(r"loss (\d+\.\d+)", shown)]
+    if losses:
+        assert losses[-1] < losses[0]
+    else:
+        assert shown.count("gradient equals finite differences") >= 2
+
+
+def test_readme_code_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    use, drop_in, check = blocks
+    scope = {}
+    exec(use, scope)
+    exec("import ms_kernels\n" + drop_in, scope)
+    assert scope["loss"] == scope["multi_similarity_loss"](scope["embeddings"], scope["labels"])
+    exec(check, scope)
+
+
+def test_readme_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / target).exists(), target
+    for target in re.findall(r"`make (\w+)", text):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target

@@ -1,0 +1,44 @@
+"""Peak memory of a training step in fresh processes: bounded, and linear in N."""
+
+import sys
+
+import pytest
+
+import ms_kernels
+from ms_kernels.step_cost import measure
+
+MIB = 2**20
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc"),
+    pytest.mark.skipif("cpu" not in ms_kernels.dispatch.built(), reason="not built"),
+]
+
+
+@pytest.mark.parametrize("d", [128, 512])
+def test_less_than_64_mib_at_8192(d):
+    assert measure("cpu", 8192, d)["peak_bytes"] < 64 * MIB
+
+
+def test_growth_is_linear():
+    """The budget is a constant; beyond it a row costs a copy of itself and its statistics."""
+    d = 32
+    peaks = {n: measure("cpu", n, d)["peak_bytes"] for n in (8192, 16384, 32768)}
+    first, second = peaks[16384] - peaks[8192], peaks[32768] - peaks[16384]
+    most_per_row = 4 * (d + 32) + 1024  # the copy, and cells, statistics and order
+    assert first < 8192 * most_per_row
+    assert second < 16384 * most_per_row
+
+
+def test_budget_is_kept():
+    """Without a stash the workspace is the copy, one wave of tiles, and a few tiles a thread."""
+    assert measure("cpu", 8192, 128, 0)["peak_bytes"] < 24 * MIB
+
+
+def test_dense_reference_grows_as_n_squared():
+    """The measurement can tell the difference."""
+    assert (
+        measure("reference", 4096, 32)["peak_bytes"]
+        > 8 * measure("reference", 1024, 32)["peak_bytes"]
+    )
