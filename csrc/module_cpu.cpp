@@ -147,6 +147,13 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("instruction_sets", &instruction_sets);
   m.def("use_instruction_set", &use_instruction_set, py::arg("name"));
 
+  m.def(
+      "exp",
+      [](msk::DType dtype, std::int64_t in, std::int64_t out, std::int64_t count) {
+        kernels().exp(dtype, pointer(in), pointer<void>(out), count);
+      },
+      py::arg("dtype"), py::arg("from_address"), py::arg("to_address"), py::arg("count"));
+
   py::enum_<msk::DType>(m, "DType")
       .value("float16", msk::DType::float16)
       .value("bfloat16", msk::DType::bfloat16)

@@ -13,12 +13,12 @@ data = torch.randn(SAMPLES, 64)
 labels = torch.randint(200, (SAMPLES,))
 data += 2 * torch.randn(200, 64)[labels]
 net = torch.nn.Linear(64, 32)
-optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
 
 memory = torch.zeros(MEMORY, 32)
 memory_ids = torch.full((MEMORY,), -1)
 filled = 0
-for step in range(40):
+for step in range(200):
     ids = torch.randint(SAMPLES, (BATCH,))
     embeddings = net(data[ids])
     place = step * BATCH % MEMORY  # the oldest batch makes room
@@ -36,5 +36,5 @@ for step in range(40):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    if step % 10 == 0 or step == 39:
-        print(f"step {step:2}  candidates {filled:4}  loss {loss.item():.4f}")
+    if filled == MEMORY and step % 20 == 19:
+        print(f"step {step:3}  candidates {filled:4}  loss {loss.item():.4f}")

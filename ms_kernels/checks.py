@@ -75,6 +75,8 @@ def _check_embeddings(name: str, x: Tensor) -> None:
         raise TypeError(
             f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}; use .float()"
         )
+    if x.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {x.layout}; use .to_dense()")
     if x.ndim != 2:
         raise ValueError(f"{name}: expected shape (N, D), got {tuple(x.shape)}")
 

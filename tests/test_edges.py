@@ -135,6 +135,20 @@ def test_zero_tiny_and_huge_rows(backend):
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_row_whose_square_overflows_is_still_a_direction(dtype):
+    """The dense code normalises such a row to zeros; the kernels do better."""
+    if "cpu" not in ms_kernels.dispatch.built():
+        pytest.skip("the compiled module is not built")
+    x, y = unit(60, 12).to(dtype), torch.arange(60) // 4
+    want = multi_similarity_loss(x, y, reduction="none", backend="cpu")
+    largest = torch.finfo(dtype).max
+    x[5] *= largest / x[5].abs().max()
+    got, dx = loss_and_gradient(x, y, reduction="none", backend="cpu")
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+    assert dx.isfinite().all()
+
+
 def test_float16_denormals_and_extremes(backend):
     x, y = unit(60, 12).to(torch.float16), torch.arange(60) // 4
     x[0] *= 6e-8
@@ -235,6 +249,14 @@ def test_labels_at_the_ends_of_int64(backend):
     got = multi_similarity_loss(x, far, x, far.flip(0), reduction="none", backend=backend)
     want = multi_similarity_loss(x, y, x, y.flip(0), reduction="none", backend="reference")
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+
+
+def test_views_that_negate_are_resolved(backend):
+    x, y = unit(60, 12), torch.arange(60) // 4
+    view = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert view.is_neg() and torch.equal(view, x)
+    want = multi_similarity_loss(x, y, backend=backend)
+    assert torch.equal(multi_similarity_loss(view, y, backend=backend), want)
 
 
 def test_autocast_gives_float32_and_rounds_nothing(backend):

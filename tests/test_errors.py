@@ -13,6 +13,7 @@ CASES = [
     ((X[None], Y), {}, ValueError, r"embeddings: expected shape \(N, D\), got \(1, 4, 3\)"),
     ((X.long(), Y), {}, TypeError, r"embeddings: expected float16.*got torch.int64; use .float"),
     ((X + 1j, Y), {}, TypeError, "embeddings: expected float16.*got torch.complex64"),
+    ((X.to_sparse(), Y), {}, TypeError, "embeddings: expected a dense tensor.*sparse_coo"),
     (([[0.0]], Y), {}, TypeError, "embeddings: expected a tensor, got list"),
     ((X, Y[:3]), {}, ValueError, r"labels: expected shape \(4,\) to match.*got \(3,\)"),
     ((X, Y[:, None]), {}, ValueError, r"labels: expected shape \(4,\) to match.*got \(4, 1\)"),

@@ -53,7 +53,35 @@ def test_the_fastest_is_the_default():
         cpu.use_instruction_set("sse9")
 
 
+def exp(x):
+    out = torch.full_like(x, torch.nan)
+    dtype = cpu.DType.float64 if x.dtype == torch.float64 else cpu.DType.float32
+    cpu.exp(dtype, x.data_ptr(), out.data_ptr(), len(x))
+    return out
+
+
+def test_exp_errs_by_less_than_an_ulp(instruction_set):
+    most = 2.0 if instruction_set == "baseline" else 1.0  # without fused multiply-adds
+    generator = torch.Generator().manual_seed(0)
+    for low, high in ((-86.0, 88.0), (-1.0, 1.0), (-1e-6, 1e-6)):
+        x = torch.rand(200_001, generator=generator, dtype=torch.float64) * (high - low) + low
+        x = x.float()
+        want = x.double().exp()
+        ulp = 2.0 ** (torch.frexp(want.float())[1] - 24)
+        assert ((exp(x).double() - want).abs() / ulp).max() < most
+    x = torch.rand(200_001, generator=generator, dtype=torch.float64) * 1400 - 700
+    ulp = 2.0 ** (torch.frexp(x.exp())[1].double() - 53)  # torch.exp may itself err by one
+    assert ((exp(x) - x.exp()).abs() / ulp).max() <= most + 1
+
+
 def test_exp_at_its_limits(instruction_set):
+    far = torch.tensor([0.0, -0.0, -86.1, -1e30, -torch.inf, 88.0, 200.0, torch.inf])
+    got = exp(far)
+    assert got[0] == 1 and got[1] == 1 and not got[2:5].any()
+    assert torch.equal(got[6:], got[5].expand(2)) and got[5].isfinite()
+
+
+def test_weights_span_the_range_of_exp(instruction_set):
     """Weights span the whole range of the exponential when beta is far out."""
     x = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-1.0, 0.0]], dtype=torch.float32)
     y = torch.tensor([0, 0, 1, 2])

@@ -34,10 +34,9 @@ MAY_IMPORT = {
 
 
 def modules():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        if not name.endswith("__init__"):
-            yield name, path
+    paths = sorted(PACKAGE.rglob("*.py"))
+    names = [".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in paths]
+    return [(n, path) for n, path in zip(names, paths, strict=True) if not n.endswith("__init__")]
 
 
 def imports_of(path):

@@ -181,8 +181,25 @@ void solve(const Problem& p) {
   computes_in_double(p.dtype) ? Solver<double>(p).run() : Solver<float>(p).run();
 }
 
+template <typename T>
+void exp_of(const T* in, T* out, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; i += kLanes<T>) {
+    const std::int64_t filled = count - i < kLanes<T> ? count - i : kLanes<T>;
+    T lanes[kLanes<T>] = {};
+    std::memcpy(lanes, in + i, filled * sizeof(T));
+    store(lanes, exp<T>(load(lanes)));
+    std::memcpy(out + i, lanes, filled * sizeof(T));
+  }
+}
+
+void exp_any(DType dtype, const void* in, void* out, std::int64_t count) {
+  computes_in_double(dtype)
+      ? exp_of(static_cast<const double*>(in), static_cast<double*>(out), count)
+      : exp_of(static_cast<const float*>(in), static_cast<float*>(out), count);
+}
+
 }  // namespace
 
-Kernels kernels() { return {MSK_NAME(MSK_ISA), plan, solve}; }
+Kernels kernels() { return {MSK_NAME(MSK_ISA), plan, solve, exp_any}; }
 
 }  // namespace msk::MSK_ISA

@@ -11,6 +11,8 @@ struct Kernels {
   // go to bookkeeping and stash.
   void (*plan)(Problem&, std::int64_t budget);
   void (*solve)(const Problem&);
+  // The vector exponential, for the test of its error: float32 or float64, any count.
+  void (*exp)(DType, const void* in, void* out, std::int64_t count);
 };
 
 namespace avx512 {

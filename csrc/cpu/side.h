@@ -97,6 +97,17 @@ inline float bfloat16_to_float(std::uint16_t h) {
   return value;
 }
 
+// In double. The row is padded with zeros to a multiple of eight.
+template <typename T>
+double sum_of_squares(const T* row, std::int64_t depth) {
+  double lanes[8] = {};
+  for (std::int64_t d = 0; d < depth; d += 8)
+    for (int lane = 0; lane < 8; ++lane) lanes[lane] += double(row[d + lane]) * row[d + lane];
+  double sum = 0;
+  for (double lane : lanes) sum += lane;
+  return sum;
+}
+
 // Copies sample `order[k]` into row k, divided by its norm (floored at 1e-12) if asked.
 template <typename T>
 void copy_row(Side<T>& side, std::int64_t k, const SideInput& in, DType dtype, std::int64_t depth,
@@ -120,21 +131,27 @@ void copy_row(Side<T>& side, std::int64_t k, const SideInput& in, DType dtype, s
     else
       for (std::int64_t d = 0; d < depth; ++d) out[d] = bfloat16_to_float(half[d]);
   }
-  double lanes[8] = {};
-  const std::int64_t padded = (depth + 7) / 8 * 8;  // within the stride, where zeros are
-  for (std::int64_t d = 0; d < padded; d += 8)
-    for (int lane = 0; lane < 8; ++lane) lanes[lane] += double(out[d + lane]) * out[d + lane];
-  double square = 0;
-  for (double lane : lanes) square += lane;
-  bool finite = true;
-  if (!std::isfinite(square))  // a double may overflow; then its elements decide
-    for (std::int64_t d = 0; d < depth; ++d) finite = finite && std::isfinite(out[d]);
+  double square = sum_of_squares(out, depth);
+  T scale = T(1);
+  if (!std::isfinite(
+          T(std::sqrt(square)))) {  // elements decide: of finite ones the square overflowed
+    for (std::int64_t d = 0; d < depth; ++d) {
+      if (!std::isfinite(out[d])) side.poisoned[k] = 1;
+      scale = std::fabs(out[d]) > scale ? std::fabs(out[d]) : scale;
+    }
+    if (side.poisoned[k]) {
+      for (std::int64_t d = 0; d < depth; ++d) out[d] = T(0);
+      side.norm[k] = T(0);
+      return;
+    }
+    if (normalize) {
+      for (std::int64_t d = 0; d < depth; ++d) out[d] /= scale;
+      square = sum_of_squares(out, depth);
+    }
+  }
   const T norm = T(std::sqrt(square));
-  side.norm[k] = norm;
-  if (!finite) {
-    side.poisoned[k] = 1;
-    for (std::int64_t d = 0; d < depth; ++d) out[d] = T(0);
-  } else if (normalize) {
+  side.norm[k] = norm * scale;
+  if (normalize) {
     const T divisor = norm > T(1e-12) ? norm : T(1e-12);
     for (std::int64_t d = 0; d < depth; ++d) out[d] /= divisor;
   }

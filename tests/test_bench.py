@@ -1,0 +1,87 @@
+"""The benchmark measures what it says it does."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("ms_kernels._cpu")
+
+from bench import report  # noqa: E402
+from bench.baselines import BASELINES, ours  # noqa: E402
+from bench.cases import REGIMES, make_batch  # noqa: E402
+from bench.timing import Turns  # noqa: E402
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_regimes_keep_what_they_say(regime):
+    share, slack = REGIMES[regime]
+    for shape in ((512, 128), (1024, 32)):
+        assert share / slack < make_batch(*shape, regime).kept < share * slack
+
+
+@pytest.mark.parametrize("name", ["dense", "metric_learning", "row_loop", "panels"])
+def test_baselines_compute_the_same_loss(name):
+    if name == "metric_learning":
+        pytest.importorskip("pytorch_metric_learning")
+    x, y, _ = make_batch(128, 32, "mid")
+    results = []
+    for function in (ours, BASELINES[name]):
+        leaf = x.clone().requires_grad_()
+        loss = function(leaf, y)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-6)
+
+
+def test_candidates_take_turns():
+    x, y, _ = make_batch(128, 32, "mid")
+    turns = Turns(x, y, with_gradient=True)
+    order = []
+    turns.baselines = {
+        name: lambda x, y, name=name: order.append(name) or x.sum() for name in ("a", "b")
+    }
+    for _ in range(2):
+        turns.others()
+        turns.run("ours", lambda x, y: order.append("ours") or x.sum())
+    assert order == ["a", "b", "ours"] * 2
+    found = turns.summary()
+    assert set(found) == {"a", "b", "ours"} and found["ours"]["ratio"] == 1.0
+    for kind in ("forward", "backward", "step"):
+        assert found["a"][kind] > 0
+
+
+def made_up(n, d, regime):
+    def times(scale):
+        return {"forward": scale, "backward": scale, "step": 2 * scale, "ratio": scale / 1e-3}
+
+    names = ("ours", "dense", "compiled", "metric_learning", "row_loop")
+    candidates = {name: times(1e-3 * (k + 1)) for k, name in enumerate(names)}
+    kept = {"early": 0.5, "mid": 0.05, "late": 5e-4}[regime]
+    return dict(n=n, d=d, regime=regime, kind="step", kept=kept, candidates=candidates)
+
+
+def test_report_draws_and_fills_the_readme(tmp_path):
+    machine = dict(threads=2, cpu="Test CPU", instruction_set="avx2", torch="2", date="2030-01-01")
+    found = {
+        "machine": machine,
+        "times": [made_up(n, 512, r) for n in (128, 512) for r in REGIMES],
+        "memory": [
+            {"candidate": k, "n": n, "d": 512, "bytes": n * 2**20}
+            for k in ("ours", "dense", "compiled", "metric_learning")
+            for n in (128, 512)
+        ],
+    }
+    (tmp_path / "docs").mkdir()
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
+    report.publish(json.loads(json.dumps(found)), tmp_path)
+    text = readme.read_text()
+    assert text.startswith("before") and text.endswith("after\n") and "old" not in text
+    assert "| 512 | 512 | mid | 5.00% | 2.00 ms | 2.0x | 3.0x | 4.0x | 5.0x |" in text
+    assert "Test CPU" in text and "| 128 | 512 | early |" not in text
+    assert "| 128 | 512 | early |" in (tmp_path / "docs" / "benchmark.md").read_text()
+    for name in ("bench_time.png", "bench_memory.png"):
+        assert (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
