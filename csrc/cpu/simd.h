@@ -126,7 +126,7 @@ inline Code<T> sum_lanes_of_codes(Mask<T> v) {
 // One bit for each true lane, lane 0 lowest.
 template <typename T>
 inline std::uint32_t bits(Mask<T> m) {
-  constexpr bool wide = sizeof(T) == 8;
+  [[maybe_unused]] constexpr bool wide = sizeof(T) == 8;
 #if defined(__AVX512DQ__)
   if constexpr (wide)
     return _mm512_movepi64_mask((__m512i)m);
