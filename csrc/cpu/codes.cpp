@@ -22,6 +22,8 @@ Codes::Codes(const std::int64_t* values, std::int64_t count) {
   size_ = std::int32_t(sorted_.size());
 }
 
+Codes::~Codes() = default;
+
 std::int32_t Codes::operator()(std::int64_t value) const {
   if (sorted_.empty()) {
     const std::uint64_t place = std::uint64_t(value) - std::uint64_t(least_);

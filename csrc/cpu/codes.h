@@ -10,6 +10,7 @@ namespace msk {
 class Codes {
  public:
   Codes(const std::int64_t* values, std::int64_t count);
+  ~Codes();  // not inline: this file is compiled once, for every machine
   std::int32_t size() const { return size_; }
   // The code of a value, or size() if it is none of those given.
   std::int32_t operator()(std::int64_t value) const;
