@@ -1,6 +1,7 @@
 """python -m bench [quick]: time, memory, then the table and the plots."""
 
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -15,14 +16,22 @@ from tqdm import tqdm
 import ms_kernels
 from bench import memory, report
 from bench.cases import DEPTHS
-from ms_kernels import _cpu
+from ms_kernels.backends import cpu
 
 MEMORY_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 # What a candidate needs grows as N squared: above these it would not fit 24 GiB, or take minutes.
-MOST_ROWS = {"ours": 32768, "dense": 8192, "compiled": 8192, "metric_learning": 8192}
+MOST_ROWS = {
+    "ours": 32768,
+    "panels": 8192,
+    "dense": 8192,
+    "compiled": 8192,
+    "metric_learning": 8192,
+}
 
 
 def machine() -> dict[str, object]:
+    from ms_kernels import _cpu
+
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -31,9 +40,11 @@ def machine() -> dict[str, object]:
     return {
         "cpu": name,
         "instruction_set": _cpu.instruction_set(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "ms_kernels": ms_kernels.__version__,
+        "pytorch_metric_learning": importlib.metadata.version("pytorch-metric-learning"),
         "python": platform.python_version(),
         "commit": commit.stdout.strip(),
         "date": datetime.date.today().isoformat(),
@@ -51,6 +62,9 @@ def times() -> list[dict[str, object]]:
 
 
 def peaks(sizes: tuple[int, ...]) -> list[dict[str, object]]:
+    if not sys.platform.startswith("linux"):
+        print("peak memory: known on Linux only, left out")
+        return []
     jobs = [(k, n, d) for d in DEPTHS for n in sizes for k, most in MOST_ROWS.items() if n <= most]
     return [
         {"candidate": name, "n": n, "d": d, "bytes": memory.measure(name, n, d)}
@@ -62,6 +76,8 @@ def main() -> None:
     quick = sys.argv[1:] == ["quick"]
     if sys.argv[1:] and not quick:
         sys.exit(f"bench: expected nothing or 'quick', got {' '.join(sys.argv[1:])!r}")
+    if reason := cpu.missing():
+        sys.exit(f"bench: {reason}")
     os.environ["MSK_BENCH"] = "quick" if quick else "full"
     found = {
         "machine": machine(),

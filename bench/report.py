@@ -89,7 +89,7 @@ def plot_time(found: dict[str, Any], path: Path) -> None:
 def plot_memory(found: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
     rows = [row for row in found["memory"] if row["d"] == 512]
-    for name in ("ours", "compiled", "dense", "metric_learning"):
+    for name in ("ours", "panels", "compiled", "dense", "metric_learning"):
         points = [(r["n"], r["bytes"] / 2**20) for r in rows if r["candidate"] == name]
         # Below one MiB resident memory counts pages, not the loss.
         _line(axes, name, sorted(p for p in points if p[1] >= 1))
@@ -119,7 +119,8 @@ def _log_axes(axes: Axes, sizes: list[int]) -> None:
 def publish(found: dict[str, Any], root: Path = ROOT) -> None:
     """Draws both plots and the whole table into docs/, the headline into README's markers."""
     plot_time(found, root / "docs" / "bench_time.png")
-    plot_memory(found, root / "docs" / "bench_memory.png")
+    if found["memory"]:
+        plot_memory(found, root / "docs" / "bench_memory.png")
     title = "# A training step, measured\n\n`make bench` writes this page.\n\n"
     (root / "docs" / "benchmark.md").write_text(f"{title}{table(found)}\n")
     readme = root / "README.md"

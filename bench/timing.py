@@ -60,12 +60,15 @@ class Turns:
         self.times.clear()
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Median seconds of each candidate, and ratios to ours taken round by round."""
+        """Median seconds of each candidate, ratios to ours taken round by round, and quartiles."""
         found = {}
         ours = self.times["ours"]["step"]
         for name, kinds in self.times.items():
             ratios = sorted(t / o for t, o in zip(kinds["step"], ours, strict=False))
             found[name] = {kind: statistics.median(times) for kind, times in kinds.items()}
+            steps = sorted(kinds["step"])
+            found[name]["step_low"] = steps[len(steps) // 4]
+            found[name]["step_high"] = steps[-1 - len(steps) // 4]
             found[name]["ratio"] = statistics.median(ratios)
             found[name]["ratio_low"] = ratios[len(ratios) // 4]
             found[name]["ratio_high"] = ratios[-1 - len(ratios) // 4]

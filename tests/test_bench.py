@@ -8,9 +8,11 @@ import torch
 pytest.importorskip("matplotlib")
 pytest.importorskip("ms_kernels._cpu")
 
+import ms_kernels  # noqa: E402
 from bench import report  # noqa: E402
 from bench.baselines import BASELINES, ours  # noqa: E402
-from bench.cases import REGIMES, make_batch  # noqa: E402
+from bench.cases import REGIMES, Batch, make_batch  # noqa: E402
+from bench.check import check, comparable  # noqa: E402
 from bench.timing import Turns  # noqa: E402
 
 
@@ -36,6 +38,37 @@ def test_baselines_compute_the_same_loss(name):
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("regime", REGIMES)
+def test_right_results_are_timed(regime):
+    names = ("dense", "row_loop", "panels")
+    check(make_batch(512, 32, regime), {"ours": ours, **{name: BASELINES[name] for name in names}})
+
+
+@pytest.mark.parametrize(
+    "what, flawed",
+    [
+        ("loss", lambda x, y: ours(x, y) * (1 + 1e-5)),
+        ("loss", lambda x, y: ours(x, y) * float("nan")),
+        ("gradient", lambda x, y: ours(x + 1e-5 * (x - x.detach()), y)),
+        ("gradient", lambda x, y: ours(x.detach(), y) + 0 * x.sum()),
+    ],
+    ids=["loss", "nan", "gradient", "no_gradient"],
+)
+def test_wrong_results_are_not_timed(what, flawed):
+    with pytest.raises(AssertionError, match=f"flawed: expected a {what} .*; not timed"):
+        check(make_batch(512, 32, "mid"), {"flawed": flawed})
+
+
+def test_a_single_mined_pair_of_each_kind_is_not_compared():
+    x = torch.tensor([[0.0], [0.9], [1.3], [3.0]])
+    x = torch.cat([x.cos(), x.sin()], 1)
+    batch = Batch(x, torch.tensor([0, 0, 1, 2]), 0.0)
+    stats = ms_kernels.row_statistics(batch.x, batch.y)
+    assert int(stats.pos_kept.sum()) == int(stats.neg_kept.sum()) == 1
+    assert comparable("dense", batch) and not comparable("metric_learning", batch)
+    assert comparable("metric_learning", make_batch(128, 32, "mid"))
+
+
 def test_candidates_take_turns():
     x, y, _ = make_batch(128, 32, "mid")
     turns = Turns(x, y, with_gradient=True)
@@ -51,6 +84,7 @@ def test_candidates_take_turns():
     assert set(found) == {"a", "b", "ours"} and found["ours"]["ratio"] == 1.0
     for kind in ("forward", "backward", "step"):
         assert found["a"][kind] > 0
+    assert 0 < found["a"]["step_low"] <= found["a"]["step"] <= found["a"]["step_high"]
 
 
 def made_up(n, d, regime):
@@ -85,3 +119,14 @@ def test_report_draws_and_fills_the_readme(tmp_path):
     assert "| 128 | 512 | early |" in (tmp_path / "docs" / "benchmark.md").read_text()
     for name in ("bench_time.png", "bench_memory.png"):
         assert (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_without_memory_keeps_the_old_plot(tmp_path):
+    machine = dict(threads=2, cpu="Test CPU", instruction_set="avx2", torch="2", date="2030-01-01")
+    found = {"machine": machine, "times": [made_up(128, 512, "mid")], "memory": []}
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(f"{report.START}\n{report.END}\n")
+    (tmp_path / "docs" / "bench_memory.png").write_bytes(b"old")
+    report.publish(found, tmp_path)
+    assert (tmp_path / "docs" / "bench_memory.png").read_bytes() == b"old"
+    assert "Test CPU" in (tmp_path / "README.md").read_text()

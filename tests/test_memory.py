@@ -16,6 +16,11 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def two_threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # each thread needs about one MiB
+
+
 @pytest.mark.parametrize("d", [128, 512])
 def test_less_than_64_mib_at_8192(d):
     assert measure("cpu", 8192, d)["peak_bytes"] < 64 * MIB
