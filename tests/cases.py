@@ -49,8 +49,8 @@ def assert_within_budget(got, same_dtype, exact, factor=2.0):
     if not finite.any():
         return
     got, same_dtype, exact = got[finite], same_dtype[finite], exact[finite]
-    rounding = 1e-11 if factor == 0 else 1e-6
-    floor = rounding * exact.abs().max().clamp(min=1e-3)
+    rounding = 1e-11 if factor == 0 else 2.0**-22  # two ulp of the largest in float32
+    floor = rounding * exact.abs().max()
     spread = (same_dtype - exact)[same_dtype.isfinite()].abs()
     allowed = factor * (spread.max() if len(spread) else 0.0) + floor
     worst = (got - exact).abs().max()

@@ -116,8 +116,7 @@ class Gradient {
       while (end < e.listed && receiver(end) == receiver(k)) ++end;
       T* into = sums + receiver(k) * Scratch<T>::kChunk;
       const auto add = [&](auto vectors, int c) {
-        Vec<T> sum[vectors];
-        for (int v = 0; v < vectors; ++v) sum[v] = load(into + c + v * kLanes<T>);
+        Vec<T> sum[vectors] = {};
         for (std::int32_t i = k; i < end; ++i) {
           const Pair<T>& p = pair(i);
           const T* from = x + (transposed ? p.row : p.column) * stride + c;
@@ -125,7 +124,10 @@ class Gradient {
           for (int v = 0; v < vectors; ++v)
             sum[v] = multiply_add<T>(weight, load(from + v * kLanes<T>), sum[v]);
         }
-        for (int v = 0; v < vectors; ++v) store(into + c + v * kLanes<T>, sum[v]);
+        for (int v = 0; v < vectors; ++v) {
+          T* at = into + c + v * kLanes<T>;
+          store(at, load(at) + sum[v]);
+        }
       };
       int c = 0;
       for (; c + 12 * kLanes<T> <= width; c += 12 * kLanes<T>)

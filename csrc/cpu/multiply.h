@@ -23,15 +23,15 @@ struct Operands {
 };
 
 // kRows rows of C, `vectors` vectors wide. Every element is one chain of fused multiply-adds in
-// ascending k, whatever the block it is computed in.
+// ascending k, whatever the block it is computed in. The chain starts at 0, not at C: so a long sum
+// of products is one of short chains, and its error grows with their length and number apart.
 template <typename T, int vectors>
 inline void multiply_block(Operands<T> o, int depth, bool accumulate) {
   Vec<T> sum[kRows][vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 3
-    for (int v = 0; v < vectors; ++v)
-      sum[r][v] = accumulate ? load(o.c + r * o.c_row + v * kLanes<T>) : Vec<T>{};
+    for (int v = 0; v < vectors; ++v) sum[r][v] = Vec<T>{};
   for (int k = 0; k < depth; ++k) {
     Vec<T> right[vectors];
 #pragma GCC unroll 3
@@ -48,7 +48,10 @@ inline void multiply_block(Operands<T> o, int depth, bool accumulate) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 3
-    for (int v = 0; v < vectors; ++v) store(o.c + r * o.c_row + v * kLanes<T>, sum[r][v]);
+    for (int v = 0; v < vectors; ++v) {
+      T* at = o.c + r * o.c_row + v * kLanes<T>;
+      store(at, accumulate ? load(at) + sum[r][v] : sum[r][v]);
+    }
 }
 
 // C of `rows` x `width`, both rounded up to whole blocks and vectors: operands are padded so far.
