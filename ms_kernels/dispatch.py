@@ -2,11 +2,12 @@
 
 import functools
 import importlib
+import os
 from types import ModuleType
 from typing import NamedTuple
 
 # Fastest first. `device` is the only one that the backend serves, None for any.
-DEVICE_OF = {"cpu": "cpu", "panels": None}
+DEVICE_OF = {"cpu": "cpu", "triton": "cuda", "panels": None}
 NAMES = ("auto", *DEVICE_OF, "reference")
 
 
@@ -31,7 +32,8 @@ def resolve(name: str, device: str) -> str:
         return choose(device, built())
     if name in DEVICE_OF:
         only = DEVICE_OF[name]
-        if only not in (None, device):
+        interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+        if only not in (None, device) and not interpreted:
             raise ValueError(
                 f"backend: {name!r} expected tensors on {only}, got {device}; use backend='auto'"
             )
@@ -66,6 +68,7 @@ def backends() -> dict[str, Availability]:
     """
     notes = {
         "cpu": "fused C++ kernels for CPU tensors",
+        "triton": "fused Triton kernels for CUDA tensors",
         "panels": "streaming, plain PyTorch, any device",
     }
     found = {}

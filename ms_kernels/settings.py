@@ -1,18 +1,23 @@
-"""Memory budgets, as attributes of `ms_kernels.options`."""
+"""Memory budgets and one tolerance, as attributes of `ms_kernels.options`."""
 
 
 class Options:
-    """Budgets in bytes. They change speed and memory, never a bit of a result.
+    """Budgets in bytes, which change speed and memory; and one bounded approximation.
 
     workspace_bytes: what the cpu backend may spend on partial sums and on similarities kept from
-        the forward pass for the gradient, beyond one normalised copy of the embeddings.
-        Default 40 MiB, enough to keep all similarities up to N = 4096.
+        the forward pass for the gradient, beyond one normalised copy of the embeddings; what the
+        triton backend may spend on partial sums, and on a panel of weights. Default 40 MiB: all
+        similarities up to N = 4096 on the CPU, less than the L2 cache of a large GPU.
     panel_bytes: one panel of similarities of the panels backend. Default 16 MiB.
+    skip_below: the triton backend leaves out tiles of negatives of so little weight that no row
+        loses more than this share of the greatest total weight that any row's negatives have.
+        Default 2^-24, the rounding of float32; 0 leaves out only what mining emptied.
     """
 
     def __init__(self) -> None:
         self._workspace_bytes = 40 << 20
         self._panel_bytes = 16 << 20
+        self._skip_below = 2.0**-24
 
     @property
     def workspace_bytes(self) -> int:
@@ -30,10 +35,22 @@ class Options:
     def panel_bytes(self, value: int) -> None:
         self._panel_bytes = _bytes("panel_bytes", value, 1)
 
-    def __setattr__(self, name: str, value: int) -> None:
+    @property
+    def skip_below(self) -> float:
+        return self._skip_below
+
+    @skip_below.setter
+    def skip_below(self, value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"options.skip_below: expected a number, got {value!r}")
+        if not 0 <= value < 1:
+            raise ValueError(f"options.skip_below: expected 0 <= number < 1, got {value}")
+        self._skip_below = float(value)
+
+    def __setattr__(self, name: str, value: float) -> None:
         if not name.startswith("_") and not hasattr(type(self), name):
             raise AttributeError(
-                f"options.{name}: expected workspace_bytes or panel_bytes, got {name!r}"
+                f"options.{name}: expected workspace_bytes, panel_bytes or skip_below, got {name!r}"
             )
         super().__setattr__(name, value)
 

@@ -1,9 +1,14 @@
+import os
 import warnings
 
 import pytest
 import torch
-from cases import BACKENDS
-from hypothesis import settings
+
+if not torch.cuda.is_available():  # before any of our kernels is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from cases import BACKENDS  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 # The same examples in every run: a failure in CI must come back at home.
 settings.register_profile("steady", derandomize=True, deadline=None, max_examples=25)
@@ -22,6 +27,8 @@ def steady():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
+        # Infinities are ordinary operands of a kernel; NumPy under the interpreter remarks on them.
+        warnings.filterwarnings("ignore", module="triton.runtime.interpreter")
         yield
     torch.set_num_threads(threads)
 

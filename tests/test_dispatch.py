@@ -14,6 +14,8 @@ def test_auto_takes_the_fastest_that_serves_the_device():
     assert dispatch.choose("cpu", frozenset({"cpu", "panels"})) == "cpu"
     assert dispatch.choose("cpu", frozenset({"panels"})) == "panels"
     assert dispatch.choose("cuda", frozenset({"cpu", "panels"})) == "panels"
+    assert dispatch.choose("cuda", frozenset({"cpu", "triton", "panels"})) == "triton"
+    assert dispatch.choose("cpu", frozenset({"triton", "panels"})) == "panels"
     assert dispatch.choose("cpu", frozenset()) == "reference"
 
 
@@ -26,7 +28,7 @@ def test_an_explicit_backend_never_falls_back(monkeypatch):
 
 def test_backends_say_what_they_are():
     found = ms_kernels.backends()
-    assert list(found) == ["cpu", "panels", "reference"]
+    assert list(found) == ["cpu", "triton", "panels", "reference"]
     assert found["panels"].available and found["reference"].available
     assert all(state.note for state in found.values())
 

@@ -11,7 +11,8 @@ float64 embeddings, else float32:
         (N, D) in the compute dtype: row i gets the sum over j of
         (g(S_ij; row i) d_i + g(S_ij; column j) d_j) column_j, through its normalisation.
     loss_and_gradient(anchors, candidates, spec, need_dx, need_dr) -> tuple
-        Row losses (N,), kept pairs of each row (N,), and the gradients of the sum of row losses.
+        Row losses (N,), int64 (N,) above 0 where a row keeps a pair, and the gradients of the sum
+        of row losses.
 
 A row with a similarity that is not finite has a NaN loss; in self mode every gradient is then NaN,
 with candidates that of the row and those of all candidates.

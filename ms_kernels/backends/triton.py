@@ -1,0 +1,130 @@
+"""Triton backend: tiles of similarities on a GPU, O(N D) memory, no wait of the host.
+
+Both sides are copied in label order; statistics take one half pass over the negatives and two looks
+at the few tiles with positives; the gradient visits the tiles that mining left.
+"""
+
+import contextlib
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from ms_kernels.backends.interface import Side, Term
+from ms_kernels.reference import RowStatistics
+from ms_kernels.settings import options
+from ms_kernels.spec import MultiSimilaritySpec
+
+# Kernels import Triton, so they are imported by the functions that launch them.
+
+
+def missing() -> str | None:
+    """None when Triton and a GPU are here, or its interpreter is asked for; else why not."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; pip install triton"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        major, minor = capability
+        return f"the kernels need a GPU of compute capability 8.0 or newer, this is {major}.{minor}"
+    return None
+
+
+def row_statistics(
+    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec
+) -> RowStatistics:
+    """Statistics of each anchor; candidates None means the anchors themselves."""
+    from ms_kernels.triton_kernels.launch_statistics import statistics
+    from ms_kernels.triton_kernels.problem import Problem
+
+    with _on_device_of(anchors.embeddings):
+        problem = Problem(anchors, candidates, spec)
+        found = statistics(problem, options.workspace_bytes, exact=True)
+        assert found.exact is not None
+        return found.exact
+
+
+def embedding_gradient(
+    rows: Side,
+    columns: Side | None,
+    spec: MultiSimilaritySpec,
+    row_term: Term | None,
+    column_term: Term | None,
+) -> Tensor:
+    """Gradient (N, D) with respect to the rows' embeddings, through their normalisation."""
+    from ms_kernels.triton_kernels.launch_gradient import gradient, read_terms
+    from ms_kernels.triton_kernels.problem import Problem
+
+    with _on_device_of(rows.embeddings):
+        problem = Problem(rows, columns, spec)
+        terms = [row_term, column_term]
+        largest = torch.ones(1, dtype=problem.rows.dtype, device=rows.embeddings.device)
+        if problem.rows.copy.dtype == torch.float16:  # weights must fit its range
+            given = [t.dloss.abs().amax() for t in terms if t is not None and t.dloss.numel()]
+            for most in given:
+                largest = torch.where(most > 0, most.to(largest.dtype), largest[:1])
+        poison = torch.zeros(1, dtype=problem.rows.dtype, device=rows.embeddings.device)
+        if column_term is not None:  # a weight that is not a number reaches every row
+            poison = poison + _poison(column_term.stats.neg_lse).sum().to(poison.dtype)
+        if row_term is not None and row_term is not column_term:
+            poison = poison + _poison(row_term.stats.neg_lse).to(poison.dtype)
+        sides = (problem.rows, problem.columns)
+        read = [
+            None if term is None else read_terms(side, term, problem, largest)
+            for side, term in zip(sides, terms, strict=True)
+        ]
+        dx = gradient(problem, read[0], read[1], poison, None, options.workspace_bytes)
+        return dx * largest if problem.rows.copy.dtype == torch.float16 else dx
+
+
+def loss_and_gradient(
+    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec, need_dx: bool, need_dr: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Row losses, 1 for the rows that keep a pair, and the gradients of the losses' sum."""
+    from ms_kernels.triton_kernels.launch_gradient import Mass, gradient
+    from ms_kernels.triton_kernels.launch_statistics import statistics
+    from ms_kernels.triton_kernels.problem import Problem
+
+    with _on_device_of(anchors.embeddings):
+        problem = Problem(anchors, candidates, spec)
+        budget = options.workspace_bytes
+        found = statistics(problem, budget, exact=False)
+        loss = found.loss
+        row_poison = _poison(loss)
+        poison = row_poison.sum().view(1)
+        tolerance = _tolerance(found.terms)
+        dx = dr = None
+        if need_dx:
+            mass = Mass(found.tile_mass, False, tolerance)
+            if candidates is None:
+                dx = gradient(problem, found.terms, found.terms, poison, mass, budget)
+            else:
+                dx = gradient(problem, found.terms, None, row_poison, mass, budget)
+        if need_dr and candidates is not None:
+            mass = Mass(found.tile_mass, True, tolerance)
+            ranges = problem.columns.ranges_among(candidates.labels, anchors.labels)
+            other = problem.other_way(*ranges)
+            dr = gradient(other, None, found.terms, poison, mass, budget)
+        return loss, found.valid, dx, dr
+
+
+def _poison(statistic: Tensor) -> Tensor:
+    """NaN where it is NaN, else 0."""
+    return torch.where(statistic.isnan(), torch.nan, 0.0).to(statistic.dtype)
+
+
+def _tolerance(terms: Tensor) -> Tensor:
+    """Weight that each row may lose: `skip_below` of the greatest total weight of any row."""
+    share = options.skip_below
+    if share == 0:
+        return torch.zeros(1, dtype=terms.dtype, device=terms.device)
+    # The weights of a row's negatives sum to 1 - exp(-offset).
+    return share * -torch.expm1(-terms[2].amax().view(1))
+
+
+def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

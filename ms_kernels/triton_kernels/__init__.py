@@ -1,0 +1,1 @@
+"""Triton kernels of the triton backend; `backends/triton.py` launches them."""

@@ -1,0 +1,35 @@
+"""Which pairs of a tile are positive, negative, or no pairs at all.
+
+Samples are sorted by label, so a row's positives are a range [first, last) of columns. ID_MODE
+says which pairs are the same sample: NO_IDS none, DIAGONAL those of equal places (self mode),
+GIVEN those of equal ids.
+"""
+
+import triton
+import triton.language as tl
+
+NO_IDS, DIAGONAL, GIVEN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def same_class(first, last, columns):
+    return (columns[None, :] >= first[:, None]) & (columns[None, :] < last[:, None])
+
+
+@triton.jit
+def distinct(rows, columns, row_ids, column_ids, ID_MODE: tl.constexpr):
+    """False for the pairs that are one sample."""
+    different = rows[:, None] != columns[None, :]
+    if ID_MODE == GIVEN:
+        different = tl.load(row_ids + rows)[:, None] != tl.load(column_ids + columns)[None, :]
+    if ID_MODE == NO_IDS:
+        different = (rows[:, None] >= 0) & (columns[None, :] >= 0)
+    return different
+
+
+@triton.jit
+def positive_range(first, last, rows, N):
+    """The columns that hold the positives of a block of rows."""
+    low = tl.min(tl.where(rows < N, tl.load(first + rows), 0x7FFFFFFF))
+    high = tl.max(tl.load(last + rows))  # 0 in the rows past N
+    return low, high

@@ -1,0 +1,86 @@
+"""One tile of similarities, in one way for every kernel: S_ij and S_ji carry the same bits.
+
+Operands are padded copies (`rows.py`): whole blocks are read without masks. A pair's similarity is
+the product of the copies times the product of the two rows' scales, accumulated in ascending depth.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def round_to_tf32(x):
+    """Nearest float32 with 10 bits of mantissa."""
+    bits = x.to(tl.int32, bitcast=True) + 0x1000
+    return (bits & ~0x1FFF).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def multiply_add(a, b, sums, MODE: tl.constexpr):
+    """sums + a @ b, with products as accurate as MODE (`tiles.py`) says."""
+    if MODE == "half_in_float32":
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    if MODE == "tf32x3":
+        return tl.dot(a, b, sums, input_precision="tf32x3", out_dtype=sums.dtype)
+    if MODE == "tf32":
+        return tl.dot(a, b, sums, input_precision="tf32", out_dtype=sums.dtype)
+    return tl.dot(a, b, sums, input_precision="ieee", out_dtype=sums.dtype)
+
+
+@triton.jit
+def split_product(a, b, high, low_high, high_low):
+    """Each operand as a tf32 number and what is left of it.
+
+    The two mixed products have a sum each: exchanging a and b exchanges them, not their total.
+    """
+    a_high, b_high = round_to_tf32(a), round_to_tf32(b)
+    a_low, b_low = round_to_tf32(a - a_high), round_to_tf32(b - b_high)
+    high = tl.dot(a_high, b_high, high, input_precision="tf32")
+    low_high = tl.dot(a_low, b_high, low_high, input_precision="tf32")
+    high_low = tl.dot(a_high, b_low, high_low, input_precision="tf32")
+    return high, low_high, high_low
+
+
+@triton.jit
+def similarity_of(own, other, row_scale, column_scale, MODE: tl.constexpr):
+    """Of rows `own` (BLOCK_M, depth) and columns `other` (depth, BLOCK_N), held whole."""
+    zero = tl.zeros((own.shape[0], other.shape[1]), row_scale.dtype)
+    if MODE == "tf32x3":
+        high, low_high, high_low = split_product(own, other, zero, zero, zero)
+        sums = high + (low_high + high_low)
+    else:
+        sums = multiply_add(own, other, zero, MODE)
+    return sums * (row_scale[:, None] * column_scale[None, :])
+
+
+@triton.jit
+def similarity(
+    x,
+    row_scale,
+    rows,  # (BLOCK_M)
+    r,
+    column_scale,
+    columns,  # (BLOCK_N)
+    depth,  # a multiple of BLOCK_K, and the stride of both copies
+    MODE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """(BLOCK_M, BLOCK_N) similarities of rows and columns, in pieces of BLOCK_K."""
+    k = tl.arange(0, BLOCK_K)
+    a_at = x + rows.to(tl.int64)[:, None] * depth + k[None, :]
+    b_at = r + columns.to(tl.int64)[None, :] * depth + k[:, None]
+    row_factor, column_factor = tl.load(row_scale + rows), tl.load(column_scale + columns)
+    high = tl.zeros((rows.shape[0], columns.shape[0]), row_factor.dtype)
+    low_high = high
+    high_low = high
+    for _ in range(0, depth, BLOCK_K):
+        a, b = tl.load(a_at), tl.load(b_at)
+        if MODE == "tf32x3":
+            high, low_high, high_low = split_product(a, b, high, low_high, high_low)
+        else:
+            high = multiply_add(a, b, high, MODE)
+        a_at += BLOCK_K
+        b_at += BLOCK_K
+    if MODE == "tf32x3":
+        high += low_high + high_low
+    return high * (row_factor[:, None] * column_factor[None, :])

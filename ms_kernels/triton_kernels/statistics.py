@@ -1,0 +1,386 @@
+"""Statistics of the anchors: positive scan, negative scan, merge, positive finish.
+
+Negative mining depends on the hardest positive alone, positive mining on the hardest negative
+alone: so one scan of the negatives stands between two of the few tiles that hold positives.
+"""
+
+import triton
+import triton.language as tl
+
+from ms_kernels.triton_kernels.multi_similarity import (
+    INFINITY,
+    is_positive,
+    negative_exponential,
+    negative_lse,
+    negative_threshold,
+    positive_exponential,
+    positive_lse,
+    positive_threshold,
+    row_loss,
+    softplus,
+)
+from ms_kernels.triton_kernels.pairs import GIVEN, distinct, positive_range, same_class
+from ms_kernels.triton_kernels.similarity import similarity
+
+
+@triton.jit
+def positive_scan_kernel(
+    x,
+    row_scale,
+    row_ids,
+    first,
+    last,
+    r,
+    column_scale,
+    column_ids,
+    options,
+    hardest_positive,  # (padded N) out, +inf without a positive
+    N,
+    depth,
+    MODE: tl.constexpr,
+    ID_MODE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program owns BLOCK_M anchors and visits the columns that hold their positives."""
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    low, high = positive_range(first, last, rows, N)
+    row_first, row_last = tl.load(first + rows), tl.load(last + rows)
+    hardest = tl.full((BLOCK_M,), INFINITY, row_scale.dtype.element_ty)
+    for start in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
+        columns = start + tl.arange(0, BLOCK_N)
+        sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
+        pair = same_class(row_first, row_last, columns)
+        pair &= distinct(rows, columns, row_ids, column_ids, ID_MODE)
+        sim = tl.where(is_positive(sim, pair, options), sim, INFINITY)
+        hardest = tl.minimum(hardest, tl.min(sim, 1))
+    tl.store(hardest_positive + rows, hardest)
+
+
+@triton.jit
+def negative_scan_kernel(
+    x,
+    row_scale,
+    row_ids,
+    first,
+    last,
+    r,
+    column_scale,
+    column_ids,
+    options,
+    hardest_positive,
+    row_hardest,  # (splits, row_cells) out: partials of this launch's rows
+    row_sum,
+    row_kept,
+    column_hardest,  # (row blocks of this launch, padded M) out: partials of all columns
+    column_sum,
+    column_kept,
+    tile_mass,  # (row blocks, column blocks) out: no row or column of the tile sums to more
+    first_block,  # of this launch's row blocks
+    blocks,  # row blocks of this launch
+    N,
+    M,
+    depth,
+    row_cells,
+    column_cells,
+    column_blocks,
+    MODE: tl.constexpr,
+    ID_MODE: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    MAY_OVERFLOW: tl.constexpr,
+    EXACT: tl.constexpr,
+    TILES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program owns BLOCK_M anchors and TILES blocks of columns; sums have one fixed order.
+
+    SYMMETRIC: columns are anchors too, and only pairs above the diagonal are visited; each serves
+    its row and its column. EXACT also counts kept pairs and finds the hardest negative of anchors
+    that keep none. MAY_OVERFLOW: a similarity may not be finite, and makes its anchors' sums NaN.
+    """
+    T: tl.constexpr = row_scale.dtype.element_ty
+    local = tl.program_id(0) % blocks
+    split = tl.program_id(0) // blocks
+    block = first_block + local
+    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    start = split * TILES
+    if SYMMETRIC:
+        start = tl.maximum(start, block * BLOCK_M // BLOCK_N)
+    end = tl.minimum(split * TILES + TILES, column_blocks)
+
+    row_first, row_last = tl.load(first + rows), tl.load(last + rows)
+    row_threshold = negative_threshold(tl.load(hardest_positive + rows), options)
+    row_threshold = tl.where(rows < N, row_threshold, INFINITY)
+    hardest = tl.full((BLOCK_M,), -INFINITY, T)
+    sums = tl.zeros((BLOCK_M,), T)
+    kept = tl.zeros((BLOCK_M,), tl.int32)
+    for tile in range(start, end):
+        columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
+        pair = (columns < M)[None, :] & (rows < N)[:, None]
+        if MAY_OVERFLOW:
+            broken = (tl.abs(sim) < INFINITY) == 0
+            broken &= pair
+        if SYMMETRIC:
+            pair &= columns[None, :] > rows[:, None]
+        pair &= same_class(row_first, row_last, columns) == 0
+        if ID_MODE == GIVEN:  # in self mode an anchor is no negative of itself anyway
+            pair &= distinct(rows, columns, row_ids, column_ids, ID_MODE)
+        sim = tl.where(pair, sim, -INFINITY)
+        if MAY_OVERFLOW:
+            sim = tl.where(broken, INFINITY, sim)
+
+        least = tl.min(row_threshold)
+        if SYMMETRIC:
+            column_threshold = negative_threshold(tl.load(hardest_positive + columns), options)
+            column_threshold = tl.where(columns < M, column_threshold, INFINITY)
+            least = tl.minimum(least, tl.min(column_threshold))
+        mass = tl.zeros((), T)
+        column_top = tl.full((BLOCK_N,), -INFINITY, T)
+        column_total = tl.zeros((BLOCK_N,), T)
+        column_count = tl.zeros((BLOCK_N,), tl.int32)
+        if EXACT:
+            row_top = tl.max(sim, 1)
+            some = True
+        else:
+            some = tl.max(sim) > least
+        if some:
+            by_row = sim > row_threshold[:, None]
+            row_top = tl.max(sim, 1)
+            new_hardest = tl.maximum(hardest, row_top)
+            reference = tl.where(new_hardest == -INFINITY, 0, new_hardest)
+            e = negative_exponential(sim, reference[:, None], options, BOUNDED)
+            row_total = tl.sum(tl.where(by_row, e, 0), 1)
+            if BOUNDED:
+                mass = tl.max(row_total)
+            else:
+                sums *= tl.where(
+                    sums > 0, negative_exponential(hardest, reference, options, False), 0
+                )
+                mass = tl.where(tl.max(row_total) > 0, INFINITY, 0).to(T)
+            sums += row_total
+            hardest = new_hardest
+            if EXACT:
+                kept += tl.sum(by_row.to(tl.int32), 1)
+            if SYMMETRIC:
+                by_column = sim > column_threshold[None, :]
+                column_top = tl.max(sim, 0)
+                if not BOUNDED:
+                    reference = tl.where(column_top == -INFINITY, 0, column_top)
+                    e = negative_exponential(sim, reference[None, :], options, BOUNDED)
+                column_total = tl.sum(tl.where(by_column, e, 0), 0)
+                column_mass = tl.max(column_total)
+                if not BOUNDED:
+                    column_mass = tl.where(column_mass > 0, INFINITY, 0).to(T)
+                mass = tl.maximum(mass, column_mass)
+                if EXACT:
+                    column_count = tl.sum(by_column.to(tl.int32), 0)
+        if MAY_OVERFLOW:
+            nan = float("nan")
+            sums += tl.where(tl.max(broken.to(tl.int32), 1) > 0, nan, 0)
+            if SYMMETRIC:
+                column_total += tl.where(tl.max(broken.to(tl.int32), 0) > 0, nan, 0)
+        if SYMMETRIC:
+            at = local.to(tl.int64) * column_cells + columns
+            tl.store(column_hardest + at, column_top)
+            tl.store(column_sum + at, column_total)
+            if EXACT:
+                tl.store(column_kept + at, column_count)
+        tl.store(tile_mass + (block * column_blocks.to(tl.int64)) + tile, mass)
+    at = split.to(tl.int64) * row_cells + local * BLOCK_M + tl.arange(0, BLOCK_M)
+    tl.store(row_hardest + at, hardest)
+    tl.store(row_sum + at, sums)
+    if EXACT:
+        tl.store(row_kept + at, kept)
+
+
+@triton.jit
+def merged(
+    hardest,
+    sums,
+    kept,
+    at,
+    more_hardest,
+    more_sum,
+    more_kept,
+    options,
+    BOUNDED: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """One more partial. Sums refer to `base` where BOUNDED, else to the hardest of their partial."""
+    top, total = tl.load(more_hardest + at), tl.load(more_sum + at)
+    new = tl.maximum(hardest, top)
+    if BOUNDED:
+        sums += total
+    else:
+        reference = tl.where(new == -INFINITY, 0, new)
+        # A sum that is 0 has nothing to rescale, and its hardest may be -inf.
+        ours = tl.where(
+            sums == 0, 0, sums * negative_exponential(hardest, reference, options, False)
+        )
+        more = tl.where(total == 0, 0, total * negative_exponential(top, reference, options, False))
+        sums = ours + more
+    if EXACT:
+        kept += tl.load(more_kept + at)
+    return new, sums, kept
+
+
+@triton.jit
+def merge_kernel(
+    options,
+    row_hardest,
+    row_sum,
+    row_kept,
+    column_hardest,
+    column_sum,
+    column_kept,
+    hardest_negative,  # (padded N) in and out
+    negative_sum,
+    neg_kept,
+    first_block,
+    blocks,
+    splits,
+    row_cells,
+    column_cells,
+    SYMMETRIC: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    EXACT: tl.constexpr,
+    TILES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program adds a launch's partials to BLOCK_M anchors, in the order of blocks."""
+    block = tl.program_id(0)
+    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    hardest = tl.load(hardest_negative + rows)
+    sums = tl.load(negative_sum + rows)
+    kept = tl.zeros((BLOCK_M,), tl.int32)
+    if EXACT:
+        kept = tl.load(neg_kept + rows)
+    if SYMMETRIC:
+        # Row blocks whose tiles reach this block's columns: the scan starts at its own.
+        reach = block * BLOCK_M // BLOCK_N * BLOCK_N + BLOCK_N
+        for local in range(0, tl.minimum(blocks, (reach - 1) // BLOCK_M + 1 - first_block)):
+            at = local * column_cells.to(tl.int64) + rows
+            hardest, sums, kept = merged(
+                hardest,
+                sums,
+                kept,
+                at,
+                column_hardest,
+                column_sum,
+                column_kept,
+                options,
+                BOUNDED,
+                EXACT,
+            )
+    local = block - first_block
+    if (local >= 0) & (local < blocks):
+        start = 0
+        if SYMMETRIC:
+            start = block * BLOCK_M // BLOCK_N // TILES
+        for split in range(start, splits):
+            at = split * row_cells.to(tl.int64) + local * BLOCK_M + tl.arange(0, BLOCK_M)
+            hardest, sums, kept = merged(
+                hardest, sums, kept, at, row_hardest, row_sum, row_kept, options, BOUNDED, EXACT
+            )
+    tl.store(hardest_negative + rows, hardest)
+    tl.store(negative_sum + rows, sums)
+    if EXACT:
+        tl.store(neg_kept + rows, kept)
+
+
+@triton.jit
+def positive_finish_kernel(
+    x,
+    row_scale,
+    row_norm,
+    row_ids,
+    first,
+    last,
+    order,
+    r,
+    column_scale,
+    column_ids,
+    poisoned,  # (1): a candidate is not finite
+    options,
+    hardest_positive,
+    hardest_negative,
+    negative_sum,
+    neg_kept,
+    terms,  # (5, padded N) out: thresholds, offsets and dloss of each row; see `weights.py`
+    out_hardest_positive,  # (N) out if EXACT, as what follows, in the caller's order
+    out_hardest_negative,
+    out_pos_lse,
+    out_neg_lse,
+    out_pos_kept,
+    out_neg_kept,
+    out_loss,  # (N) out if not EXACT
+    out_valid,  # (N) int64: 1 where an anchor keeps a pair
+    N,
+    M,
+    depth,
+    padded,
+    MODE: tl.constexpr,
+    ID_MODE: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program owns BLOCK_M anchors: sums over their kept positives, then all that follows."""
+    T: tl.constexpr = row_scale.dtype.element_ty
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    present = rows < N
+    low, high = positive_range(first, last, rows, N)
+    row_first, row_last = tl.load(first + rows), tl.load(last + rows)
+    highest, hardest = tl.load(hardest_negative + rows), tl.load(hardest_positive + rows)
+    threshold = positive_threshold(highest, options)
+    reference = tl.where(hardest == INFINITY, 0, hardest)
+    sums = tl.zeros((BLOCK_M,), T)
+    count = tl.zeros((BLOCK_M,), tl.int32)
+    for start in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
+        columns = start + tl.arange(0, BLOCK_N)
+        sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
+        pair = same_class(row_first, row_last, columns)
+        pair &= distinct(rows, columns, row_ids, column_ids, ID_MODE)
+        keep = is_positive(sim, pair, options) & (sim < threshold[:, None])
+        e = positive_exponential(sim, reference[:, None], options)
+        sums += tl.sum(tl.where(keep, e, 0), 1)
+        count += tl.sum(keep.to(tl.int32), 1)
+
+    negative = tl.load(negative_sum + rows)
+    broken = (negative == negative) == 0  # a similarity was not finite
+    broken |= (tl.load(row_norm + rows) == tl.load(row_norm + rows)) == 0
+    broken |= tl.load(poisoned) != 0
+    broken &= M > 0
+    pos_lse = positive_lse(reference, sums, options)
+    neg_lse = negative_lse(highest, negative, options, BOUNDED)
+    pos_offset, neg_offset = softplus(pos_lse), softplus(neg_lse)
+    at = tl.load(order + rows, mask=present, other=0).to(tl.int64)
+    nan = float("nan")
+    if EXACT:
+        tl.store(out_hardest_positive + at, tl.where(broken, nan, hardest), mask=present)
+        tl.store(out_hardest_negative + at, tl.where(broken, nan, highest), mask=present)
+        tl.store(out_pos_lse + at, tl.where(broken, nan, pos_lse), mask=present)
+        tl.store(out_neg_lse + at, tl.where(broken, nan, neg_lse), mask=present)
+        negatives = tl.load(neg_kept + rows)
+        tl.store(out_pos_kept + at, tl.where(broken, 0, count).to(tl.int64), mask=present)
+        tl.store(out_neg_kept + at, tl.where(broken, 0, negatives).to(tl.int64), mask=present)
+    else:
+        loss = row_loss(pos_offset, neg_offset, options)
+        valid = ((count > 0) | (negative > 0)) & (broken == 0)
+        tl.store(out_loss + at, tl.where(broken, nan, loss), mask=present)
+        tl.store(out_valid + at, valid.to(tl.int64), mask=present)
+        muted = broken | (present == 0)
+        mined = negative_threshold(hardest, options)
+        tl.store(terms + rows, tl.where(muted, INFINITY, mined))
+        tl.store(terms + padded + rows, tl.where(muted, -INFINITY, threshold))
+        tl.store(terms + 2 * padded + rows, tl.where(muted, 0, neg_offset))
+        tl.store(terms + 3 * padded + rows, tl.where(muted, 0, pos_offset))
+        tl.store(terms + 4 * padded + rows, tl.where(muted, 0, 1).to(T))

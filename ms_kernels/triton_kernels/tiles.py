@@ -1,0 +1,111 @@
+"""Tile sizes, stages and warps of every kernel: the one table.
+
+Sizes are what compiles without spilling and fits shared memory on sm_80 to sm_100; the figures that
+a compiler reports for each row are kept in tests/triton_resources.json.
+"""
+
+import os
+from typing import NamedTuple
+
+import torch
+
+# How products are formed: operands, and what they cost in accuracy.
+#   float64, half       exact products, accumulated in float64, float32
+#   half_in_float32     the same for the interpreter, whose bfloat16 products are wrong
+#   tf32x3              float32 from three tf32 products
+#   tf32                float32 operands rounded to 10 bits
+MODES = ("half", "tf32x3", "tf32", "float64")
+
+
+class Tile(NamedTuple):
+    block_m: int
+    block_n: int
+    block_k: int  # piece of the depth, or of the whole depth that a program owns
+    warps: int
+    stages: int
+
+
+class Tiles(NamedTuple):
+    """Tiles of one mode on one kind of device.
+
+    Lists of tiles go by blocks of scan.block_m rows and columns: every block of the gradient
+    divides it, and it divides scan.block_n.
+    """
+
+    scan: Tile  # positive and negative scan, positive finish
+    weights: Tile  # of a panel
+    product: Tile  # panel by embeddings
+    owner: dict[int, Tile]  # greatest depth -> the kernel that holds rows whole
+
+
+_HALF = Tiles(
+    scan=Tile(64, 128, 64, 8, 3),
+    weights=Tile(64, 64, 64, 8, 3),
+    product=Tile(64, 64, 128, 8, 3),
+    owner={
+        32: Tile(64, 64, 32, 8, 2),
+        64: Tile(64, 64, 64, 8, 2),
+        128: Tile(64, 64, 128, 8, 2),
+        256: Tile(64, 32, 256, 8, 2),
+    },
+)
+_TF32X3 = Tiles(
+    scan=Tile(64, 64, 32, 8, 2),
+    weights=Tile(64, 64, 32, 8, 2),
+    product=Tile(64, 32, 64, 8, 2),
+    owner={32: Tile(64, 32, 32, 8, 1), 64: Tile(64, 32, 64, 8, 1)},
+)
+_TF32 = Tiles(
+    scan=Tile(64, 128, 32, 8, 3),
+    weights=Tile(64, 64, 32, 8, 3),
+    product=Tile(64, 32, 128, 8, 2),
+    owner={32: Tile(64, 32, 32, 8, 1), 64: Tile(64, 32, 64, 8, 1), 128: Tile(64, 32, 128, 8, 1)},
+)
+_FLOAT64 = Tiles(
+    scan=Tile(32, 32, 32, 4, 2),
+    weights=Tile(32, 32, 32, 4, 2),
+    product=Tile(32, 16, 32, 4, 2),
+    owner={32: Tile(32, 16, 32, 4, 1)},
+)
+TABLE = {"half": _HALF, "tf32x3": _TF32X3, "tf32": _TF32, "float64": _FLOAT64}
+
+# Small enough for the interpreter, and several tiles even in small batches.
+_INTERPRETED = Tiles(
+    scan=Tile(32, 64, 32, 1, 1),
+    weights=Tile(32, 32, 32, 1, 1),
+    product=Tile(32, 32, 32, 1, 1),
+    owner={16: Tile(32, 16, 16, 1, 1), 64: Tile(32, 16, 64, 1, 1)},
+)
+
+
+def interpreted() -> bool:
+    """Kernels run in Triton's interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def mode_of(dtype: torch.dtype) -> tuple[str, torch.dtype]:
+    """The mode for embeddings of a dtype, and the dtype of the operands.
+
+    float32 products follow torch.get_float32_matmul_precision(): "highest" are accurate to float32,
+    "high" are tf32, "medium" take rows rounded to bfloat16.
+    """
+    if dtype == torch.float64:
+        return "float64", dtype
+    if dtype == torch.float32:
+        precision = torch.get_float32_matmul_precision()
+        if precision == "highest":
+            return "tf32x3", dtype
+        if precision == "high":
+            return "tf32", dtype
+        dtype = torch.bfloat16
+    return "half_in_float32" if interpreted() else "half", dtype
+
+
+def tiles_of(mode: str) -> Tiles:
+    return _INTERPRETED if interpreted() else TABLE[mode]
+
+
+def owner_of(tiles: Tiles, depth: int) -> Tile | None:
+    """The tile whose program holds rows of this depth whole; None if that would spill."""
+    fitting = [limit for limit in tiles.owner if limit >= depth]
+    return tiles.owner[min(fitting)] if fitting else None

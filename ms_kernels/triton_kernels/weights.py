@@ -1,0 +1,146 @@
+"""Pair weights G_ij + G_ji of a tile, from similarities and the terms of both sides.
+
+`terms` points to five arrays of `padded` entries: neg_threshold, pos_threshold, neg_offset,
+pos_offset, dloss. Offsets are softplus of the log-sum-exps; a muted row passes no threshold.
+"""
+
+import triton
+import triton.language as tl
+
+from ms_kernels.triton_kernels.multi_similarity import (
+    INFINITY,
+    is_positive,
+    negative_exponential,
+    negative_threshold,
+    negative_weight,
+    positive_threshold,
+    positive_weight,
+    softplus,
+)
+from ms_kernels.triton_kernels.pairs import GIVEN, distinct, same_class
+
+
+@triton.jit
+def negative_weights(
+    sim,
+    row_terms,
+    rows,
+    row_padded,
+    column_terms,
+    columns,
+    column_padded,
+    options,
+    HAS_ROW: tl.constexpr,
+    HAS_COLUMN: tl.constexpr,
+    BOUNDED: tl.constexpr,
+):
+    """Weights of a tile as if every pair in it were a negative."""
+    weight = tl.zeros(sim.shape, sim.dtype)
+    if HAS_ROW:
+        threshold = tl.load(row_terms + rows)[:, None]
+        offset = tl.load(row_terms + 2 * row_padded + rows)[:, None]
+        dloss = tl.load(row_terms + 4 * row_padded + rows)[:, None]
+        if BOUNDED:
+            weight += tl.where(sim > threshold, dloss * tl.exp(-offset), 0)
+        else:
+            weight += negative_weight(sim, threshold, offset, dloss, options)
+    if HAS_COLUMN:
+        threshold = tl.load(column_terms + columns)[None, :]
+        offset = tl.load(column_terms + 2 * column_padded + columns)[None, :]
+        dloss = tl.load(column_terms + 4 * column_padded + columns)[None, :]
+        if BOUNDED:
+            weight += tl.where(sim > threshold, dloss * tl.exp(-offset), 0)
+        else:
+            weight += negative_weight(sim, threshold, offset, dloss, options)
+    if BOUNDED:  # one exponential serves both sides
+        weight *= negative_exponential(sim, sim, options, BOUNDED)
+    return weight
+
+
+@triton.jit
+def pair_weights(
+    sim,
+    row_terms,
+    row_ids,
+    first,
+    last,
+    rows,
+    row_padded,
+    column_terms,
+    column_ids,
+    columns,
+    column_padded,
+    options,
+    POSITIVES: tl.constexpr,
+    HAS_ROW: tl.constexpr,
+    HAS_COLUMN: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    ID_MODE: tl.constexpr,
+):
+    """Weights of a tile; without POSITIVES it is known to hold none. Padding weighs nothing."""
+    weight = negative_weights(
+        sim,
+        row_terms,
+        rows,
+        row_padded,
+        column_terms,
+        columns,
+        column_padded,
+        options,
+        HAS_ROW,
+        HAS_COLUMN,
+        BOUNDED,
+    )
+    if POSITIVES:
+        same = same_class(tl.load(first + rows), tl.load(last + rows), columns)
+        positive = tl.zeros(sim.shape, sim.dtype)
+        if HAS_ROW:
+            threshold = tl.load(row_terms + row_padded + rows)[:, None]
+            offset = tl.load(row_terms + 3 * row_padded + rows)[:, None]
+            dloss = tl.load(row_terms + 4 * row_padded + rows)[:, None]
+            positive += positive_weight(sim, threshold, offset, dloss, options)
+        if HAS_COLUMN:
+            threshold = tl.load(column_terms + column_padded + columns)[None, :]
+            offset = tl.load(column_terms + 3 * column_padded + columns)[None, :]
+            dloss = tl.load(column_terms + 4 * column_padded + columns)[None, :]
+            positive += positive_weight(sim, threshold, offset, dloss, options)
+        positive = tl.where(is_positive(sim, same, options), positive, 0)
+        weight = tl.where(same, positive, weight)
+        weight = tl.where(distinct(rows, columns, row_ids, column_ids, ID_MODE), weight, 0)
+    elif ID_MODE == GIVEN:
+        weight = tl.where(distinct(rows, columns, row_ids, column_ids, ID_MODE), weight, 0)
+    return weight
+
+
+@triton.jit
+def read_terms_kernel(
+    hardest_positive,  # (N) statistics and incoming gradient, in the caller's order
+    hardest_negative,
+    pos_lse,
+    neg_lse,
+    dloss,
+    order,
+    options,
+    largest,  # (1): dloss is divided by it
+    terms,  # (5, padded) out
+    N,
+    padded,
+    BLOCK: tl.constexpr,
+):
+    """One program turns the saved statistics of BLOCK rows into terms."""
+    T: tl.constexpr = terms.dtype.element_ty
+    k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    present = k < N
+    at = tl.load(order + k, mask=present, other=0).to(tl.int64)
+    z = tl.load(neg_lse + at, mask=present, other=0).to(T)
+    muted = (present == 0) | ((z == z) == 0)
+    low = negative_threshold(tl.load(hardest_positive + at, mask=present, other=0).to(T), options)
+    high = positive_threshold(tl.load(hardest_negative + at, mask=present, other=0).to(T), options)
+    neg_offset = softplus(z)
+    pos_offset = softplus(tl.load(pos_lse + at, mask=present, other=0).to(T))
+    weight = tl.load(dloss + at, mask=present, other=0).to(T) / tl.load(largest)
+    tl.store(terms + k, tl.where(muted, INFINITY, low), mask=k < padded)
+    tl.store(terms + padded + k, tl.where(muted, -INFINITY, high), mask=k < padded)
+    tl.store(terms + 2 * padded + k, tl.where(muted, 0, neg_offset), mask=k < padded)
+    tl.store(terms + 3 * padded + k, tl.where(muted, 0, pos_offset), mask=k < padded)
+    tl.store(terms + 4 * padded + k, tl.where(muted, 0, weight), mask=k < padded)

@@ -1,0 +1,179 @@
+"""python tests/compile_triton.py sm_90 [kernels]: compiles the Triton kernels without a GPU.
+
+The launches of real training steps are recorded instead of run, and each kernel compiled ahead of
+time as it would be launched. Prints JSON: what the compiler says of every kernel.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from ms_kernels import MultiSimilaritySpec
+from ms_kernels.backends import triton as backend
+from ms_kernels.backends.interface import Side, Term
+from ms_kernels.reference import RowStatistics
+from ms_kernels.triton_kernels import tiles
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+}
+OPTIONS = ("num_warps", "num_stages")
+# Tensor-core instructions in SASS.
+MATRIX = {"HGMMA": "wgmma", "HMMA": "mma", "DMMA": "dmma", "UTCHMMA": "tcgen05"}
+
+
+def recorded(step):
+    """(kernel, positional arguments, keywords) of every launch in step()."""
+    launches = []
+    real = JITFunction.run
+
+    def record(self, *args, grid, warmup, **keywords):
+        launches.append((self, args, keywords))
+
+    JITFunction.run = record
+    try:
+        step()
+    finally:
+        JITFunction.run = real
+    return launches
+
+
+def source_of(kernel, args, keywords):
+    """As the launcher specialises it: alignment, multiples of 16, and 1 as a constant."""
+    signature, constants, attributes = {}, {}, {}
+    given = dict(zip(kernel.arg_names, args, strict=False))
+    for place, name in enumerate(kernel.arg_names):
+        if name not in given:
+            signature[name] = "constexpr"
+            constants[(place,)] = keywords[name]
+            continue
+        value = given[name]
+        if isinstance(value, torch.Tensor):
+            signature[name] = "*" + TYPES[value.dtype]
+            attributes[(place,)] = [["tt.divisibility", 16]]
+        elif value == 1:
+            signature[name] = "constexpr"
+            constants[(place,)] = 1
+        else:
+            signature[name] = "i32" if abs(value) < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+    return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def compiled(kernel, args, keywords, capability):
+    options = {name: keywords[name] for name in OPTIONS if name in keywords}
+    target = GPUTarget("cuda", capability, 32)
+    result = triton.compile(source_of(kernel, args, keywords), target=target, options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(result.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        assembly = _tool("nvdisasm", "-c", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage)
+    return {
+        "registers": int(found[1]),
+        "spilled_bytes": assembly_spills(assembly),
+        "stack_bytes": int(found[2]) + int(found[3]),
+        "shared_bytes": result.metadata.shared,
+        "matrix": sorted({MATRIX[m] for m in MATRIX if re.search(rf"\b{m}\b", assembly)}),
+        "ahead": len(re.findall(r"\bLDGSTS|\bUTMALDG", assembly)),
+    }
+
+
+def assembly_spills(assembly):
+    """Loads and stores of local memory."""
+    return len(re.findall(r"\bSTL\b|\bLDL\b|\bSTL\.|\bLDL\.", assembly))
+
+
+def _tool(name, *args):
+    return subprocess.run([TOOLS / name, *args], capture_output=True, text=True, check=True).stdout
+
+
+def step(dtype, depth, spec=None, refs=False, exact=False):
+    spec = spec or MultiSimilaritySpec()
+    n = 4096
+    anchors = Side(torch.empty(n, depth, dtype=dtype), torch.arange(n), None)
+    candidates = Side(torch.empty(n, depth, dtype=dtype), torch.arange(n), None) if refs else None
+    if not exact:
+        return lambda: backend.loss_and_gradient(anchors, candidates, spec, True, refs)
+    floats = [torch.empty(n) for _ in range(4)]
+    term = Term(RowStatistics(*floats, torch.arange(n), torch.arange(n)), torch.empty(n))
+
+    def both():
+        backend.row_statistics(anchors, candidates, spec)
+        backend.embedding_gradient(anchors, candidates, spec, term, None if refs else term)
+
+    return both
+
+
+def cases():
+    """Every mode with a depth for each of its tiles; every other variant once."""
+    for name, dtype in (
+        ("bf16", torch.bfloat16),
+        ("fp16", torch.float16),
+        ("tf32x3", torch.float32),
+        ("tf32", torch.float32),
+        ("fp64", torch.float64),
+    ):
+        mode = {"bf16": "half", "fp16": "half", "fp64": "float64"}.get(name, name)
+        depths = [*tiles.TABLE[mode].owner, 2 * max(tiles.TABLE[mode].owner)]
+        for depth in depths:
+            yield f"{name}-D{depth}", "high" if name == "tf32" else "highest", step(dtype, depth)
+    half = torch.bfloat16
+    raw = MultiSimilaritySpec(normalize=False)
+    for depth in (128, 1024):
+        yield f"bf16-D{depth}-refs", "highest", step(half, depth, refs=True)
+        yield f"bf16-D{depth}-exact", "highest", step(half, depth, exact=True)
+        yield f"bf16-D{depth}-exact-refs", "highest", step(half, depth, refs=True, exact=True)
+        sharp = MultiSimilaritySpec(beta=400.0)
+        yield f"bf16-D{depth}-unbounded", "highest", step(half, depth, sharp)
+        yield f"bf16-D{depth}-raw", "highest", step(half, depth, raw, exact=True)
+
+
+def job(work):
+    name, kernel, args, keywords, capability = work
+    return name, compiled(kernel, args, keywords, capability)
+
+
+def main() -> None:
+    capability = int(sys.argv[1].removeprefix("sm_"))
+    wanted = sys.argv[2:]
+    works, seen = [], set()
+    for name, precision, run in cases():
+        torch.set_float32_matmul_precision(precision)
+        for kernel, args, keywords in recorded(run):
+            key = (kernel.__name__, source_of(kernel, args, keywords).hash(), str(keywords))
+            full = f"{kernel.__name__.removesuffix('_kernel')}/{name}"
+            if key not in seen and (not wanted or any(w in full for w in wanted)):
+                seen.add(key)
+                works.append((full, kernel, args, keywords, capability))
+    found = {}
+    for work in works:
+        try:
+            found[work[0]] = compiled(*work[1:])
+        except Exception as error:  # reported, and the test fails on it
+            while error.__cause__ is not None:
+                error = error.__cause__
+            found[work[0]] = {"error": f"{type(error).__name__}: {error}"}
+        print(work[0], found[work[0]], file=sys.stderr, flush=True)
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,355 @@
+"""The Triton kernels: on a GPU if there is one, else in Triton's interpreter.
+
+The interpreter takes seconds a call, so shapes are few and chosen: one row, a prime, ragged and
+aligned sizes, one tile and several, a depth that a program holds whole and one that it does not.
+"""
+
+import pytest
+import torch
+from cases import SPECS, Batch, assert_within_budget, case_id, factor_of, make_batch
+from test_backward import gradients
+
+import ms_kernels
+from ms_kernels import multi_similarity_loss, options, reference
+
+pytest.importorskip("triton")
+if "triton" not in ms_kernels.dispatch.built():
+    pytest.skip(ms_kernels.backends()["triton"].note, allow_module_level=True)
+
+from ms_kernels.backends import triton as backend  # noqa: E402
+from ms_kernels.backends.interface import Side  # noqa: E402
+from ms_kernels.triton_kernels import launch_gradient, launch_statistics  # noqa: E402
+from ms_kernels.triton_kernels.tiles import interpreted  # noqa: E402
+
+DEVICE = "cpu" if interpreted() else "cuda"
+HALF = [torch.bfloat16, torch.float16]
+
+# (N, M or None, D), spec, dtype. Tiles of the interpreter are 32 x 64 pairs, 16 to 32 deep.
+CASES = [
+    ((1, None, 3), "default", torch.float32),
+    ((37, None, 16), "default", torch.float32),
+    ((97, None, 64), "default", torch.float32),
+    ((64, None, 100), "default", torch.float32),
+    ((70, None, 33), "unmined", torch.float32),
+    ((97, None, 20), "sharp", torch.float32),
+    ((70, None, 33), "raw", torch.float32),
+    ((70, None, 33), "capped", torch.float32),
+    ((97, None, 20), "default", torch.float64),
+    ((40, None, 70), "sharp", torch.float64),
+    *[((97, None, 20), "default", dtype) for dtype in HALF],
+    *[((40, None, 70), "unmined", dtype) for dtype in HALF],
+    ((60, 40, 17), "default", torch.float32),
+    ((37, 130, 70), "unmined", torch.float16),
+    ((60, 40, 17), "raw", torch.float64),
+    ((1, 40, 5), "sharp", torch.float32),
+]
+
+
+def on_device(batch):
+    return Batch(*(v if v is None else v.to(DEVICE) for v in batch))
+
+
+@pytest.fixture(autouse=True)
+def restore():
+    saved = options.workspace_bytes, options.skip_below
+    yield
+    options.workspace_bytes, options.skip_below = saved
+    torch.set_float32_matmul_precision("highest")
+
+
+def name_of(value):
+    if isinstance(value, tuple):
+        return "_".join(f"{k}{v}" for k, v in zip("NMD", value, strict=True) if v is not None)
+    return case_id(value)
+
+
+@pytest.mark.parametrize(("shape", "name", "dtype"), CASES, ids=name_of)
+def test_statistics(shape, name, dtype):
+    spec = SPECS[name]
+    x, y, r, z = on_device(make_batch(*shape, spec, dtype))
+    wide = None if r is None else r.double()
+    exact = reference.row_statistics(x.double(), y, wide, z, **vars(spec))
+    dense = reference.row_statistics(x, y, r, z, **vars(spec))
+    got = ms_kernels.row_statistics(x, y, r, z, backend="triton", **vars(spec))
+    for field in ("hardest_positive", "hardest_negative", "pos_lse", "neg_lse"):
+        wanted = getattr(exact, field)
+        assert_within_budget(getattr(got, field), getattr(dense, field), wanted, factor_of(dtype))
+    assert torch.equal(got.pos_kept, exact.pos_kept)
+    assert torch.equal(got.neg_kept, exact.neg_kept)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("shape", "name", "dtype"), CASES, ids=name_of)
+def test_loss_and_gradient(shape, name, dtype, reduction):
+    x, y, r, z = on_device(make_batch(*shape, SPECS[name], dtype))
+    wide = None if r is None else r.double()
+    chosen = vars(SPECS[name])
+    arguments = (y, wide, z, reduction, chosen)
+    exact = gradients(reference.multi_similarity_loss, x.double(), *arguments)
+    same = gradients(reference.multi_similarity_loss, x, y, r, z, reduction, chosen)
+    chosen = {**chosen, "backend": "triton"}
+    got = gradients(multi_similarity_loss, x, y, r, z, reduction, chosen)
+    for g, s, e in zip(got, same, exact, strict=True):
+        assert g.dtype == dtype
+        assert_within_budget(g, s, e, factor_of(dtype))
+
+
+@pytest.mark.parametrize("name", ["default", "unmined"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_gradcheck(name, reduction):
+    x, y, _, _ = on_device(make_batch(7, None, 3, SPECS[name], torch.float64))
+    chosen = {**vars(SPECS[name]), "backend": "triton", "reduction": reduction}
+    assert torch.autograd.gradcheck(
+        lambda x: multi_similarity_loss(x, y, **chosen), x.requires_grad_(), eps=1e-7, atol=1e-5
+    )
+
+
+def test_gradcheck_with_refs_and_ids():
+    x, y, r, z = on_device(make_batch(4, 6, 2, SPECS["unmined"], torch.float64))
+    ids, ref_ids = torch.arange(4, device=DEVICE), torch.arange(8, 2, -1, device=DEVICE)
+
+    def loss(x, r):
+        return multi_similarity_loss(
+            x, y, r, z, ids=ids, ref_ids=ref_ids, epsilon=None, backend="triton"
+        )
+
+    sides = x.requires_grad_(), r.requires_grad_()
+    assert torch.autograd.gradcheck(loss, sides, eps=1e-7, atol=1e-5)
+
+
+def same_as_reference(x, y, *refs, **chosen):
+    """Losses and gradients of float64 rows, compared with the dense ones."""
+    found = []
+    for name in ("triton", "reference"):
+        leaves = [v.detach().clone().requires_grad_() for v in (x, *refs[:1])]
+        loss = multi_similarity_loss(
+            leaves[0], y, *leaves[1:], *refs[1:], reduction="none", backend=name, **chosen
+        )
+        loss.sum().backward()
+        total = multi_similarity_loss(x, y, *refs, reduction="sum", backend=name, **chosen)
+        found.append([loss.detach(), total, *(v.grad for v in leaves)])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12, equal_nan=True)
+    return found[0]
+
+
+def rows(n, d=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator, dtype=torch.float64).to(DEVICE)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[0] * 40, list(range(40)), [0, 0, 1], [2**63 - 1, -(2**63), -1] * 12, []],
+    ids=["one_class", "no_positives", "tiny", "ends_of_int64", "empty"],
+)
+def test_degenerate_batches(labels):
+    y = torch.tensor(labels, dtype=torch.int64, device=DEVICE)
+    same_as_reference(rows(len(y)), y)
+    same_as_reference(rows(len(y)), y, epsilon=None)
+
+
+def test_ids_in_self_mode_and_with_refs():
+    y = torch.arange(30, device=DEVICE) % 5
+    ids = torch.arange(30, device=DEVICE) // 2
+    same_as_reference(rows(30), y, ids=ids)
+    same_as_reference(rows(30), y, rows(20, seed=1), y[:20], ids=ids, ref_ids=ids[:20])
+
+
+def test_no_candidates():
+    y = torch.arange(5, device=DEVICE)
+    same_as_reference(rows(5), y, rows(0), y[:0])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["batch", "anchor", "candidate"])
+def test_what_is_not_finite_shows(value, where):
+    x, r = rows(20), rows(12, seed=1)
+    y, z = torch.arange(20, device=DEVICE) % 4, torch.arange(12, device=DEVICE) % 4
+    (r if where == "candidate" else x)[3, 1] = value
+    refs = () if where == "batch" else (r, z)
+    loss, _, dx, *_ = same_as_reference(x, y, *refs)
+    assert loss.isnan().all() if where != "anchor" else loss.isnan().sum() == 1
+    assert dx.isnan().any()
+
+
+def test_products_that_overflow_make_the_loss_nan():
+    x = rows(40).float()
+    x[3] *= 1e25
+    x[7] = x[3]
+    y = torch.arange(40, device=DEVICE) % 6
+    for spec in ({"normalize": False}, {"normalize": False, "epsilon": None}):
+        got = multi_similarity_loss(x, y, reduction="none", backend="triton", **spec)
+        assert got[3].isnan() and got[7].isnan()
+
+
+def test_huge_tiny_and_zero_rows_keep_their_direction():
+    x = rows(33).float()
+    x[1] *= 1e30
+    x[2] *= 1e-30
+    x[3] = 0
+    x[4] *= 1e-13 / x[4].norm()
+    y = torch.arange(33, device=DEVICE) % 5
+    want = multi_similarity_loss(x.double(), y, reduction="none", backend="reference")
+    got = multi_similarity_loss(x, y, reduction="none", backend="triton")
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
+
+
+def everything(x, y, **chosen):
+    leaf = x.clone().requires_grad_()
+    loss = multi_similarity_loss(leaf, y, backend="triton", **chosen)
+    loss.backward()
+    stats = ms_kernels.row_statistics(x, y, backend="triton", **chosen)
+    return [loss.detach(), leaf.grad, *stats]
+
+
+@pytest.mark.parametrize("d", [20, 70])
+def test_the_same_bits_in_every_run_and_for_every_budget(d):
+    x, y, _, _ = on_device(make_batch(97, None, d, SPECS["default"], torch.float32))
+    want = everything(x, y)
+    for budget in (options.workspace_bytes, 0):
+        options.workspace_bytes = budget
+        for got, first in zip(everything(x, y), want, strict=True):
+            assert torch.equal(got, first)
+
+
+def separated(n, d, classes):
+    """Tight classes far apart: mining keeps few pairs."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.nn.functional.normalize(torch.randn(classes, d, generator=generator), dim=1)
+    y = torch.arange(n) % classes
+    x = centres[y] + 0.05 * torch.randn(n, d, generator=generator)
+    return x.to(DEVICE), y.to(DEVICE)
+
+
+def listed(x, y, monkeypatch, skip_below, **chosen):
+    """Tiles that the gradient visits, and all there are."""
+    options.skip_below = skip_below
+    seen = []
+    real = launch_gradient._tile_list
+
+    def record(*args):
+        found = real(*args)
+        seen.append(found)
+        return found
+
+    monkeypatch.setattr(launch_gradient, "_tile_list", record)
+    leaf = x.clone().requires_grad_()
+    multi_similarity_loss(leaf, y, backend="triton", **chosen).backward()
+    monkeypatch.undo()
+    ((tiles, counts),) = seen
+    return int(counts[:, 1].sum()), tiles.numel(), leaf.grad
+
+
+def test_tiles_that_mining_emptied_are_not_visited(monkeypatch):
+    x, y = separated(128, 16, 16)
+    visited, every, dx = listed(x, y, monkeypatch, 0.0)
+    assert visited < every
+    leaf = x.double().requires_grad_()
+    multi_similarity_loss(leaf, y, backend="reference").backward()
+    scale = leaf.grad.abs().max()
+    torch.testing.assert_close(dx.double(), leaf.grad, rtol=0, atol=2e-6 * float(scale))
+
+
+@pytest.mark.parametrize("skip_below", [2.0**-24, 1e-3, 0.1])
+def test_what_is_skipped_stays_under_its_bound(monkeypatch, skip_below):
+    x, y = separated(160, 16, 40)
+    x = x + 0.3 * rows(160, 16).float()
+    most, every, dx = listed(x, y, monkeypatch, 0.0)
+    fewer, _, approximate = listed(x, y, monkeypatch, skip_below)
+    assert fewer <= most
+    stats = ms_kernels.row_statistics(x, y, backend="triton")
+    greatest = float((-torch.expm1(-torch.nn.functional.softplus(stats.neg_lse))).max())
+    # Through the normalisation an error grows by 1 / |x| at most.
+    error = (dx - approximate).norm(dim=1) * x.norm(dim=1)
+    assert error.mean() <= 2 * skip_below * greatest / len(y) + 1e-7
+    assert error.max() <= (1 + 32) * skip_below * greatest / len(y) + 1e-7
+
+
+def test_tiles_of_negligible_weight_are_skipped(monkeypatch):
+    """Without mining every negative is kept; those of distant classes weigh next to nothing."""
+    x, y = separated(160, 16, 5)
+    x[y == 1] = x[y == 0] + 0.05 * x[y == 1]
+    visited = [listed(x, y, monkeypatch, bound, epsilon=None) for bound in (0.0, 2.0**-24, 1e-3)]
+    assert visited[0][0] == visited[0][1]
+    assert visited[2][0] < visited[0][0]
+    scale = float(visited[0][2].abs().max())
+    torch.testing.assert_close(visited[1][2], visited[0][2], rtol=0, atol=2.0**-22 * scale)
+
+
+def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
+    x, y, r, z = on_device(make_batch(37, 20, 5, SPECS["default"], torch.float32))
+    seen = []
+    real = launch_gradient.gradient
+    monkeypatch.setattr(
+        launch_gradient, "gradient", lambda *args: seen.append(args[0]) or real(*args)
+    )
+    spec = SPECS["default"]
+    for need_dx, need_dr in ((False, False), (True, False), (False, True)):
+        seen.clear()
+        _, _, dx, dr = backend.loss_and_gradient(
+            Side(x, y, None), Side(r, z, None), spec, need_dx, need_dr
+        )
+        assert (dx is not None, dr is not None) == (need_dx, need_dr)
+        assert len(seen) == need_dx + need_dr
+
+
+def test_partial_sums_stay_within_the_budget(monkeypatch):
+    seen = []
+    real = launch_statistics._partials
+    monkeypatch.setattr(
+        launch_statistics, "_partials", lambda *args: seen.append(real(*args)) or seen[-1]
+    )
+    x, y, _, _ = on_device(make_batch(97, None, 20, SPECS["default"], torch.float32))
+    options.workspace_bytes = 2500
+    multi_similarity_loss(x, y, backend="triton")
+    held = sum(t.numel() * t.element_size() for partials in seen for t in partials)
+    assert 0 < held <= 2500
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_float32_follows_the_matmul_precision(precision):
+    x, y, _, _ = on_device(make_batch(37, None, 20, SPECS["unmined"], torch.float32))
+    want = multi_similarity_loss(x.double(), y, epsilon=None, backend="reference")
+    torch.set_float32_matmul_precision(precision)
+    got = multi_similarity_loss(x, y, epsilon=None, backend="triton")
+    torch.testing.assert_close(got.double(), want, rtol=2e-2, atol=1e-3)
+
+
+def test_opcheck_and_compile():
+    from ms_kernels import ops
+
+    x, y, _, _ = on_device(make_batch(37, None, 5, SPECS["default"], torch.float32))
+    packed = SPECS["default"].pack()
+    torch.library.opcheck(
+        ops.loss_and_gradient,
+        (x, y, None, None, None, None, True, False, packed, "triton"),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+    torch._dynamo.reset()
+    step = torch.compile(
+        lambda x: multi_similarity_loss(x, y, backend="triton"),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    assert torch.equal(step(x), multi_similarity_loss(x, y, backend="triton"))
+
+
+@pytest.mark.skipif(not interpreted(), reason="a canary of the interpreter")
+@pytest.mark.xfail(strict=True, reason="the interpreter multiplies the bits of bfloat16")
+def test_interpreter_multiplies_bfloat16():
+    """When this passes, tiles.py can drop the mode half_in_float32."""
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def square(x, out):
+        i = tl.arange(0, 16)
+        at = i[:, None] * 16 + i[None, :]
+        a = tl.load(x + at)
+        tl.store(out + at, tl.dot(a, tl.trans(a)))
+
+    x = torch.randn(16, 16).bfloat16()
+    out = torch.empty(16, 16)
+    square[(1,)](x, out)
+    torch.testing.assert_close(out, x.float() @ x.float().T)
