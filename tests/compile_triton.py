@@ -21,7 +21,7 @@ from ms_kernels import MultiSimilaritySpec
 from ms_kernels.backends import triton as backend
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.reference import RowStatistics
-from ms_kernels.triton_kernels import tiles
+from ms_kernels.triton_kernels import problem, tiles
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
@@ -132,7 +132,8 @@ def cases():
         ("fp64", torch.float64),
     ):
         mode = {"bf16": "half", "fp16": "half", "fp64": "float64"}.get(name, name)
-        depths = [*tiles.TABLE[mode].owner, 2 * max(tiles.TABLE[mode].owner)]
+        owner = tiles.TABLE[0][mode].owner
+        depths = [*owner, 2 * max(owner)]
         for depth in depths:
             yield f"{name}-D{depth}", "high" if name == "tf32" else "highest", step(dtype, depth)
     half = torch.bfloat16
@@ -146,13 +147,10 @@ def cases():
         yield f"bf16-D{depth}-raw", "highest", step(half, depth, raw, exact=True)
 
 
-def job(work):
-    name, kernel, args, keywords, capability = work
-    return name, compiled(kernel, args, keywords, capability)
-
-
 def main() -> None:
     capability = int(sys.argv[1].removeprefix("sm_"))
+    table = tiles.TABLE.get(capability // 10, tiles.TABLE[0])
+    problem.tiles_of = lambda mode, device: table[mode]
     wanted = sys.argv[2:]
     works, seen = [], set()
     for name, precision, run in cases():

@@ -74,8 +74,8 @@ class Rows:
         if self.count == 0:
             return first, last
         if max(self.count, len(labels)) <= MOST_COUNTED:
-            range_kernel[(triton.cdiv(self.count, 64),)](
-                own_labels, self.order, labels, first, last, self.count, len(labels), BLOCK=64
+            range_kernel[(triton.cdiv(self.count, 32),)](
+                own_labels, self.order, labels, first, last, self.count, len(labels), BLOCK=32
             )
             return first, last
         own = own_labels[self.order[: self.count].long()]
@@ -86,8 +86,8 @@ class Rows:
         """The sample at each place, and the range of places with its label."""
         order, first, last = self.integers(), self.integers(), self.integers()
         if 0 < self.count <= MOST_COUNTED:
-            rank_kernel[(triton.cdiv(self.count, 64),)](
-                labels, order, first, last, self.count, BLOCK=64
+            rank_kernel[(triton.cdiv(self.count, 32),)](
+                labels, order, first, last, self.count, BLOCK=32
             )
         elif self.count:
             values, places = labels.sort(stable=True)
@@ -114,7 +114,7 @@ class Problem:
         rows = _contiguous(rows)
         self.spec = spec
         self.mode, operand = mode_of(rows.embeddings.dtype)
-        self.tiles = tiles_of(self.mode)
+        self.tiles = tiles_of(self.mode, rows.embeddings.device)
         self.rows = Rows(rows, spec, self.tiles, operand)
         self.symmetric = columns is None
         if columns is None:

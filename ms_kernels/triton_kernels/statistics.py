@@ -211,7 +211,7 @@ def merged(
     BOUNDED: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """One more partial. Sums refer to `base` where BOUNDED, else to the hardest of their partial."""
+    """One more partial. Sums refer to `base` where BOUNDED, else to their partial's hardest."""
     top, total = tl.load(more_hardest + at), tl.load(more_sum + at)
     new = tl.maximum(hardest, top)
     if BOUNDED:

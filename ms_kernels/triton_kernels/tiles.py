@@ -4,8 +4,11 @@ Sizes are what compiles without spilling and fits shared memory on sm_80 to sm_1
 a compiler reports for each row are kept in tests/triton_resources.json.
 """
 
+import functools
+import json
 import os
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +18,10 @@ import torch
 #   tf32x3              float32 from three tf32 products
 #   tf32                float32 operands rounded to 10 bits
 MODES = ("half", "tf32x3", "tf32", "float64")
+
+
+# Of the kernels: a tuned file of other kernels is not read.
+VERSION = 1
 
 
 class Tile(NamedTuple):
@@ -67,7 +74,18 @@ _FLOAT64 = Tiles(
     product=Tile(32, 16, 32, 4, 2),
     owner={32: Tile(32, 16, 32, 4, 1)},
 )
-TABLE = {"half": _HALF, "tf32x3": _TF32X3, "tf32": _TF32, "float64": _FLOAT64}
+# Without the warp-group products of sm_90 the three sums of a tile crowd the registers.
+_TF32X3_SM80 = Tiles(
+    scan=Tile(32, 64, 32, 4, 2),
+    weights=Tile(32, 32, 32, 4, 2),
+    product=Tile(32, 32, 64, 4, 2),
+    owner={32: Tile(32, 32, 32, 4, 1), 64: Tile(32, 32, 64, 4, 1)},
+)
+# By the major number of the compute capability; 0 for every other.
+TABLE = {
+    0: {"half": _HALF, "tf32x3": _TF32X3, "tf32": _TF32, "float64": _FLOAT64},
+    8: {"half": _HALF, "tf32x3": _TF32X3_SM80, "tf32": _TF32, "float64": _FLOAT64},
+}
 
 # Small enough for the interpreter, and several tiles even in small batches.
 _INTERPRETED = Tiles(
@@ -101,8 +119,33 @@ def mode_of(dtype: torch.dtype) -> tuple[str, torch.dtype]:
     return "half_in_float32" if interpreted() else "half", dtype
 
 
-def tiles_of(mode: str) -> Tiles:
-    return _INTERPRETED if interpreted() else TABLE[mode]
+@functools.cache
+def tiles_of(mode: str, device: torch.device) -> Tiles:
+    """What the tuner found for this model of GPU (`tuned_file`), else the table's row."""
+    if interpreted():
+        return _INTERPRETED
+    major = torch.cuda.get_device_capability(device)[0]
+    standard = TABLE.get(major, TABLE[0])[mode]
+    file = tuned_file(torch.cuda.get_device_name(device))
+    if not file.exists():
+        return standard
+    return unpack(json.loads(file.read_text())[mode], standard)
+
+
+def tuned_file(gpu: str) -> Path:
+    """Where `python -m ms_kernels tune` keeps the tiles of a model of GPU."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache / "ms_kernels" / f"tiles-{gpu.replace(' ', '-')}-{VERSION}.json"
+
+
+def pack(tiles: Tiles) -> dict[str, Any]:
+    return {**tiles._asdict(), "owner": {str(d): t for d, t in tiles.owner.items()}}
+
+
+def unpack(packed: dict[str, Any], standard: Tiles) -> Tiles:
+    kernels = {name: Tile(*packed[name]) for name in ("scan", "weights", "product")}
+    owner = {int(depth): Tile(*tile) for depth, tile in packed["owner"].items()}
+    return standard._replace(**kernels, owner=owner)
 
 
 def owner_of(tiles: Tiles, depth: int) -> Tile | None:
