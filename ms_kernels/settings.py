@@ -9,6 +9,8 @@ class Options:
         triton backend may spend on partial sums, and on a panel of weights. Default 40 MiB: all
         similarities up to N = 4096 on the CPU, less than the L2 cache of a large GPU.
     panel_bytes: one panel of similarities of the panels backend. Default 16 MiB.
+    stash_bytes: what the triton backend may spend on exponentials kept from the forward pass for
+        the gradient of half embeddings deeper than 256. Default 256 MiB: up to N = 16384.
     skip_below: the triton backend leaves out tiles of negatives of so little weight that no row
         loses more than this share of the greatest total weight that any row's negatives have.
         Default 2^-24, the rounding of float32; 0 leaves out only what mining emptied.
@@ -17,6 +19,7 @@ class Options:
     def __init__(self) -> None:
         self._workspace_bytes = 40 << 20
         self._panel_bytes = 16 << 20
+        self._stash_bytes = 256 << 20
         self._skip_below = 2.0**-24
 
     @property
@@ -36,6 +39,14 @@ class Options:
         self._panel_bytes = _bytes("panel_bytes", value, 1)
 
     @property
+    def stash_bytes(self) -> int:
+        return self._stash_bytes
+
+    @stash_bytes.setter
+    def stash_bytes(self, value: int) -> None:
+        self._stash_bytes = _bytes("stash_bytes", value, 0)
+
+    @property
     def skip_below(self) -> float:
         return self._skip_below
 
@@ -50,7 +61,8 @@ class Options:
     def __setattr__(self, name: str, value: float) -> None:
         if not name.startswith("_") and not hasattr(type(self), name):
             raise AttributeError(
-                f"options.{name}: expected workspace_bytes, panel_bytes or skip_below, got {name!r}"
+                "options: expected workspace_bytes, panel_bytes, stash_bytes or skip_below, "
+                f"got {name!r}"
             )
         super().__setattr__(name, value)
 

@@ -1,10 +1,11 @@
-"""python tests/compile_triton.py sm_90 [kernels]: compiles the Triton kernels without a GPU.
+"""python tests/compile_triton.py sm_90 [names]: compiles the Triton kernels without a GPU.
 
 The launches of real training steps are recorded instead of run, and each kernel compiled ahead of
 time as it would be launched. Prints JSON: what the compiler says of every kernel.
 """
 
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -85,20 +86,15 @@ def compiled(kernel, args, keywords, capability):
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
         assembly = _tool("nvdisasm", "-c", file.name)
-    found = re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage)
+    found = re.search(r"REG:(\d+)", usage)
     return {
         "registers": int(found[1]),
-        "spilled_bytes": assembly_spills(assembly),
-        "stack_bytes": int(found[2]) + int(found[3]),
+        # Loads and stores of local memory: what did not fit the registers.
+        "spills": len(re.findall(r"\bSTL\b|\bLDL\b", assembly)),
         "shared_bytes": result.metadata.shared,
         "matrix": sorted({MATRIX[m] for m in MATRIX if re.search(rf"\b{m}\b", assembly)}),
         "ahead": len(re.findall(r"\bLDGSTS|\bUTMALDG", assembly)),
     }
-
-
-def assembly_spills(assembly):
-    """Loads and stores of local memory."""
-    return len(re.findall(r"\bSTL\b|\bLDL\b|\bSTL\.|\bLDL\.", assembly))
 
 
 def _tool(name, *args):
@@ -122,8 +118,8 @@ def step(dtype, depth, spec=None, refs=False, exact=False):
     return both
 
 
-def cases():
-    """Every mode with a depth for each of its tiles; every other variant once."""
+def cases(variants):
+    """Every mode with a depth for each of its tiles; every other variant once, if asked for."""
     for name, dtype in (
         ("bf16", torch.bfloat16),
         ("fp16", torch.float16),
@@ -136,6 +132,8 @@ def cases():
         depths = [*owner, 2 * max(owner)]
         for depth in depths:
             yield f"{name}-D{depth}", "high" if name == "tf32" else "highest", step(dtype, depth)
+    if not variants:
+        return
     half = torch.bfloat16
     raw = MultiSimilaritySpec(normalize=False)
     for depth in (128, 1024):
@@ -147,30 +145,37 @@ def cases():
         yield f"bf16-D{depth}-raw", "highest", step(half, depth, raw, exact=True)
 
 
+WORKS: list[tuple] = []
+
+
+def job(index):
+    name, *work = WORKS[index]
+    try:
+        return name, compiled(*work)
+    except Exception as error:  # the test fails on it, and shows it
+        while error.__cause__ is not None:
+            error = error.__cause__
+        return name, {"error": f"{type(error).__name__}: {error}"}
+
+
 def main() -> None:
     capability = int(sys.argv[1].removeprefix("sm_"))
+    wanted = sys.argv[2:]
     table = tiles.TABLE.get(capability // 10, tiles.TABLE[0])
     problem.tiles_of = lambda mode, device: table[mode]
-    wanted = sys.argv[2:]
-    works, seen = [], set()
-    for name, precision, run in cases():
+    seen = set()
+    for name, precision, run in cases(variants=capability == 90):
         torch.set_float32_matmul_precision(precision)
         for kernel, args, keywords in recorded(run):
             key = (kernel.__name__, source_of(kernel, args, keywords).hash(), str(keywords))
             full = f"{kernel.__name__.removesuffix('_kernel')}/{name}"
             if key not in seen and (not wanted or any(w in full for w in wanted)):
                 seen.add(key)
-                works.append((full, kernel, args, keywords, capability))
-    found = {}
-    for work in works:
-        try:
-            found[work[0]] = compiled(*work[1:])
-        except Exception as error:  # reported, and the test fails on it
-            while error.__cause__ is not None:
-                error = error.__cause__
-            found[work[0]] = {"error": f"{type(error).__name__}: {error}"}
-        print(work[0], found[work[0]], file=sys.stderr, flush=True)
-    print(json.dumps(found, indent=1))
+                WORKS.append((full, kernel, args, keywords, capability))
+    # Forked, so that each inherits what was recorded.
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        found = dict(pool.imap(job, range(len(WORKS))))
+    print(json.dumps({"triton": triton.__version__, "kernels": found}, indent=1))
 
 
 if __name__ == "__main__":

@@ -37,16 +37,19 @@ MAY_IMPORT = {
     "triton_kernels.pairs": set(),
     "triton_kernels.similarity": set(),
     "triton_kernels.multi_similarity": set(),
+    "triton_kernels.stash": set(),
     "triton_kernels.tile_list": {"triton_kernels.multi_similarity", "triton_kernels.pairs"},
     "triton_kernels.weights": {"triton_kernels.multi_similarity", "triton_kernels.pairs"},
     "triton_kernels.statistics": {
         "triton_kernels.multi_similarity",
         "triton_kernels.pairs",
         "triton_kernels.similarity",
+        "triton_kernels.stash",
     },
     "triton_kernels.gradient": {
         "triton_kernels.rows",
         "triton_kernels.similarity",
+        "triton_kernels.stash",
         "triton_kernels.weights",
     },
     "triton_kernels.problem": {
@@ -61,6 +64,7 @@ MAY_IMPORT = {
         "reference",
         "triton_kernels.problem",
         "triton_kernels.statistics",
+        "triton_kernels.tiles",
     },
     "triton_kernels.launch_gradient": {
         "backends.interface",

@@ -51,9 +51,9 @@ def on_device(batch):
 
 @pytest.fixture(autouse=True)
 def restore():
-    saved = options.workspace_bytes, options.skip_below
+    saved = options.workspace_bytes, options.skip_below, options.stash_bytes
     yield
-    options.workspace_bytes, options.skip_below = saved
+    options.workspace_bytes, options.skip_below, options.stash_bytes = saved
     torch.set_float32_matmul_precision("highest")
 
 
@@ -211,6 +211,28 @@ def test_the_same_bits_in_every_run_and_for_every_budget(d):
         options.workspace_bytes = budget
         for got, first in zip(everything(x, y), want, strict=True):
             assert torch.equal(got, first)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=case_id)
+@pytest.mark.parametrize("name", ["default", "unmined"])
+def test_kept_exponentials_stay_within_the_budget(monkeypatch, name, dtype):
+    """And tell which side keeps a pair: a wrong side would be far outside."""
+    x, y, _, _ = on_device(make_batch(97, None, 70, SPECS[name], dtype))
+    arguments = (y, None, None, "mean", vars(SPECS[name]))
+    exact = gradients(reference.multi_similarity_loss, x.double(), *arguments)
+    same = gradients(reference.multi_similarity_loss, x, *arguments)
+    kept = []
+    real = launch_statistics._stash
+    monkeypatch.setattr(
+        launch_statistics, "_stash", lambda *args: kept.append(real(*args)) or kept[-1]
+    )
+    chosen = {**vars(SPECS[name]), "backend": "triton"}
+    (got,) = gradients(multi_similarity_loss, x, y, None, None, "mean", chosen)
+    options.stash_bytes = 0
+    (again,) = gradients(multi_similarity_loss, x, y, None, None, "mean", chosen)
+    assert kept[0] is not None and kept[1] is None
+    assert_within_budget(got, same[0], exact[0])
+    assert_within_budget(again, same[0], exact[0])
 
 
 def separated(n, d, classes):

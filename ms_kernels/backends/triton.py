@@ -85,30 +85,31 @@ def loss_and_gradient(
     anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec, need_dx: bool, need_dr: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Row losses, 1 for the rows that keep a pair, and the gradients of the losses' sum."""
-    from ms_kernels.triton_kernels.launch_gradient import Mass, gradient
+    from ms_kernels.triton_kernels.launch_gradient import Scan, gradient
     from ms_kernels.triton_kernels.launch_statistics import statistics
     from ms_kernels.triton_kernels.problem import Problem
 
     with _on_device_of(anchors.embeddings):
         problem = Problem(anchors, candidates, spec)
         budget = options.workspace_bytes
-        found = statistics(problem, budget, exact=False)
+        stash_bytes = options.stash_bytes if need_dx else 0
+        found = statistics(problem, budget, exact=False, stash_bytes=stash_bytes)
         loss = found.loss
         row_poison = _poison(loss)
         poison = row_poison.sum().view(1)
         tolerance = _tolerance(found.terms)
+        scan = Scan(found.tile_mass, tolerance, found.stash, transposed=False)
         dx = dr = None
         if need_dx:
-            mass = Mass(found.tile_mass, False, tolerance)
             if candidates is None:
-                dx = gradient(problem, found.terms, found.terms, poison, mass, budget)
+                dx = gradient(problem, found.terms, found.terms, poison, scan, budget)
             else:
-                dx = gradient(problem, found.terms, None, row_poison, mass, budget)
+                dx = gradient(problem, found.terms, None, row_poison, scan, budget)
         if need_dr and candidates is not None:
-            mass = Mass(found.tile_mass, True, tolerance)
             ranges = problem.columns.ranges_among(candidates.labels, anchors.labels)
             other = problem.other_way(*ranges)
-            dr = gradient(other, None, found.terms, poison, mass, budget)
+            scan = scan._replace(transposed=True)
+            dr = gradient(other, None, found.terms, poison, scan, budget)
         return loss, found.valid, dx, dr
 
 

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from ms_kernels.triton_kernels.rows import through_normalisation
 from ms_kernels.triton_kernels.similarity import multiply_add, similarity, similarity_of
+from ms_kernels.triton_kernels.stash import read_stash, stashed_weights
 from ms_kernels.triton_kernels.weights import pair_weights
 
 
@@ -130,19 +131,23 @@ def weights_kernel(
     options,
     tiles,
     counts,
+    stash,  # of the negative scan, if STASH
     panel,  # (rows of the panel, column_blocks * GROUP) out: weights of listed tiles, side by side
     first_group,  # of the panel
     stride,
     row_padded,
     column_padded,
     column_blocks,
+    scan_columns,
     MODE: tl.constexpr,
     ID_MODE: tl.constexpr,
     HAS_ROW: tl.constexpr,
     HAS_COLUMN: tl.constexpr,
     BOUNDED: tl.constexpr,
+    STASH: tl.constexpr,
     WEIGHT_SCALE: tl.constexpr,
     GROUP: tl.constexpr,
+    SCAN_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -161,29 +166,40 @@ def weights_kernel(
         )
         tile = tl.load(tiles + group * column_blocks + k // COLUMN_PARTS)
         columns = tile * GROUP + k % COLUMN_PARTS * BLOCK_N + tl.arange(0, BLOCK_N)
-        sim = similarity(x, row_scale, rows, r, column_scale, columns, stride, MODE, BLOCK_K)
-        weight = tl.zeros(sim.shape, sim.dtype)
+        weight = tl.zeros((BLOCK_M, BLOCK_N), row_scale.dtype.element_ty)
         for NEGATIVES in tl.static_range(2):
             if (k >= positives * COLUMN_PARTS) == (NEGATIVES == 1):
-                weight = pair_weights(
-                    sim,
-                    row_terms,
-                    row_ids,
-                    first,
-                    last,
-                    rows,
-                    row_padded,
-                    column_terms,
-                    column_ids,
-                    columns,
-                    column_padded,
-                    options,
-                    NEGATIVES == 0,
-                    HAS_ROW,
-                    HAS_COLUMN,
-                    BOUNDED,
-                    ID_MODE,
-                )
+                if STASH and NEGATIVES == 1:
+                    if tile < group:
+                        kept = read_stash(stash, rows, columns, scan_columns, True, GROUP, SCAN_N)
+                    else:
+                        kept = read_stash(stash, rows, columns, scan_columns, False, GROUP, SCAN_N)
+                    weight = stashed_weights(
+                        kept, row_terms, rows, row_padded, column_terms, columns, column_padded
+                    )
+                else:
+                    sim = similarity(
+                        x, row_scale, rows, r, column_scale, columns, stride, MODE, BLOCK_K
+                    )
+                    weight = pair_weights(
+                        sim,
+                        row_terms,
+                        row_ids,
+                        first,
+                        last,
+                        rows,
+                        row_padded,
+                        column_terms,
+                        column_ids,
+                        columns,
+                        column_padded,
+                        options,
+                        NEGATIVES == 0,
+                        HAS_ROW,
+                        HAS_COLUMN,
+                        BOUNDED,
+                        ID_MODE,
+                    )
         factor = tl.load(column_scale + columns)
         weight = as_operand(weight, factor, panel.dtype.element_ty, WEIGHT_SCALE)
         at = panel_block.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)

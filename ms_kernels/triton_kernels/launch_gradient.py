@@ -1,6 +1,6 @@
 """Launches the gradient: from a Problem and the terms of its sides to dx."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -18,11 +18,13 @@ from ms_kernels.triton_kernels.weights import read_terms_kernel
 FLOAT16_SCALE = 4096.0
 
 
-class Mass:
-    """Of the tiles of a negative scan, and whether its rows are this gradient's columns."""
+class Scan(NamedTuple):
+    """What a negative scan left for the gradient."""
 
-    def __init__(self, tile_mass: Tensor, transposed: bool, tolerance: Tensor) -> None:
-        self.tile_mass, self.transposed, self.tolerance = tile_mass, transposed, tolerance
+    tile_mass: Tensor
+    tolerance: Tensor  # (1): weight that a row may lose
+    stash: Tensor | None
+    transposed: bool  # the scan's rows are this gradient's columns
 
 
 def read_terms(side: Rows, term: Term, problem: Problem, largest: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ def gradient(
     row_terms: Tensor | None,
     column_terms: Tensor | None,
     poison: Tensor,
-    mass: Mass | None,
+    scan: Scan | None,
     workspace_bytes: int,
 ) -> Tensor:
     """(N, D) gradient with respect to the rows, through their normalisation.
@@ -73,7 +75,7 @@ def gradient(
     # What is absent is never read; one of both is there.
     row_terms = given if row_terms is None else row_terms
     column_terms = given if column_terms is None else column_terms
-    tiles, counts = _tile_list(problem, row_terms, column_terms, mass, flags)
+    tiles, counts = _tile_list(problem, row_terms, column_terms, scan, flags)
     group = problem.tiles.scan.block_m
     lift = FLOAT16_SCALE if rows.copy.dtype == torch.float16 else 1.0
     shared: Any = {"MODE": problem.mode, "WEIGHT_SCALE": lift, "GROUP": group}
@@ -110,6 +112,7 @@ def gradient(
         )
         return dx
 
+    stash = None if scan is None else scan.stash
     weights, product = problem.tiles.weights, problem.tiles.product
     width = tiles.shape[1] * group
     groups = triton.cdiv(rows.count, group)
@@ -123,12 +126,16 @@ def gradient(
             rows.copy,
             rows.scale,
             *sides,
+            panel if stash is None else stash,
             panel,
             first_group,
             rows.stride,
             rows.padded,
             columns.padded,
             tiles.shape[1],
+            triton.cdiv(columns.count, problem.tiles.scan.block_n),
+            STASH=stash is not None,
+            SCAN_N=problem.tiles.scan.block_n,
             BLOCK_M=weights.block_m,
             BLOCK_N=weights.block_n,
             BLOCK_K=problem.piece(weights.block_k),
@@ -181,36 +188,36 @@ def _tile_list(
     problem: Problem,
     row_terms: Tensor,
     column_terms: Tensor,
-    mass: Mass | None,
+    scan: Scan | None,
     flags: Any,
 ) -> tuple[Tensor, Tensor]:
-    rows, columns, scan = problem.rows, problem.columns, problem.tiles.scan
-    group = scan.block_m
+    rows, columns, tile = problem.rows, problem.columns, problem.tiles.scan
+    group = tile.block_m
     blocks, column_blocks = (triton.cdiv(side.count, group) for side in (rows, columns))
     tiles = torch.empty(blocks, column_blocks, dtype=torch.int32, device=rows.device)
     counts = torch.empty(blocks, 2, dtype=torch.int32, device=rows.device)
     tile_list_kernel[(blocks,)](
         problem.first,
         problem.last,
-        row_terms if mass is None else mass.tile_mass,
+        row_terms if scan is None else scan.tile_mass,
         row_terms,
         column_terms,
-        row_terms if mass is None else mass.tolerance,
+        row_terms if scan is None else scan.tolerance,
         tiles,
         counts,
         rows.count,
         columns.count,
         rows.padded,
         columns.padded,
-        0 if mass is None else mass.tile_mass.shape[1],
+        0 if scan is None else scan.tile_mass.shape[1],
         column_blocks,
-        HAS_MASS=mass is not None,
+        HAS_MASS=scan is not None,
         HAS_ROW=flags["HAS_ROW"],
         HAS_COLUMN=flags["HAS_COLUMN"],
         SYMMETRIC=problem.symmetric,
-        TRANSPOSED=mass is not None and mass.transposed,
+        TRANSPOSED=scan is not None and scan.transposed,
         GROUP=group,
-        SCAN_N=scan.block_n,
+        SCAN_N=tile.block_n,
         BLOCK=32,
     )
     return tiles, counts

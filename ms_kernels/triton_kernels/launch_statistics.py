@@ -14,6 +14,7 @@ from ms_kernels.triton_kernels.statistics import (
     positive_finish_kernel,
     positive_scan_kernel,
 )
+from ms_kernels.triton_kernels.tiles import owner_of
 
 # Programs that keep a large GPU busy several times over.
 MANY_PROGRAMS = 1056
@@ -26,13 +27,17 @@ class Statistics(NamedTuple):
     valid: Tensor  # (N): 1 where an anchor keeps a pair
     terms: Tensor  # (5, padded): what the rows add to weights, for an incoming gradient of 1
     tile_mass: Tensor  # (row blocks, column blocks) of the negative scan
+    stash: Tensor | None  # its exponentials, where they were asked for and fit
 
 
-def statistics(problem: Problem, workspace_bytes: int, exact: bool) -> Statistics:
+def statistics(
+    problem: Problem, workspace_bytes: int, exact: bool, stash_bytes: int = 0
+) -> Statistics:
     """Statistics of each row if `exact`, else its loss and what the gradient needs.
 
     The negative scan goes by launches of as many row blocks as `workspace_bytes` of partial sums
-    allow; each is merged into the totals before the next.
+    allow; each is merged into the totals before the next. Within `stash_bytes` its exponentials are
+    kept for the gradient.
     """
     rows, columns, tile = problem.rows, problem.columns, problem.tiles.scan
     new: Any = {"dtype": rows.dtype, "device": rows.device}
@@ -73,6 +78,7 @@ def statistics(problem: Problem, workspace_bytes: int, exact: bool) -> Statistic
     row_cells, column_cells = chunk * tile.block_m, columns.padded if problem.symmetric else 0
     row_partials = _partials(splits, row_cells, new, exact)
     column_partials = _partials(chunk if problem.symmetric else 0, column_cells, new, exact)
+    stash = _stash(problem, row_blocks, column_blocks, stash_bytes)
     flags: Any = {"SYMMETRIC": problem.symmetric, "BOUNDED": problem.bounded, "EXACT": exact}
     for first_block in range(0, row_blocks if column_blocks else 0, chunk):
         blocks = min(chunk, row_blocks - first_block)
@@ -85,6 +91,7 @@ def statistics(problem: Problem, workspace_bytes: int, exact: bool) -> Statistic
             hardest_positive,
             *row_partials,
             *column_partials,
+            tile_mass if stash is None else stash,
             tile_mass,
             first_block,
             blocks,
@@ -94,6 +101,7 @@ def statistics(problem: Problem, workspace_bytes: int, exact: bool) -> Statistic
             row_cells,
             column_cells,
             column_blocks,
+            STASH=stash is not None,
             MAY_OVERFLOW=not problem.spec.normalize,
             TILES=tiles,
             **flags,
@@ -150,7 +158,25 @@ def statistics(problem: Problem, workspace_bytes: int, exact: bool) -> Statistic
         **common,
     )
     stats = RowStatistics(*floats, *counts) if exact else None
-    return Statistics(stats, loss, valid, terms, tile_mass)
+    return Statistics(stats, loss, valid, terms, tile_mass, stash)
+
+
+def _stash(problem: Problem, row_blocks: int, column_blocks: int, budget: int) -> Tensor | None:
+    """Room for the scan's tiles on and above the diagonal, if the gradient gains by it.
+
+    Half rows only, whose weights are rounded as much anyway; and only where the gradient goes by
+    panels: a program that holds its rows whole computes similarities as fast as it could read them.
+    """
+    tile = problem.tiles.scan
+    held_whole = owner_of(problem.tiles, problem.rows.stride) is not None
+    half = problem.rows.copy.element_size() == 2
+    if not (problem.symmetric and problem.bounded and half) or held_whole:
+        return None
+    ratio = tile.block_n // tile.block_m
+    size = sum(column_blocks - i // ratio for i in range(row_blocks)) * tile.block_m * tile.block_n
+    if 2 * size > budget:
+        return None
+    return torch.empty(size, dtype=torch.bfloat16, device=problem.rows.device)
 
 
 def _chunk(problem: Problem, budget: int, row_blocks: int, splits: int, exact: bool) -> int:

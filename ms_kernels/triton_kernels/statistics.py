@@ -21,6 +21,7 @@ from ms_kernels.triton_kernels.multi_similarity import (
 )
 from ms_kernels.triton_kernels.pairs import GIVEN, distinct, positive_range, same_class
 from ms_kernels.triton_kernels.similarity import similarity
+from ms_kernels.triton_kernels.stash import write_stash
 
 
 @triton.jit
@@ -76,6 +77,7 @@ def negative_scan_kernel(
     column_hardest,  # (row blocks of this launch, padded M) out: partials of all columns
     column_sum,
     column_kept,
+    stash,  # out: exponentials of tiles that keep a pair, if STASH; see `stash.py`
     tile_mass,  # (row blocks, column blocks) out: no row or column of the tile sums to more
     first_block,  # of this launch's row blocks
     blocks,  # row blocks of this launch
@@ -91,6 +93,7 @@ def negative_scan_kernel(
     BOUNDED: tl.constexpr,
     MAY_OVERFLOW: tl.constexpr,
     EXACT: tl.constexpr,
+    STASH: tl.constexpr,
     TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -173,6 +176,10 @@ def negative_scan_kernel(
                     reference = tl.where(column_top == -INFINITY, 0, column_top)
                     e = negative_exponential(sim, reference[None, :], options, BOUNDED)
                 column_total = tl.sum(tl.where(by_column, e, 0), 0)
+                if STASH:
+                    write_stash(
+                        stash, e, by_row, by_column, block, tile, column_blocks, BLOCK_M, BLOCK_N
+                    )
                 column_mass = tl.max(column_total)
                 if not BOUNDED:
                     column_mass = tl.where(column_mass > 0, INFINITY, 0).to(T)

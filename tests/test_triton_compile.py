@@ -1,0 +1,67 @@
+"""Ahead-of-time compilation of every Triton kernel, dtype and tile, without a GPU.
+
+tests/triton_resources.json holds what the compiler said last; `python tests/test_triton_compile.py`
+writes it anew. A figure that changes is a finding: look at it, then write the table.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+HERE = Path(__file__).parent
+TABLE = HERE / "triton_resources.json"
+# Shared memory that a block may ask for, in bytes.
+MOST_SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
+MATRIX_KERNELS = {
+    "positive_scan",
+    "negative_scan",
+    "positive_finish",
+    "gradient",
+    "weights",
+    "product",
+}
+MATRIX = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}
+
+
+def compile_all(architecture):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, HERE / "compile_triton.py", architecture]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", MOST_SHARED)
+def test_every_kernel_compiles_without_spills(architecture):
+    found = compile_all(architecture)
+    kernels = found["kernels"]
+    assert {name.split("/")[0] for name in kernels} > MATRIX_KERNELS
+    errors = {name: row["error"] for name, row in kernels.items() if "error" in row}
+    assert not errors
+    assert not {name: row for name, row in kernels.items() if row["spills"]}
+    assert max(row["shared_bytes"] for row in kernels.values()) <= MOST_SHARED[architecture]
+    for name, row in kernels.items():
+        kernel, case = name.split("/")
+        if kernel in MATRIX_KERNELS and not case.startswith("fp64"):
+            assert row["matrix"] == [MATRIX[architecture]], name
+    table = json.loads(TABLE.read_text())
+    if table["triton"] != found["triton"]:
+        pytest.skip(f"the table is of Triton {table['triton']}, this is {found['triton']}")
+    assert kernels == table[architecture]
+
+
+def write_table():
+    found = {name: compile_all(name) for name in MOST_SHARED}
+    table = {name: rows["kernels"] for name, rows in found.items()}
+    TABLE.write_text(json.dumps({"triton": triton.__version__, **table}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    write_table()
