@@ -61,8 +61,8 @@ class Options:
     def __setattr__(self, name: str, value: float) -> None:
         if not name.startswith("_") and not hasattr(type(self), name):
             raise AttributeError(
-                "options: expected workspace_bytes, panel_bytes, stash_bytes or skip_below, "
-                f"got {name!r}"
+                f"options.{name}: expected workspace_bytes, panel_bytes, stash_bytes or "
+                f"skip_below, got {name!r}"
             )
         super().__setattr__(name, value)
 

@@ -101,9 +101,8 @@ def _tool(name, *args):
     return subprocess.run([TOOLS / name, *args], capture_output=True, text=True, check=True).stdout
 
 
-def step(dtype, depth, spec=None, refs=False, exact=False):
+def step(dtype, depth, spec=None, refs=False, exact=False, n=4096):
     spec = spec or MultiSimilaritySpec()
-    n = 4096
     anchors = Side(torch.empty(n, depth, dtype=dtype), torch.arange(n), None)
     candidates = Side(torch.empty(n, depth, dtype=dtype), torch.arange(n), None) if refs else None
     if not exact:
@@ -134,6 +133,13 @@ def cases(variants):
             yield f"{name}-D{depth}", "high" if name == "tf32" else "highest", step(dtype, depth)
     if not variants:
         return
+    for n in (1, 70):  # sizes of 1 become constants
+        for refs in (False, True):
+            for exact in (False, True):
+                for depth in (1, 300):
+                    name = f"fp32-N{n}-D{depth}{'-refs' * refs}{'-exact' * exact}"
+                    run = step(torch.float32, depth, refs=refs, exact=exact, n=n)
+                    yield name, "highest", run
     half = torch.bfloat16
     raw = MultiSimilaritySpec(normalize=False)
     for depth in (128, 1024):

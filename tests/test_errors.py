@@ -88,5 +88,5 @@ def test_options_are_checked():
             setattr(ms_kernels.options, name, -1)
         with pytest.raises(TypeError, match=f"options.{name}: expected a number of bytes"):
             setattr(ms_kernels.options, name, 1.5)
-    with pytest.raises(AttributeError, match="options.work: expected workspace_bytes or"):
+    with pytest.raises(AttributeError, match="options.work: expected workspace_bytes, panel_bytes"):
         ms_kernels.options.work = 1

@@ -197,7 +197,7 @@ def negative_scan_kernel(
             tl.store(column_sum + at, column_total)
             if EXACT:
                 tl.store(column_kept + at, column_count)
-        tl.store(tile_mass + (block * column_blocks.to(tl.int64)) + tile, mass)
+        tl.store(tile_mass + block.to(tl.int64) * column_blocks + tile, mass)
     at = split.to(tl.int64) * row_cells + local * BLOCK_M + tl.arange(0, BLOCK_M)
     tl.store(row_hardest + at, hardest)
     tl.store(row_sum + at, sums)
@@ -266,13 +266,14 @@ def merge_kernel(
     hardest = tl.load(hardest_negative + rows)
     sums = tl.load(negative_sum + rows)
     kept = tl.zeros((BLOCK_M,), tl.int32)
+    wide = tl.zeros((BLOCK_M,), tl.int64)
     if EXACT:
         kept = tl.load(neg_kept + rows)
     if SYMMETRIC:
         # Row blocks whose tiles reach this block's columns: the scan starts at its own.
         reach = block * BLOCK_M // BLOCK_N * BLOCK_N + BLOCK_N
         for local in range(0, tl.minimum(blocks, (reach - 1) // BLOCK_M + 1 - first_block)):
-            at = local * column_cells.to(tl.int64) + rows
+            at = (wide + local) * column_cells + rows
             hardest, sums, kept = merged(
                 hardest,
                 sums,
@@ -291,7 +292,7 @@ def merge_kernel(
         if SYMMETRIC:
             start = block * BLOCK_M // BLOCK_N // TILES
         for split in range(start, splits):
-            at = split * row_cells.to(tl.int64) + local * BLOCK_M + tl.arange(0, BLOCK_M)
+            at = (wide + split) * row_cells + local * BLOCK_M + tl.arange(0, BLOCK_M)
             hardest, sums, kept = merged(
                 hardest, sums, kept, at, row_hardest, row_sum, row_kept, options, BOUNDED, EXACT
             )
