@@ -78,6 +78,29 @@ def test_long_sums_err_no_more_than_the_dense_code(backend):
     assert rms[0] <= 1.5 * rms[1]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base": -1.0},
+        {"alpha": 50.0, "base": 1.0},
+        {"alpha": 1e3, "beta": 1e3, "base": 3.0},
+        {"alpha": 1e4, "beta": 1e4},
+        {"alpha": 1e4, "beta": 1e4, "base": 1e4},
+    ],
+    ids=str,
+)
+def test_large_exponents_cancel_as_in_the_dense_code(backend, options):
+    """Exponents and their log-sum-exps are rounded alike, however large scale times base is."""
+    spec = MultiSimilaritySpec(**options)
+    x, y, _, _ = make_batch(97, None, 16, spec, torch.float32)
+    arguments = (y, None, None, "mean")
+    (exact,) = gradients(reference.multi_similarity_loss, x.double(), *arguments, vars(spec))
+    (same,) = gradients(reference.multi_similarity_loss, x, *arguments, vars(spec))
+    chosen = {**vars(spec), "backend": backend}
+    (got,) = gradients(ms_kernels.multi_similarity_loss, x, *arguments, chosen)
+    assert_within_budget(got, same, exact)
+
+
 @pytest.mark.parametrize("flaw", ["sign", "slack", "scale"])
 def test_the_budget_can_fail(flaw):
     """Three wrong losses that a looser comparison would let pass."""

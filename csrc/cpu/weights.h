@@ -6,25 +6,27 @@
 namespace msk::MSK_ISA {
 
 // Weights of one kind of pair in one tile: of value = S with scale = beta for negatives, of
-// value = -S with scale = alpha for positives. A side's factor is dloss exp(reference - offset),
-// so that both sides share one exponential when their offsets lie close together.
+// value = -S with scale = alpha and the base's sign turned for positives. A side's factor is
+// dloss exp(most - offset), so that both sides share one exponential when their offsets lie close
+// together. Exponents are scale (value - base), rounded as in the log-sum-exps: they cancel.
 template <typename T>
 struct KindWeights {
-  T scale, shift, origin;
+  T scale, base, most;
   bool shared;
   const T *row_threshold, *column_threshold, *row_offset, *column_offset;
   const T *row_factor, *column_factor;
 
-  KindWeights(T scale, T shift, const T* const row[2], const T* row_dloss, int rows,
+  KindWeights(T scale, T base, const T* const row[2], const T* row_dloss, int rows,
               const T* const column[2], const T* column_dloss, int columns, T* row_room,
               T* column_room)
       : scale(scale),
-        shift(shift),
+        base(base),
+        most(T(0)),
         row_threshold(row[0]),
         column_threshold(column[0]),
         row_offset(row[1]),
         column_offset(column[1]) {
-    T least = kInfinity<T>, most = T(0);
+    T least = kInfinity<T>;
     const auto span = [&](const T* offset, int count) {
       for (int i = 0; i < count; ++i)
         if (offset[i] < kInfinity<T>) {
@@ -35,11 +37,9 @@ struct KindWeights {
     span(row_offset, rows);
     span(column_offset, columns);
     shared = !(most - least > kSharedSpread<T>);
-    origin = shift - most;
-    const T reference = shift - origin;  // exact, where shift - most was rounded
-    row_factor = shared ? scaled(reference, row_offset, row_dloss, rows, row_room) : row_dloss;
-    column_factor = shared ? scaled(reference, column_offset, column_dloss, columns, column_room)
-                           : column_dloss;
+    row_factor = shared ? scaled(most, row_offset, row_dloss, rows, row_room) : row_dloss;
+    column_factor =
+        shared ? scaled(most, column_offset, column_dloss, columns, column_room) : column_dloss;
   }
 
   Vec<T> operator()(Vec<T> value, Vec<T> row_threshold, Vec<T> row_offset, Vec<T> row_factor,
@@ -47,11 +47,11 @@ struct KindWeights {
                     Mask<T>& kept) const {
     const Mask<T> by_row = value > row_threshold, by_column = value > column_threshold;
     kept = by_row | by_column;
+    const Vec<T> z = scale * (value - broadcast(base));
     Vec<T> row_e, column_e;
     if (shared) {
-      row_e = column_e = exp<T>(multiply_add<T>(value, broadcast(scale), broadcast(origin)));
+      row_e = column_e = exp<T>(z - broadcast(most));
     } else {
-      const Vec<T> z = multiply_add<T>(value, broadcast(scale), broadcast(shift));
       row_e = exp<T>(z - row_offset);
       column_e = exp<T>(z - column_offset);
     }
@@ -73,8 +73,8 @@ struct TileWeights {
 
   TileWeights(const Side<T>& rows, const Side<T>& columns, Tile t, const MultiSimilarity<T>& loss,
               const Scratch<T>& s)
-      : negative(kind(rows, columns, t, loss.beta, -loss.beta * loss.base, true, s)),
-        positive(kind(rows, columns, t, loss.alpha, loss.alpha * loss.base, false, s)) {}
+      : negative(kind(rows, columns, t, loss.beta, loss.base, true, s)),
+        positive(kind(rows, columns, t, loss.alpha, -loss.base, false, s)) {}
 
   // Of a whole tile; `out` may be the similarities themselves. Returns the number of kept pairs.
   std::int32_t weigh(const TileView<T>& tile, bool positives, T* out) const {
@@ -125,7 +125,7 @@ struct TileWeights {
   }
 
  private:
-  static KindWeights<T> kind(const Side<T>& rows, const Side<T>& columns, Tile t, T scale, T shift,
+  static KindWeights<T> kind(const Side<T>& rows, const Side<T>& columns, Tile t, T scale, T base,
                              bool negative, const Scratch<T>& s) {
     const std::int64_t i = rows.first(t.row), j = columns.first(t.column);
     const auto arrays = [&](const Side<T>& side, std::int64_t at, const T*(&out)[2]) {
@@ -137,7 +137,7 @@ struct TileWeights {
     arrays(columns, j, column);
     const int room = negative ? 0 : 2;
     return {scale,
-            shift,
+            base,
             row,
             rows.dloss + i,
             rows.axis.block,
