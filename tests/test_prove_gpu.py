@@ -1,0 +1,45 @@
+"""`make gpu` says what is missing, and runs what it should."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import prove_gpu
+import pytest
+import torch
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so():
+    command = [sys.executable, Path(prove_gpu.__file__)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "CUDA device" in done.stdout
+
+
+def test_a_python_without_torch_is_named(monkeypatch):
+    monkeypatch.setattr(prove_gpu, "importable", lambda name: name != "torch")
+    assert "cannot import torch" in prove_gpu.unfit() and "PYTHON=" in prove_gpu.unfit()
+
+
+def test_steps(monkeypatch):
+    monkeypatch.setattr(prove_gpu, "sanitizer", lambda: "/bin/compute-sanitizer")
+    commands = {name: " ".join(map(str, command)) for name, command, _ in prove_gpu.steps(True)}
+    assert [*commands][-3:] == ["memcheck", "racecheck", "bench"]
+    assert commands["bench"].endswith("bench.gpu quick")
+    for _, command, _ in prove_gpu.steps(False):
+        for part in command:
+            if part.startswith("tests/"):
+                assert (prove_gpu.ROOT / part).exists(), part
+
+
+def test_no_sanitizer_is_no_failure(monkeypatch, capsys):
+    monkeypatch.setattr(prove_gpu, "sanitizer", lambda: None)
+    assert [name for name, _, _ in prove_gpu.steps(False)][-1] == "bench"
+    assert "left out" in capsys.readouterr().out
+
+
+def test_missing_extras_leave_out_their_tests(monkeypatch):
+    monkeypatch.setattr(prove_gpu, "importable", lambda name: name != "hypothesis")
+    monkeypatch.setattr(prove_gpu, "sanitizer", lambda: None)
+    command = next(c for name, c, _ in prove_gpu.steps(False) if name == "rest of the suite")
+    assert "--ignore=tests/test_properties.py" in command
