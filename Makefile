@@ -1,7 +1,8 @@
 # make demo   trains on real digits and draws demo.png
 # make test   the whole suite
 # make bench  measures against PyTorch and pytorch-metric-learning; BENCH=quick for two minutes
-# make gpu    all that a GPU must show, with PYTHON's own torch; BENCH=quick for the short bench
+# make gpu    all that a GPU must show, with PYTHON's own torch; BENCH=quick for a short bench,
+#             STEPS="kernels memcheck" for some of it
 
 PYTHON ?= python3
 VENV := .venv
@@ -37,7 +38,7 @@ bench: $(VENV)/extra-bench
 
 # With the torch and Triton that the machine has: no environment is made, nothing is installed.
 gpu:
-	$(PYTHON) tests/prove_gpu.py $(BENCH)
+	$(PYTHON) tests/prove_gpu.py $(BENCH) $(STEPS)
 
 lint: $(VENV)/extra-test $(VENV)/extra-lint
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
-"""python tests/prove_gpu.py [quick]: everything that is to be shown on a GPU, with this Python.
+"""python tests/prove_gpu.py [quick] [step ...]: all that a GPU must show, with this Python.
 
-Runs each step to its end even if one before it failed, and says at the end what failed. Nothing is
-installed: the packages are this Python's own.
+Steps: build, info, kernels, suite, memcheck, racecheck, bench; all of them if none is named. Each
+runs to its end even if one before it failed; what failed is said at the end. Nothing is installed:
+the packages are this Python's own.
 """
 
 import importlib.util
@@ -11,11 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+REPORT = ROOT / "build" / "gpu.xml"
+STEPS = ("build", "info", "kernels", "suite", "memcheck", "racecheck", "bench")
 NEEDED = ("torch", "triton", "numpy", "pytest")
-# What is left out without each.
+# Without each of these something is left out.
 OPTIONAL = {
     "hypothesis": "tests/test_properties.py",
     "pytest_benchmark": "tests/test_bench.py's timing fixture",
@@ -78,11 +82,13 @@ def steps(quick: bool) -> list[tuple[str, list[str], dict[str, str]]]:
     python = sys.executable
     without = [flag for name, flags in WITHOUT.items() if not importable(name) for flag in flags]
     pytest = [python, "-m", "pytest", "-q", "-rsx", *without]
+    # Most of the time goes to compiling.
+    parallel = ["-n", "8"] if importable("xdist") and (os.cpu_count() or 1) >= 8 else []
     gpu_files = [f"tests/{name}.py" for name in ("test_triton", "test_gpu", "test_gpu_symmetry")]
     found: list[tuple[str, list[str], dict[str, str]]] = [
         ("info", [python, "-m", "ms_kernels", "info"], {}),
-        ("kernels on the device", [*pytest, *gpu_files], {}),
-        ("rest of the suite", [*pytest, *(f"--ignore={file}" for file in gpu_files)], {}),
+        ("kernels", [*pytest, *parallel, f"--junitxml={REPORT}", *gpu_files], {}),
+        ("suite", [*pytest, *(f"--ignore={file}" for file in gpu_files)], {}),
     ]
     if can_build():
         found.insert(0, ("build", [python, "setup.py", "-q", "build_ext", "--inplace"], {}))
@@ -99,10 +105,21 @@ def steps(quick: bool) -> list[tuple[str, list[str], dict[str, str]]]:
     return found
 
 
+def figures() -> str:
+    """What the tests counted: launches, bytes at the peak."""
+    cases = ElementTree.parse(REPORT).iter("testcase")
+    return "\n".join(
+        f"{case.get('name')}: {counted.get('name')} {counted.get('value')}"
+        for case in cases
+        for counted in case.iter("property")
+    )
+
+
 def main() -> int:
-    arguments = sys.argv[1:]
-    if arguments not in ([], ["quick"]):
-        print(f"prove_gpu: expected nothing or 'quick', got {' '.join(arguments)!r}")
+    chosen = [word for word in sys.argv[1:] if word != "quick"]
+    unknown = sorted(set(chosen) - set(STEPS))
+    if unknown:
+        print(f"prove_gpu: expected quick or steps of {', '.join(STEPS)}, got {', '.join(unknown)}")
         return 2
     reason = unfit()
     if reason is not None:
@@ -112,11 +129,15 @@ def main() -> int:
         if not importable(name):
             print(f"{name} cannot be imported: without {what}")
     results = []
-    for name, command, additions in steps(bool(arguments)):
+    for name, command, additions in steps("quick" in sys.argv[1:]):
+        if chosen and name not in chosen:
+            continue
         print(f"\n== {name}: {' '.join(command)}", flush=True)
         start = time.monotonic()
         done = subprocess.run(command, cwd=ROOT, env={**environment(), **additions})
         results.append((name, done.returncode, time.monotonic() - start))
+        if name == "kernels" and REPORT.exists():
+            print(figures())
     print()
     for name, code, seconds in results:
         print(f"{'passed' if code == 0 else f'FAILED ({code})':12} {name}, {seconds:.0f} s")
