@@ -163,6 +163,11 @@ def main(arguments: list[str]) -> int:
         store.add(found)
         store.say(f"{case}, {(datetime.datetime.now() - start).total_seconds():.1f} s")
         store.say(json.dumps(found))
+    store.say(
+        f"floors at {rate.bfloat16 / 1e12:.0f} TFLOP/s bfloat16, {rate.float32 / 1e12:.0f} TFLOP/s "
+        f"float32, {rate.bytes / 1e12:.2f} TB/s; graph is replay without launches; others as "
+        "multiples of our GPU time, round by round"
+    )
     store.say(gpu_floor.table(store.cases))
     store.say(gpu_machine.clocks())
     print(f"results: {store.path}")

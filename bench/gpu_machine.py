@@ -18,7 +18,7 @@ QUERY = (
     "power.draw,power.limit,temperature.gpu"
 )
 # Of two results in one file these must be the same.
-SAME = ("gpu", "torch", "triton", "cuda", "commit")
+SAME = ("gpu", "driver", "torch", "triton", "cuda", "commit")
 
 
 def clocks() -> str:
@@ -30,9 +30,11 @@ def clocks() -> str:
 
 
 def describe(gpu: str) -> dict[str, Any]:
+    state = clocks()
     return {
         "gpu": gpu,
-        "nvidia_smi": {"query": QUERY, "start": clocks()},
+        "driver": state.split(", ")[1] if state else None,
+        "nvidia_smi": {"query": QUERY, "start": state},
         "torch": torch.__version__,
         "triton": version_of("triton"),
         "pytorch_metric_learning": version_of("pytorch-metric-learning"),

@@ -81,11 +81,12 @@ def test_candidates_take_turns_and_ratios_are_to_ours():
 def test_dry_run(tmp_path, capsys):
     assert gpu.main(["--dry-run", "--results", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "dry.json").read_text())
-    assert {"torch", "triton", "commit", "nvidia_smi", "cuda"} <= set(found["machine"])
+    assert {"torch", "triton", "commit", "nvidia_smi", "cuda", "driver"} <= set(found["machine"])
     assert len(found["cases"]) == 3 and found["rate"]["bfloat16"] == 1e12
     for case in found["cases"]:
         assert case["candidates"]["ours"]["gpu"] > 0 and case["floor"]["products"] > 0
     log = (tmp_path / "dry.log").read_text()
+    assert "floors at 1 TFLOP/s bfloat16" in log
     assert "| 96 | 16 | float32 | mid |" in log and log in capsys.readouterr().out
     # A second run adds its cases to those of the first.
     assert (

@@ -64,3 +64,11 @@ def test_missing_extras_leave_out_their_tests(monkeypatch):
     monkeypatch.setattr(prove_gpu, "sanitizer", lambda: None)
     command = next(c for name, c, _ in prove_gpu.steps(False) if name == "suite")
     assert "--ignore=tests/test_properties.py" in command
+
+
+def test_what_the_sanitizer_watches_runs():
+    pytest.importorskip("triton")
+    import sanitize_triton
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sanitize_triton.run(37, 20, 33, torch.bfloat16, device)
