@@ -1,6 +1,8 @@
 # make demo   trains on real digits and draws demo.png
 # make test   the whole suite
 # make bench  measures against PyTorch and pytorch-metric-learning; BENCH=quick for two minutes
+# make gpu    all that a GPU must show, with PYTHON's own torch; BENCH=quick for a short bench,
+#             STEPS="kernels memcheck" for some of it
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +11,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 SOURCES := setup.py CMakeLists.txt pyproject.toml constraints.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench gpu lint format clean
 
 # Editable, so that Python changes need no reinstall; a change of csrc/ rebuilds the module.
 $(VENV)/installed: $(SOURCES)
@@ -33,6 +35,10 @@ test: $(VENV)/extra-test
 
 bench: $(VENV)/extra-bench
 	$(BIN)/python -m bench $(BENCH)
+
+# With the torch and Triton that the machine has: no environment is made, nothing is installed.
+gpu:
+	$(PYTHON) tests/prove_gpu.py $(BENCH) $(STEPS)
 
 lint: $(VENV)/extra-test $(VENV)/extra-lint
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 def make_batch(n: int, d: int, regime: str) -> Batch:
     """Classes of eight around random centres, so near to them that mining keeps what it should."""
     share, slack = REGIMES[regime]
-    x, y = _samples(n, d, _closeness(d, share))
+    x, y = _samples(n, d, closeness(d, share))
     kept = kept_share(x, y)
     # Few pairs: a batch of 32 has 768 negatives, and one in two thousand of them is none.
     if n >= 512 and not share / slack < kept < share * slack:
@@ -41,7 +41,7 @@ def kept_share(x: Tensor, y: Tensor) -> float:
 
 
 @functools.cache
-def _closeness(d: int, share: float) -> float:
+def closeness(d: int, share: float) -> float:
     """Mean similarity of positives at which mining keeps this share of negatives: bisection."""
     low, high = 0.0, 1.0
     for _ in range(14):

@@ -1,4 +1,4 @@
-"""python -m ms_kernels info | demo"""
+"""python -m ms_kernels info | demo | tune"""
 
 import argparse
 import importlib
@@ -28,9 +28,16 @@ def main() -> None:
     demo = commands.add_parser("demo", help="train on handwritten digits and draw demo.png")
     demo.add_argument("--steps", type=int, default=200, help="training steps of each run")
     demo.add_argument("--output", default="demo.png", help="where the picture goes")
+    tune = commands.add_parser("tune", help="find this GPU's fastest tiles and keep them")
+    tune.add_argument("--show", action="store_true", help="only print the tiles in use")
+    tune.add_argument("--modes", nargs="+", metavar="MODE", help="half, tf32x3, tf32, float64")
     arguments = parser.parse_args()
     if arguments.command == "info":
         info()
+    elif arguments.command == "tune":
+        from ms_kernels import tune as tuner
+
+        tuner.run(arguments.show, arguments.modes)
     else:
         from ms_kernels.demo import run
 

@@ -24,7 +24,7 @@ def gradients(function, x, y, r, z, reduction, options):
         leaves[0], y, leaves[1] if r is not None else None, z, reduction=reduction, **options
     )
     weight = torch.linspace(-1, 2, loss.numel(), dtype=torch.float64).view(loss.shape)
-    loss.backward(weight.to(loss.dtype))
+    loss.backward(weight.to(loss))
     return [leaf.grad for leaf in leaves]
 
 

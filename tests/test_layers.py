@@ -82,8 +82,21 @@ MAY_IMPORT = {
     "losses": {"functional", "checks", "dispatch", "reference", "spec"},
     "demo": {"", "demo_plot", "step_cost"},
     "step_cost": {""},
+    "tune": {"backends.triton", "tune_trial", "triton_kernels.tiles"},
+    "tune_trial": {
+        "backends.interface",
+        "settings",
+        "spec",
+        "triton_kernels.gradient",
+        "triton_kernels.launch_gradient",
+        "triton_kernels.launch_statistics",
+        "triton_kernels.problem",
+        "triton_kernels.rows",
+        "triton_kernels.statistics",
+        "triton_kernels.tiles",
+    },
     "demo_plot": set(),
-    "__main__": {"", "demo"},
+    "__main__": {"", "demo", "tune"},
 }
 
 

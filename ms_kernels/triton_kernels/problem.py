@@ -110,11 +110,17 @@ def _search(sorted_labels: Tensor, wanted: Tensor, first: Tensor, last: Tensor) 
 class Problem:
     """Rows, columns (the same object in self mode), options, and how to multiply."""
 
-    def __init__(self, rows: Side, columns: Side | None, spec: MultiSimilaritySpec) -> None:
+    def __init__(
+        self,
+        rows: Side,
+        columns: Side | None,
+        spec: MultiSimilaritySpec,
+        tiles: Tiles | None = None,  # default: those of the mode and device
+    ) -> None:
         rows = _contiguous(rows)
         self.spec = spec
         self.mode, operand = mode_of(rows.embeddings.dtype)
-        self.tiles = tiles_of(self.mode, rows.embeddings.device)
+        self.tiles = tiles or tiles_of(self.mode, rows.embeddings.device)
         self.rows = Rows(rows, spec, self.tiles, operand)
         self.symmetric = columns is None
         if columns is None:

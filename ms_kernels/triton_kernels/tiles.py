@@ -119,13 +119,17 @@ def mode_of(dtype: torch.dtype) -> tuple[str, torch.dtype]:
     return "half_in_float32" if interpreted() else "half", dtype
 
 
+def standard_tiles(mode: str, major: int) -> Tiles:
+    """The table's row for a major number of the compute capability."""
+    return TABLE.get(major, TABLE[0])[mode]
+
+
 @functools.cache
 def tiles_of(mode: str, device: torch.device) -> Tiles:
     """What the tuner found for this model of GPU (`tuned_file`), else the table's row."""
     if interpreted():
         return _INTERPRETED
-    major = torch.cuda.get_device_capability(device)[0]
-    standard = TABLE.get(major, TABLE[0])[mode]
+    standard = standard_tiles(mode, torch.cuda.get_device_capability(device)[0])
     file = tuned_file(torch.cuda.get_device_name(device))
     if not file.exists():
         return standard
@@ -146,6 +150,17 @@ def unpack(packed: dict[str, Any], standard: Tiles) -> Tiles:
     kernels = {name: Tile(*packed[name]) for name in ("scan", "weights", "product")}
     owner = {int(depth): Tile(*tile) for depth, tile in packed["owner"].items()}
     return standard._replace(**kernels, owner=owner)
+
+
+def agree(tiles: Tiles) -> bool:
+    """Whether the blocks divide each other as the kernels need."""
+    scan = tiles.scan
+    blocks = [tile[:2] for tile in (tiles.weights, tiles.product, *tiles.owner.values())]
+    return (
+        scan.block_n % scan.block_m == 0
+        and scan.block_m >= 32  # rows that one program copies at once
+        and all(scan.block_m % size == 0 for pair in blocks for size in pair)
+    )
 
 
 def owner_of(tiles: Tiles, depth: int) -> Tile | None:

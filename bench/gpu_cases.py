@@ -1,0 +1,114 @@
+"""Batches made on the device, the candidates, and the check that comes before timing."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import ms_kernels
+from bench.baselines import Loss, dense, metric_learning
+from bench.cases import PER_CLASS, REGIMES, closeness
+from ms_kernels import reference
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# Where the dense float64 oracle takes a few GB; above it the streamed panels stand in for it.
+MOST_DENSE = 8192
+# What ours may err beyond twice the dense code: pairs that rounding carries over a threshold.
+FLOOR = 2.0**-18
+# Baselines are not ours to judge: refused only if they compute something else.
+LOOSE = {"bfloat16": 0.5, "float32": 1e-2}
+
+
+class Batch(NamedTuple):
+    x: Tensor  # (N, D)
+    y: Tensor  # (N,)
+    kept: float  # the share of negatives that mining keeps
+
+
+def make_batch(n: int, d: int, dtype: str, regime: str, device: str, backend: str) -> Batch:
+    """As bench/cases.py: classes of eight around random centres, as close as the regime says."""
+    generator = torch.Generator(device).manual_seed(n + d)
+    near = closeness(d, REGIMES[regime][0])
+    y = torch.arange(n, device=device) // PER_CLASS
+    new = functools.partial(torch.randn, generator=generator, device=device)
+    unit = functools.partial(torch.nn.functional.normalize, dim=1)
+    x = near**0.5 * unit(new(-(-n // PER_CLASS), d))[y] + (1 - near) ** 0.5 * unit(new(n, d))
+    order = torch.randperm(n, generator=generator, device=device)
+    x, y = x[order].to(DTYPES[dtype]), y[order]
+    kept = ms_kernels.row_statistics(x, y, backend=backend).neg_kept.sum()
+    return Batch(x, y, float(kept) / (n * max(1, n - PER_CLASS)))
+
+
+def ours_with(backend: str) -> Loss:
+    return lambda x, y: ms_kernels.multi_similarity_loss(x, y, backend=backend)
+
+
+@functools.cache
+def compiled_with(compiler: str) -> Loss:
+    torch._dynamo.config.cache_size_limit = 256  # one graph for each shape
+    return torch.compile(reference.multi_similarity_loss, dynamic=False, backend=compiler)
+
+
+def candidates(backend: str, compiler: str, with_metric_learning: bool) -> dict[str, Loss]:
+    """Ours first; each a function of embeddings and labels that returns the mean loss."""
+    found: dict[str, Loss] = {"ours": ours_with(backend), "dense": dense}
+    found["compiled"] = compiled_with(compiler)
+    if with_metric_learning:
+        found["metric_learning"] = metric_learning
+    return found
+
+
+class Judge:
+    """Compares results with float64: the norm of a gradient's error over the gradient's norm."""
+
+    def __init__(self, batch: Batch, dense_fits: bool) -> None:
+        x, y = batch.x, batch.y
+        streamed = ours_with("panels")
+        oracle = dense if len(x) <= MOST_DENSE else streamed
+        self.exact = _result(oracle, x.double(), y)
+        same = _result(dense if dense_fits else streamed, x, y)
+        self.same = self.errors(same)
+        self.dtype = str(x.dtype).removeprefix("torch.")
+
+    def errors(self, result: tuple[Tensor, Tensor]) -> tuple[float, float]:
+        """Relative errors of the loss and of the gradient."""
+        return tuple(
+            float((got.double() - want).norm() / want.norm().clamp(min=1e-12))
+            for got, want in zip(result, self.exact, strict=True)
+        )  # type: ignore[return-value]
+
+    def refusal(self, name: str, result: tuple[Tensor, Tensor]) -> str | None:
+        """Why a result is not timed, or None."""
+        pairs = zip(("loss", "gradient"), self.errors(result), self.same, strict=True)
+        for what, error, same in pairs:
+            allowed = 2 * same + FLOOR if name == "ours" else LOOSE[self.dtype]
+            if not error <= allowed:  # so put, NaN is refused too
+                return f"{what} off by {error:.1e}, allowed {allowed:.1e}"
+        return None
+
+
+def _result(function: Loss, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = x.detach().requires_grad_()
+    loss = function(leaf, y)
+    (dx,) = torch.autograd.grad(loss, leaf)
+    return loss.detach(), dx
+
+
+def check_rows(batch: Batch, losses: Callable[[], Tensor], count: int = 64) -> str | None:
+    """Refusal of row losses (N,) by `count` anchors against all candidates in float64."""
+    x, y = batch.x, batch.y
+    places = torch.arange(len(x), device=x.device)
+    chosen = places[:: max(1, len(x) // count)][:count]
+    parts = []
+    wide = x.double()
+    for some in chosen.split(8):
+        parts.append(
+            reference.multi_similarity_loss(
+                wide[some], y[some], wide, y, ids=some, ref_ids=places, reduction="none"
+            )
+        )
+    want = torch.cat(parts)
+    error = float((losses()[chosen].double() - want).norm() / want.norm().clamp(min=1e-12))
+    return None if error <= 1e-4 else f"row losses off by {error:.1e}, allowed 1.0e-04"

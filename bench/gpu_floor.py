@@ -1,0 +1,94 @@
+"""Floors, memory and tables of the GPU bench: arithmetic that needs no GPU."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+SIZES = (256, 1024, 4096, 16384, 65536)
+DEPTHS = (128, 512, 1024)
+# Bytes at the peak of a step for each of the N squared pairs, with float32 similarities; counted
+# on the CPU: torch.compile 6.7 to 8, eager 27 to 32, pytorch-metric-learning 56 to 60.
+BYTES_PER_PAIR = {"ours": 0, "compiled": 8, "dense": 32, "metric_learning": 60}
+# Of the device's memory that a candidate may plan with: the rest is for fragments and the oracle.
+USABLE = 0.8
+
+
+class Rate(NamedTuple):
+    """What a GPU can do: floating point operations and bytes a second."""
+
+    bfloat16: float
+    float32: float  # by three tf32 products, the precision "highest" of float32 rows
+    bytes: float
+
+
+# Read on such machines: 8192^3 bfloat16 products through torch, device-to-device copies. float32
+# is a sixth of it: a third of tf32, which has half the rate of bfloat16.
+RATES = {
+    "H200": Rate(790e12, 790e12 / 6, 4.3e12),
+    "H100": Rate(790e12, 790e12 / 6, 3.0e12),
+}
+
+
+def rate_of(
+    gpu: str, flops: float | None = None, float32: float | None = None, memory: float | None = None
+) -> Rate | None:
+    """The rates of a GPU by its name, or those given; None if neither is known."""
+    known = next((rate for name, rate in RATES.items() if name in gpu), None)
+    given = (flops, float32, memory)
+    if known is None:
+        if flops is None or memory is None:
+            return None
+        known = Rate(flops, flops / 6, memory)
+    elif flops is not None and float32 is None:
+        given = (flops, flops / 6, memory)
+    return Rate(*(k if g is None else g for k, g in zip(known, given, strict=True)))
+
+
+class Floor(NamedTuple):
+    """Least seconds of loss and gradient: for one product of all pairs, for the bytes of x, dx."""
+
+    products: float
+    bytes: float
+
+
+def floor_of(n: int, d: int, dtype: str, rate: Rate) -> Floor:
+    """2 N^2 D operations, and x read and dx written once."""
+    size = {"bfloat16": 2, "float32": 4}[dtype]
+    return Floor(2 * n * n * d / getattr(rate, dtype), 2 * n * d * size / rate.bytes)
+
+
+def fits(name: str, n: int, memory: int) -> bool:
+    """Whether a candidate's bytes for each pair stay below the usable share of the memory."""
+    return BYTES_PER_PAIR[name] * n * n <= USABLE * memory
+
+
+def table(cases: Sequence[dict[str, Any]]) -> str:
+    """Markdown: our GPU time beside its floors, host and graph time, and the others as ratios."""
+    others = [name for name in BYTES_PER_PAIR if name != "ours"]
+    lines = [
+        "| N | D | dtype | regime | kept | ours | 2N²D | bytes | host | graph | "
+        + " | ".join(others)
+        + " |",
+        "|--:|--:|---|---|--:|--:|--:|--:|--:|--:|" + "--:|" * len(others),
+    ]
+    for case in cases:
+        found = case["candidates"]
+        ours = found.get("ours", {})
+        cells = [str(case["n"]), str(case["d"]), case["dtype"], case["regime"]]
+        cells += [f"{case['kept']:.2%}", time(ours.get("gpu"))]
+        cells += [time(case["floor"]["products"]), time(case["floor"]["bytes"])]
+        cells += [time(ours.get("host")), time(ours.get("graph"))]
+        for name in others:
+            ratio = found.get(name, {}).get("ratio")
+            cells.append(f"{ratio:.1f}x" if ratio else found.get(name, {}).get("why", ""))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def time(seconds: float | None) -> str:
+    """Three digits with a unit; empty for what was not measured."""
+    if seconds is None:
+        return ""
+    for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if seconds >= unit or unit == 1e-6:
+            return f"{seconds / unit:.3g} {name}"
+    raise AssertionError("unreachable")

@@ -1,0 +1,128 @@
+"""How the tuner chooses, with made-up times."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ms_kernels import tune
+from ms_kernels.triton_kernels import tiles as table
+from ms_kernels.triton_kernels.tiles import TABLE, Tile, agree, pack, unpack
+
+ALL = [(major, mode) for major in TABLE for mode in table.MODES]
+HALF = TABLE[0]["half"]
+
+
+@pytest.mark.parametrize(("major", "mode"), ALL)
+def test_standard_tiles_agree(major, mode):
+    assert agree(TABLE[major][mode])
+
+
+@pytest.mark.parametrize(("major", "mode"), ALL)
+def test_neighbours_agree_and_differ_in_one_number(major, mode):
+    start = TABLE[major][mode]
+    for role in tune.roles_of(start):
+        found = list(tune.neighbours(start, role))
+        assert len(found) >= 3
+        for candidate in found:
+            assert agree(candidate)
+            pairs = zip(tune.tile_of(candidate, role), tune.tile_of(start, role), strict=True)
+            assert sum(a != b for a, b in pairs) == 1
+            assert tune.with_tile(candidate, role, tune.tile_of(start, role)) == start
+
+
+@pytest.mark.parametrize(
+    "flawed",
+    [
+        HALF._replace(scan=Tile(64, 32, 64, 8, 3)),
+        HALF._replace(scan=Tile(32, 64, 64, 8, 3)),
+        HALF._replace(product=Tile(128, 64, 64, 8, 3)),
+        HALF._replace(owner={32: Tile(64, 128, 32, 8, 2)}),
+    ],
+)
+def test_blocks_that_do_not_divide_are_no_tiles(flawed):
+    assert not agree(flawed)
+
+
+def far_from(wanted):
+    """Seconds that fall with each step towards the wanted tile."""
+    return lambda tiles, role: (
+        1.0
+        + sum(
+            abs(a.bit_length() - b.bit_length()) if i < 4 else abs(a - b)
+            for i, (a, b) in enumerate(zip(tune.tile_of(tiles, role), wanted, strict=True))
+        )
+    )
+
+
+def test_it_climbs_to_the_fastest():
+    wanted = Tile(128, 256, 32, 4, 4)
+    seen = []
+    found = tune.climb(HALF, "scan", far_from(wanted), lambda: seen.append(1))
+    assert found.scan == wanted and found._replace(scan=HALF.scan) == HALF
+    assert 5 < len(seen) < 60
+
+
+def test_rejected_candidates_are_never_chosen():
+    def time(tiles, role):
+        tile = tune.tile_of(tiles, role)
+        return None if tile.stages > 3 else 1 / tile.stages
+
+    found = tune.tuned(HALF, time)
+    assert all(tune.tile_of(found, role).stages == 3 for role in tune.roles_of(found))
+
+
+def test_noise_and_a_slower_world_change_nothing():
+    times = iter([1.0, *[0.99] * 1000])
+    assert tune.climb(HALF, "scan", lambda *_: next(times), lambda: None) == HALF
+    assert tune.tuned(HALF, lambda *_: None) == HALF
+
+
+def test_every_role_is_tuned_and_kept():
+    found = tune.tuned(HALF, lambda tiles, role: 1 / tune.tile_of(tiles, role).warps)
+    for role in tune.roles_of(HALF):
+        assert tune.tile_of(found, role).warps == 16
+    assert unpack(json.loads(json.dumps(pack(found))), HALF) == found
+    assert "half owner256" in tune.table({"half": found})
+
+
+def test_a_trial_runs_every_role(monkeypatch):
+    """In the interpreter, where nothing is timed: other tiles give the same results."""
+    pytest.importorskip("triton")
+    if not table.interpreted():
+        pytest.skip("a GPU times them")
+    from ms_kernels import tune_trial
+
+    monkeypatch.setitem(tune_trial.WORK, "tf32x3", (torch.float32, "highest", 72, 1e-5))
+    monkeypatch.setattr(tune_trial, "SCANNED_DEPTH", 40)
+    standard = table.tiles_of("tf32x3", torch.device("cpu"))
+    trial = tune_trial.Trial("tf32x3", torch.device("cpu"), standard)
+    for role in tune.roles_of(standard):
+        smaller = tune.tile_of(standard, role)._replace(block_n=32 if role == "scan" else 16)
+        (want,) = trial._run_of(standard, role)()
+        (got,) = trial._run_of(tune.with_tile(standard, role, smaller), role)()
+        assert want.isfinite().all() and want.any()
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("interpret", "arguments", "said"),
+    [
+        ("0", [], "no CUDA device"),
+        ("0", ["--show"], "no CUDA device"),
+        ("1", [], "TRITON_INTERPRET"),
+        ("0", ["--modes", "int8"], "expected modes of half, tf32x3, tf32, float64, got int8"),
+    ],
+)
+def test_what_it_cannot_do_is_said(interpret, arguments, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "ms_kernels", "tune", *arguments],
+        env={**os.environ, "TRITON_INTERPRET": interpret},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and said in done.stderr
