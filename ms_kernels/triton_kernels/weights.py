@@ -34,14 +34,20 @@ def negative_weights(
     HAS_COLUMN: tl.constexpr,
     BOUNDED: tl.constexpr,
 ):
-    """Weights of a tile as if every pair in it were a negative."""
+    """Weights of a tile as if every pair in it were a negative.
+
+    A kept negative weighs at most 1 for each side. The rest is cut there: a pair that the scan did
+    not count, if rounding let it pass here, must not weigh more than any pair can.
+    """
     weight = tl.zeros(sim.shape, sim.dtype)
+    if BOUNDED:  # one exponential serves both sides
+        e = negative_exponential(sim, sim, options, BOUNDED)
     if HAS_ROW:
         threshold = tl.load(row_terms + rows)[:, None]
         offset = tl.load(row_terms + 2 * row_padded + rows)[:, None]
         dloss = tl.load(row_terms + 4 * row_padded + rows)[:, None]
         if BOUNDED:
-            weight += tl.where(sim > threshold, dloss * tl.exp(-offset), 0)
+            weight += tl.where(sim > threshold, dloss * tl.minimum(e * tl.exp(-offset), 1), 0)
         else:
             weight += negative_weight(sim, threshold, offset, dloss, options)
     if HAS_COLUMN:
@@ -49,11 +55,9 @@ def negative_weights(
         offset = tl.load(column_terms + 2 * column_padded + columns)[None, :]
         dloss = tl.load(column_terms + 4 * column_padded + columns)[None, :]
         if BOUNDED:
-            weight += tl.where(sim > threshold, dloss * tl.exp(-offset), 0)
+            weight += tl.where(sim > threshold, dloss * tl.minimum(e * tl.exp(-offset), 1), 0)
         else:
             weight += negative_weight(sim, threshold, offset, dloss, options)
-    if BOUNDED:  # one exponential serves both sides
-        weight *= negative_exponential(sim, sim, options, BOUNDED)
     return weight
 
 
