@@ -89,7 +89,12 @@ void prefer_huge_pages(std::byte* block, std::int64_t bytes) {
 #endif
 }
 
-// One call: built from addresses, it names the workspace it needs; the caller allocates that.
+msk::Options options_from(const std::array<double, 6>& o) {
+  return {o[0], o[1], o[2], o[3], o[4], o[5] != 0};
+}
+
+// One call: built from addresses, it names the workspace it needs; the caller allocates that. It
+// keeps the build that it was made with: another one would cut the workspace differently.
 class Call {
  public:
   Call(msk::Job job, msk::DType dtype, std::int64_t depth, const Integers& rows,
@@ -125,18 +130,25 @@ class Call {
 
   std::int64_t plan(int threads, std::int64_t budget) {
     problem_.threads = threads;
-    kernels().plan(problem_, budget);
+    build_.plan(problem_, budget);
+    planned_ = true;
     return problem_.workspace_bytes;
   }
+    if (!planned_) throw std::invalid_argument("run: expected a call of plan() before, got none");
+    if (!workspace && problem_.workspace_bytes)
+      throw std::invalid_argument("workspace: expected the address of " +
+                                  std::to_string(problem_.workspace_bytes) + " bytes, got 0");
   void run(std::int64_t workspace) {
     if (workspace % 64 != 0)
       throw std::invalid_argument("workspace: expected an address that is a multiple of 64");
     problem_.workspace = pointer<std::byte>(workspace);
     prefer_huge_pages(problem_.workspace, problem_.workspace_bytes);
-    kernels().solve(problem_);
+    build_.solve(problem_);
   }
 
+  msk::Kernels build_ = kernels();
  private:
+  bool planned_ = false;
   msk::Problem problem_{};
 };
 
