@@ -67,6 +67,25 @@ def test_compile_without_graph_break(backend, reduction, refs, dtype):
 
 def test_compile_with_inductor_and_the_module():
     torch._dynamo.reset()
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none", "mean_valid"])
+@pytest.mark.parametrize("schedule", [True, None], ids=["dynamic", "scheduled"])
+def test_compile_with_options_that_change(schedule, reduction):
+    """Options become symbols: at once if dynamic, else at their second value."""
+    torch._dynamo.reset()
+
+    def step(x, alpha):
+        return multi_similarity_loss(x, Y, alpha=alpha, reduction=reduction).sum()
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=schedule, backend="aot_eager")
+    for alpha in (2.0, 2.5, 3.0):
+        x, leaf = X.clone().requires_grad_(), X.clone().requires_grad_()
+        got, want = compiled(x, alpha), step(leaf, alpha)
+        assert torch.equal(got, want)
+        got.backward()
+        want.backward()
+        assert torch.equal(x.grad, leaf.grad)
+
+
     loss = ms_kernels.MultiSimilarityLoss()
     net = torch.nn.Linear(48, 16)
     step = torch.compile(lambda x: loss(net(x), Y), fullgraph=True)
