@@ -150,3 +150,34 @@ def test_a_training_step_is_one_call_or_two(monkeypatch, reduction, want):
 def test_spec_survives_packing():
     for spec in SPECS.values():
         assert ms_kernels.MultiSimilaritySpec.unpack(spec.pack()) == spec
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ((X, Y.int(), None, None, None, None), TypeError, "rows: expected labels of torch.int64"),
+        ((X, Y[:3], None, None, None, None), ValueError, r"rows, labels: expected shape \(48,\)"),
+        ((X, Y, Y[:3], None, None, None), ValueError, r"rows, ids: expected shape \(48,\)"),
+        ((X, Y, Y.int(), None, None, None), TypeError, "rows: expected ids of torch.int64"),
+        ((X[0], Y, None, None, None, None), ValueError, r"rows: expected embeddings \(N, D\)"),
+        ((X, Y, None, R[:, :9], Z, None), ValueError, r"columns: expected shape \(M, 48\)"),
+        ((X, Y, None, R.double(), Z, None), TypeError, "columns: expected dtype torch.float32"),
+        ((X, Y, None, R, Z[:9], None), ValueError, r"columns, labels: expected shape \(97,\)"),
+        ((X, Y, Y, R, Z, None), ValueError, "ids: expected them on both sides"),
+        ((X, Y, None, R, Z, Z), ValueError, "ids: expected them on both sides"),
+    ],
+)
+def test_an_op_reads_only_what_is_there(given, error, message):
+    pytest.importorskip("ms_kernels._cpu")
+    with pytest.raises(error, match=message):
+        ops.row_statistics(*given, PACKED, "cpu")
+    with pytest.raises(error, match=message):
+        ops.loss_and_gradient(*given, True, False, PACKED, "cpu")
+
+
+def test_a_term_is_as_long_as_its_side():
+    pytest.importorskip("ms_kernels._cpu")
+    short = [torch.ones(47) for _ in range(5)]
+    for terms in ((short, []), ([], short)):
+        with pytest.raises(ValueError, match=r"term: expected shape \(48,\).*got \(47,\)"):
+            ops.embedding_gradient(X, Y, *[None] * 4, *terms, PACKED, "cpu")

@@ -49,7 +49,8 @@ def embedding_gradient(
     """Gradient (N, D) with respect to the rows' embeddings, through their normalisation."""
     call = _Call("gradient", rows, columns, spec)
     dx = torch.empty(rows.embeddings.shape, dtype=call.dtype)
-    call.native.read_terms(call.term(row_term), call.term(column_term))
+    others = len(rows.labels) if columns is None else len(columns.labels)
+    call.native.read_terms(call.term(row_term, len(rows.labels)), call.term(column_term, others))
     call.native.write_gradients(dx.data_ptr(), 0)
     call.run()
     return dx
@@ -94,6 +95,53 @@ class _Call:
             getattr(module.Job, job),
             getattr(module.DType, str(x.dtype).removeprefix("torch.")),
             x.shape[1],
+def _native_dtype(module: Any, x: Tensor) -> Any:
+    return getattr(module.DType, str(x.dtype).removeprefix("torch."))
+
+
+def _native_options(spec: MultiSimilaritySpec) -> tuple[float, ...]:
+    return (
+        spec.alpha,
+        spec.beta,
+        spec.base,
+        math.inf if spec.epsilon is None else spec.epsilon,
+        math.inf if spec.max_positive_similarity is None else spec.max_positive_similarity,
+        spec.normalize,
+    )
+
+
+# An op can be called without the checks of the public functions: these keep memory safe.
+def _check_side(name: str, side: Side) -> None:
+    x = side.embeddings
+    if x.ndim != 2 or x.device.type != "cpu":
+        raise ValueError(
+            f"{name}: expected embeddings (N, D) on cpu, got {tuple(x.shape)} on {x.device}"
+        )
+    for kind, codes in (("labels", side.labels), ("ids", side.ids)):
+        if codes is None:
+            continue
+        if codes.dtype != torch.int64:
+            raise TypeError(f"{name}: expected {kind} of torch.int64, got {codes.dtype}")
+        _check_array(f"{name}, {kind}", codes, len(x))
+
+
+def _check_array(name: str, array: Tensor, count: int) -> None:
+    if array.shape != (count,) or array.device.type != "cpu":
+        raise ValueError(
+            f"{name}: expected shape ({count},) on cpu, got {tuple(array.shape)} on {array.device}"
+        )
+
+
+def _check_columns(rows: Side, columns: Side) -> None:
+    x, r = rows.embeddings, columns.embeddings
+    if x.dtype != r.dtype:
+        raise TypeError(f"columns: expected dtype {x.dtype} as the rows, got {r.dtype}")
+    if x.shape[1:] != r.shape[1:]:
+        raise ValueError(f"columns: expected shape (M, {x.shape[-1]}), got {tuple(r.shape)}")
+    if (rows.ids is None) != (columns.ids is None):
+        raise ValueError("ids: expected them on both sides or on neither, got one")
+
+
             self._side(rows),
             None if columns is None else self._side(columns),
             (
@@ -102,6 +150,10 @@ class _Call:
                 spec.base,
                 math.inf if spec.epsilon is None else spec.epsilon,
                 math.inf if spec.max_positive_similarity is None else spec.max_positive_similarity,
+        _check_side("rows", rows)
+        if columns is not None:
+            _check_side("columns", columns)
+            _check_columns(rows, columns)
                 spec.normalize,
             ),
         )
@@ -111,7 +163,7 @@ class _Call:
         workspace = torch.empty(size, dtype=torch.uint8)
         self.native.run(workspace.data_ptr())
 
-    def term(self, term: Term | None) -> tuple[int, ...] | None:
+    def term(self, term: Term | None, count: int) -> tuple[int, ...] | None:
         if term is None:
             return None
         s = term.stats
@@ -123,6 +175,8 @@ class _Call:
         if x.shape[1] > 1 and x.stride(1) != 1:
             x = x.contiguous()
         ids = 0 if side.ids is None else self._address(side.ids.contiguous())
+        for array in arrays:
+            _check_array("term", array, count)
         labels = self._address(side.labels.contiguous())
         return self._address(x), x.stride(0), len(x), labels, ids
 
