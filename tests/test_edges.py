@@ -135,6 +135,40 @@ def test_zero_tiny_and_huge_rows(backend):
         )
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_row_of_floored_norm_is_not_projected(backend, reduction):
+    """Its norm counts as 1e-12, a constant."""
+    x, y = unit(60, 12), torch.arange(60) // 4
+    x[7] *= 5e-13 / x[7].norm()
+    options = dict(epsilon=None, reduction=reduction)
+    got = loss_and_gradient(x, y, backend=backend, **options)
+    want = loss_and_gradient(x, y, backend="reference", **options)
+    torch.testing.assert_close(got[0], want[0], rtol=1e-12, atol=0)
+    assert (got[1][7] * x[7]).sum().abs() > 1e-9
+    torch.testing.assert_close(got[1][7], want[1][7], rtol=1e-10, atol=0)
+
+
+STRICT = torch.eye(4)[[0, 1, 2, 0]], torch.tensor([0, 0, 1, 1])
+
+
+def test_mining_is_strict(backend):
+    """Similarities are 0 or 1 exactly: a pair that equals its threshold is not kept."""
+    for name in (backend, "reference"):
+        stats = ms_kernels.row_statistics(*STRICT, epsilon=0.0, backend=name)
+        assert stats.pos_kept.tolist() == [1, 0, 0, 1]
+        assert stats.neg_kept.tolist() == [1, 0, 0, 1]
+
+
+def test_a_positive_at_the_cap_is_no_pair(backend):
+    x, y = STRICT
+    for name in (backend, "reference"):
+        options = dict(epsilon=None, backend=name)
+        stats = ms_kernels.row_statistics(x, y, max_positive_similarity=0.0, **options)
+        assert not stats.pos_kept.any()
+        stats = ms_kernels.row_statistics(x, y % 1, max_positive_similarity=1.0, **options)
+        assert stats.pos_kept.tolist() == [2, 3, 3, 2]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_row_whose_square_overflows_is_still_a_direction(dtype):
     """The dense code normalises such a row to zeros; the kernels do better."""

@@ -157,9 +157,9 @@ def _through_normalisation(
 ) -> Tensor:
     if not spec.normalize:
         return dx
-    norm = embeddings.to(dx.dtype).norm(dim=1, keepdim=True).clamp(min=1e-12)
-    result: Tensor = (dx - (dx * unit).sum(1, keepdim=True) * unit) / norm
-    return result
+    norm = embeddings.to(dx.dtype).norm(dim=1, keepdim=True)
+    projected = (dx - (dx * unit).sum(1, keepdim=True) * unit) / norm
+    return torch.where(norm < 1e-12, dx / 1e-12, projected)  # a floored norm is a constant
 
 
 def _computed(side: Side, spec: MultiSimilaritySpec) -> Tensor:
