@@ -302,6 +302,22 @@ def test_autocast_gives_float32_and_rounds_nothing(backend):
     assert half.dtype == torch.float32
 
 
+def test_the_reference_computes_half_in_float32():
+    x, y = unit(60).bfloat16(), torch.arange(60) // 4
+    want = reference.row_statistics(x.float(), y)
+    plain = ms_kernels.row_statistics(x, y, backend="reference")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = multi_similarity_loss(x.float(), y, backend="reference")
+        half = multi_similarity_loss(x, y, backend="reference")
+        cast = ms_kernels.row_statistics(x.float(), y, backend="reference")
+    for got in (*zip(plain, want, strict=True), *zip(cast, want, strict=True)):
+        assert got[0].dtype == got[1].dtype and torch.equal(*got)
+    assert loss.dtype == half.dtype == torch.float32
+    assert torch.equal(loss, reference.multi_similarity_loss(x.float(), y))
+    assert torch.equal(half, loss)
+    assert multi_similarity_loss(x, y, backend="reference").dtype == torch.bfloat16
+
+
 def test_backward_twice_gives_the_same(backend):
     for reduction in ("mean", "none"):
         x = unit(60).requires_grad_()

@@ -74,6 +74,28 @@ def test_second_derivative_names_the_way_out(backend):
             torch.autograd.grad(loss.sum(), x, create_graph=True)
 
 
+def jvp_of(x, **options):
+    tangent = torch.ones_like(x)
+    return torch.func.jvp(lambda v: multi_similarity_loss(v, Y, **options), (x,), (tangent,))[1]
+
+
+def dual_of(x, **options):
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        loss = multi_similarity_loss(x, Y, dual, Y, **options)
+        return torch.autograd.forward_ad.unpack_dual(loss).tangent
+
+
+@pytest.mark.parametrize("derivative", [jvp_of, dual_of])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_forward_mode_names_the_way_out(backend, derivative, reduction, with_gradient):
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=with_gradient)
+    with pytest.raises(RuntimeError, match="no forward-mode derivative.*backend='reference'"):
+        derivative(x, reduction=reduction, backend=backend)
+    assert derivative(x, epsilon=None, backend="reference") is not None
+
+
 def test_the_way_out_of_the_second_derivative_works():
     x = torch.randn(8, 4, dtype=torch.float64, requires_grad=True)
     y = torch.arange(8) // 2
