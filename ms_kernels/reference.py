@@ -55,7 +55,8 @@ def row_statistics(
         ref_emb, ref_labels = embeddings, labels
         ids = torch.arange(len(embeddings), device=embeddings.device) if ids is None else ids
         ref_ids = ids
-    assert ref_labels is not None
+    if ref_labels is None:
+        raise ValueError("ref_labels: expected a tensor because ref_emb was given, got None")
     if normalize:
         embeddings, ref_emb = unit_rows(embeddings, dim=1), unit_rows(ref_emb, dim=1)
     sim = embeddings @ ref_emb.T  # (N, M)
