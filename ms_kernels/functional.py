@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from ms_kernels import dispatch, ops, reference
 from ms_kernels.autograd import ReducedLoss, RowLoss, reduce
 from ms_kernels.checks import check_choice, check_pairs
-from ms_kernels.reference import REDUCTIONS, RowStatistics, row_loss
+from ms_kernels.reference import REDUCTIONS, RowStatistics, count_valid
 from ms_kernels.spec import MultiSimilaritySpec
 
 
@@ -92,23 +92,23 @@ def multi_similarity_loss(
         embeddings.requires_grad or (ref_emb is not None and ref_emb.requires_grad)
     )
     if not wants_gradient:
-        stats = RowStatistics(*ops.row_statistics(*pairs, spec.pack(), backend))
-        loss = row_loss(stats, alpha, beta)
+        loss, kept, _, _ = ops.loss_and_gradient(*pairs, False, False, spec.pack(), backend)
         if reduction != "none":
-            valid = None
-            if reduction == "mean_valid":
-                valid = ((stats.pos_kept + stats.neg_kept) > 0).sum().clamp(min=1)
-            loss = reduce(loss.sum(), reduction, max(embeddings.shape[0], 1), valid)
+            valid = count_valid(kept) if reduction == "mean_valid" else None
+            loss = reduce(ops.total(loss), reduction, max(embeddings.shape[0], 1), valid)
     elif reduction == "none":
+        loss = RowLoss.apply(embeddings, ref_emb, pairs, spec, backend)  # type: ignore[no-untyped-call]
+    else:
+        loss = ReducedLoss.apply(embeddings, ref_emb, pairs, reduction, spec.pack(), backend)  # type: ignore[no-untyped-call]
     return _in_public_dtype(loss, embeddings)
 
 
 def _in_public_dtype(loss: Tensor, embeddings: Tensor) -> Tensor:
-        loss = RowLoss.apply(embeddings, ref_emb, pairs, spec, backend)  # type: ignore[no-untyped-call]
-    else:
-        loss = ReducedLoss.apply(embeddings, ref_emb, pairs, reduction, spec.pack(), backend)  # type: ignore[no-untyped-call]
     if loss.dtype == embeddings.dtype or torch.is_autocast_enabled(embeddings.device.type):
         return loss
+    return loss.to(embeddings.dtype)
+
+
 def _for_reference(
     x: Tensor, r: Tensor | None
 ) -> tuple[Tensor, Tensor | None, contextlib.AbstractContextManager[object]]:
@@ -133,9 +133,6 @@ def _refuse_tangents(**sides: Tensor | None) -> None:
                 f"{name}: expected no tangent, got one: this backend has no forward-mode "
                 "derivative (torch.func.jvp); use backend='reference'"
             )
-
-
-    return loss.to(embeddings.dtype)
 
 
 def row_statistics(

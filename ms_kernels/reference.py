@@ -148,7 +148,12 @@ def multi_similarity_loss(
         return loss.sum()
     if reduction == "mean":
         return loss.sum() / max(len(loss), 1)
-    return loss.sum() / ((stats.pos_kept + stats.neg_kept) > 0).sum().clamp(min=1)
+    return loss.sum() / count_valid(stats.pos_kept + stats.neg_kept)
+
+
+def count_valid(kept: Tensor) -> Tensor:
+    """Number of anchors with a kept pair, at least 1: what "mean_valid" divides by."""
+    return (kept > 0).sum().clamp(min=1)
 
 
 def row_loss(stats: RowStatistics, alpha: float, beta: float) -> Tensor:

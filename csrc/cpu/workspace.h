@@ -9,6 +9,11 @@
 namespace msk::MSK_ISA {
 
 template <typename T>
+MultiSimilarity<T> loss_of(const Options& o) {
+  return {T(o.alpha), T(o.beta), T(o.base), T(o.epsilon), T(o.max_positive_similarity)};
+}
+
+template <typename T>
 struct Workspace {
   const Problem& problem;
   MultiSimilarity<T> loss;
@@ -30,8 +35,7 @@ struct Workspace {
   // With a null workspace it only measures: see carver.used().
   explicit Workspace(const Problem& p)
       : problem(p),
-        loss{T(p.options.alpha), T(p.options.beta), T(p.options.base), T(p.options.epsilon),
-             T(p.options.max_positive_similarity)},
+        loss(loss_of<T>(p.options)),
         depth(p.depth),
         grid(p.rows.count, p.self ? p.rows.count : p.columns.count, p.self),
         carver(p.workspace),

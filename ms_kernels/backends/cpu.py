@@ -75,26 +75,26 @@ def loss_and_gradient(
     return row_loss, kept, dx, dr
 
 
+def loss_of_statistics(stats: RowStatistics, spec: MultiSimilaritySpec) -> Tensor:
+    """Row losses (N,) to the bits of `loss_and_gradient`; torch's depend on its threads."""
+    module = _module()
+    pos_lse, neg_lse = stats.pos_lse.contiguous(), stats.neg_lse.contiguous()
+    out = torch.empty_like(pos_lse)
+    module.row_loss(
+        _native_dtype(module, out),
+        _native_options(spec),
+        *(t.data_ptr() for t in (pos_lse, neg_lse, out)),
+        len(out),
+    )
+    return out
+
+
 @functools.cache
 def _module() -> Any:
     # After torch, whose OpenMP runtime then serves this module too.
     return importlib.import_module("ms_kernels._cpu")
 
 
-class _Call:
-    """A native call and the tensors whose memory it reads."""
-
-    def __init__(
-        self, job: str, rows: Side, columns: Side | None, spec: MultiSimilaritySpec
-    ) -> None:
-        module = _module()
-        x = rows.embeddings
-        self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self.read: list[Tensor] = []
-        self.native = module.Call(
-            getattr(module.Job, job),
-            getattr(module.DType, str(x.dtype).removeprefix("torch.")),
-            x.shape[1],
 def _native_dtype(module: Any, x: Tensor) -> Any:
     return getattr(module.DType, str(x.dtype).removeprefix("torch."))
 
@@ -142,20 +142,27 @@ def _check_columns(rows: Side, columns: Side) -> None:
         raise ValueError("ids: expected them on both sides or on neither, got one")
 
 
-            self._side(rows),
-            None if columns is None else self._side(columns),
-            (
-                spec.alpha,
-                spec.beta,
-                spec.base,
-                math.inf if spec.epsilon is None else spec.epsilon,
-                math.inf if spec.max_positive_similarity is None else spec.max_positive_similarity,
+class _Call:
+    """A native call and the tensors whose memory it reads."""
+
+    def __init__(
+        self, job: str, rows: Side, columns: Side | None, spec: MultiSimilaritySpec
+    ) -> None:
+        module = _module()
+        x = rows.embeddings
         _check_side("rows", rows)
         if columns is not None:
             _check_side("columns", columns)
             _check_columns(rows, columns)
-                spec.normalize,
-            ),
+        self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.read: list[Tensor] = []
+        self.native = module.Call(
+            getattr(module.Job, job),
+            _native_dtype(module, x),
+            x.shape[1],
+            self._side(rows),
+            None if columns is None else self._side(columns),
+            _native_options(spec),
         )
 
     def run(self) -> None:
@@ -168,6 +175,8 @@ def _check_columns(rows: Side, columns: Side) -> None:
             return None
         s = term.stats
         arrays = (s.hardest_positive, s.hardest_negative, s.pos_lse, s.neg_lse, term.dloss)
+        for array in arrays:
+            _check_array("term", array, count)
         return tuple(self._address(a.to(self.dtype).contiguous()) for a in arrays)
 
     def _side(self, side: Side) -> tuple[int, ...]:
@@ -175,8 +184,6 @@ def _check_columns(rows: Side, columns: Side) -> None:
         if x.shape[1] > 1 and x.stride(1) != 1:
             x = x.contiguous()
         ids = 0 if side.ids is None else self._address(side.ids.contiguous())
-        for array in arrays:
-            _check_array("term", array, count)
         labels = self._address(side.labels.contiguous())
         return self._address(x), x.stride(0), len(x), labels, ids
 

@@ -78,6 +78,8 @@ def loss_and_gradient(
         for panel in sides.panels():
             stats = _panel_statistics(panel, spec)
             parts.append(stats)
+            if dx is None and dr is None:
+                continue
             weight = _pair_weight(panel, RowStatistics(*(s[:, None] for s in stats)), spec)
             if dx is not None:
                 dx[panel.rows] += weight @ r
