@@ -4,6 +4,9 @@
 class Options:
     """Budgets in bytes, which change speed and memory; and one bounded approximation.
 
+    workspace_bytes never changes a bit of a result of the cpu backend; panel_bytes may change the
+    last bits of the panels backend, whose products are torch's.
+
     workspace_bytes: what the cpu backend may spend on partial sums and on similarities kept from
         the forward pass for the gradient, beyond one normalised copy of the embeddings; what the
         triton backend may spend on partial sums, and on a panel of weights. Default 40 MiB: all
