@@ -86,6 +86,8 @@ def _integers(name: str, got: Tensor, beside: str, x: Tensor) -> Tensor:
         raise TypeError(f"{name}: expected a tensor, got {type(got).__name__}")
     if got.is_floating_point() or got.is_complex() or got.dtype == torch.bool:
         raise TypeError(f"{name}: expected an integer dtype, got {got.dtype}; use .long()")
+    if got.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {got.layout}; use .to_dense()")
     if got.shape != x.shape[:1]:
         raise ValueError(
             f"{name}: expected shape ({x.shape[0]},) to match {beside} {tuple(x.shape)}, "

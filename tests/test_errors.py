@@ -19,6 +19,8 @@ CASES = [
     ((X, Y[:, None]), {}, ValueError, r"labels: expected shape \(4,\) to match.*got \(4, 1\)"),
     ((X, Y.float()), {}, TypeError, "labels: expected an integer dtype, got torch.float32"),
     ((X, Y.bool()), {}, TypeError, "labels: expected an integer dtype, got torch.bool"),
+    ((X, Y.to_sparse()), {}, TypeError, "labels: expected a dense tensor.*use .to_dense"),
+    ((X, Y), {"ids": Y.to_sparse()}, TypeError, "ids: expected a dense tensor"),
     ((X, [0, 0, 1, 1]), {}, TypeError, "labels: expected a tensor, got list"),
     ((X, Y, X), {}, ValueError, "ref_labels: expected a tensor because ref_emb was given"),
     ((X, Y, None, Y), {}, ValueError, "ref_emb: expected a tensor because ref_labels was given"),
@@ -47,6 +49,11 @@ CASES = [
 def test_bad_input_is_named(arguments, options, error, message):
     with pytest.raises(error, match=message):
         multi_similarity_loss(*arguments, **options)
+
+
+def test_the_reference_names_missing_labels():
+    with pytest.raises(ValueError, match="ref_labels: expected a tensor because ref_emb was given"):
+        ms_kernels.reference.multi_similarity_loss(X, Y, X)
 
 
 @pytest.mark.parametrize("function", [ms_kernels.row_statistics, ms_kernels.mined_pairs])
