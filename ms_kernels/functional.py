@@ -63,7 +63,8 @@ def multi_similarity_loss(
 
     Raises:
         TypeError, ValueError: before any work, for an argument that does not fit.
-        RuntimeError: on a second or a forward-mode derivative, which only backend="reference" has.
+        RuntimeError: on a second or a forward-mode derivative and in transforms of torch.func,
+            which only backend="reference" has.
 
     Source: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019, equation 15.
     """
@@ -87,7 +88,7 @@ def multi_similarity_loss(
                 **vars(spec),
             )
         return _in_public_dtype(loss, embeddings)
-    _refuse_tangents(embeddings=embeddings, ref_emb=ref_emb)
+    _refuse_transforms(embeddings=embeddings, ref_emb=ref_emb)
     wants_gradient = torch.is_grad_enabled() and (
         embeddings.requires_grad or (ref_emb is not None and ref_emb.requires_grad)
     )
@@ -124,14 +125,20 @@ def _tangent(x: Tensor) -> Tensor | None:
     return forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _refuse_tangents(**sides: Tensor | None) -> None:
+def _refuse_transforms(**sides: Tensor | None) -> None:
     if torch.compiler.is_compiling():
         return
+    # Under vmap a tensor hides that it requires a gradient, which would be lost in silence.
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "multi_similarity_loss: this backend has no forward-mode derivative and takes no part "
+            "in transforms of torch.func (vmap, grad, jvp); use backend='reference'"
+        )
     for name, x in sides.items():
         if x is not None and _tangent(x) is not None:
             raise RuntimeError(
                 f"{name}: expected no tangent, got one: this backend has no forward-mode "
-                "derivative (torch.func.jvp); use backend='reference'"
+                "derivative; use backend='reference'"
             )
 
 

@@ -98,12 +98,37 @@ def dual_of(x, **options):
 @pytest.mark.parametrize("with_gradient", [False, True])
 def test_forward_mode_names_the_way_out(backend, derivative, reduction, with_gradient):
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=with_gradient)
-    with pytest.raises(RuntimeError, match="no forward-mode derivative.*backend='reference'"):
+    with pytest.raises(RuntimeError, match="no forward-mode.*backend='reference'"):
         derivative(x, reduction=reduction, backend=backend)
     assert derivative(x, epsilon=None, backend="reference") is not None
 
 
 def test_the_way_out_of_the_second_derivative_works():
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.jacrev])
+def test_transforms_name_the_way_out(backend, transform):
+    x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    given = x if transform is torch.func.vmap else x[0]
+
+    def run(name):
+        return transform(lambda v: multi_similarity_loss(v, Y, epsilon=None, backend=name))(given)
+
+    with pytest.raises(RuntimeError, match="takes no part.*backend='reference'"):
+        run(backend)
+    run("reference").sum().backward()
+    assert x.grad is not None
+
+
+def test_a_freed_storage_is_not_read():
+    pytest.importorskip("ms_kernels._cpu")
+    x, y = torch.randn(4, 3), Y.clone()
+    y.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="rows, labels: expected a storage of 32 bytes, got 0"):
+        multi_similarity_loss(x, y, backend="cpu")
+    x.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="rows: expected a storage of 48 bytes, got 0"):
+        multi_similarity_loss(x, Y, backend="cpu")
+
+
     x = torch.randn(8, 4, dtype=torch.float64, requires_grad=True)
     y = torch.arange(8) // 2
     assert torch.autograd.gradgradcheck(
