@@ -193,6 +193,36 @@ def test_float16_denormals_and_extremes(backend):
     torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
 
 
+def test_float16_denormals_survive_flushing():
+    pytest.importorskip("ms_kernels._cpu")
+    x, y = (1e-6 * unit(60)).to(torch.float16), torch.arange(60) // 4
+    want = multi_similarity_loss(x.double(), y, backend="reference")
+    try:
+        torch.set_flush_denormal(True)
+        got = multi_similarity_loss(x, y, backend="cpu")
+    finally:
+        torch.set_flush_denormal(False)
+    torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_half_number_is_read_exactly(dtype):
+    pytest.importorskip("ms_kernels._cpu")
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    x = every[every.isfinite()][:, None]
+    labels, one = torch.zeros(len(x), dtype=torch.int64), torch.ones(1, 1, dtype=dtype)
+    refs = one, torch.ones(1, dtype=torch.int64)
+    stats = ms_kernels.row_statistics(x, labels, *refs, normalize=False, backend="cpu")
+    assert torch.equal(stats.hardest_negative, x[:, 0].float())
+
+
+def test_a_huge_epsilon_still_mines(backend):
+    """Without a positive there is no threshold that a negative could pass."""
+    x, y = unit(60, 8).float(), torch.arange(60)
+    assert multi_similarity_loss(x, y, epsilon=1e39, backend=backend) == 0
+    assert multi_similarity_loss(x, y, epsilon=None, backend=backend) > 0
+
+
 def test_duplicates_are_ordinary_positives(backend):
     x = unit(12, 6).repeat(4, 1)
     y = torch.arange(48) % 12
