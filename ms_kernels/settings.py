@@ -63,6 +63,8 @@ def _bytes(name: str, value: int, least: int) -> int:
         raise TypeError(f"options.{name}: expected a number of bytes (int), got {value!r}")
     if value < least:
         raise ValueError(f"options.{name}: expected at least {least}, got {value}")
+    if value > 1 << 62:
+        raise ValueError(f"options.{name}: expected at most 2^62, got {value}")
     return value
 
 

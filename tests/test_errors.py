@@ -37,6 +37,7 @@ CASES = [
     ((X, Y), {"beta": -1.0}, ValueError, "beta: expected a number above 0, got -1.0"),
     ((X, Y), {"base": float("nan")}, ValueError, "base: expected a finite number, got nan"),
     ((X, Y), {"epsilon": float("inf")}, ValueError, "epsilon: expected a finite number or None"),
+    ((X, Y), {"alpha": 10**400}, ValueError, "alpha: expected a finite number, got 1000"),
     ((X, Y), {"alpha": "2"}, TypeError, "alpha: expected a finite number, got '2'"),
     ((X, Y), {"normalize": 1}, TypeError, "normalize: expected True or False, got 1"),
     ((X, Y), {"reduction": "avg"}, ValueError, "reduction: expected one of 'mean'.*got 'avg'"),
@@ -103,7 +104,6 @@ def test_forward_mode_names_the_way_out(backend, derivative, reduction, with_gra
     assert derivative(x, epsilon=None, backend="reference") is not None
 
 
-def test_the_way_out_of_the_second_derivative_works():
 @pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.jacrev])
 def test_transforms_name_the_way_out(backend, transform):
     x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
@@ -129,6 +129,7 @@ def test_a_freed_storage_is_not_read():
         multi_similarity_loss(x, Y, backend="cpu")
 
 
+def test_the_way_out_of_the_second_derivative_works():
     x = torch.randn(8, 4, dtype=torch.float64, requires_grad=True)
     y = torch.arange(8) // 2
     assert torch.autograd.gradgradcheck(
@@ -142,5 +143,7 @@ def test_options_are_checked():
             setattr(ms_kernels.options, name, -1)
         with pytest.raises(TypeError, match=f"options.{name}: expected a number of bytes"):
             setattr(ms_kernels.options, name, 1.5)
-    with pytest.raises(AttributeError, match="options.work: expected workspace_bytes or"):
+        with pytest.raises(ValueError, match=f"options.{name}: expected at most"):
+            setattr(ms_kernels.options, name, 2**70)
+    with pytest.raises(AttributeError, match="options.work: expected workspace_bytes, panel"):
         ms_kernels.options.work = 1

@@ -117,6 +117,7 @@ def _check_side(name: str, side: Side) -> None:
         raise ValueError(
             f"{name}: expected embeddings (N, D) on cpu, got {tuple(x.shape)} on {x.device}"
         )
+    _check_storage(name, x)
     for kind, codes in (("labels", side.labels), ("ids", side.ids)):
         if codes is None:
             continue
@@ -129,6 +130,20 @@ def _check_array(name: str, array: Tensor, count: int) -> None:
     if array.shape != (count,) or array.device.type != "cpu":
         raise ValueError(
             f"{name}: expected shape ({count},) on cpu, got {tuple(array.shape)} on {array.device}"
+        )
+
+    _check_storage(name, array)
+
+
+def _check_storage(name: str, x: Tensor) -> None:
+    if not x.numel():
+        return
+    last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    wanted = (x.storage_offset() + last + 1) * x.element_size()
+    if x.untyped_storage().nbytes() < wanted:
+        raise ValueError(
+            f"{name}: expected a storage of {wanted} bytes, "
+            f"got {x.untyped_storage().nbytes()}; it was resized or freed"
         )
 
 
