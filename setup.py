@@ -1,6 +1,7 @@
 """Hands the compiled module to CMake and Ninja; everything else is in pyproject.toml."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,10 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-WAY_OUT = "install a C++ compiler (Debian: apt install g++), or set MS_KERNELS_SKIP_BUILD=1"
+WAY_OUT = (
+    "see the output above; without a C++ compiler install one (Debian: apt install g++), "
+    "or set MS_KERNELS_SKIP_BUILD=1"
+)
 
 
 class CMakeBuild(build_ext):
@@ -20,6 +24,8 @@ class CMakeBuild(build_ext):
             *("cmake", "-S", ROOT, "-B", build, "-G", "Ninja"),
             f"-DMSK_OUTPUT={target}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            # Named anew each time: the cache of an earlier build names pip's deleted environment.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja') or 'ninja'}",
             f"-DMSK_CUDA={os.environ.get('MSK_CUDA', 'AUTO')}",
             "-DCMAKE_BUILD_TYPE=Release",
         ]

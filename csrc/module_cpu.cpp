@@ -89,7 +89,12 @@ void prefer_huge_pages(std::byte* block, std::int64_t bytes) {
 #endif
 }
 
-// One call: built from addresses, it names the workspace it needs; the caller allocates that.
+msk::Options options_from(const std::array<double, 6>& o) {
+  return {o[0], o[1], o[2], o[3], o[4], o[5] != 0};
+}
+
+// One call: built from addresses, it names the workspace it needs; the caller allocates that. It
+// keeps the build that it was made with: another one would cut the workspace differently.
 class Call {
  public:
   Call(msk::Job job, msk::DType dtype, std::int64_t depth, const Integers& rows,
@@ -100,8 +105,7 @@ class Call {
     problem_.rows = side(rows);
     problem_.self = !columns;
     if (columns) problem_.columns = side(*columns);
-    problem_.options = {options[0], options[1], options[2],
-                        options[3], options[4], options[5] != 0};
+    problem_.options = options_from(options);
   }
 
   void write_statistics(const std::array<std::int64_t, 6>& out) {
@@ -125,19 +129,26 @@ class Call {
 
   std::int64_t plan(int threads, std::int64_t budget) {
     problem_.threads = threads;
-    kernels().plan(problem_, budget);
+    build_.plan(problem_, budget);
+    planned_ = true;
     return problem_.workspace_bytes;
   }
   void run(std::int64_t workspace) {
+    if (!planned_) throw std::invalid_argument("run: expected a call of plan() before, got none");
+    if (!workspace && problem_.workspace_bytes)
+      throw std::invalid_argument("workspace: expected the address of " +
+                                  std::to_string(problem_.workspace_bytes) + " bytes, got 0");
     if (workspace % 64 != 0)
       throw std::invalid_argument("workspace: expected an address that is a multiple of 64");
     problem_.workspace = pointer<std::byte>(workspace);
     prefer_huge_pages(problem_.workspace, problem_.workspace_bytes);
-    kernels().solve(problem_);
+    build_.solve(problem_);
   }
 
  private:
+  msk::Kernels build_ = kernels();
   msk::Problem problem_{};
+  bool planned_ = false;
 };
 
 }  // namespace
@@ -147,6 +158,15 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("instruction_sets", &instruction_sets);
   m.def("use_instruction_set", &use_instruction_set, py::arg("name"));
 
+  m.def(
+      "row_loss",
+      [](msk::DType dtype, const std::array<double, 6>& options, std::int64_t pos_lse,
+         std::int64_t neg_lse, std::int64_t out, std::int64_t count) {
+        kernels().row_loss(dtype, options_from(options), pointer(pos_lse), pointer(neg_lse),
+                           pointer<void>(out), count);
+      },
+      py::arg("dtype"), py::arg("options"), py::arg("pos_lse"), py::arg("neg_lse"), py::arg("out"),
+      py::arg("count"));
   m.def(
       "exp",
       [](msk::DType dtype, std::int64_t in, std::int64_t out, std::int64_t count) {

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ms_kernels import ops
 from ms_kernels.checks import Pairs
-from ms_kernels.reference import RowStatistics, row_loss
+from ms_kernels.reference import count_valid
 from ms_kernels.spec import MultiSimilaritySpec
 
 
@@ -30,9 +30,9 @@ class ReducedLoss(torch.autograd.Function):
         ctx.dtype = embeddings.dtype
         ctx.reduction = reduction
         ctx.count = max(embeddings.shape[0], 1)
-        valid = (kept > 0).sum().clamp(min=1) if reduction == "mean_valid" else None
+        valid = count_valid(kept) if reduction == "mean_valid" else None
         ctx.save_for_backward(dx, dr, valid)
-        return reduce(row.sum(), reduction, ctx.count, valid)
+        return reduce(ops.total(row), reduction, ctx.count, valid)
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
@@ -69,10 +69,10 @@ class RowLoss(torch.autograd.Function):
         backend: str,
     ) -> Tensor:
         packed = spec.pack()
-        stats = RowStatistics(*ops.row_statistics(*pairs, packed, backend))
+        stats = ops.row_statistics(*pairs, packed, backend)
         ctx.save_for_backward(*pairs, *stats[:4])
         ctx.packed, ctx.backend = packed, backend
-        return row_loss(stats, spec.alpha, spec.beta)
+        return ops.row_loss_of(list(stats), packed, backend)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:

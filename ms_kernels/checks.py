@@ -75,6 +75,8 @@ def _check_embeddings(name: str, x: Tensor) -> None:
         raise TypeError(
             f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}; use .float()"
         )
+    if x.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got a nested one")
     if x.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got {x.layout}; use .to_dense()")
     if x.ndim != 2:
@@ -84,8 +86,11 @@ def _check_embeddings(name: str, x: Tensor) -> None:
 def _integers(name: str, got: Tensor, beside: str, x: Tensor) -> Tensor:
     if not isinstance(got, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(got).__name__}")
-    if got.is_floating_point() or got.is_complex() or got.dtype == torch.bool:
+    no_integer = got.is_floating_point() or got.is_complex() or got.is_quantized
+    if no_integer or got.dtype == torch.bool:
         raise TypeError(f"{name}: expected an integer dtype, got {got.dtype}; use .long()")
+    if got.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {got.layout}; use .to_dense()")
     if got.shape != x.shape[:1]:
         raise ValueError(
             f"{name}: expected shape ({x.shape[0]},) to match {beside} {tuple(x.shape)}, "

@@ -1,12 +1,15 @@
 """Public functions: check the arguments, choose the route, reduce."""
 
+import contextlib
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ms_kernels import dispatch, ops, reference
 from ms_kernels.autograd import ReducedLoss, RowLoss, reduce
 from ms_kernels.checks import check_choice, check_pairs
-from ms_kernels.reference import REDUCTIONS, RowStatistics, row_loss
+from ms_kernels.reference import REDUCTIONS, RowStatistics, count_valid
 from ms_kernels.spec import MultiSimilaritySpec
 
 
@@ -60,7 +63,8 @@ def multi_similarity_loss(
 
     Raises:
         TypeError, ValueError: before any work, for an argument that does not fit.
-        RuntimeError: on a second derivative, which only backend="reference" has.
+        RuntimeError: on a second or a forward-mode derivative and in transforms of torch.func,
+            which only backend="reference" has.
 
     Source: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019, equation 15.
     """
@@ -71,35 +75,71 @@ def multi_similarity_loss(
     if not torch.compiler.is_compiling():  # an op checks too, but it is traced by its shapes only
         dispatch.resolve(backend, embeddings.device.type)
     if backend == "reference":
-        return reference.multi_similarity_loss(
-            embeddings,
-            pairs.labels,
-            ref_emb,
-            pairs.ref_labels,
-            ids=pairs.ids,
-            ref_ids=pairs.ref_ids,
-            reduction=reduction,
-            **vars(spec),
-        )
+        wide, wide_ref, full_precision = _for_reference(embeddings, ref_emb)
+        with full_precision:
+            loss = reference.multi_similarity_loss(
+                wide,
+                pairs.labels,
+                wide_ref,
+                pairs.ref_labels,
+                ids=pairs.ids,
+                ref_ids=pairs.ref_ids,
+                reduction=reduction,
+                **vars(spec),
+            )
+        return _in_public_dtype(loss, embeddings)
+    _refuse_transforms(embeddings=embeddings, ref_emb=ref_emb)
     wants_gradient = torch.is_grad_enabled() and (
         embeddings.requires_grad or (ref_emb is not None and ref_emb.requires_grad)
     )
-    loss: Tensor
     if not wants_gradient:
-        stats = RowStatistics(*ops.row_statistics(*pairs, spec.pack(), backend))
-        loss = row_loss(stats, alpha, beta)
+        loss, kept, _, _ = ops.loss_and_gradient(*pairs, False, False, spec.pack(), backend)
         if reduction != "none":
-            valid = None
-            if reduction == "mean_valid":
-                valid = ((stats.pos_kept + stats.neg_kept) > 0).sum().clamp(min=1)
-            loss = reduce(loss.sum(), reduction, max(embeddings.shape[0], 1), valid)
+            valid = count_valid(kept) if reduction == "mean_valid" else None
+            loss = reduce(ops.total(loss), reduction, max(embeddings.shape[0], 1), valid)
     elif reduction == "none":
         loss = RowLoss.apply(embeddings, ref_emb, pairs, spec, backend)  # type: ignore[no-untyped-call]
     else:
         loss = ReducedLoss.apply(embeddings, ref_emb, pairs, reduction, spec.pack(), backend)  # type: ignore[no-untyped-call]
+    return _in_public_dtype(loss, embeddings)
+
+
+def _in_public_dtype(loss: Tensor, embeddings: Tensor) -> Tensor:
     if loss.dtype == embeddings.dtype or torch.is_autocast_enabled(embeddings.device.type):
         return loss
     return loss.to(embeddings.dtype)
+
+
+def _for_reference(
+    x: Tensor, r: Tensor | None
+) -> tuple[Tensor, Tensor | None, contextlib.AbstractContextManager[object]]:
+    """Both sides in the compute dtype, which autocast must not narrow: it would mine with half."""
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device)
+    scope = torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext()
+    dtype = ops.compute_dtype(x)
+    return x.to(dtype), None if r is None else r.to(dtype), scope
+
+
+def _tangent(x: Tensor) -> Tensor | None:
+    return forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _refuse_transforms(**sides: Tensor | None) -> None:
+    if torch.compiler.is_compiling():
+        return
+    # Under vmap a tensor hides that it requires a gradient, which would be lost in silence.
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "multi_similarity_loss: this backend has no forward-mode derivative and takes no part "
+            "in transforms of torch.func (vmap, grad, jvp); use backend='reference'"
+        )
+    for name, x in sides.items():
+        if x is not None and _tangent(x) is not None:
+            raise RuntimeError(
+                f"{name}: expected no tangent, got one: this backend has no forward-mode "
+                "derivative; use backend='reference'"
+            )
 
 
 def row_statistics(
@@ -131,13 +171,15 @@ def row_statistics(
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
     with torch.no_grad():
         if dispatch.resolve(backend, embeddings.device.type) == "reference":
-            return reference.row_statistics(
-                embeddings,
-                pairs.labels,
-                ref_emb,
-                pairs.ref_labels,
-                ids=pairs.ids,
-                ref_ids=pairs.ref_ids,
-                **vars(spec),
-            )
+            wide, wide_ref, full_precision = _for_reference(embeddings, ref_emb)
+            with full_precision:
+                return reference.row_statistics(
+                    wide,
+                    pairs.labels,
+                    wide_ref,
+                    pairs.ref_labels,
+                    ids=pairs.ids,
+                    ref_ids=pairs.ref_ids,
+                    **vars(spec),
+                )
         return RowStatistics(*ops.row_statistics(*pairs, spec.pack(), backend))

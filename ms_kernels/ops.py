@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ms_kernels import dispatch
 from ms_kernels.backends.interface import Side, Term
-from ms_kernels.reference import RowStatistics
+from ms_kernels.reference import RowStatistics, row_loss
 from ms_kernels.spec import MultiSimilaritySpec
+
+LARGEST_SUM = 16384
 
 _PAIRS = (
     "Tensor embeddings, Tensor labels, Tensor? ids, "
@@ -32,6 +34,9 @@ _library.define(
     f"loss_and_gradient({_PAIRS}, bool need_dx, bool need_dr, float[] options, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
+# Ops of their own, so that no compiler chooses the order of a sum or another exponential.
+_library.define("row_loss(Tensor[] statistics, float[] options, str backend) -> Tensor")
+_library.define("total(Tensor row_loss) -> Tensor")
 
 
 def _row_statistics(
@@ -91,6 +96,21 @@ def _loss_and_gradient(
         loss.new_empty(0) if dx is None else dx,
         loss.new_empty(0) if dr is None else dr,
     )
+
+
+def _row_loss(statistics: list[Tensor], options: list[float], backend: str) -> Tensor:
+    module = dispatch.load(dispatch.resolve(backend, statistics[0].device.type))
+    stats, spec = RowStatistics(*statistics), MultiSimilaritySpec.unpack(options)
+    if hasattr(module, "loss_of_statistics"):
+        return module.loss_of_statistics(stats, spec)  # type: ignore[no-any-return]
+    return row_loss(stats, spec.alpha, spec.beta)
+
+
+def _total(row_loss: Tensor) -> Tensor:
+    # torch shares out a sum of more than 32768 numbers among its threads: never give it as many.
+    while len(row_loss) > LARGEST_SUM and row_loss.device.type == "cpu":
+        row_loss = torch.stack([part.sum() for part in torch.split(row_loss, LARGEST_SUM)])
+    return row_loss.sum()
 
 
 def _sides(
@@ -155,7 +175,17 @@ def _loss_and_gradient_fake(
     )
 
 
+def _row_loss_fake(statistics: list[Tensor], *_: object) -> Tensor:
+    return torch.empty_like(statistics[0])
+
+
+def _total_fake(row_loss: Tensor) -> Tensor:
+    return row_loss.new_empty(())
+
+
 for _name, _run, _fake in (
+    ("row_loss", _row_loss, _row_loss_fake),
+    ("total", _total, _total_fake),
     ("row_statistics", _row_statistics, _row_statistics_fake),
     ("embedding_gradient", _embedding_gradient, _embedding_gradient_fake),
     ("loss_and_gradient", _loss_and_gradient, _loss_and_gradient_fake),
@@ -166,3 +196,5 @@ for _name, _run, _fake in (
 row_statistics = torch.ops.ms_kernels.row_statistics.default
 embedding_gradient = torch.ops.ms_kernels.embedding_gradient.default
 loss_and_gradient = torch.ops.ms_kernels.loss_and_gradient.default
+row_loss_of = torch.ops.ms_kernels.row_loss.default
+total = torch.ops.ms_kernels.total.default

@@ -55,7 +55,8 @@ def row_statistics(
         ref_emb, ref_labels = embeddings, labels
         ids = torch.arange(len(embeddings), device=embeddings.device) if ids is None else ids
         ref_ids = ids
-    assert ref_labels is not None
+    if ref_labels is None:
+        raise ValueError("ref_labels: expected a tensor because ref_emb was given, got None")
     if normalize:
         embeddings, ref_emb = unit_rows(embeddings, dim=1), unit_rows(ref_emb, dim=1)
     sim = embeddings @ ref_emb.T  # (N, M)
@@ -147,7 +148,12 @@ def multi_similarity_loss(
         return loss.sum()
     if reduction == "mean":
         return loss.sum() / max(len(loss), 1)
-    return loss.sum() / ((stats.pos_kept + stats.neg_kept) > 0).sum().clamp(min=1)
+    return loss.sum() / count_valid(stats.pos_kept + stats.neg_kept)
+
+
+def count_valid(kept: Tensor) -> Tensor:
+    """Number of anchors with a kept pair, at least 1: what "mean_valid" divides by."""
+    return (kept > 0).sum().clamp(min=1)
 
 
 def row_loss(stats: RowStatistics, alpha: float, beta: float) -> Tensor:

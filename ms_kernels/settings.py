@@ -4,6 +4,9 @@
 class Options:
     """Budgets in bytes, which change speed and memory; and one bounded approximation.
 
+    workspace_bytes never changes a bit of a result of the cpu backend; panel_bytes may change the
+    last bits of the panels backend, whose products are torch's.
+
     workspace_bytes: what the cpu backend may spend on partial sums and on similarities kept from
         the forward pass for the gradient, beyond one normalised copy of the embeddings; what the
         triton backend may spend on partial sums, and on a panel of weights. Default 40 MiB: all
@@ -72,6 +75,8 @@ def _bytes(name: str, value: int, least: int) -> int:
         raise TypeError(f"options.{name}: expected a number of bytes (int), got {value!r}")
     if value < least:
         raise ValueError(f"options.{name}: expected at least {least}, got {value}")
+    if value > 1 << 62:
+        raise ValueError(f"options.{name}: expected at most 2^62, got {value}")
     return value
 
 

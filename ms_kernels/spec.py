@@ -2,7 +2,10 @@
 
 import functools
 import math
+import sys
 from dataclasses import dataclass, fields
+
+LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class MultiSimilaritySpec:
             wanted = "a finite number or None" if optional else "a finite number"
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise TypeError(f"{name}: expected {wanted}, got {value!r}")
-            if not math.isfinite(value):
+            if not -LARGEST <= value <= LARGEST:  # torch.compile has no isfinite of a symbol
                 raise ValueError(f"{name}: expected {wanted}, got {value}")
         if not isinstance(self.normalize, bool):
             raise TypeError(f"normalize: expected True or False, got {self.normalize!r}")

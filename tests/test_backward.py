@@ -61,7 +61,7 @@ def test_refs(backend, dtype, shape, name, reduction):
 
 
 def test_long_sums_err_no_more_than_the_dense_code(backend):
-    """3000 terms an element: one running sum of them would err three times as much."""
+    """3000 terms an element: one running sum of them errs 1.6 times as much."""
     spec = MultiSimilaritySpec(epsilon=None)
     generator = torch.Generator().manual_seed(0)
     x, y = (
@@ -75,7 +75,7 @@ def test_long_sums_err_no_more_than_the_dense_code(backend):
     options = {**options, "backend": backend}
     (got,) = gradients(ms_kernels.multi_similarity_loss, x, y, None, None, "mean", options)
     rms = [(v.double() - exact).square().mean().sqrt() for v in (got, same)]
-    assert rms[0] <= 1.5 * rms[1]
+    assert rms[0] <= 1.3 * rms[1]  # 1.03 to 1.11 with chains of 128
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,31 @@ def test_large_exponents_cancel_as_in_the_dense_code(backend, options):
     assert_within_budget(got, same, exact)
 
 
-@pytest.mark.parametrize("flaw", ["sign", "slack", "scale"])
+@pytest.mark.parametrize("shape", [(97, 64), (193, 47), (257, 16)], ids=case_id)
+@pytest.mark.parametrize("name", ["default", "unmined"])
+def test_over_many_batches_the_error_is_that_of_the_dense_code(backend, name, shape):
+    """The largest error of one batch is luck; the RMS error over twelve is not: 0.84 to 1.11."""
+    spec, (n, d) = SPECS[name], shape
+    dense, options = reference.multi_similarity_loss, vars(spec)
+    errors = torch.zeros(2, dtype=torch.float64)
+    for seed in range(1, 13):
+        x, y, _, _ = make_batch(n, None, d, spec, torch.float32, seed)
+        (exact,) = gradients(dense, x.double(), y, None, None, "mean", options)
+        (same,) = gradients(dense, x, y, None, None, "mean", options)
+        chosen = {**options, "backend": backend}
+        (got,) = gradients(ms_kernels.multi_similarity_loss, x, y, None, None, "mean", chosen)
+        found = torch.stack([got.double() - exact, same.double() - exact])
+        errors += found.square().mean((1, 2)) / exact.square().mean()
+    assert errors[0].sqrt() <= 1.3 * errors[1].sqrt()
+
+
+@pytest.mark.parametrize("flaw", ["base", "slack", "scale"])
 def test_the_budget_can_fail(flaw):
     """Three wrong losses that a looser comparison would let pass."""
     spec = SPECS["default"]
     x, y, _, _ = make_batch(97, None, 64, spec, torch.float32)
     wrong = {
-        "sign": {**vars(spec), "base": 0.5001},
+        "base": {**vars(spec), "base": 0.5001},
         "slack": {**vars(spec), "epsilon": 0.11},
         "scale": {**vars(spec), "beta": 50.01},
     }[flaw]

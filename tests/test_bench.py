@@ -39,6 +39,29 @@ def test_baselines_compute_the_same_loss(name):
 
 
 @pytest.mark.parametrize("regime", REGIMES)
+def test_it_is_the_loss_of_pytorch_metric_learning(regime):
+    """In float64, gradients along the sphere: that library lets the norm of a row in."""
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    miners = pytest.importorskip("pytorch_metric_learning.miners")
+    x, y, _ = make_batch(512, 32, regime)
+    found = []
+    for name in ("theirs", "ours"):
+        leaf = x.double().requires_grad_()
+        if name == "ours":
+            loss = ms_kernels.MultiSimilarityLoss()(leaf, y)
+        else:
+            pairs = miners.MultiSimilarityMiner()(leaf, y)
+            loss = losses.MultiSimilarityLoss()(leaf, y, pairs)
+        (dx,) = torch.autograd.grad(loss, leaf)
+        unit = torch.nn.functional.normalize(x.double(), dim=1)
+        found.append((loss.detach(), dx - (dx * unit).sum(1, keepdim=True) * unit))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        found[1][1], found[0][1], rtol=1e-7, atol=1e-9 * float(found[0][1].abs().max())
+    )
+
+
+@pytest.mark.parametrize("regime", REGIMES)
 def test_right_results_are_timed(regime):
     names = ("dense", "row_loop", "panels")
     check(make_batch(512, 32, regime), {"ours": ours, **{name: BASELINES[name] for name in names}})

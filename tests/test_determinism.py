@@ -103,3 +103,34 @@ def test_panel_budget_changes_rounding_only():
         options.panel_bytes = panel_bytes
         for got, exact in zip(everything(batch, SPECS["default"], "panels"), want, strict=True):
             torch.testing.assert_close(got, exact, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none", "mean_valid"])
+@pytest.mark.parametrize("with_gradient", [False, True], ids=["no_grad", "grad"])
+def test_many_rows_do_not_depend_on_the_threads(reduction, with_gradient):
+    """torch shares out sums and exponentials of more than 32768 numbers among its threads."""
+    if "cpu" not in ms_kernels.dispatch.built():
+        pytest.skip("the compiled module is not built")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(70_001, 4, generator=generator).requires_grad_(with_gradient)
+    y = torch.arange(70_001) // 8
+    r, z = torch.randn(24, 4, generator=generator), torch.arange(24)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        loss = multi_similarity_loss(x, y, r, z, reduction=reduction, backend="cpu")
+        dx = [torch.autograd.grad(loss.sum(), x)[0]] if with_gradient else []
+        found.append([loss.detach(), *dx])
+    assert same_bits(*found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_every_route_gives_the_same_loss(dtype):
+    if "cpu" not in ms_kernels.dispatch.built():
+        pytest.skip("the compiled module is not built")
+    x, y, _, _ = make_batch(389, None, 200, SPECS["default"], dtype)
+    leaf = x.clone().requires_grad_()
+    for reduction in ("mean", "none"):
+        options = dict(reduction=reduction, backend="cpu")
+        got = multi_similarity_loss(leaf, y, **options).detach()
+        assert torch.equal(got, multi_similarity_loss(x, y, **options))

@@ -135,6 +135,40 @@ def test_zero_tiny_and_huge_rows(backend):
         )
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_row_of_floored_norm_is_not_projected(backend, reduction):
+    """Its norm counts as 1e-12, a constant."""
+    x, y = unit(60, 12), torch.arange(60) // 4
+    x[7] *= 5e-13 / x[7].norm()
+    options = dict(epsilon=None, reduction=reduction)
+    got = loss_and_gradient(x, y, backend=backend, **options)
+    want = loss_and_gradient(x, y, backend="reference", **options)
+    torch.testing.assert_close(got[0], want[0], rtol=1e-12, atol=0)
+    assert (got[1][7] * x[7]).sum().abs() > 1e-9
+    torch.testing.assert_close(got[1][7], want[1][7], rtol=1e-10, atol=0)
+
+
+STRICT = torch.eye(4)[[0, 1, 2, 0]], torch.tensor([0, 0, 1, 1])
+
+
+def test_mining_is_strict(backend):
+    """Similarities are 0 or 1 exactly: a pair that equals its threshold is not kept."""
+    for name in (backend, "reference"):
+        stats = ms_kernels.row_statistics(*STRICT, epsilon=0.0, backend=name)
+        assert stats.pos_kept.tolist() == [1, 0, 0, 1]
+        assert stats.neg_kept.tolist() == [1, 0, 0, 1]
+
+
+def test_a_positive_at_the_cap_is_no_pair(backend):
+    x, y = STRICT
+    for name in (backend, "reference"):
+        options = dict(epsilon=None, backend=name)
+        stats = ms_kernels.row_statistics(x, y, max_positive_similarity=0.0, **options)
+        assert not stats.pos_kept.any()
+        stats = ms_kernels.row_statistics(x, y % 1, max_positive_similarity=1.0, **options)
+        assert stats.pos_kept.tolist() == [2, 3, 3, 2]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_row_whose_square_overflows_is_still_a_direction(dtype):
     """The dense code normalises such a row to zeros; the kernels do better."""
@@ -157,6 +191,36 @@ def test_float16_denormals_and_extremes(backend):
     got = multi_similarity_loss(x, y, reduction="none", backend=backend)
     want = multi_similarity_loss(x.double(), y, reduction="none", backend="reference")
     torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
+
+
+def test_float16_denormals_survive_flushing():
+    pytest.importorskip("ms_kernels._cpu")
+    x, y = (1e-6 * unit(60)).to(torch.float16), torch.arange(60) // 4
+    want = multi_similarity_loss(x.double(), y, backend="reference")
+    try:
+        torch.set_flush_denormal(True)
+        got = multi_similarity_loss(x, y, backend="cpu")
+    finally:
+        torch.set_flush_denormal(False)
+    torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_half_number_is_read_exactly(dtype):
+    pytest.importorskip("ms_kernels._cpu")
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    x = every[every.isfinite()][:, None]
+    labels, one = torch.zeros(len(x), dtype=torch.int64), torch.ones(1, 1, dtype=dtype)
+    refs = one, torch.ones(1, dtype=torch.int64)
+    stats = ms_kernels.row_statistics(x, labels, *refs, normalize=False, backend="cpu")
+    assert torch.equal(stats.hardest_negative, x[:, 0].float())
+
+
+def test_a_huge_epsilon_still_mines(backend):
+    """Without a positive there is no threshold that a negative could pass."""
+    x, y = unit(60, 8).float(), torch.arange(60)
+    assert multi_similarity_loss(x, y, epsilon=1e39, backend=backend) == 0
+    assert multi_similarity_loss(x, y, epsilon=None, backend=backend) > 0
 
 
 def test_duplicates_are_ordinary_positives(backend):
@@ -266,6 +330,22 @@ def test_autocast_gives_float32_and_rounds_nothing(backend):
         assert torch.equal(multi_similarity_loss(x, y, backend=backend), want)
         half = multi_similarity_loss(x.bfloat16(), y, backend=backend)
     assert half.dtype == torch.float32
+
+
+def test_the_reference_computes_half_in_float32():
+    x, y = unit(60).bfloat16(), torch.arange(60) // 4
+    want = reference.row_statistics(x.float(), y)
+    plain = ms_kernels.row_statistics(x, y, backend="reference")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = multi_similarity_loss(x.float(), y, backend="reference")
+        half = multi_similarity_loss(x, y, backend="reference")
+        cast = ms_kernels.row_statistics(x.float(), y, backend="reference")
+    for got in (*zip(plain, want, strict=True), *zip(cast, want, strict=True)):
+        assert got[0].dtype == got[1].dtype and torch.equal(*got)
+    assert loss.dtype == half.dtype == torch.float32
+    assert torch.equal(loss, reference.multi_similarity_loss(x.float(), y))
+    assert torch.equal(half, loss)
+    assert multi_similarity_loss(x, y, backend="reference").dtype == torch.bfloat16
 
 
 def test_backward_twice_gives_the_same(backend):

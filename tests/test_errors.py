@@ -19,6 +19,8 @@ CASES = [
     ((X, Y[:, None]), {}, ValueError, r"labels: expected shape \(4,\) to match.*got \(4, 1\)"),
     ((X, Y.float()), {}, TypeError, "labels: expected an integer dtype, got torch.float32"),
     ((X, Y.bool()), {}, TypeError, "labels: expected an integer dtype, got torch.bool"),
+    ((X, Y.to_sparse()), {}, TypeError, "labels: expected a dense tensor.*use .to_dense"),
+    ((X, Y), {"ids": Y.to_sparse()}, TypeError, "ids: expected a dense tensor"),
     ((X, [0, 0, 1, 1]), {}, TypeError, "labels: expected a tensor, got list"),
     ((X, Y, X), {}, ValueError, "ref_labels: expected a tensor because ref_emb was given"),
     ((X, Y, None, Y), {}, ValueError, "ref_emb: expected a tensor because ref_labels was given"),
@@ -35,6 +37,7 @@ CASES = [
     ((X, Y), {"beta": -1.0}, ValueError, "beta: expected a number above 0, got -1.0"),
     ((X, Y), {"base": float("nan")}, ValueError, "base: expected a finite number, got nan"),
     ((X, Y), {"epsilon": float("inf")}, ValueError, "epsilon: expected a finite number or None"),
+    ((X, Y), {"alpha": 10**400}, ValueError, "alpha: expected a finite number, got 1000"),
     ((X, Y), {"alpha": "2"}, TypeError, "alpha: expected a finite number, got '2'"),
     ((X, Y), {"normalize": 1}, TypeError, "normalize: expected True or False, got 1"),
     ((X, Y), {"reduction": "avg"}, ValueError, "reduction: expected one of 'mean'.*got 'avg'"),
@@ -47,6 +50,11 @@ CASES = [
 def test_bad_input_is_named(arguments, options, error, message):
     with pytest.raises(error, match=message):
         multi_similarity_loss(*arguments, **options)
+
+
+def test_the_reference_names_missing_labels():
+    with pytest.raises(ValueError, match="ref_labels: expected a tensor because ref_emb was given"):
+        ms_kernels.reference.multi_similarity_loss(X, Y, X)
 
 
 @pytest.mark.parametrize("function", [ms_kernels.row_statistics, ms_kernels.mined_pairs])
@@ -74,6 +82,53 @@ def test_second_derivative_names_the_way_out(backend):
             torch.autograd.grad(loss.sum(), x, create_graph=True)
 
 
+def jvp_of(x, **options):
+    tangent = torch.ones_like(x)
+    return torch.func.jvp(lambda v: multi_similarity_loss(v, Y, **options), (x,), (tangent,))[1]
+
+
+def dual_of(x, **options):
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        loss = multi_similarity_loss(x, Y, dual, Y, **options)
+        return torch.autograd.forward_ad.unpack_dual(loss).tangent
+
+
+@pytest.mark.parametrize("derivative", [jvp_of, dual_of])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_forward_mode_names_the_way_out(backend, derivative, reduction, with_gradient):
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=with_gradient)
+    with pytest.raises(RuntimeError, match="no forward-mode.*backend='reference'"):
+        derivative(x, reduction=reduction, backend=backend)
+    assert derivative(x, epsilon=None, backend="reference") is not None
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.jacrev])
+def test_transforms_name_the_way_out(backend, transform):
+    x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    given = x if transform is torch.func.vmap else x[0]
+
+    def run(name):
+        return transform(lambda v: multi_similarity_loss(v, Y, epsilon=None, backend=name))(given)
+
+    with pytest.raises(RuntimeError, match="takes no part.*backend='reference'"):
+        run(backend)
+    run("reference").sum().backward()
+    assert x.grad is not None
+
+
+def test_a_freed_storage_is_not_read():
+    pytest.importorskip("ms_kernels._cpu")
+    x, y = torch.randn(4, 3), Y.clone()
+    y.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="rows, labels: expected a storage of 32 bytes, got 0"):
+        multi_similarity_loss(x, y, backend="cpu")
+    x.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="rows: expected a storage of 48 bytes, got 0"):
+        multi_similarity_loss(x, Y, backend="cpu")
+
+
 def test_the_way_out_of_the_second_derivative_works():
     x = torch.randn(8, 4, dtype=torch.float64, requires_grad=True)
     y = torch.arange(8) // 2
@@ -88,5 +143,7 @@ def test_options_are_checked():
             setattr(ms_kernels.options, name, -1)
         with pytest.raises(TypeError, match=f"options.{name}: expected a number of bytes"):
             setattr(ms_kernels.options, name, 1.5)
-    with pytest.raises(AttributeError, match="options.work: expected workspace_bytes, panel_bytes"):
+        with pytest.raises(ValueError, match=f"options.{name}: expected at most"):
+            setattr(ms_kernels.options, name, 2**70)
+    with pytest.raises(AttributeError, match="options.work: expected workspace_bytes, panel"):
         ms_kernels.options.work = 1

@@ -91,3 +91,38 @@ def test_weights_span_the_range_of_exp(instruction_set):
             x.double(), y, beta=beta, epsilon=None, backend="reference"
         )
         torch.testing.assert_close(got.neg_lse.double(), want.neg_lse, rtol=1e-6, atol=1e-6)
+
+
+def planned_call(x, y, stats):
+    side = (x.data_ptr(), x.stride(0), len(x), y.data_ptr(), 0)
+    options = (2.0, 50.0, 0.5, 0.1, torch.inf, True)
+    call = cpu.Call(cpu.Job.statistics, cpu.DType.float32, x.shape[1], side, None, options)
+    call.write_statistics([s.data_ptr() for s in stats])
+    return call
+
+
+def test_a_call_keeps_the_build_that_planned_it():
+    x, y = torch.randn(200, 33), torch.arange(200) // 4
+    best, found = cpu.instruction_set(), []
+    for late in cpu.instruction_sets():
+        stats = [torch.zeros(200) for _ in range(4)]
+        stats += [torch.zeros(200, dtype=torch.int64) for _ in range(2)]
+        call = planned_call(x, y, stats)
+        workspace = torch.empty(call.plan(1, 1 << 20), dtype=torch.uint8)
+        cpu.use_instruction_set(late)
+        call.run(workspace.data_ptr())
+        cpu.use_instruction_set(best)
+        found.append(stats)
+    for stats in found:
+        assert all(torch.equal(a, b) for a, b in zip(stats, found[0], strict=True))
+
+
+def test_a_call_runs_only_in_the_workspace_it_planned():
+    x, y = torch.randn(20, 3), torch.arange(20) // 4
+    stats = [torch.zeros(20) for _ in range(4)]
+    call = planned_call(x, y, stats + [torch.zeros(20, dtype=torch.int64) for _ in range(2)])
+    with pytest.raises(ValueError, match=r"run: expected a call of plan\(\)"):
+        call.run(64)
+    call.plan(1, 1 << 20)
+    with pytest.raises(ValueError, match="workspace: expected the address of .* got 0"):
+        call.run(0)

@@ -1,8 +1,11 @@
 """Arrows run one way: which module may import which, and what the compiled module may need."""
 
 import ast
+import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,27 +163,59 @@ def test_cpp_knows_no_framework(path):
 
 def test_compiled_module_needs_no_torch():
     module = pytest.importorskip("ms_kernels._cpu")
-    symbols = subprocess.run(
-        ["nm", "-D", "--undefined-only", module.__file__], capture_output=True, text=True
-    )
-    if symbols.returncode:
+    nm = shutil.which("nm")
+    if not nm:
         pytest.skip("nm is not installed")
+    symbols = subprocess.run(
+        [nm, "-D", "--undefined-only", module.__file__], check=True, capture_output=True, text=True
+    ).stdout
+    assert "Py" in symbols
     for word in ("at::", "_ZN2at", "c10", "torch"):
-        assert word not in symbols.stdout
+        assert word not in symbols
 
 
-def test_builds_for_different_machines_share_no_code(tmp_path):
+def test_compiled_module_needs_only_system_libraries():
+    module = pytest.importorskip("ms_kernels._cpu")
+    readelf = shutil.which("readelf")
+    if not readelf or not sys.platform.startswith("linux"):
+        pytest.skip("readelf is not installed")
+    shown = subprocess.run(
+        [readelf, "-d", module.__file__], check=True, capture_output=True, text=True
+    ).stdout
+    needed = {
+        line.split("[")[1].split(".so")[0] for line in shown.splitlines() if "(NEEDED)" in line
+    }
+    allowed = {"libc", "libm", "libstdc++", "libgcc_s", "libgomp", "libomp", "libpthread"}
+    assert needed - {name for name in needed if name.startswith("ld-linux")} <= allowed
+
+
+def cmake_flags(isa):
+    """The flags that CMakeLists.txt gives to the kernels of an instruction set."""
+    text = (CSRC.parent / "CMakeLists.txt").read_text()
+    common = re.search(r"msk_flags INTERFACE\s+(-O3[^)]*)\)", text)
+    own = re.search(rf"set\({isa} ([^)]*)\)", text)
+    return [*common[1].split(), *(own[1].split() if own else [])]
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_builds_for_different_machines_share_no_code(tmp_path, isa):
     """A function that the linker merges across builds could be one that the machine cannot run."""
     compiler, nm = shutil.which("c++"), shutil.which("nm")
     if not compiler or not nm:
         pytest.skip("c++ and nm are needed")
+    flags = cmake_flags(isa)
+    assert "-ffp-contract=off" in flags and (isa == "baseline" or f"-m{isa}"[:6] in str(flags))
+    nothing = [compiler, *flags, "-x", "c++", "-fsyntax-only", os.devnull]
+    if subprocess.run(nothing, capture_output=True).returncode:
+        pytest.skip(f"the compiler has no {isa}")
     target = tmp_path / "kernels.o"
-    flags = ["-std=c++17", "-O3", "-fopenmp", "-Wno-psabi", "-DMSK_ISA=baseline"]
-    command = [compiler, *flags, "-c", CSRC / "cpu" / "kernels.cpp", "-o", target]
+    flags += ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-Wno-psabi"]
+    source = CSRC / "cpu" / "kernels.cpp"
+    command = [compiler, *flags, f"-DMSK_ISA={isa}", "-c", source, "-o", target]
     subprocess.run(command, check=True)
     symbols = subprocess.run([nm, "-C", target], check=True, capture_output=True, text=True).stdout
-    assert " T msk::baseline::kernels()" in symbols
+    assert f" T msk::{isa}::kernels()" in symbols
     mergeable = [line for line in symbols.splitlines() if " W " in line or " V " in line]
-    ours = [line for line in mergeable if "msk::baseline::" not in line]
+    ours = [line for line in mergeable if f"msk::{isa}::" not in line]
     # The unwinder's own pointer, the same in every build.
     assert [line for line in ours if "__gxx_personality" not in line] == []

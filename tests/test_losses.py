@@ -1,8 +1,13 @@
 """The module against the function, and its named constants."""
 
+import inspect
+from dataclasses import fields
+
+import pytest
 import torch
 
-from ms_kernels import MultiSimilarityLoss, multi_similarity_loss
+import ms_kernels
+from ms_kernels import MultiSimilarityLoss, MultiSimilaritySpec, multi_similarity_loss, reference
 
 X = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
 X[1] = X[0]
@@ -25,6 +30,28 @@ def test_named_constants():
     every = MultiSimilarityLoss.released(epsilon=None)(X, Y)
     assert every != multi_similarity_loss(X, Y, beta=40.0, epsilon=None)
     assert MultiSimilarityLoss.paper(reduction="none")(X, Y).shape == (20,)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        multi_similarity_loss,
+        ms_kernels.row_statistics,
+        ms_kernels.mined_pairs,
+        MultiSimilarityLoss,
+        reference.multi_similarity_loss,
+        reference.row_statistics,
+    ],
+    ids=lambda f: f"{f.__module__}.{f.__name__}",
+)
+def test_defaults_are_those_of_the_spec(function):
+    given = inspect.signature(function).parameters
+    shared = [field for field in fields(MultiSimilaritySpec) if field.name in given]
+    assert {"epsilon", "max_positive_similarity", "normalize"} <= {f.name for f in shared}
+    if function is not ms_kernels.mined_pairs:  # pairs do not depend on the scales
+        assert len(shared) == len(fields(MultiSimilaritySpec))
+    for field in shared:
+        assert given[field.name].default == field.default, field.name
 
 
 def test_repr_shows_every_option():

@@ -27,6 +27,8 @@ def test_opcheck(backend, refs, with_ids):
     torch.library.opcheck(ops.loss_and_gradient, (*given, True, refs, PACKED, backend))
     torch.library.opcheck(ops.loss_and_gradient, (*given, False, False, PACKED, backend))
     stats = ops.row_statistics(*given, PACKED, backend)
+    torch.library.opcheck(ops.row_loss_of, (list(stats), PACKED, backend))
+    torch.library.opcheck(ops.total, (stats[2],))
     term = [*stats[:4], torch.ones(48)]
     column_term = [] if refs else term
     torch.library.opcheck(ops.embedding_gradient, (*given, term, column_term, PACKED, backend))
@@ -65,6 +67,25 @@ def test_compile_without_graph_break(backend, reduction, refs, dtype):
         assert torch.equal(eager, got)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none", "mean_valid"])
+@pytest.mark.parametrize("schedule", [True, None], ids=["dynamic", "scheduled"])
+def test_compile_with_options_that_change(schedule, reduction):
+    """Options become symbols: at once if dynamic, else at their second value."""
+    torch._dynamo.reset()
+
+    def step(x, alpha):
+        return multi_similarity_loss(x, Y, alpha=alpha, reduction=reduction).sum()
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=schedule, backend="aot_eager")
+    for alpha in (2.0, 2.5, 3.0):
+        x, leaf = X.clone().requires_grad_(), X.clone().requires_grad_()
+        got, want = compiled(x, alpha), step(leaf, alpha)
+        assert torch.equal(got, want)
+        got.backward()
+        want.backward()
+        assert torch.equal(x.grad, leaf.grad)
+
+
 def test_compile_with_inductor_and_the_module():
     torch._dynamo.reset()
     loss = ms_kernels.MultiSimilarityLoss()
@@ -97,7 +118,7 @@ def calls(monkeypatch, run):
         real = getattr(ops, name)
 
         def count(*args, name=name, real=real):
-            seen.append(name)
+            seen.append((name, *args[6:8]) if args[6:8] == (False, False) else name)
             return real(*args)
 
         monkeypatch.setattr(ops, name, count)
@@ -113,7 +134,7 @@ def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
         with torch.no_grad():
             multi_similarity_loss(x, Y)
 
-    assert calls(monkeypatch, run) == ["row_statistics", "row_statistics"]
+    assert calls(monkeypatch, run) == [("loss_and_gradient", False, False)] * 2
 
 
 @pytest.mark.parametrize(
@@ -131,3 +152,34 @@ def test_a_training_step_is_one_call_or_two(monkeypatch, reduction, want):
 def test_spec_survives_packing():
     for spec in SPECS.values():
         assert ms_kernels.MultiSimilaritySpec.unpack(spec.pack()) == spec
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ((X, Y.int(), None, None, None, None), TypeError, "rows: expected labels of torch.int64"),
+        ((X, Y[:3], None, None, None, None), ValueError, r"rows, labels: expected shape \(48,\)"),
+        ((X, Y, Y[:3], None, None, None), ValueError, r"rows, ids: expected shape \(48,\)"),
+        ((X, Y, Y.int(), None, None, None), TypeError, "rows: expected ids of torch.int64"),
+        ((X[0], Y, None, None, None, None), ValueError, r"rows: expected embeddings \(N, D\)"),
+        ((X, Y, None, R[:, :9], Z, None), ValueError, r"columns: expected shape \(M, 48\)"),
+        ((X, Y, None, R.double(), Z, None), TypeError, "columns: expected dtype torch.float32"),
+        ((X, Y, None, R, Z[:9], None), ValueError, r"columns, labels: expected shape \(97,\)"),
+        ((X, Y, Y, R, Z, None), ValueError, "ids: expected them on both sides"),
+        ((X, Y, None, R, Z, Z), ValueError, "ids: expected them on both sides"),
+    ],
+)
+def test_an_op_reads_only_what_is_there(given, error, message):
+    pytest.importorskip("ms_kernels._cpu")
+    with pytest.raises(error, match=message):
+        ops.row_statistics(*given, PACKED, "cpu")
+    with pytest.raises(error, match=message):
+        ops.loss_and_gradient(*given, True, False, PACKED, "cpu")
+
+
+def test_a_term_is_as_long_as_its_side():
+    pytest.importorskip("ms_kernels._cpu")
+    short = [torch.ones(47) for _ in range(5)]
+    for terms in ((short, []), ([], short)):
+        with pytest.raises(ValueError, match=r"term: expected shape \(48,\).*got \(47,\)"):
+            ops.embedding_gradient(X, Y, *[None] * 4, *terms, PACKED, "cpu")

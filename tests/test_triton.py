@@ -375,3 +375,15 @@ def test_interpreter_multiplies_bfloat16():
     out = torch.empty(16, 16)
     square[(1,)](x, out)
     torch.testing.assert_close(out, x.float() @ x.float().T)
+
+
+def test_mining_is_strict():
+    """Similarities are 0 or 1 exactly: a pair that equals its threshold is not kept."""
+    x, y = torch.eye(4, device=DEVICE)[[0, 1, 2, 0]], torch.tensor([0, 0, 1, 1], device=DEVICE)
+    stats = ms_kernels.row_statistics(x, y, epsilon=0.0, backend="triton")
+    assert stats.pos_kept.tolist() == stats.neg_kept.tolist() == [1, 0, 0, 1]
+    unmined = dict(epsilon=None, backend="triton")
+    stats = ms_kernels.row_statistics(x, y, max_positive_similarity=0.0, **unmined)
+    assert not stats.pos_kept.any()
+    stats = ms_kernels.row_statistics(x, y % 1, max_positive_similarity=1.0, **unmined)
+    assert stats.pos_kept.tolist() == [2, 3, 3, 2]

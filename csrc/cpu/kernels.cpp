@@ -182,6 +182,21 @@ void solve(const Problem& p) {
 }
 
 template <typename T>
+void row_loss_of(const Options& options, const void* pos_lse, const void* neg_lse, void* out,
+                 std::int64_t count) {
+  const MultiSimilarity<T> loss = loss_of<T>(options);
+  for (std::int64_t i = 0; i < count; ++i)
+    static_cast<T*>(out)[i] =
+        loss.row_loss(static_cast<const T*>(pos_lse)[i], static_cast<const T*>(neg_lse)[i]);
+}
+
+void row_loss(DType dtype, const Options& options, const void* pos_lse, const void* neg_lse,
+              void* out, std::int64_t count) {
+  const auto run = computes_in_double(dtype) ? row_loss_of<double> : row_loss_of<float>;
+  run(options, pos_lse, neg_lse, out, count);
+}
+
+template <typename T>
 void exp_of(const T* in, T* out, std::int64_t count) {
   for (std::int64_t i = 0; i < count; i += kLanes<T>) {
     const std::int64_t filled = count - i < kLanes<T> ? count - i : kLanes<T>;
@@ -200,6 +215,6 @@ void exp_any(DType dtype, const void* in, void* out, std::int64_t count) {
 
 }  // namespace
 
-Kernels kernels() { return {MSK_NAME(MSK_ISA), plan, solve, exp_any}; }
+Kernels kernels() { return {MSK_NAME(MSK_ISA), plan, solve, row_loss, exp_any}; }
 
 }  // namespace msk::MSK_ISA

@@ -78,15 +78,14 @@ void sort_side(Side<T>& side, const SideInput& in, const Codes& labels, const Co
 }
 
 inline float half_to_float(std::uint16_t h) {
-  // The exponent is rebiased by a multiplication, which also normalises denormals.
-  const std::uint32_t magnitude = std::uint32_t(h & 0x7fff) << 13;
-  float value;
-  std::memcpy(&value, &magnitude, 4);
-  value *= 0x1p112f;
+  // No arithmetic on a denormal of float: the caller's thread may flush those to 0.
+  const float denormal = float(h & 0x03ff) * 0x1p-24f;
   std::uint32_t out;
-  std::memcpy(&out, &value, 4);
+  std::memcpy(&out, &denormal, 4);
+  if (h & 0x7c00) out = (std::uint32_t(h & 0x7fff) << 13) + (112u << 23);
   if ((h & 0x7c00) == 0x7c00) out |= 0x7f800000u;
   out |= std::uint32_t(h & 0x8000) << 16;
+  float value;
   std::memcpy(&value, &out, 4);
   return value;
 }
@@ -121,9 +120,9 @@ void copy_row(Side<T>& side, std::int64_t k, const SideInput& in, DType dtype, s
   }
   const std::int64_t at = side.order[k] * in.row_stride;
   if constexpr (sizeof(T) == 8) {
-    std::memcpy(out, static_cast<const double*>(in.x) + at, depth * sizeof(T));
+    if (depth) std::memcpy(out, static_cast<const double*>(in.x) + at, depth * sizeof(T));
   } else if (dtype == DType::float32) {
-    std::memcpy(out, static_cast<const float*>(in.x) + at, depth * sizeof(T));
+    if (depth) std::memcpy(out, static_cast<const float*>(in.x) + at, depth * sizeof(T));
   } else {
     const std::uint16_t* half = static_cast<const std::uint16_t*>(in.x) + at;
     if (dtype == DType::float16)

@@ -1,12 +1,22 @@
 // Everything a call works on, cut from one block of memory.
 #pragma once
 
+#include <limits>
 #include <optional>
 
 #include "similarity.h"
 #include "wave.h"
 
 namespace msk::MSK_ISA {
+
+template <typename T>
+MultiSimilarity<T> loss_of(const Options& o) {
+  // A finite epsilon stays finite: infinity means that nothing is mined.
+  const double most = std::numeric_limits<T>::max();
+  const double epsilon =
+      std::isinf(o.epsilon) ? o.epsilon : std::fmax(-most, std::fmin(most, o.epsilon));
+  return {T(o.alpha), T(o.beta), T(o.base), T(epsilon), T(o.max_positive_similarity)};
+}
 
 template <typename T>
 struct Workspace {
@@ -30,8 +40,7 @@ struct Workspace {
   // With a null workspace it only measures: see carver.used().
   explicit Workspace(const Problem& p)
       : problem(p),
-        loss{T(p.options.alpha), T(p.options.beta), T(p.options.base), T(p.options.epsilon),
-             T(p.options.max_positive_similarity)},
+        loss(loss_of<T>(p.options)),
         depth(p.depth),
         grid(p.rows.count, p.self ? p.rows.count : p.columns.count, p.self),
         carver(p.workspace),

@@ -14,6 +14,11 @@ float64 embeddings, else float32:
         Row losses (N,), int64 (N,) above 0 where a row keeps a pair, and the gradients of the sum
         of row losses.
 
+and, where torch's own bits would depend on its threads,
+
+    loss_of_statistics(stats, spec) -> Tensor
+        Row losses (N,) of finished statistics, to the bits of loss_and_gradient.
+
 A row with a similarity that is not finite has a NaN loss; in self mode every gradient is then NaN,
 with candidates that of the row and those of all candidates.
 """

@@ -78,6 +78,8 @@ def loss_and_gradient(
         for panel in sides.panels():
             stats = _panel_statistics(panel, spec)
             parts.append(stats)
+            if dx is None and dr is None:
+                continue
             weight = _pair_weight(panel, RowStatistics(*(s[:, None] for s in stats)), spec)
             if dx is not None:
                 dx[panel.rows] += weight @ r
@@ -157,9 +159,9 @@ def _through_normalisation(
 ) -> Tensor:
     if not spec.normalize:
         return dx
-    norm = embeddings.to(dx.dtype).norm(dim=1, keepdim=True).clamp(min=1e-12)
-    result: Tensor = (dx - (dx * unit).sum(1, keepdim=True) * unit) / norm
-    return result
+    norm = embeddings.to(dx.dtype).norm(dim=1, keepdim=True)
+    projected = (dx - (dx * unit).sum(1, keepdim=True) * unit) / norm
+    return torch.where(norm < 1e-12, dx / 1e-12, projected)  # a floored norm is a constant
 
 
 def _computed(side: Side, spec: MultiSimilaritySpec) -> Tensor:
