@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 # Fastest first. `device` is the only one that the backend serves, None for any.
-DEVICE_OF = {"cpu": "cpu", "panels": None}
+DEVICE_OF = {"cuda": "cuda", "cpu": "cpu", "panels": None}
 NAMES = ("auto", *DEVICE_OF, "reference")
 
 
@@ -65,6 +65,7 @@ def backends() -> dict[str, Availability]:
     True
     """
     notes = {
+        "cuda": "one launch of CUDA C++ kernels",
         "cpu": "fused C++ kernels for CPU tensors",
         "panels": "streaming, plain PyTorch, any device",
     }

@@ -25,7 +25,9 @@ MSK_PHASE void embedding_gradient(const Problem& p, std::int64_t first) {
                    const std::int64_t i = first + row + r, d = column + c;
                    if (i >= rows.count || d >= depth) return;
                    Scalar g = value * pass.unscale[row + r];
-                   if (pass.normalize) {
+                   if (pass.normalize && depth == 1) {
+                     g -= g;  // a normalised number is its sign: 0, or NaN if the weights are
+                   } else if (pass.normalize) {
                      const Scalar u = Scalar(widen(rows.copy[i * rows.stride + d])) * rows.scale[i];
                      g = (g - rows.projection[i] * pass.dot[row + r] * u) * rows.inverse[i];
                    }

@@ -43,7 +43,7 @@ void carve_terms(SideRoom& room, std::int64_t bytes, Carver& carver) {
 void carve(Problem& p, const SideInput& side, SideRoom& room, Carver& carver) {
   const std::int64_t n = padded(side.count), scalar = p.dtype == DType::float64 ? 8 : 4;
   room.copy = carver.take(n * p.padded_depth * operand_bytes(p));
-  for (void** array : {&room.scale, &room.inverse, &room.projection})
+  for (void** array : {&room.scale, &room.residue, &room.inverse, &room.projection})
     *array = carver.take(n * scalar);
   carve_terms(room, n * scalar, carver);
 }

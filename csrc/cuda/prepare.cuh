@@ -29,7 +29,7 @@ MSK_PHASE void prepare(const Problem& p, const SideInput& in, const SideRoom& ro
   const bool normalize = p.options.normalize;
   using Scalar = typename P::Scalar;
   Extent<Scalar>* const extents = reinterpret_cast<Extent<Scalar>*>(shared_memory());
-  Sum<Scalar>* const sums = reinterpret_cast<Sum<Scalar>*>(extents + kThreads / 32);
+  Sum<double>* const sums = reinterpret_cast<Sum<double>*>(extents + kThreads / 32);
   for (std::int64_t i = blockIdx.x; i < padded(side.count); i += gridDim.x) {
     typename P::Operand* const out = side.copy + i * side.stride;
     const Input* const row = static_cast<const Input*>(in.x) + i * in.row_stride;
@@ -49,33 +49,35 @@ MSK_PHASE void prepare(const Problem& p, const SideInput& in, const SideRoom& ro
     // In two factors: one alone overflows for the least denormals.
     const Scalar first = std::scalbn(Scalar(1), -(exponent / 2));
     const Scalar second = std::scalbn(Scalar(1), -(exponent - exponent / 2));
-    Sum<Scalar> square{Scalar(0)};
+    Sum<double> square{0};
     for (std::int64_t d = threadIdx.x; d < side.stride; d += kThreads) {
       Scalar x = Scalar(0);
       if (d < filled && extent.finite) x = Scalar(widen(row[d])) * first * second;
       out[d] = narrow<typename P::Operand>(x);
       x = Scalar(widen(out[d]));
-      square.value += x * x;
+      square.value += double(x) * x;
     }
-    square = block_reduce(square, sums, [](const Sum<Scalar>& a, const Sum<Scalar>& b) {
-      return Sum<Scalar>{a.value + b.value};
+    square = block_reduce(square, sums, [](const Sum<double>& a, const Sum<double>& b) {
+      return Sum<double>{a.value + b.value};
     });
     if (threadIdx.x != 0) continue;
-    const Scalar length = std::sqrt(square.value);  // of the copy
-    Scalar scale = Scalar(1), inverse = Scalar(1), projection = Scalar(0);
-    if (normalize && length > Scalar(0)) {
-      scale = Scalar(1) / length;
+    Scalar scale = Scalar(1), residue = Scalar(0), inverse = Scalar(1), projection = Scalar(0);
+    if (normalize && square.value > 0) {
+      const double exact = 1 / std::sqrt(square.value);
+      scale = Scalar(exact);
+      residue = Scalar((exact - scale) / exact);
       inverse = scale * first * second;
       projection = Scalar(1);
       if (inverse > Scalar(1e12)) {  // the floor of the norm, as the dense code has it
         scale = std::scalbn(Scalar(1e12), exponent);
         inverse = Scalar(1e12);
-        projection = Scalar(0);
+        residue = projection = Scalar(0);
       }
     } else if (normalize) {
       inverse = Scalar(1e12);
     }
     side.scale[i] = extent.finite ? scale : kNaN<Scalar>;
+    side.residue[i] = residue;
     side.inverse[i] = inverse;
     side.projection[i] = projection;
   }

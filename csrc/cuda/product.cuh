@@ -1,10 +1,12 @@
 // How a warp multiplies a 32 x k tile with a k x 32 tile of shared memory, for one operand type.
 //
 // Left tiles are stored by rows. Right tiles are stored by columns (`rows_of_right`: both operands
-// are embeddings) or by rows (`columns_of_right`: weights times embeddings). Each k step of a tile
-// starts from zero sums that are then added to the total outside of the tensor core, which
-// truncates its sums: over a long depth that would show.
+// are embeddings) or by rows (`columns_of_right`: weights times embeddings). A tensor core cuts what
+// does not fit its sum instead of rounding, and over a long depth that would show: its sums start
+// from zero again and again and are added up outside of it.
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/geometry.h"
 #include "cuda/ptx.cuh"
@@ -12,6 +14,23 @@
 namespace msk::gpu {
 
 MSK_DEVICE int lane() { return threadIdx.x % 32; }
+
+// Sums over a stage of the pipeline, and their total.
+template <int rows, int columns>
+struct StepSums {
+  float step[rows][columns][4], total[rows][columns][4] = {};
+  MSK_DEVICE void begin_step() {
+    for (int m = 0; m < rows; ++m)
+      for (int n = 0; n < columns; ++n)
+        for (int e = 0; e < 4; ++e) step[m][n][e] = 0.0f;
+  }
+  MSK_DEVICE void end_step() {
+    for (int m = 0; m < rows; ++m)
+      for (int n = 0; n < columns; ++n)
+        for (int e = 0; e < 4; ++e) total[m][n][e] += step[m][n][e];
+  }
+  MSK_DEVICE float value(int m, int n, int e) const { return total[m][n][e]; }
+};
 
 // 16-bit operands.
 template <typename T>
@@ -29,10 +48,7 @@ struct HalfProduct {
   struct Right {
     std::uint32_t part[kColumnParts][2];
   };
-  struct Sums {
-    float part[kRowParts][kColumnParts][4] = {};
-    MSK_DEVICE float value(int m, int n, int e) const { return part[m][n][e]; }
-  };
+  using Sums = StepSums<kRowParts, kColumnParts>;
 
   MSK_DEVICE static void load_left(Left& out, const T* tile, int stride) {
     for (int m = 0; m < kRowParts; ++m)
@@ -55,7 +71,7 @@ struct HalfProduct {
   MSK_DEVICE static void multiply(Sums& sums, const Left& left, const Right& right) {
     for (int m = 0; m < kRowParts; ++m)
       for (int n = 0; n < kColumnParts; ++n)
-        mma_m16n8k16(sums.part[m][n], left.part[m], right.part[n], T{});
+        mma_m16n8k16(sums.step[m][n], left.part[m], right.part[n], T{});
   }
   MSK_DEVICE static int row(int m, int e) { return m * 16 + lane() / 4 + e / 2 * 8; }
   MSK_DEVICE static int column(int n, int e) { return n * 8 + lane() % 4 * 2 + e % 2; }
@@ -85,15 +101,17 @@ struct Tf32Product {
   struct Right {
     std::uint32_t part[kWords][kColumnParts][2];
   };
-  struct Sums {
-    float part[split ? 3 : 1][kRowParts][kColumnParts][4] = {};
+  // The products with a low part are 2^-11 of the whole: there the cut does no harm.
+  struct SplitSums {
+    float high[kRowParts][kColumnParts][4] = {};
+    float low_high[kRowParts][kColumnParts][4] = {}, high_low[kRowParts][kColumnParts][4] = {};
+    MSK_DEVICE void begin_step() {}
+    MSK_DEVICE void end_step() {}
     MSK_DEVICE float value(int m, int n, int e) const {
-      if constexpr (split)
-        return part[0][m][n][e] + (part[1][m][n][e] + part[2][m][n][e]);
-      else
-        return part[0][m][n][e];
+      return high[m][n][e] + (low_high[m][n][e] + high_low[m][n][e]);
     }
   };
+  using Sums = std::conditional_t<split, SplitSums, StepSums<kRowParts, kColumnParts>>;
 
   // ldmatrix moves 16-bit pairs: an 8 x 4 block of floats is its 8 x 8 matrix.
   MSK_DEVICE static void load_left(Left& out, const float* tile, int stride) {
@@ -122,10 +140,14 @@ struct Tf32Product {
   MSK_DEVICE static void multiply(Sums& sums, const Left& left, const Right& right) {
     for (int m = 0; m < kRowParts; ++m)
       for (int n = 0; n < kColumnParts; ++n) {
-        mma_m16n8k8_tf32(sums.part[0][m][n], left.part[0][m], right.part[0][n]);
         if constexpr (split) {
-          mma_m16n8k8_tf32(sums.part[1][m][n], left.part[1][m], right.part[0][n]);
-          mma_m16n8k8_tf32(sums.part[2][m][n], left.part[0][m], right.part[1][n]);
+          float high[4] = {};
+          mma_m16n8k8_tf32(high, left.part[0][m], right.part[0][n]);
+          mma_m16n8k8_tf32(sums.low_high[m][n], left.part[1][m], right.part[0][n]);
+          mma_m16n8k8_tf32(sums.high_low[m][n], left.part[0][m], right.part[1][n]);
+          for (int e = 0; e < 4; ++e) sums.high[m][n][e] += high[e];
+        } else {
+          mma_m16n8k8_tf32(sums.step[m][n], left.part[0][m], right.part[0][n]);
         }
       }
   }
@@ -156,6 +178,8 @@ struct DoubleProduct {
   };
   struct Sums {
     double part[kRowParts][kColumnParts][2] = {};
+    MSK_DEVICE void begin_step() {}
+    MSK_DEVICE void end_step() {}
     MSK_DEVICE double value(int m, int n, int e) const { return part[m][n][e]; }
   };
 

@@ -24,7 +24,7 @@ struct Side {
   using Scalar = typename P::Scalar;
   std::int64_t count, stride;
   typename P::Operand* copy;
-  Scalar *scale, *inverse, *projection;
+  Scalar *scale, *residue, *inverse, *projection;
   Scalar *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
   const std::int64_t *labels, *ids;
 
@@ -33,6 +33,7 @@ struct Side {
         stride(stride),
         copy(static_cast<typename P::Operand*>(room.copy)),
         scale(static_cast<Scalar*>(room.scale)),
+        residue(static_cast<Scalar*>(room.residue)),
         inverse(static_cast<Scalar*>(room.inverse)),
         projection(static_cast<Scalar*>(room.projection)),
         neg_threshold(static_cast<Scalar*>(room.neg_threshold)),
@@ -92,12 +93,15 @@ struct Pass {
     if (rows.ids && columns.ids) return rows.ids[i] == columns.ids[j];
     return self && i == j;
   }
-  // The parts of the depth are summed in order; a side of no depth has similarity 0.
+  // The parts of the depth are summed in order. The product of two rounded scales would cost two
+  // ulp, which a large beta makes visible: what rounding took is added.
   MSK_DEVICE Scalar similarity(std::int64_t first, std::int64_t i, std::int64_t j) const {
     const Scalar* part = similarities + (i - first) * width + j;
     Scalar sum = *part;
     for (int s = 1; s < splits; ++s) sum += part[s * panel * width];
-    return sum * (rows.scale[i] * columns.scale[j]);
+    const Scalar a = rows.scale[i], b = columns.scale[j], scale = a * b;
+    const Scalar lost = std::fma(a, b, -scale) + scale * (rows.residue[i] + columns.residue[j]);
+    return std::fma(sum, scale, sum * lost);
   }
 };
 

@@ -11,7 +11,6 @@ enum class Right { rows, columns };
 template <typename P, Right layout>
 struct TileProduct {
   using T = typename P::Operand;
-  using Scalar = typename P::Scalar;
   static constexpr int kStep = kStepBytes / sizeof(T);  // elements of depth in a stage
   static constexpr int kLeftStride = kStep + P::kPad;
   // The wider pad of direct loads: four rows of depth fall into different banks.
@@ -26,7 +25,7 @@ struct TileProduct {
   template <typename Out>
   MSK_DEVICE static void run(const T* left, std::int64_t left_stride, const T* right,
                              std::int64_t right_stride, std::int64_t steps, Out out) {
-    Scalar total[P::kRowParts][P::kColumnParts][P::kElements] = {};
+    typename P::Sums sums;
     T* const stages = reinterpret_cast<T*>(shared_memory());
     __syncthreads();  // the stages may still be read for the tile before
     if (steps > 0) load(stages, left, left_stride, right, right_stride);
@@ -38,7 +37,7 @@ struct TileProduct {
         right += layout == Right::rows ? kStep : kStep * right_stride;
         load(stages + (k + 1) % 2 * (kLeft + kRight), left, left_stride, right, right_stride);
       }
-      add(total, stages + k % 2 * (kLeft + kRight));
+      add(sums, stages + k % 2 * (kLeft + kRight));
     }
 #pragma unroll
     for (int m = 0; m < P::kRowParts; ++m)
@@ -46,7 +45,7 @@ struct TileProduct {
       for (int n = 0; n < P::kColumnParts; ++n)
 #pragma unroll
         for (int e = 0; e < P::kElements; ++e)
-          out(warp_row() + P::row(m, e), warp_column() + P::column(n, e), total[m][n][e]);
+          out(warp_row() + P::row(m, e), warp_column() + P::column(n, e), sums.value(m, n, e));
   }
 
  private:
@@ -71,9 +70,8 @@ struct TileProduct {
                   from + c / chunks * from_stride + c % chunks * width);
   }
 
-  MSK_DEVICE static void add(Scalar (&total)[P::kRowParts][P::kColumnParts][P::kElements],
-                             const T* stage) {
-    typename P::Sums sums;
+  MSK_DEVICE static void add(typename P::Sums& sums, const T* stage) {
+    sums.begin_step();
 #pragma unroll P::kUnroll
     for (int k = 0; k < kStep; k += P::kDepth) {
       typename P::Left left;
@@ -87,12 +85,7 @@ struct TileProduct {
                                  kRightStride);
       P::multiply(sums, left, right);
     }
-#pragma unroll
-    for (int m = 0; m < P::kRowParts; ++m)
-#pragma unroll
-      for (int n = 0; n < P::kColumnParts; ++n)
-#pragma unroll
-        for (int e = 0; e < P::kElements; ++e) total[m][n][e] += sums.value(m, n, e);
+    sums.end_step();
   }
 };
 

@@ -136,17 +136,18 @@ void fail(const std::string& message) {
   std::abort();
 }
 
-Cell* Block::cells_of(const void* at, std::size_t bytes, const char* what) {
+Cell* Block::cells_of(const void* at, std::size_t bytes, std::size_t alignment,
+                      const char* what) {
   const auto* p = static_cast<const std::byte*>(at);
   if (p < memory.data() || p + bytes > memory.data() + memory.size())
     fail(std::string(what) + " of " + std::to_string(bytes) + " bytes outside of shared memory");
-  if (std::size_t(p - memory.data()) % (bytes < 16 ? bytes : 16) != 0)
-    fail(std::string(what) + " of shared memory is not aligned to its size");
+  if (std::size_t(p - memory.data()) % alignment != 0)
+    fail(std::string(what) + " of shared memory is not aligned");
   return cells.data() + (p - memory.data()) / 2;
 }
 
-void Block::read(const void* at, std::size_t bytes) {
-  Cell* const found = cells_of(at, bytes, "a read");
+void Block::read(const void* at, std::size_t bytes, std::size_t alignment) {
+  Cell* const found = cells_of(at, bytes, alignment, "a read");
   const auto self = std::int16_t(running->threadIdx.x);
   for (Cell* c = found; c < found + (bytes + 1) / 2; ++c) {
     if (c->pending) fail("a read of shared memory whose copy was not waited for");
@@ -161,13 +162,13 @@ void Block::read(const void* at, std::size_t bytes) {
   }
 }
 
-void Block::write(const void* at, std::size_t bytes) {
-  copy_begins(at, bytes);
+void Block::write(const void* at, std::size_t bytes, std::size_t alignment) {
+  copy_begins(at, bytes, alignment);
   copy_ends(at, bytes);
 }
 
-void Block::copy_begins(const void* at, std::size_t bytes) {
-  Cell* const found = cells_of(at, bytes, "a write");
+void Block::copy_begins(const void* at, std::size_t bytes, std::size_t alignment) {
+  Cell* const found = cells_of(at, bytes, alignment, "a write");
   const auto self = std::int16_t(running->threadIdx.x);
   for (Cell* c = found; c < found + (bytes + 1) / 2; ++c) {
     if (c->pending) fail("a write to shared memory while a copy to it is on its way");
@@ -180,7 +181,7 @@ void Block::copy_begins(const void* at, std::size_t bytes) {
 }
 
 void Block::copy_ends(const void* at, std::size_t bytes) {
-  Cell* const found = cells_of(at, bytes, "a write");
+  Cell* const found = cells_of(at, bytes, 1, "a write");
   for (Cell* c = found; c < found + (bytes + 1) / 2; ++c) {
     c->pending = false;
     c->written = true;

@@ -71,13 +71,13 @@ struct Block {
 
   // Accesses of the running thread to shared memory; each checks that the bytes are inside, that
   // what is read was written, and that another thread's access lies behind a barrier.
-  void read(const void* at, std::size_t bytes);
-  void write(const void* at, std::size_t bytes);
-  void copy_begins(const void* at, std::size_t bytes);
+  void read(const void* at, std::size_t bytes, std::size_t alignment);
+  void write(const void* at, std::size_t bytes, std::size_t alignment);
+  void copy_begins(const void* at, std::size_t bytes, std::size_t alignment);
   void copy_ends(const void* at, std::size_t bytes);
 
  private:
-  Cell* cells_of(const void* at, std::size_t bytes, const char* what);
+  Cell* cells_of(const void* at, std::size_t bytes, std::size_t alignment, const char* what);
 };
 
 extern Thread* running;

@@ -44,12 +44,12 @@ inline std::byte* shared_memory() { return host_gpu::running->block->memory.data
 
 template <typename T>
 T load_shared(const T* from) {
-  host_gpu::running->block->read(from, sizeof(T));
+  host_gpu::running->block->read(from, sizeof(T), alignof(T));
   return *from;
 }
 template <typename T>
 void store_shared(T* to, T value) {
-  host_gpu::running->block->write(to, sizeof(T));
+  host_gpu::running->block->write(to, sizeof(T), alignof(T));
   *to = value;
 }
 
@@ -57,7 +57,7 @@ void store_shared(T* to, T value) {
 inline void cp_async_16(void* to, const void* from) {
   if (reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
     host_gpu::fail("cp.async from an address that is no multiple of 16");
-  host_gpu::running->block->copy_begins(to, 16);
+  host_gpu::running->block->copy_begins(to, 16, 16);
   host_gpu::running->copies.push_back(
       {static_cast<std::byte*>(to), static_cast<const std::byte*>(from)});
 }
@@ -75,7 +75,7 @@ void ldmatrix(std::uint32_t (&r)[4], const void* row) {
     std::uint32_t* out;
     const std::uint16_t* row;
   } mine{r, static_cast<const std::uint16_t*>(row)};
-  host_gpu::running->block->read(row, 16);
+  host_gpu::running->block->read(row, 16, 16);
   const char* const name = transposed ? "ldmatrix.trans" : "ldmatrix";
   host_gpu::wait_for_warp(name, &mine, [](host_gpu::Warp& warp) {
     const auto lane = [&](int l) { return static_cast<Arguments*>(warp.arguments[l]); };
@@ -168,16 +168,18 @@ inline WordArguments* words(host_gpu::Warp& warp, int lane) {
   return static_cast<WordArguments*>(warp.arguments[lane]);
 }
 
-// rows x 8 with depth k, from elements a(row, k) and b(k, column).
-template <int depth, typename A, typename B>
-void accumulate(host_gpu::Warp& warp, A a, B b) {
-  for (int row = 0; row < 16; ++row)
-    for (int column = 0; column < 8; ++column) {
-      float& c = words(warp, row % 8 * 4 + column / 2)->c[row / 8 * 2 + column % 2];
-      double sum = c;
-      for (int k = 0; k < depth; ++k) sum += double(a(row, k)) * b(k, column);
-      c = cut_to_float(sum);
-    }
+template <int depth>
+void accumulate(host_gpu::Warp& warp, const double (&a)[16][depth], const double (&b)[depth][8]) {
+  for (int row = 0; row < 16; ++row) {
+    const auto c = [&](int column) -> float& {
+      return words(warp, row % 8 * 4 + column / 2)->c[row / 8 * 2 + column % 2];
+    };
+    double sum[8];
+    for (int column = 0; column < 8; ++column) sum[column] = c(column);
+    for (int k = 0; k < depth; ++k)
+      for (int column = 0; column < 8; ++column) sum[column] += a[row][k] * b[k][column];
+    for (int column = 0; column < 8; ++column) c(column) = cut_to_float(sum[column]);
+  }
 }
 
 template <typename T>
@@ -185,7 +187,7 @@ void mma_m16n8k16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_
   WordArguments mine{c, a, b};
   const char* const name = std::is_same_v<T, Half> ? "mma.m16n8k16.f16" : "mma.m16n8k16.bf16";
   host_gpu::wait_for_warp(name, &mine, [](host_gpu::Warp& warp) {
-    float left[16][16], right[16][8];
+    double left[16][16], right[16][8];
     const auto part = [](std::uint32_t word, int k) {
       return widen(T{std::uint16_t(word >> (k % 2 * 16))});
     };
@@ -196,9 +198,7 @@ void mma_m16n8k16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_
       for (int column = 0; column < 8; ++column)
         right[k][column] = part(words(warp, column * 4 + k % 8 / 2)->b[k / 8], k);
     }
-    accumulate<16>(
-        warp, [&](int row, int k) { return left[row][k]; },
-        [&](int k, int column) { return right[k][column]; });
+    accumulate<16>(warp, left, right);
   });
 }
 
@@ -207,12 +207,14 @@ inline void mma_m16n8k8_tf32(float (&c)[4], const std::uint32_t (&a)[4],
   WordArguments mine{c, a, b};
   host_gpu::wait_for_warp("mma.m16n8k8.tf32", &mine, [](host_gpu::Warp& warp) {
     const auto cut = [](std::uint32_t word) { return bits_float(word & ~0x1fffu); };
-    accumulate<8>(
-        warp,
-        [&](int row, int k) {
-          return cut(words(warp, row % 8 * 4 + k % 4)->a[row / 8 + k / 4 * 2]);
-        },
-        [&](int k, int column) { return cut(words(warp, column * 4 + k % 4)->b[k / 4]); });
+    double left[16][8], right[8][8];
+    for (int k = 0; k < 8; ++k) {
+      for (int row = 0; row < 16; ++row)
+        left[row][k] = cut(words(warp, row % 8 * 4 + k % 4)->a[row / 8 + k / 4 * 2]);
+      for (int column = 0; column < 8; ++column)
+        right[k][column] = cut(words(warp, column * 4 + k % 4)->b[k / 4]);
+    }
+    accumulate<8>(warp, left, right);
   });
 }
 
