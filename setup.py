@@ -23,6 +23,9 @@ class CMakeBuild(build_ext):
             f"-DMSK_CUDA={os.environ.get('MSK_CUDA', 'AUTO')}",
             "-DCMAKE_BUILD_TYPE=Release",
         ]
+        architectures = os.environ.get("CMAKE_CUDA_ARCHITECTURES")
+        if architectures:
+            configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
         for command in (configure, ["cmake", "--build", build]):
             try:
                 subprocess.run(command, check=True)
@@ -32,6 +35,7 @@ class CMakeBuild(build_ext):
 
 skip = os.environ.get("MS_KERNELS_SKIP_BUILD") == "1"
 setup(
+    # One build makes every module that this machine can compile.
     ext_modules=[] if skip else [Extension("ms_kernels._cpu", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

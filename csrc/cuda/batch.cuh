@@ -37,7 +37,8 @@ MSK_PHASE void read_term(const Problem& p, const SideInput& input, const SideRoo
 // barrier of the grid between phases. Every number has one owner and one order of summation, so
 // the bits depend neither on the grid nor on the height of a panel.
 template <class P, typename Input>
-MSK_KERNEL(kThreads, P::kBlocks) batch_kernel(const MSK_PARAMETER Problem p) {
+MSK_KERNEL(kThreads, 2)
+batch_kernel(const MSK_PARAMETER Problem p) {
   if (!p.prepared) {
     prepare<P, Input>(p, p.rows, p.row_room);
     if (!p.self) prepare<P, Input>(p, p.columns, p.column_room);

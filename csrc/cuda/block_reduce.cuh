@@ -9,8 +9,7 @@ namespace msk::gpu {
 // memory for one value a warp; calls that follow each other take different rooms or a barrier.
 template <typename V, typename Combine>
 MSK_DEVICE V block_reduce(V value, V* room, Combine combine) {
-  for (int mask = 16; mask > 0; mask /= 2)
-    value = combine(value, value.exchanged(mask));
+  for (int mask = 16; mask > 0; mask /= 2) value = combine(value, value.exchanged(mask));
   if (lane() == 0) store_shared(room + threadIdx.x / 32, value);
   __syncthreads();
   V total = load_shared(room);

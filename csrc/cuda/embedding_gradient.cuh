@@ -20,8 +20,7 @@ MSK_PHASE void embedding_gradient(const Problem& p, std::int64_t first) {
   for (std::int64_t item = blockIdx.x; item < down * across; item += gridDim.x) {
     const std::int64_t row = item / across * kTile, column = item % across * kTile;
     Product::run(pass.weights + row * pass.width, pass.width, pass.columns.copy + column,
-                 pass.columns.stride, pass.width / Product::kStep,
-                 [&](int r, int c, Scalar value) {
+                 pass.columns.stride, pass.width / Product::kStep, [&](int r, int c, Scalar value) {
                    const std::int64_t i = first + row + r, d = column + c;
                    if (i >= rows.count || d >= depth) return;
                    Scalar g = value * pass.unscale[row + r];

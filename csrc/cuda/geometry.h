@@ -7,8 +7,8 @@
 
 namespace msk::gpu {
 
-constexpr int kTile = 64;        // rows and columns of a block's tile
-constexpr int kThreads = 128;    // four warps, each of 32 x 32 of the tile
+constexpr int kTile = 64;      // rows and columns of a block's tile
+constexpr int kThreads = 128;  // four warps, each of 32 x 32 of the tile
 constexpr int kWarpTile = 32;
 constexpr int kStepBytes = 128;  // of depth in one stage of the pipeline
 

@@ -21,7 +21,8 @@ class OnDevice {
  public:
   explicit OnDevice(int device) {
     check(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device != before_) check(cudaSetDevice(device), "cudaSetDevice(" + std::to_string(device) + ")");
+    if (device != before_)
+      check(cudaSetDevice(device), "cudaSetDevice(" + std::to_string(device) + ")");
   }
   ~OnDevice() { cudaSetDevice(before_); }
   OnDevice(const OnDevice&) = delete;
@@ -53,14 +54,14 @@ void launch_cooperative(const char* name, int blocks, int threads, std::size_t s
                         void* stream, const Argument& argument) {
   const OnDevice on(device);
   const int grid = std::min(blocks, resident_blocks<kernel>(name, device, threads, shared));
-  const std::string what = std::string("launch of ") + name + " with grid " +
-                           std::to_string(grid) + ", " + std::to_string(threads) + " threads, " +
-                           std::to_string(shared) + " bytes of shared memory";
+  const std::string what = std::string("launch of ") + name + " with grid " + std::to_string(grid) +
+                           ", " + std::to_string(threads) + " threads, " + std::to_string(shared) +
+                           " bytes of shared memory";
   void* arguments[] = {const_cast<Argument*>(&argument)};
-  check(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(grid),
-                                    dim3(threads), arguments, shared,
-                                    static_cast<cudaStream_t>(stream)),
-        what);
+  check(
+      cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(grid), dim3(threads),
+                                  arguments, shared, static_cast<cudaStream_t>(stream)),
+      what);
 }
 
 }  // namespace msk::gpu

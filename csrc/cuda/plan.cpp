@@ -35,8 +35,8 @@ class Carver {
 };
 
 void carve_terms(SideRoom& room, std::int64_t bytes, Carver& carver) {
-  for (void** array : {&room.neg_threshold, &room.pos_threshold, &room.neg_offset, &room.pos_offset,
-                       &room.dloss})
+  for (void** array :
+       {&room.neg_threshold, &room.pos_threshold, &room.neg_offset, &room.pos_offset, &room.dloss})
     *array = carver.take(bytes);
 }
 
@@ -58,8 +58,8 @@ std::int64_t layout(Problem& p, std::byte* workspace, std::int64_t budget) {
   const std::int64_t steps = p.padded_depth * operand / kStepBytes;
   const std::int64_t useful = std::max<std::int64_t>(1, steps / kLeastSteps);
   const std::int64_t drawn = p.self ? (tiles + n / kTile) / 2 : tiles;
-  p.splits = int(std::clamp<std::int64_t>(kWantedBlocks / std::max<std::int64_t>(drawn, 1), 1,
-                                          useful));
+  p.splits =
+      int(std::clamp<std::int64_t>(kWantedBlocks / std::max<std::int64_t>(drawn, 1), 1, useful));
   const std::int64_t height = std::max(n, p.d_columns ? m : 0);
   const std::int64_t width = std::max(m, p.d_columns ? n : 0);
   const std::int64_t row_bytes = width * (scalar * p.splits + operand);

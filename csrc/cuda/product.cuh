@@ -1,9 +1,9 @@
 // How a warp multiplies a 32 x k tile with a k x 32 tile of shared memory, for one operand type.
 //
 // Left tiles are stored by rows. Right tiles are stored by columns (`rows_of_right`: both operands
-// are embeddings) or by rows (`columns_of_right`: weights times embeddings). A tensor core cuts what
-// does not fit its sum instead of rounding, and over a long depth that would show: its sums start
-// from zero again and again and are added up outside of it.
+// are embeddings) or by rows (`columns_of_right`: weights times embeddings). A tensor core cuts
+// what does not fit its sum instead of rounding, and over a long depth that would show: each of its
+// sums starts from zero, and they are added up outside of it.
 #pragma once
 
 #include <type_traits>
@@ -15,20 +15,9 @@ namespace msk::gpu {
 
 MSK_DEVICE int lane() { return threadIdx.x % 32; }
 
-// Sums over a stage of the pipeline, and their total.
 template <int rows, int columns>
-struct StepSums {
-  float step[rows][columns][4], total[rows][columns][4] = {};
-  MSK_DEVICE void begin_step() {
-    for (int m = 0; m < rows; ++m)
-      for (int n = 0; n < columns; ++n)
-        for (int e = 0; e < 4; ++e) step[m][n][e] = 0.0f;
-  }
-  MSK_DEVICE void end_step() {
-    for (int m = 0; m < rows; ++m)
-      for (int n = 0; n < columns; ++n)
-        for (int e = 0; e < 4; ++e) total[m][n][e] += step[m][n][e];
-  }
+struct TensorSums {
+  float total[rows][columns][4] = {};
   MSK_DEVICE float value(int m, int n, int e) const { return total[m][n][e]; }
 };
 
@@ -38,7 +27,6 @@ struct HalfProduct {
   using Operand = T;
   using Scalar = float;
   static constexpr int kDepth = 16, kRowParts = 2, kColumnParts = 4, kElements = 4;
-  static constexpr int kUnroll = 1, kBlocks = 3;
   // A pad of 16 bytes puts the rows that one ldmatrix reads into different banks.
   static constexpr int kPad = 8;
 
@@ -48,7 +36,7 @@ struct HalfProduct {
   struct Right {
     std::uint32_t part[kColumnParts][2];
   };
-  using Sums = StepSums<kRowParts, kColumnParts>;
+  using Sums = TensorSums<kRowParts, kColumnParts>;
 
   MSK_DEVICE static void load_left(Left& out, const T* tile, int stride) {
     for (int m = 0; m < kRowParts; ++m)
@@ -70,8 +58,11 @@ struct HalfProduct {
   }
   MSK_DEVICE static void multiply(Sums& sums, const Left& left, const Right& right) {
     for (int m = 0; m < kRowParts; ++m)
-      for (int n = 0; n < kColumnParts; ++n)
-        mma_m16n8k16(sums.step[m][n], left.part[m], right.part[n], T{});
+      for (int n = 0; n < kColumnParts; ++n) {
+        float part[4] = {};
+        mma_m16n8k16(part, left.part[m], right.part[n], T{});
+        for (int e = 0; e < 4; ++e) sums.total[m][n][e] += part[e];
+      }
   }
   MSK_DEVICE static int row(int m, int e) { return m * 16 + lane() / 4 + e / 2 * 8; }
   MSK_DEVICE static int column(int n, int e) { return n * 8 + lane() % 4 * 2 + e % 2; }
@@ -91,7 +82,6 @@ struct Tf32Product {
   using Operand = float;
   using Scalar = float;
   static constexpr int kDepth = 8, kRowParts = 2, kColumnParts = 4, kElements = 4;
-  static constexpr int kUnroll = 1, kBlocks = split ? 2 : 3;
   static constexpr int kPad = 4;
   static constexpr int kWords = split ? 2 : 1;
 
@@ -103,15 +93,13 @@ struct Tf32Product {
   };
   // The products with a low part are 2^-11 of the whole: there the cut does no harm.
   struct SplitSums {
-    float high[kRowParts][kColumnParts][4] = {};
+    float total[kRowParts][kColumnParts][4] = {};
     float low_high[kRowParts][kColumnParts][4] = {}, high_low[kRowParts][kColumnParts][4] = {};
-    MSK_DEVICE void begin_step() {}
-    MSK_DEVICE void end_step() {}
     MSK_DEVICE float value(int m, int n, int e) const {
-      return high[m][n][e] + (low_high[m][n][e] + high_low[m][n][e]);
+      return total[m][n][e] + (low_high[m][n][e] + high_low[m][n][e]);
     }
   };
-  using Sums = std::conditional_t<split, SplitSums, StepSums<kRowParts, kColumnParts>>;
+  using Sums = std::conditional_t<split, SplitSums, TensorSums<kRowParts, kColumnParts>>;
 
   // ldmatrix moves 16-bit pairs: an 8 x 4 block of floats is its 8 x 8 matrix.
   MSK_DEVICE static void load_left(Left& out, const float* tile, int stride) {
@@ -133,21 +121,18 @@ struct Tf32Product {
     for (int n = 0; n < kColumnParts; ++n)
       for (int e = 0; e < 2; ++e) {
         const float* at = tile + (lane() % 4 + e * 4) * stride + n * 8 + lane() / 4;
-        separate(float_bits(load_shared(at)),
-                 [&](int w) -> auto& { return out.part[w][n][e]; });
+        separate(float_bits(load_shared(at)), [&](int w) -> auto& { return out.part[w][n][e]; });
       }
   }
   MSK_DEVICE static void multiply(Sums& sums, const Left& left, const Right& right) {
     for (int m = 0; m < kRowParts; ++m)
       for (int n = 0; n < kColumnParts; ++n) {
+        float high[4] = {};
+        mma_m16n8k8_tf32(high, left.part[0][m], right.part[0][n]);
+        for (int e = 0; e < 4; ++e) sums.total[m][n][e] += high[e];
         if constexpr (split) {
-          float high[4] = {};
-          mma_m16n8k8_tf32(high, left.part[0][m], right.part[0][n]);
           mma_m16n8k8_tf32(sums.low_high[m][n], left.part[1][m], right.part[0][n]);
           mma_m16n8k8_tf32(sums.high_low[m][n], left.part[0][m], right.part[1][n]);
-          for (int e = 0; e < 4; ++e) sums.high[m][n][e] += high[e];
-        } else {
-          mma_m16n8k8_tf32(sums.step[m][n], left.part[0][m], right.part[0][n]);
         }
       }
   }
@@ -167,7 +152,6 @@ struct DoubleProduct {
   using Operand = double;
   using Scalar = double;
   static constexpr int kDepth = 4, kRowParts = 4, kColumnParts = 4, kElements = 2;
-  static constexpr int kUnroll = 1, kBlocks = 2;
   static constexpr int kPad = 2;
 
   struct Left {
@@ -178,8 +162,6 @@ struct DoubleProduct {
   };
   struct Sums {
     double part[kRowParts][kColumnParts][2] = {};
-    MSK_DEVICE void begin_step() {}
-    MSK_DEVICE void end_step() {}
     MSK_DEVICE double value(int m, int n, int e) const { return part[m][n][e]; }
   };
 

@@ -3,6 +3,7 @@
 // Everything here has a twin in tests/host_gpu/cuda/ptx.cuh that a CPU executes.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "cuda/number.h"

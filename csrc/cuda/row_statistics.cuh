@@ -51,8 +51,8 @@ MSK_PHASE void row_statistics(const Problem& p, std::int64_t first) {
         hardest.positive = s < hardest.positive ? s : hardest.positive;
     }
     __syncthreads();  // both rooms may still be read for the row before
-    hardest = block_reduce(
-        hardest, hardest_room, [](const Hardest<Scalar>& a, const Hardest<Scalar>& b) {
+    hardest =
+        block_reduce(hardest, hardest_room, [](const Hardest<Scalar>& a, const Hardest<Scalar>& b) {
           return Hardest<Scalar>{a.positive < b.positive ? a.positive : b.positive,
                                  a.negative > b.negative ? a.negative : b.negative,
                                  a.finite && b.finite};
@@ -79,11 +79,9 @@ MSK_PHASE void row_statistics(const Problem& p, std::int64_t first) {
     if (threadIdx.x != 0) continue;
     const Scalar poison = hardest.finite ? Scalar(0) : kNaN<Scalar>;
     const Scalar pos_lse =
-        (sums.pos_kept ? loss.pos_lse(hardest.positive, sums.positive) : -kInfinity<Scalar>) +
-        poison;
+        (sums.pos_kept ? loss.pos_lse(hardest.positive, sums.positive) : -kInfinity<Scalar>)+poison;
     const Scalar neg_lse =
-        (sums.neg_kept ? loss.neg_lse(hardest.negative, sums.negative) : -kInfinity<Scalar>) +
-        poison;
+        (sums.neg_kept ? loss.neg_lse(hardest.negative, sums.negative) : -kInfinity<Scalar>)+poison;
     if (p.job == Job::statistics) {
       static_cast<Scalar*>(p.statistics.hardest_positive)[i] = hardest.positive + poison;
       static_cast<Scalar*>(p.statistics.hardest_negative)[i] = hardest.negative + poison;

@@ -30,8 +30,8 @@ MSK_PHASE void similarities(const Problem& p, std::int64_t first) {
     const std::int64_t at = from * Product::kStep;
     Scalar* const out = pass.similarities + split * pass.panel * pass.width;
     Product::run(pass.rows.copy + (first + row * kTile) * pass.rows.stride + at, pass.rows.stride,
-                 pass.columns.copy + column * kTile * pass.columns.stride + at,
-                 pass.columns.stride, to - from, [&](int r, int c, Scalar value) {
+                 pass.columns.copy + column * kTile * pass.columns.stride + at, pass.columns.stride,
+                 to - from, [&](int r, int c, Scalar value) {
                    const std::int64_t i = row * kTile + r, j = column * kTile + c;
                    out[i * pass.width + j] = value;
                    if (mirror && row != column) out[j * pass.width + i] = value;

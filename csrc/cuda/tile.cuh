@@ -71,8 +71,7 @@ struct TileProduct {
   }
 
   MSK_DEVICE static void add(typename P::Sums& sums, const T* stage) {
-    sums.begin_step();
-#pragma unroll P::kUnroll
+#pragma unroll 1
     for (int k = 0; k < kStep; k += P::kDepth) {
       typename P::Left left;
       typename P::Right right;
@@ -85,7 +84,6 @@ struct TileProduct {
                                  kRightStride);
       P::multiply(sums, left, right);
     }
-    sums.end_step();
   }
 };
 

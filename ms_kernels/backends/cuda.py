@@ -87,7 +87,7 @@ def _unsupported(capability: tuple[int, int], architectures: str) -> str | None:
         number, _, kind = entry.partition("-")
         built = int(number)
         # A cubin runs on later minors of its major; PTX is compiled for anything later.
-        if found >= built and (kind == "virtual" or found // 10 == built // 10):
+        if found >= built and (kind != "real" or found // 10 == built // 10):
             return None
     return (
         f"this GPU has compute capability {capability[0]}.{capability[1]}, the module is built for "

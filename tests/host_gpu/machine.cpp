@@ -1,5 +1,6 @@
 #include "machine.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <mutex>
@@ -98,8 +99,7 @@ std::string stuck() {
     for (const Thread& t : block.threads) {
       ++at[int(t.waits)];
       if (t.waits == Thread::Waits::block && place.empty())
-        place = std::string(" at ") + block.barrier.file + ":" +
-                std::to_string(block.barrier.line);
+        place = std::string(" at ") + block.barrier.file + ":" + std::to_string(block.barrier.line);
     }
   return "a barrier is not reached by all threads: " + std::to_string(at[1]) +
          " wait for their warp, " + std::to_string(at[2]) + " for their block" + place + ", " +
@@ -136,8 +136,7 @@ void fail(const std::string& message) {
   std::abort();
 }
 
-Cell* Block::cells_of(const void* at, std::size_t bytes, std::size_t alignment,
-                      const char* what) {
+Cell* Block::cells_of(const void* at, std::size_t bytes, std::size_t alignment, const char* what) {
   const auto* p = static_cast<const std::byte*>(at);
   if (p < memory.data() || p + bytes > memory.data() + memory.size())
     fail(std::string(what) + " of " + std::to_string(bytes) + " bytes outside of shared memory");
@@ -154,10 +153,10 @@ void Block::read(const void* at, std::size_t bytes, std::size_t alignment) {
     if (!c->written) fail("a read of shared memory that nobody wrote");
     if (c->write_epoch == barrier.generation && c->writer != self)
       fail("a read of shared memory that " + who(c->writer) + " wrote, with no barrier between");
-    c->reader = c->read_epoch == barrier.generation && c->reader != Cell::nobody &&
-                        c->reader != self
-                    ? std::int16_t(Cell::many)
-                    : self;
+    c->reader =
+        c->read_epoch == barrier.generation && c->reader != Cell::nobody && c->reader != self
+            ? std::int16_t(Cell::many)
+            : self;
     c->read_epoch = barrier.generation;
   }
 }
@@ -218,6 +217,7 @@ void launch(const std::string& what, int block_count, int threads, std::size_t s
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   blocks.resize(block_count);
   error.clear();
+  backwards = std::getenv("HOST_GPU_BACKWARDS") != nullptr;
   kernel = &function;
   grid = {};
   grid_size = {unsigned(block_count), 1, 1};
@@ -251,7 +251,5 @@ void launch(const std::string& what, int block_count, int threads, std::size_t s
         if (t.waits != Thread::Waits::done && error.empty()) error = stuck();
   if (!error.empty()) throw std::runtime_error(what + ": " + error);
 }
-
-void set_backwards(bool value) { backwards = value; }
 
 }  // namespace host_gpu

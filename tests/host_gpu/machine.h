@@ -92,10 +92,9 @@ void wait_for_grid(const char* file, int line);
 // All lanes of the warp come together; the last one executes `run` for all of them.
 void wait_for_warp(const char* instruction, void* arguments, void (*run)(Warp&));
 
-// Runs one launch; throws std::runtime_error if a rule was broken. `backwards` visits threads and
-// blocks in the opposite order: the results must be the same.
+// Runs one launch; throws std::runtime_error if a rule was broken. With HOST_GPU_BACKWARDS in the
+// environment, threads and blocks are visited in the opposite order: results must be the same.
 void launch(const std::string& what, int blocks, int threads, std::size_t shared,
             const std::function<void()>& kernel);
-void set_backwards(bool backwards);
 
 }  // namespace host_gpu

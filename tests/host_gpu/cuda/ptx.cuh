@@ -193,8 +193,7 @@ void mma_m16n8k16(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_
     };
     for (int k = 0; k < 16; ++k) {
       for (int row = 0; row < 16; ++row)
-        left[row][k] =
-            part(words(warp, row % 8 * 4 + k % 8 / 2)->a[row / 8 + k / 8 * 2], k);
+        left[row][k] = part(words(warp, row % 8 * 4 + k % 8 / 2)->a[row / 8 + k / 8 * 2], k);
       for (int column = 0; column < 8; ++column)
         right[k][column] = part(words(warp, column * 4 + k % 8 / 2)->b[k / 8], k);
     }
