@@ -93,16 +93,17 @@ class Call {
 PYBIND11_MODULE(_cuda, m) {
   m.attr("architectures") = MSK_CUDA_ARCHITECTURES;  // as CMAKE_CUDA_ARCHITECTURES names them
 
-  py::enum_<DType>(m, "DType")
+  // module_local: the tests load several builds into one process.
+  py::enum_<DType>(m, "DType", py::module_local())
       .value("float16", DType::float16)
       .value("bfloat16", DType::bfloat16)
       .value("float32", DType::float32)
       .value("float64", DType::float64);
-  py::enum_<Job>(m, "Job")
+  py::enum_<Job>(m, "Job", py::module_local())
       .value("statistics", Job::statistics)
       .value("gradient", Job::gradient)
       .value("loss_and_gradient", Job::loss_and_gradient);
-  py::enum_<Precision>(m, "Precision")
+  py::enum_<Precision>(m, "Precision", py::module_local())
       .value("highest", Precision::highest)
       .value("high", Precision::high)
       .value("medium", Precision::medium);
@@ -110,7 +111,7 @@ PYBIND11_MODULE(_cuda, m) {
   // Addresses are integers, 0 for what is absent. A side is (embeddings, row stride, count, labels,
   // ids), a term (hardest_positive, hardest_negative, pos_lse, neg_lse, dloss); options are (alpha,
   // beta, base, epsilon, max_positive_similarity, normalize).
-  py::class_<Call>(m, "Call")
+  py::class_<Call>(m, "Call", py::module_local())
       .def(py::init<Job, DType, Precision, std::int64_t, const Integers&,
                     const std::optional<Integers>&, const std::array<double, 6>&>(),
            py::arg("job"), py::arg("dtype"), py::arg("precision"), py::arg("depth"),

@@ -26,7 +26,7 @@ REFS = [(1, 7, 3), (66, 5, 17), (30, 130, 70)]
 @pytest.fixture
 def backend(monkeypatch):
     """The cuda backend, its module replaced by the one that a CPU executes."""
-    module = build.load(build.build())
+    module = build.module()
     built, why_missing = dispatch.built(), dispatch.why_missing
     monkeypatch.setitem(dispatch.DEVICE_OF, "cuda", "cpu")
     monkeypatch.setattr(dispatch, "built", lambda: built)

@@ -13,7 +13,7 @@
 namespace msk::gpu {
 
 // All blocks of the launch, with their writes to global memory, are here before any goes on.
-__device__ __noinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
+inline __device__ __noinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
 
 // The device of the call, for this scope. The runtime is linked statically: what device torch made
 // current in its own copy is not known here.
