@@ -6,7 +6,8 @@ class Options:
 
     workspace_bytes: what the cpu backend may spend on partial sums and on similarities kept from
         the forward pass for the gradient, beyond one normalised copy of the embeddings.
-        Default 40 MiB, enough to keep all similarities up to N = 4096.
+        Default 40 MiB, enough to keep all similarities up to N = 4096. The cuda backend holds
+        similarities and weights of as many rows as fit.
     panel_bytes: one panel of similarities of the panels backend. Default 16 MiB.
     """
 
