@@ -22,7 +22,8 @@ pybind11_add_module(_cuda MODULE NO_EXTRAS csrc/module_cuda.cpp csrc/cuda/plan.c
                     csrc/cuda/launch.cpp)
 target_include_directories(_cuda PRIVATE csrc)
 target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-O3;-Wall;-Wextra>)
-target_compile_definitions(_cuda PRIVATE MSK_CUDA_ARCHITECTURES="${CMAKE_CUDA_ARCHITECTURES}")
+list(JOIN CMAKE_CUDA_ARCHITECTURES "," built_for)  # a semicolon would end the definition
+target_compile_definitions(_cuda PRIVATE MSK_CUDA_ARCHITECTURES="${built_for}")
 target_link_libraries(_cuda PRIVATE msk_cuda_kernels)
 set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static
                                        LIBRARY_OUTPUT_DIRECTORY "${MSK_OUTPUT}")

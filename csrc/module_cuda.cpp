@@ -91,7 +91,7 @@ class Call {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
-  m.attr("architectures") = MSK_CUDA_ARCHITECTURES;  // as CMAKE_CUDA_ARCHITECTURES names them
+  m.attr("architectures") = MSK_CUDA_ARCHITECTURES;  // as CMake names them
 
   // module_local: the tests load several builds into one process.
   py::enum_<DType>(m, "DType", py::module_local())

@@ -98,7 +98,7 @@ def test_every_instance_has_its_bounds():
 
 
 def test_cubins_and_ptx_say_which_gpu_they_serve():
-    built = "80-real;86-real;89-real;90-real;100-real;100-virtual"
+    built = "80-real,86-real,89-real,90-real,100-real,100-virtual"
     for capability in ((8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)):
         assert cuda._unsupported(capability, built) is None
     assert "compute capability 7.5" in cuda._unsupported((7, 5), built)

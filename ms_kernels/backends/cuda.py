@@ -83,9 +83,11 @@ def _module() -> Any:
 def _unsupported(capability: tuple[int, int], architectures: str) -> str | None:
     """None when a module built for those CMake architectures runs on a GPU of that capability."""
     found = capability[0] * 10 + capability[1]
-    for entry in architectures.split(";"):
+    for entry in architectures.split(","):
         number, _, kind = entry.partition("-")
-        built = int(number)
+        if not number[0].isdigit():
+            return None  # "all", "native": CMake chose
+        built = int(number.rstrip("af"))
         # A cubin runs on later minors of its major; PTX is compiled for anything later.
         if found >= built and (kind != "real" or found // 10 == built // 10):
             return None
