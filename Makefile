@@ -1,5 +1,6 @@
 # make demo   trains on real digits and draws demo.png
 # make test   the whole suite
+# make gpu    the cuda backend on a GPU, under compute-sanitizer too
 # make bench  measures against PyTorch and pytorch-metric-learning; BENCH=quick for two minutes
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ CXX_FILES := $(shell find csrc tests/host_gpu -name '*.h' -o -name '*.cpp' -o -n
 # a GPU: make MSK_CUDA=ON CMAKE_CUDA_ARCHITECTURES=90-real
 export MSK_CUDA ?= OFF
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench gpu lint format clean
 
 # Editable, so that Python changes need no reinstall; a change of csrc/ rebuilds the module.
 $(VENV)/installed: $(SOURCES)
@@ -37,6 +38,13 @@ test: $(VENV)/extra-test
 
 bench: $(VENV)/extra-bench
 	$(BIN)/python -m bench $(BENCH)
+
+# On a machine with a GPU, with a torch built for CUDA in .venv: make MSK_CUDA=ON gpu
+gpu: $(VENV)/extra-test
+	$(BIN)/python -m pytest -q tests/test_gpu.py
+	for tool in memcheck racecheck synccheck initcheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(BIN)/python -m pytest -q tests/test_gpu.py -k "test_values and N97" || exit 1; done
 
 lint: $(VENV)/extra-test $(VENV)/extra-lint
 	$(BIN)/ruff check .
