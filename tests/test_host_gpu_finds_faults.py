@@ -85,7 +85,8 @@ def check(monkeypatch, module):
     monkeypatch.setitem(dispatch.DEVICE_OF, "cuda", "cpu")
     monkeypatch.setattr(dispatch, "why_missing", lambda n: None if n == "cuda" else why_missing(n))
     monkeypatch.setattr(cuda, "_module", lambda: module)
-    batch = make_batch(70, None, 129, SPECS["default"], torch.bfloat16)
+    # Several tiles for a block, of several steps each, their number odd.
+    batch = make_batch(130, None, 129, SPECS["default"], torch.bfloat16)
     test_backward.check(batch, SPECS["default"], torch.bfloat16, "cuda", "mean")
 
 

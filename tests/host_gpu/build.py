@@ -92,7 +92,9 @@ def digest(*texts: str) -> str:
 @functools.cache
 def module(csrc: Path = CSRC, instances: tuple[str, ...] = ()):
     """The module, built and loaded."""
-    spec = importlib.util.spec_from_file_location("_cuda", build(csrc, instances))
+    path = build(csrc, instances)
+    # A name for each build: pybind11 gives the first module of a name again.
+    spec = importlib.util.spec_from_file_location(f"host_gpu.{path.stem}._cuda", path)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
