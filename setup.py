@@ -9,7 +9,10 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-WAY_OUT = "install a C++ compiler (Debian: apt install g++), or set MS_KERNELS_SKIP_BUILD=1"
+WAY_OUT = (
+    "install a C++ compiler (Debian: apt install g++), set MSK_CUDA=OFF if nvcc is at fault, "
+    "or set MS_KERNELS_SKIP_BUILD=1"
+)
 
 
 class CMakeBuild(build_ext):
@@ -30,7 +33,7 @@ class CMakeBuild(build_ext):
             try:
                 subprocess.run(command, check=True)
             except (OSError, subprocess.CalledProcessError) as error:
-                sys.exit(f"ms_kernels: building the CPU kernels failed ({error}); {WAY_OUT}")
+                sys.exit(f"ms_kernels: building the kernels failed ({error}); {WAY_OUT}")
 
 
 skip = os.environ.get("MS_KERNELS_SKIP_BUILD") == "1"

@@ -20,6 +20,9 @@ pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.wh
 # One tile, a ragged one, several with several steps of depth: a similarity of N = 5 is summed from
 # parts of the depth.
 BATCHES = [(2, 1), (47, 16), (5, 300), (70, 129)]
+# Options that change no loop are tested at one shape.
+CASES = [(s, name) for s in BATCHES for name in ("default", "unmined", "sharp", "raw")]
+CASES += [((47, 16), name) for name in ("paper", "released", "capped")]
 REFS = [(1, 7, 3), (66, 5, 17), (30, 130, 70)]
 
 
@@ -45,16 +48,11 @@ def borrow(module, *skipped):
 
 borrow(test_edges)
 borrow(test_ops)
-# Sizes of their own below; 3000 samples are too many here.
-borrow(test_backward, "test_batch", "test_refs", "test_long_sums_err_no_more_than_the_dense_code")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
-@pytest.mark.parametrize("shape", BATCHES, ids=case_id)
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize(("shape", "name"), CASES, ids=case_id)
 def test_batch(backend, dtype, shape, name):
-    if shape != (47, 16) and name in ("paper", "released", "capped"):
-        pytest.skip("these options change no shape: one size is enough")
     n, d = shape
     batch = make_batch(n, None, d, SPECS[name], dtype)
     test_forward.check(batch, SPECS[name], dtype, backend)
@@ -70,6 +68,33 @@ def test_refs(backend, dtype, shape, name):
     test_forward.check(batch, SPECS[name], dtype, backend)
     for reduction in ("sum", "none"):
         test_backward.check(batch, SPECS[name], dtype, backend, reduction)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("name", ["default", "unmined", "capped", "raw"])
+def test_gradcheck(backend, name, reduction):
+    x, y, _, _ = make_batch(8, None, 3, SPECS[name], torch.float64)
+    options = {**vars(SPECS[name]), "backend": backend, "reduction": reduction}
+    assert torch.autograd.gradcheck(
+        lambda x: ms_kernels.multi_similarity_loss(x, y, **options),
+        x.clone().requires_grad_(),
+        eps=1e-7,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("with_ids", [False, True], ids=["no_ids", "ids"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_gradcheck_with_refs(backend, reduction, with_ids):
+    x, y, r, z = make_batch(5, 7, 3, SPECS["default"], torch.float64)
+    ids = {"ids": torch.arange(5), "ref_ids": torch.arange(9, 2, -1)} if with_ids else {}
+    options = {"backend": backend, "reduction": reduction, **ids}
+    assert torch.autograd.gradcheck(
+        lambda x, r: ms_kernels.multi_similarity_loss(x, y, r, z, **options),
+        (x.clone().requires_grad_(), r.clone().requires_grad_()),
+        eps=1e-7,
+        atol=1e-5,
+    )
 
 
 def everything(batch, backend):
@@ -111,5 +136,5 @@ def test_float32_products_follow_the_precision_of_torch(backend, precision):
     finally:
         torch.set_float32_matmul_precision(before)
     ulp = {"high": 2.0**-11, "medium": 2.0**-8}[precision]
-    assert 0 < abs(float(got - want)) < 50 * ulp * float(want)
+    assert 0 < abs(float(got.detach() - want)) < 50 * ulp * float(want)
     assert leaf.grad.isfinite().all()
