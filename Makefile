@@ -8,8 +8,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
-SOURCES := setup.py CMakeLists.txt pyproject.toml constraints.txt $(shell find csrc -type f)
-CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp')
+SOURCES := setup.py CMakeLists.txt cmake/cuda.cmake pyproject.toml constraints.txt $(shell find csrc -type f)
+CXX_FILES := $(shell find csrc tests/host_gpu -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+
+# The tests compile the CUDA kernels themselves, for the CPU and with nvcc where there is one. With
+# a GPU: make MSK_CUDA=ON CMAKE_CUDA_ARCHITECTURES=90-real
+export MSK_CUDA ?= OFF
 
 .PHONY: demo test bench gpu lint format clean
 

@@ -12,6 +12,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 WAY_OUT = (
     "see the output above; without a C++ compiler install one (Debian: apt install g++), "
+    "set MSK_CUDA=OFF if nvcc is at fault, "
     "or set MS_KERNELS_SKIP_BUILD=1"
 )
 
@@ -29,15 +30,19 @@ class CMakeBuild(build_ext):
             f"-DMSK_CUDA={os.environ.get('MSK_CUDA', 'AUTO')}",
             "-DCMAKE_BUILD_TYPE=Release",
         ]
+        architectures = os.environ.get("CMAKE_CUDA_ARCHITECTURES")
+        if architectures:
+            configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
         for command in (configure, ["cmake", "--build", build]):
             try:
                 subprocess.run(command, check=True)
             except (OSError, subprocess.CalledProcessError) as error:
-                sys.exit(f"ms_kernels: building the CPU kernels failed ({error}); {WAY_OUT}")
+                sys.exit(f"ms_kernels: building the kernels failed ({error}); {WAY_OUT}")
 
 
 skip = os.environ.get("MS_KERNELS_SKIP_BUILD") == "1"
 setup(
+    # One build makes every module that this machine can compile.
     ext_modules=[] if skip else [Extension("ms_kernels._cpu", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

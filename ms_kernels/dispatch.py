@@ -7,7 +7,10 @@ from types import ModuleType
 from typing import NamedTuple
 
 # Fastest first. `device` is the only one that the backend serves, None for any.
-DEVICE_OF = {"cpu": "cpu", "triton": "cuda", "panels": None}
+DEVICE_OF = {"cuda": "cuda", "cpu": "cpu", "triton": "cuda", "panels": None}
+# Up to so many anchors the cost is launches, of which cuda has one; above, it is products. From the
+# floors of one launch against tensor-core time, not yet from a measurement on a GPU.
+SMALL = 1024
 NAMES = ("auto", *DEVICE_OF, "reference")
 
 
@@ -18,18 +21,20 @@ class Availability(NamedTuple):
     note: str
 
 
-def choose(device: str, built: frozenset[str]) -> str:
-    """The fastest backend for a device type, among those that are built."""
+def choose(device: str, built: frozenset[str], rows: int = 0) -> str:
+    """The fastest backend for `rows` anchors on a device type, among those that are built."""
     for name, only in DEVICE_OF.items():
+        if name == "cuda" and rows > SMALL and "triton" in built:
+            continue
         if name in built and only in (None, device):
             return name
     return "reference"
 
 
-def resolve(name: str, device: str) -> str:
+def resolve(name: str, device: str, rows: int = 0) -> str:
     """The backend that `name` stands for; an explicit one never falls back to another."""
     if name == "auto":
-        return choose(device, built())
+        return choose(device, built(), rows)
     if name in DEVICE_OF:
         only = DEVICE_OF[name]
         interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
@@ -67,6 +72,7 @@ def backends() -> dict[str, Availability]:
     True
     """
     notes = {
+        "cuda": "one launch of CUDA C++ kernels",
         "cpu": "fused C++ kernels for CPU tensors",
         "triton": "fused Triton kernels for CUDA tensors",
         "panels": "streaming, plain PyTorch, any device",

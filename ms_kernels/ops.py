@@ -49,7 +49,7 @@ def _row_statistics(
     options: list[float],
     backend: str,
 ) -> tuple[Tensor, ...]:
-    module = dispatch.load(dispatch.resolve(backend, embeddings.device.type))
+    module = dispatch.load(dispatch.resolve(backend, embeddings.device.type, len(embeddings)))
     anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
     return tuple(module.row_statistics(anchors, candidates, MultiSimilaritySpec.unpack(options)))
 
@@ -66,7 +66,7 @@ def _embedding_gradient(
     options: list[float],
     backend: str,
 ) -> Tensor:
-    module = dispatch.load(dispatch.resolve(backend, embeddings.device.type))
+    module = dispatch.load(dispatch.resolve(backend, embeddings.device.type, len(embeddings)))
     rows, columns = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
     spec = MultiSimilaritySpec.unpack(options)
     dx: Tensor = module.embedding_gradient(rows, columns, spec, _term(row_term), _term(column_term))
@@ -85,7 +85,7 @@ def _loss_and_gradient(
     options: list[float],
     backend: str,
 ) -> tuple[Tensor, ...]:
-    module = dispatch.load(dispatch.resolve(backend, embeddings.device.type))
+    module = dispatch.load(dispatch.resolve(backend, embeddings.device.type, len(embeddings)))
     anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
     spec = MultiSimilaritySpec.unpack(options)
     loss, kept, dx, dr = module.loss_and_gradient(anchors, candidates, spec, need_dx, need_dr)

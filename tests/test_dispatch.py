@@ -19,6 +19,13 @@ def test_auto_takes_the_fastest_that_serves_the_device():
     assert dispatch.choose("cpu", frozenset()) == "reference"
 
 
+def test_small_batches_take_the_single_launch():
+    everything = frozenset({"cuda", "triton", "cpu", "panels"})
+    assert dispatch.choose("cuda", everything, 1024) == "cuda"
+    assert dispatch.choose("cuda", everything - {"triton"}, 10**6) == "cuda"
+    assert dispatch.choose("cpu", everything) == "cpu"
+
+
 def test_an_explicit_backend_never_falls_back(monkeypatch):
     monkeypatch.setattr(dispatch, "why_missing", lambda name: "no compiler was there")
     x, y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
@@ -28,7 +35,7 @@ def test_an_explicit_backend_never_falls_back(monkeypatch):
 
 def test_backends_say_what_they_are():
     found = ms_kernels.backends()
-    assert list(found) == ["cpu", "triton", "panels", "reference"]
+    assert list(found) == ["cuda", "cpu", "triton", "panels", "reference"]
     assert found["panels"].available and found["reference"].available
     assert all(state.note for state in found.values())
 

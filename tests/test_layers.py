@@ -78,6 +78,7 @@ MAY_IMPORT = {
         "triton_kernels.tiles",
         "triton_kernels.weights",
     },
+    "backends.cuda": {"backends.interface", "reference", "settings", "spec"},
     "ops": {"dispatch", "backends.interface", "reference", "spec"},
     "autograd": {"ops", "checks", "reference", "spec"},
     "functional": {"autograd", "ops", "dispatch", "checks", "reference", "spec"},
@@ -159,6 +160,18 @@ def test_cpp_knows_no_framework(path):
         assert set(includes(path)) <= {"cmath", "host_device.h", "softplus.h"}
     if path.parent.name == "cpu":
         assert not any("pybind11" in name or "cuda" in name for name in includes(path))
+
+
+@pytest.mark.parametrize("path", sorted(CSRC.glob("cuda/*")), ids=lambda p: p.name)
+def test_instructions_and_launches_have_one_place(path):
+    """What tests/host_gpu stands in for; everything else runs on the CPU unchanged."""
+    text = path.read_text()
+    if path.name != "ptx.cuh":
+        assert "asm" not in text and "__shared__" not in text
+    if path.name != "launch.cuh":
+        assert "<<<" not in text and "cudaLaunch" not in text and "cooperative_groups" not in text
+    if path.name not in ("launch.cuh", "check.h"):
+        assert not any(name.startswith("cuda_") for name in includes(path))
 
 
 def test_compiled_module_needs_no_torch():

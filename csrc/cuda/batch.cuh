@@ -1,0 +1,77 @@
+// The whole loss of a batch in one cooperative launch.
+#pragma once
+
+#include "cuda/embedding_gradient.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/pair_weights.cuh"
+#include "cuda/prepare.cuh"
+#include "cuda/row_statistics.cuh"
+#include "cuda/similarity.cuh"
+
+namespace msk::gpu {
+
+template <class P>
+constexpr std::size_t kSharedBytes =
+    TileProduct<P, Right::rows>::kSharedBytes > TileProduct<P, Right::columns>::kSharedBytes
+        ? TileProduct<P, Right::rows>::kSharedBytes
+        : TileProduct<P, Right::columns>::kSharedBytes;
+
+// Statistics that the caller gives, as terms of a side.
+template <class P>
+MSK_PHASE void read_term(const Problem& p, const SideInput& input, const SideRoom& room,
+                         const TermInput& in) {
+  using Scalar = typename P::Scalar;
+  if (!in.dloss) return;
+  const Side<P> side(input, room, p.padded_depth);
+  const MultiSimilarity<Scalar> loss = loss_of<Scalar>(p.options);
+  const std::int64_t start = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const auto of = [](const void* array, std::int64_t i) {
+    return static_cast<const Scalar*>(array)[i];
+  };
+  for (std::int64_t i = start; i < side.count; i += std::int64_t(gridDim.x) * kThreads)
+    side.set_term(i, loss, of(in.hardest_positive, i), of(in.hardest_negative, i),
+                  of(in.pos_lse, i), of(in.neg_lse, i), of(in.dloss, i));
+}
+
+// Rows -> similarities of a panel of rows -> statistics and loss -> weights -> gradient, with a
+// barrier of the grid between phases. Every number has one owner and one order of summation, so
+// the bits depend neither on the grid nor on the height of a panel.
+template <class P, typename Input>
+MSK_KERNEL(kThreads, 2)
+batch_kernel(const MSK_PARAMETER Problem p) {
+  if (!p.prepared) {
+    prepare<P, Input>(p, p.rows, p.row_room);
+    if (!p.self) prepare<P, Input>(p, p.columns, p.column_room);
+    read_term<P>(p, p.rows, p.row_room, p.row_term);
+    read_term<P>(p, p.columns, p.column_room, p.column_term);
+    grid_barrier();
+  }
+  // A batch of one panel goes through once: its similarities are still there for the gradient.
+  const bool one_panel = p.rows.count <= p.panel;
+  for (int round = p.job == Job::gradient ? 1 : 0; round < 2; ++round) {
+    const bool statistics = round == 0, gradient = p.d_rows && (round == 1 || one_panel);
+    if (round == 1 && (!p.d_rows || (one_panel && p.job != Job::gradient))) break;
+    for (std::int64_t first = 0; first < p.rows.count; first += p.panel) {
+      similarities<P>(p, first);
+      grid_barrier();
+      if (statistics) {
+        row_statistics<P>(p, first);
+        grid_barrier();
+      }
+      if (gradient) {
+        pair_weights<P>(p, first, statistics);
+        grid_barrier();
+        embedding_gradient<P>(p, first);
+        grid_barrier();
+      }
+    }
+  }
+}
+
+template <class P, typename Input>
+void launch_batch(const Problem& p, int device, void* stream) {
+  launch_cooperative<batch_kernel<P, Input>>("batch_kernel", p.blocks, kThreads, kSharedBytes<P>,
+                                             device, stream, p);
+}
+
+}  // namespace msk::gpu

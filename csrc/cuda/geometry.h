@@ -1,0 +1,20 @@
+// Sizes that the plan and the kernels share.
+#pragma once
+
+#include <cstdint>
+
+#include "math/host_device.h"
+
+namespace msk::gpu {
+
+constexpr int kTile = 64;      // rows and columns of a block's tile
+constexpr int kThreads = 128;  // four warps, each of 32 x 32 of the tile
+constexpr int kWarpTile = 32;
+constexpr int kStepBytes = 128;  // of depth in one stage of the pipeline
+
+// A whole number of tiles.
+MSK_HOST_DEVICE inline std::int64_t padded(std::int64_t count) {
+  return (count + kTile - 1) / kTile * kTile;
+}
+
+}  // namespace msk::gpu

@@ -1,0 +1,67 @@
+// The only place that launches. Its twin in tests/host_gpu runs the blocks on the CPU.
+#pragma once
+
+#include <cooperative_groups.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <string>
+
+#include "cuda/check.h"
+
+namespace msk::gpu {
+
+// All blocks of the launch, with their writes to global memory, are here before any goes on.
+inline __device__ __noinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
+
+// The device of the call, for this scope. The runtime is linked statically: what device torch made
+// current in its own copy is not known here.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (device != before_)
+      check(cudaSetDevice(device), "cudaSetDevice(" + std::to_string(device) + ")");
+  }
+  ~OnDevice() { cudaSetDevice(before_); }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+// Blocks of a kernel that the device holds at once; asked of the driver once for each device.
+template <auto kernel>
+int resident_blocks(const char* name, int device, int threads, std::size_t shared) {
+  constexpr int kDevices = 64;
+  static std::atomic<int> known[kDevices];
+  if (device < kDevices && known[device] > 0) return known[device];
+  int per_processor = 0, processors = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads, shared),
+        std::string("occupancy of ") + name);
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
+        "cudaDeviceGetAttribute");
+  const int resident = per_processor * processors;
+  if (device < kDevices) known[device] = resident;
+  return resident;
+}
+
+// At most `blocks` blocks, all of them resident, so that they can wait for each other.
+template <auto kernel, typename Argument>
+void launch_cooperative(const char* name, int blocks, int threads, std::size_t shared, int device,
+                        void* stream, const Argument& argument) {
+  const OnDevice on(device);
+  const int grid = std::min(blocks, resident_blocks<kernel>(name, device, threads, shared));
+  const std::string what = std::string("launch of ") + name + " with grid " + std::to_string(grid) +
+                           ", " + std::to_string(threads) + " threads, " + std::to_string(shared) +
+                           " bytes of shared memory";
+  void* arguments[] = {const_cast<Argument*>(&argument)};
+  check(
+      cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(grid), dim3(threads),
+                                  arguments, shared, static_cast<cudaStream_t>(stream)),
+      what);
+}
+
+}  // namespace msk::gpu

@@ -1,0 +1,16 @@
+// How a problem is laid out in its workspace.
+#pragma once
+
+#include "cuda/problem.h"
+
+namespace msk::gpu {
+
+// Fills the plan of a problem; returns the bytes of workspace it needs. The workspace is a multiple
+// of 256 bytes from address 0 on until place() moves it.
+std::int64_t plan(Problem& problem, std::int64_t budget);
+void place(Problem& problem, std::byte* workspace, std::int64_t budget);
+
+// Starts the work of a placed problem on a stream of a device.
+void launch(const Problem& problem, int device, void* stream);
+
+}  // namespace msk::gpu

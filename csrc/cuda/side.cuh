@@ -1,0 +1,108 @@
+// One side of the pairs, as the phases of a launch see it.
+#pragma once
+
+#include <limits>
+
+#include "cuda/problem.h"
+#include "cuda/product.cuh"
+#include "math/multi_similarity.h"
+
+namespace msk::gpu {
+
+template <typename T>
+constexpr T kInfinity = std::numeric_limits<T>::infinity();
+template <typename T>
+constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
+
+template <typename T>
+MSK_DEVICE MultiSimilarity<T> loss_of(const Options& o) {
+  return {T(o.alpha), T(o.beta), T(o.base), T(o.epsilon), T(o.max_positive_similarity)};
+}
+
+template <class P>
+struct Side {
+  using Scalar = typename P::Scalar;
+  std::int64_t count, stride;
+  typename P::Operand* copy;
+  Scalar *scale, *residue, *inverse, *projection;
+  Scalar *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
+  const std::int64_t *labels, *ids;
+
+  MSK_DEVICE Side(const SideInput& in, const SideRoom& room, std::int64_t stride)
+      : count(in.count),
+        stride(stride),
+        copy(static_cast<typename P::Operand*>(room.copy)),
+        scale(static_cast<Scalar*>(room.scale)),
+        residue(static_cast<Scalar*>(room.residue)),
+        inverse(static_cast<Scalar*>(room.inverse)),
+        projection(static_cast<Scalar*>(room.projection)),
+        neg_threshold(static_cast<Scalar*>(room.neg_threshold)),
+        pos_threshold(static_cast<Scalar*>(room.pos_threshold)),
+        neg_offset(static_cast<Scalar*>(room.neg_offset)),
+        pos_offset(static_cast<Scalar*>(room.pos_offset)),
+        dloss(static_cast<Scalar*>(room.dloss)),
+        labels(in.labels),
+        ids(in.ids) {}
+
+  MSK_DEVICE void set_term(std::int64_t i, const MultiSimilarity<Scalar>& loss,
+                           Scalar hardest_positive, Scalar hardest_negative, Scalar pos_lse,
+                           Scalar neg_lse, Scalar weight) const {
+    neg_threshold[i] = loss.negative_threshold(hardest_positive);
+    pos_threshold[i] = loss.positive_threshold(hardest_negative);
+    neg_offset[i] = softplus(neg_lse);
+    pos_offset[i] = softplus(pos_lse);
+    dloss[i] = std::isnan(pos_lse) || std::isnan(neg_lse) ? kNaN<Scalar> : weight;
+  }
+};
+
+// Everything the phases share. `rows` are the anchors of a statistics pass and the owners of a
+// gradient pass.
+template <class P>
+struct Pass {
+  using Scalar = typename P::Scalar;
+  Side<P> rows, columns;
+  bool self;
+  MultiSimilarity<Scalar> loss;
+  bool normalize;
+  std::int64_t panel, width;  // rows and columns of the similarities held, both padded
+  int splits;
+  Scalar* similarities;
+  typename P::Operand* weights;
+  Scalar *unscale, *dot;
+
+  MSK_DEVICE explicit Pass(const Problem& p)
+      : rows(p.rows, p.row_room, p.padded_depth),
+        columns(p.columns, p.column_room, p.padded_depth),
+        self(p.self),
+        loss(loss_of<Scalar>(p.options)),
+        normalize(p.options.normalize),
+        panel(p.panel),
+        width(padded(columns.count)),
+        splits(p.splits),
+        similarities(static_cast<Scalar*>(p.similarities)),
+        weights(static_cast<typename P::Operand*>(p.weights)),
+        unscale(static_cast<Scalar*>(p.unscale)),
+        dot(static_cast<Scalar*>(p.dot)) {}
+
+  // Rows from `first` on that the panel holds, padding included.
+  MSK_DEVICE std::int64_t height(std::int64_t first) const {
+    const std::int64_t left = padded(rows.count) - first;
+    return left < panel ? left : panel;
+  }
+  MSK_DEVICE bool self_pair(std::int64_t i, std::int64_t j) const {
+    if (rows.ids && columns.ids) return rows.ids[i] == columns.ids[j];
+    return self && i == j;
+  }
+  // The parts of the depth are summed in order. The product of two rounded scales would cost two
+  // ulp, which a large beta makes visible: what rounding took is added.
+  MSK_DEVICE Scalar similarity(std::int64_t first, std::int64_t i, std::int64_t j) const {
+    const Scalar* part = similarities + (i - first) * width + j;
+    Scalar sum = *part;
+    for (int s = 1; s < splits; ++s) sum += part[s * panel * width];
+    const Scalar a = rows.scale[i], b = columns.scale[j], scale = a * b;
+    const Scalar lost = std::fma(a, b, -scale) + scale * (rows.residue[i] + columns.residue[j]);
+    return std::fma(sum, scale, sum * lost);
+  }
+};
+
+}  // namespace msk::gpu

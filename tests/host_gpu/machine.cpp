@@ -1,0 +1,255 @@
+#include "machine.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <stdexcept>
+
+#if defined(__x86_64__)
+asm(R"(
+.text
+.globl host_gpu_switch
+.hidden host_gpu_switch
+.type host_gpu_switch, @function
+host_gpu_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size host_gpu_switch, .-host_gpu_switch
+)");
+#endif
+
+namespace host_gpu {
+
+Thread* running = nullptr;
+Index grid_size;
+
+namespace {
+
+std::deque<Block> blocks;  // kept between launches: stacks are large
+Barrier grid;
+int wanted_threads = 0;  // of the whole grid
+std::string error;
+bool backwards = false;
+const std::function<void()>* kernel = nullptr;
+
+void entry() {
+  running->fiber.arrived();
+  (*kernel)();
+  if (!running->copies.empty()) fail("a thread ended with asynchronous copies not waited for");
+  running->waits = Thread::Waits::done;
+  running->fiber.pause();
+}
+
+std::string who(int thread) { return "thread " + std::to_string(thread); }
+
+bool ready(const Thread& t) {
+  switch (t.waits) {
+    case Thread::Waits::no:
+      return true;
+    case Thread::Waits::warp:
+      return t.warp().barrier.generation != t.generation;
+    case Thread::Waits::block:
+      return t.block->barrier.generation != t.generation;
+    case Thread::Waits::grid:
+      return grid.generation != t.generation;
+    case Thread::Waits::done:
+      return false;
+  }
+  return false;
+}
+
+// Runs what can run in a block until nothing can; whether anything did.
+bool run_block(Block& block) {
+  bool any = false, progress = true;
+  const int count = int(block.threads.size());
+  while (progress) {
+    progress = false;
+    for (int k = 0; k < count; ++k) {
+      Thread& t = block.threads[backwards ? count - 1 - k : k];
+      if (!ready(t)) continue;
+      t.waits = Thread::Waits::no;
+      running = &t;
+      t.fiber.resume();
+      running = nullptr;
+      if (!error.empty()) return true;
+      any = progress = true;
+    }
+  }
+  return any;
+}
+
+std::string stuck() {
+  int at[5] = {};
+  std::string place;
+  for (const Block& block : blocks)
+    for (const Thread& t : block.threads) {
+      ++at[int(t.waits)];
+      if (t.waits == Thread::Waits::block && place.empty())
+        place = std::string(" at ") + block.barrier.file + ":" + std::to_string(block.barrier.line);
+    }
+  return "a barrier is not reached by all threads: " + std::to_string(at[1]) +
+         " wait for their warp, " + std::to_string(at[2]) + " for their block" + place + ", " +
+         std::to_string(at[3]) + " for the grid, " + std::to_string(at[4]) + " have ended";
+}
+
+void arrive(Barrier& barrier, int wanted, Thread::Waits waits, const char* file, int line) {
+  if (barrier.arrived == 0) {
+    barrier.file = file;
+    barrier.line = line;
+  } else if (barrier.line != line || std::strcmp(barrier.file, file) != 0) {
+    fail(std::string("threads wait at different barriers: ") + barrier.file + ":" +
+         std::to_string(barrier.line) + " and " + file + ":" + std::to_string(line));
+  }
+  if (++barrier.arrived == wanted) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    return;
+  }
+  Thread* const self = running;
+  self->waits = waits;
+  self->generation = barrier.generation;
+  self->fiber.pause();
+}
+
+}  // namespace
+
+Warp& Thread::warp() const { return block->warps[threadIdx.x / kWarpSize]; }
+
+void fail(const std::string& message) {
+  error = "block " + std::to_string(running->blockIdx.x) + ", " + who(int(running->threadIdx.x)) +
+          ": " + message;
+  running->fiber.pause();  // for good
+  std::abort();
+}
+
+Cell* Block::cells_of(const void* at, std::size_t bytes, std::size_t alignment, const char* what) {
+  const auto* p = static_cast<const std::byte*>(at);
+  if (p < memory.data() || p + bytes > memory.data() + memory.size())
+    fail(std::string(what) + " of " + std::to_string(bytes) + " bytes outside of shared memory");
+  if (std::size_t(p - memory.data()) % alignment != 0)
+    fail(std::string(what) + " of shared memory is not aligned");
+  return cells.data() + (p - memory.data()) / 2;
+}
+
+void Block::read(const void* at, std::size_t bytes, std::size_t alignment) {
+  Cell* const found = cells_of(at, bytes, alignment, "a read");
+  const auto self = std::int16_t(running->threadIdx.x);
+  for (Cell* c = found; c < found + (bytes + 1) / 2; ++c) {
+    if (c->pending) fail("a read of shared memory whose copy was not waited for");
+    if (!c->written) fail("a read of shared memory that nobody wrote");
+    if (c->write_epoch == barrier.generation && c->writer != self)
+      fail("a read of shared memory that " + who(c->writer) + " wrote, with no barrier between");
+    c->reader =
+        c->read_epoch == barrier.generation && c->reader != Cell::nobody && c->reader != self
+            ? std::int16_t(Cell::many)
+            : self;
+    c->read_epoch = barrier.generation;
+  }
+}
+
+void Block::write(const void* at, std::size_t bytes, std::size_t alignment) {
+  copy_begins(at, bytes, alignment);
+  copy_ends(at, bytes);
+}
+
+void Block::copy_begins(const void* at, std::size_t bytes, std::size_t alignment) {
+  Cell* const found = cells_of(at, bytes, alignment, "a write");
+  const auto self = std::int16_t(running->threadIdx.x);
+  for (Cell* c = found; c < found + (bytes + 1) / 2; ++c) {
+    if (c->pending) fail("a write to shared memory while a copy to it is on its way");
+    if (c->written && c->write_epoch == barrier.generation && c->writer != self)
+      fail("a write over what " + who(c->writer) + " wrote, with no barrier between");
+    if (c->reader != Cell::nobody && c->read_epoch == barrier.generation && c->reader != self)
+      fail("a write over what another thread reads, with no barrier between");
+    c->pending = true;
+  }
+}
+
+void Block::copy_ends(const void* at, std::size_t bytes) {
+  Cell* const found = cells_of(at, bytes, 1, "a write");
+  for (Cell* c = found; c < found + (bytes + 1) / 2; ++c) {
+    c->pending = false;
+    c->written = true;
+    c->writer = std::int16_t(running->threadIdx.x);
+    c->write_epoch = barrier.generation;
+  }
+}
+
+void wait_for_block(const char* file, int line) {
+  arrive(running->block->barrier, int(running->block->threads.size()), Thread::Waits::block, file,
+         line);
+}
+
+void wait_for_grid(const char* file, int line) {
+  wait_for_block(file, line);
+  arrive(grid, wanted_threads, Thread::Waits::grid, file, line);
+}
+
+void wait_for_warp(const char* instruction, void* arguments, void (*run)(Warp&)) {
+  Warp& warp = running->warp();
+  if (warp.barrier.arrived == 0)
+    warp.instruction = instruction;
+  else if (std::strcmp(warp.instruction, instruction) != 0)
+    fail(std::string("lanes of one warp are at different instructions: ") + warp.instruction +
+         " and " + instruction);
+  warp.arguments[running->lane()] = arguments;
+  if (warp.barrier.arrived == kWarpSize - 1) run(warp);
+  arrive(warp.barrier, kWarpSize, Thread::Waits::warp, instruction, 0);
+}
+
+void launch(const std::string& what, int block_count, int threads, std::size_t shared,
+            const std::function<void()>& function) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  blocks.resize(block_count);
+  error.clear();
+  backwards = std::getenv("HOST_GPU_BACKWARDS") != nullptr;
+  kernel = &function;
+  grid = {};
+  grid_size = {unsigned(block_count), 1, 1};
+  wanted_threads = block_count * threads;
+  for (int b = 0; b < block_count; ++b) {
+    Block& block = blocks[b];
+    block.barrier = {};
+    if (int(block.threads.size()) != threads) block.threads = std::vector<Thread>(threads);
+    block.warps.assign(threads / kWarpSize, {});
+    block.memory.assign(shared, std::byte(0xff));  // NaN of every floating-point type
+    block.cells.assign((shared + 1) / 2, {});
+    for (int t = 0; t < threads; ++t) {
+      Thread& thread = block.threads[t];
+      thread.threadIdx.x = unsigned(t);
+      thread.blockIdx.x = unsigned(b);
+      thread.block = &block;
+      thread.waits = Thread::Waits::no;
+      thread.copies.clear();
+      thread.fiber.reset(&entry);
+    }
+  }
+  bool progress = true;
+  while (progress && error.empty()) {
+    progress = false;
+    for (int b = 0; b < block_count && error.empty(); ++b)
+      progress |= run_block(blocks[backwards ? block_count - 1 - b : b]);
+  }
+  if (error.empty())
+    for (const Block& block : blocks)
+      for (const Thread& t : block.threads)
+        if (t.waits != Thread::Waits::done && error.empty()) error = stuck();
+  if (!error.empty()) throw std::runtime_error(what + ": " + error);
+}
+
+}  // namespace host_gpu

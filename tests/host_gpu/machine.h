@@ -1,0 +1,100 @@
+// A GPU of three resident blocks, executed on the CPU one thread at a time.
+//
+// A thread runs until it has to wait for others, so a barrier that is missing leaves the others far
+// behind and shows. What the hardware would punish, or silently get wrong, ends the launch with an
+// error: see Block and the messages in machine.cpp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+
+namespace host_gpu {
+
+constexpr int kResidentBlocks = 3;
+constexpr int kWarpSize = 32;
+
+struct Index {
+  unsigned x = 0, y = 0, z = 0;
+};
+
+// Who touched two bytes of shared memory last. An epoch is the time between two barriers.
+struct Cell {
+  enum : std::int16_t { nobody = -1, many = -2 };
+  std::int16_t writer = nobody, reader = nobody;
+  bool written = false, pending = false;  // pending: an asynchronous copy is on its way
+  std::uint32_t write_epoch = 0, read_epoch = 0;
+};
+
+struct Barrier {
+  int arrived = 0;
+  std::uint32_t generation = 0;
+  const char* file = nullptr;
+  int line = 0;
+};
+
+struct Warp {
+  Barrier barrier;
+  const char* instruction = nullptr;
+  void* arguments[kWarpSize] = {};
+};
+
+struct Block;
+
+struct Thread {
+  enum class Waits { no, warp, block, grid, done };
+  struct Copy {
+    std::byte* to;
+    const std::byte* from;
+  };
+  Fiber fiber;
+  Index threadIdx, blockIdx;
+  Block* block = nullptr;
+  Waits waits = Waits::no;
+  std::uint32_t generation = 0;  // of the barrier it waits for
+  std::vector<Copy> copies;
+
+  int lane() const { return int(threadIdx.x) % kWarpSize; }
+  Warp& warp() const;
+};
+
+struct Block {
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  Barrier barrier;
+  std::vector<std::byte> memory;  // shared by the block
+  std::vector<Cell> cells;
+
+  // Accesses of the running thread to shared memory; each checks that the bytes are inside, that
+  // what is read was written, and that another thread's access lies behind a barrier.
+  void read(const void* at, std::size_t bytes, std::size_t alignment);
+  void write(const void* at, std::size_t bytes, std::size_t alignment);
+  void copy_begins(const void* at, std::size_t bytes, std::size_t alignment);
+  void copy_ends(const void* at, std::size_t bytes);
+
+ private:
+  Cell* cells_of(const void* at, std::size_t bytes, std::size_t alignment, const char* what);
+};
+
+extern Thread* running;
+extern Index grid_size;
+
+// Ends the launch with an error.
+[[noreturn]] void fail(const std::string& message);
+
+void wait_for_block(const char* file, int line);
+void wait_for_grid(const char* file, int line);
+
+// All lanes of the warp come together; the last one executes `run` for all of them.
+void wait_for_warp(const char* instruction, void* arguments, void (*run)(Warp&));
+
+// Runs one launch; throws std::runtime_error if a rule was broken. With HOST_GPU_BACKWARDS in the
+// environment, threads and blocks are visited in the opposite order: results must be the same.
+void launch(const std::string& what, int blocks, int threads, std::size_t shared,
+            const std::function<void()>& kernel);
+
+}  // namespace host_gpu

@@ -1,0 +1,106 @@
+"""nvcc's view of the CUDA kernels, without a GPU: every architecture builds, nothing spills,
+registers and shared memory stay within tests/ptxas.json, products run on the tensor cores."""
+
+import concurrent.futures
+import functools
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ms_kernels.backends import cuda
+
+CSRC = Path(__file__).parents[1] / "csrc"
+BOUNDS = json.loads((Path(__file__).parent / "ptxas.json").read_text())
+INSTANCES = [path.stem for path in sorted((CSRC / "cuda").glob("batch_*.cu"))]
+NVCC = shutil.which("nvcc")
+
+# What must be in the kernel of each operand type.
+INSTRUCTIONS = {
+    "batch_float16": ["HMMA.16816.F32 ", "LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS"],
+    "batch_bfloat16": ["HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS"],
+    "batch_rounded": ["HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS"],
+    "batch_float32": ["HMMA.1688.F32.TF32", "LDSM.16.M88.4", "LDGSTS"],
+    "batch_tf32": ["HMMA.1688.F32.TF32", "LDSM.16.M88.4", "LDGSTS"],
+    "batch_float64": ["DMMA", "LDGSTS"],
+}
+
+
+@functools.cache
+def folder():
+    import tempfile
+
+    return tempfile.TemporaryDirectory()
+
+
+def compile_one(instance, architecture):
+    cubin = Path(folder().name) / f"{instance}_{architecture}.cubin"
+    gencode = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    command = [NVCC, "-std=c++17", "-O3", f"-I{CSRC}", gencode, "-Xptxas", "-v", "-cubin"]
+    command += ["-Werror", "all-warnings", "-o", cubin, CSRC / "cuda" / f"{instance}.cu"]
+    made = subprocess.run(command, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    return cubin, made.stdout + made.stderr
+
+
+@functools.cache
+def compiled(architecture):
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = pool.map(lambda instance: compile_one(instance, architecture), INSTANCES)
+        return dict(zip(INSTANCES, made, strict=True))
+
+
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", BOUNDS["architectures"])
+def test_ptxas_report(architecture):
+    for instance, (_, report) in compiled(architecture).items():
+        spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
+        assert spills and set(spills) == {"0"}, f"{instance} spills for sm_{architecture}"
+        registers = max(int(n) for n in re.findall(r"Used (\d+) registers", report))
+        assert registers <= BOUNDS["registers"][instance], f"{instance}: {registers} registers"
+        assert "bytes smem" not in report
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("instance", INSTANCES)
+def test_products_run_on_the_tensor_cores(instance):
+    found = disassembler()
+    if found is None:
+        pytest.skip("nvdisasm is not installed: it comes with CUDA or with the triton package")
+    cubin, _ = compiled(BOUNDS["architectures"][0])[instance]
+    listing = subprocess.run([found, cubin], check=True, capture_output=True, text=True).stdout
+    for instruction in INSTRUCTIONS[instance]:
+        assert instruction in listing, f"{instance} has no {instruction}"
+
+
+def disassembler():
+    if shutil.which("nvdisasm"):
+        return shutil.which("nvdisasm")
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        return None
+    found = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    return found if found.exists() else None
+
+
+def test_every_instance_has_its_bounds():
+    assert set(BOUNDS["registers"]) == set(INSTANCES) == set(INSTRUCTIONS)
+
+
+def test_cubins_and_ptx_say_which_gpu_they_serve():
+    built = "80-real,86-real,89-real,90-real,100-real,100-virtual"
+    for capability in ((8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)):
+        assert cuda._unsupported(capability, built) is None
+    assert "compute capability 7.5" in cuda._unsupported((7, 5), built)
+    assert "CMAKE_CUDA_ARCHITECTURES=90" in cuda._unsupported((9, 0), "80-real")
+    assert cuda._unsupported((9, 0), "80") is None  # without a kind: cubin and PTX

@@ -1,0 +1,140 @@
+"""The CUDA kernels, executed on the CPU: the tests that every backend passes, at small shapes."""
+
+import inspect
+
+import pytest
+import test_backward
+import test_edges
+import test_forward
+import test_ops
+import torch
+from cases import DTYPES, SPECS, case_id, make_batch
+from host_gpu import build
+
+import ms_kernels
+from ms_kernels import dispatch, options
+from ms_kernels.backends import cuda
+
+pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+
+# One tile, a ragged one, several with several steps of depth: a similarity of N = 5 is summed from
+# parts of the depth.
+BATCHES = [(2, 1), (47, 16), (5, 300), (70, 129)]
+# Options that change no loop are tested at one shape.
+CASES = [(s, name) for s in BATCHES for name in ("default", "unmined", "sharp", "raw")]
+CASES += [((47, 16), name) for name in ("paper", "released", "capped")]
+REFS = [(1, 7, 3), (66, 5, 17), (30, 130, 70)]
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """The cuda backend, its module replaced by the one that a CPU executes."""
+    module = build.module()
+    built, why_missing = dispatch.built(), dispatch.why_missing
+    monkeypatch.setitem(dispatch.DEVICE_OF, "cuda", "cpu")
+    monkeypatch.setattr(dispatch, "built", lambda: built)
+    monkeypatch.setattr(dispatch, "why_missing", lambda n: None if n == "cuda" else why_missing(n))
+    monkeypatch.setattr(cuda, "_module", lambda: module)
+    return "cuda"
+
+
+def borrow(module, *skipped):
+    """The tests of a module that take a backend; this module's fixture serves them."""
+    for name, test in vars(module).items():
+        if name.startswith("test_") and "backend" in inspect.signature(test).parameters:
+            if name not in skipped:
+                globals()[name] = test
+
+
+borrow(test_edges)
+borrow(test_ops)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
+@pytest.mark.parametrize(("shape", "name"), CASES, ids=case_id)
+def test_batch(backend, dtype, shape, name):
+    n, d = shape
+    batch = make_batch(n, None, d, SPECS[name], dtype)
+    test_forward.check(batch, SPECS[name], dtype, backend)
+    for reduction in ("mean", "none"):
+        test_backward.check(batch, SPECS[name], dtype, backend, reduction)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
+@pytest.mark.parametrize("shape", REFS, ids=case_id)
+@pytest.mark.parametrize("name", ["default", "raw"])
+def test_refs(backend, dtype, shape, name):
+    batch = make_batch(*shape, SPECS[name], dtype)
+    test_forward.check(batch, SPECS[name], dtype, backend)
+    for reduction in ("sum", "none"):
+        test_backward.check(batch, SPECS[name], dtype, backend, reduction)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("name", ["default", "unmined", "capped", "raw"])
+def test_gradcheck(backend, name, reduction):
+    x, y, _, _ = make_batch(8, None, 3, SPECS[name], torch.float64)
+    options = {**vars(SPECS[name]), "backend": backend, "reduction": reduction}
+    assert torch.autograd.gradcheck(
+        lambda x: ms_kernels.multi_similarity_loss(x, y, **options),
+        x.clone().requires_grad_(),
+        eps=1e-7,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("with_ids", [False, True], ids=["no_ids", "ids"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_gradcheck_with_refs(backend, reduction, with_ids):
+    x, y, r, z = make_batch(5, 7, 3, SPECS["default"], torch.float64)
+    ids = {"ids": torch.arange(5), "ref_ids": torch.arange(9, 2, -1)} if with_ids else {}
+    options = {"backend": backend, "reduction": reduction, **ids}
+    assert torch.autograd.gradcheck(
+        lambda x, r: ms_kernels.multi_similarity_loss(x, y, r, z, **options),
+        (x.clone().requires_grad_(), r.clone().requires_grad_()),
+        eps=1e-7,
+        atol=1e-5,
+    )
+
+
+def everything(batch, backend):
+    x, y, r, z = batch
+    leaves = [v.clone().requires_grad_() for v in (x, r) if v is not None]
+    refs = [] if r is None else [leaves[1], z]
+    found = list(ms_kernels.row_statistics(x, y, r, z, backend=backend))
+    for reduction in ("sum", "none"):
+        loss = ms_kernels.multi_similarity_loss(
+            leaves[0], y, *refs, reduction=reduction, backend=backend
+        )
+        found += [loss, *torch.autograd.grad(loss.sum(), leaves)]
+    return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
+@pytest.mark.parametrize("shape", [(130, None, 33), (70, 130, 70)], ids=case_id)
+def test_bits_do_not_depend_on_memory_or_order(backend, shape, dtype, monkeypatch):
+    """Panels of one tile against the whole batch at once; threads visited the other way round."""
+    batch = make_batch(*shape, SPECS["default"], dtype)
+    want = everything(batch, backend)
+    monkeypatch.setattr(options, "_workspace_bytes", 0)
+    monkeypatch.setenv("HOST_GPU_BACKWARDS", "1")
+    got = everything(batch, backend)
+    assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_float32_products_follow_the_precision_of_torch(backend, precision):
+    x, y, _, _ = make_batch(70, None, 40, SPECS["unmined"], torch.float32)
+    loss = {"epsilon": None, "backend": backend}
+    want = ms_kernels.multi_similarity_loss(x, y, **loss)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        leaf = x.clone().requires_grad_()
+        got = ms_kernels.multi_similarity_loss(leaf, y, **loss)
+        got.backward()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    ulp = {"high": 2.0**-11, "medium": 2.0**-8}[precision]
+    assert 0 < abs(float(got.detach() - want)) < 50 * ulp * float(want)
+    assert leaf.grad.isfinite().all()
