@@ -7,6 +7,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Small, and enough without a GPU; pip takes any other index where this one is out of reach.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := setup.py CMakeLists.txt cmake/cuda.cmake pyproject.toml constraints.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc tests/host_gpu -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
@@ -19,10 +21,10 @@ export MSK_CUDA ?= OFF
 
 # Editable, so that Python changes need no reinstall; a change of csrc/ rebuilds the module.
 $(VENV)/installed: $(SOURCES)
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
-	  { echo "make: $(PYTHON) -m venv failed; on Debian: apt install python3-venv"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "make: $(PYTHON) -m venv failed; on Debian: apt install python3-venv"; exit 1; }
 	@echo "installing torch and building the kernels, a few minutes the first time"
-	$(PIP) torch
+	$(PIP) --retries 0 --timeout 30 --extra-index-url $(TORCH_INDEX) torch
 	$(PIP) -e .
 	@touch $@
 
@@ -35,7 +37,7 @@ demo: $(VENV)/extra-demo
 	$(BIN)/python -m ms_kernels demo
 
 test: $(VENV)/extra-test
-	$(BIN)/python -m pytest -q
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto
 
 bench: $(VENV)/extra-bench
 	$(BIN)/python -m bench $(BENCH)

@@ -36,6 +36,11 @@ def check_pairs(
     labels = _integers("labels", labels, "embeddings", embeddings)
     if ids is not None:
         ids = _integers("ids", ids, "embeddings", embeddings)
+    if isinstance(ref_emb, (tuple, list)):
+        raise TypeError(
+            f"ref_emb: expected a tensor, got {type(ref_emb).__name__}; mining is inside the loss: "
+            "leave the miner's pairs out"
+        )
     if (ref_emb is None) != (ref_labels is None):
         given, missing = ("ref_labels", "ref_emb") if ref_emb is None else ("ref_emb", "ref_labels")
         raise ValueError(f"{missing}: expected a tensor because {given} was given, got None")

@@ -33,7 +33,7 @@ def run(steps: int, output: str) -> None:
 
         from ms_kernels.demo_plot import draw
     except ImportError as error:
-        sys.exit(f"the demo needs {error.name}: pip install 'ms_kernels[demo]'")
+        sys.exit(f"the demo needs {error.name}: pip install '.[demo]' in the source folder")
     digits = load_digits()
     images = torch.tensor(digits.data / 16).view(-1, 1, 8, 8)
     labels = torch.tensor(digits.target)

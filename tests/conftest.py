@@ -27,6 +27,8 @@ def backend(request):
 @pytest.fixture(autouse=True)
 def steady():
     torch.manual_seed(0)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # the workers share the cores; tests of threads ask for theirs
     threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

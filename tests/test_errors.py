@@ -22,6 +22,12 @@ CASES = [
     ((X, Y.to_sparse()), {}, TypeError, "labels: expected a dense tensor.*use .to_dense"),
     ((X, Y), {"ids": Y.to_sparse()}, TypeError, "ids: expected a dense tensor"),
     ((X, [0, 0, 1, 1]), {}, TypeError, "labels: expected a tensor, got list"),
+    (
+        (X, Y, (Y, Y, Y, Y)),
+        {},
+        TypeError,
+        "ref_emb: expected a tensor, got tuple; mining is inside",
+    ),
     ((X, Y, X), {}, ValueError, "ref_labels: expected a tensor because ref_emb was given"),
     ((X, Y, None, Y), {}, ValueError, "ref_emb: expected a tensor because ref_labels was given"),
     ((X, Y, X[:, :2], Y), {}, ValueError, r"ref_emb: expected shape \(M, 3\).*got \(4, 2\)"),

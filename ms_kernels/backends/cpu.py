@@ -21,7 +21,7 @@ def missing() -> str | None:
     except ImportError as error:
         return (
             f"the compiled module ms_kernels._cpu is not here ({error}); "
-            "reinstall with a C++ compiler: pip install --force-reinstall --no-deps ms_kernels"
+            "reinstall with a C++ compiler: pip install --no-deps . in the source folder"
         )
     return None
 

@@ -21,7 +21,7 @@ def missing() -> str | None:
     except ImportError as error:
         return (
             f"the compiled module ms_kernels._cuda is not here ({error}); reinstall with nvcc on "
-            "PATH: MSK_CUDA=ON pip install --force-reinstall --no-deps ms_kernels"
+            "PATH: MSK_CUDA=ON pip install --no-deps . in the source folder"
         )
     if not torch.cuda.is_available():
         return "this PyTorch sees no CUDA device"

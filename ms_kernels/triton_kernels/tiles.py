@@ -72,7 +72,7 @@ _FLOAT64 = Tiles(
     scan=Tile(32, 32, 32, 4, 2),
     weights=Tile(32, 32, 32, 4, 2),
     product=Tile(32, 16, 32, 4, 2),
-    owner={32: Tile(32, 16, 32, 4, 1)},
+    owner={32: Tile(16, 16, 32, 4, 1)},
 )
 # Without the warp-group products of sm_90 the three sums of a tile crowd the registers.
 _TF32X3_SM80 = Tiles(
