@@ -47,6 +47,10 @@ class MultiSimilaritySpec:
         """The options in the order of their declaration, None as infinity: what an op can take."""
         return [math.inf if v is None else float(v) for v in vars(self).values()]
 
+    def narrow_epsilon(self, most: float) -> float:
+        """epsilon for a dtype of greatest number `most`: finite stays finite, None is infinity."""
+        return math.inf if self.epsilon is None else max(-most, min(most, self.epsilon))
+
     @staticmethod
     def unpack(packed: list[float]) -> "MultiSimilaritySpec":
         return _unpacked(tuple(packed))

@@ -50,6 +50,7 @@ def compile_one(instance, architecture):
 
 @functools.cache
 def compiled(architecture):
+    folder()  # before threads ask for it: two of them would make two, and lose one
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         made = pool.map(lambda instance: compile_one(instance, architecture), INSTANCES)
         return dict(zip(INSTANCES, made, strict=True))

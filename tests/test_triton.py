@@ -173,6 +173,12 @@ def test_what_is_not_finite_shows(value, where):
     assert dx.isnan().any()
 
 
+def test_a_huge_epsilon_still_mines():
+    x, y = rows(20).float(), torch.arange(20, device=DEVICE)
+    assert multi_similarity_loss(x, y, epsilon=1e39, backend="triton") == 0
+    assert multi_similarity_loss(x, y, epsilon=None, backend="triton") > 0
+
+
 def test_products_that_overflow_make_the_loss_nan():
     x = rows(40).float()
     x[3] *= 1e25

@@ -120,7 +120,7 @@ class _Call:
                 spec.alpha,
                 spec.beta,
                 spec.base,
-                math.inf if spec.epsilon is None else spec.epsilon,
+                spec.narrow_epsilon(torch.finfo(self.dtype).max),
                 math.inf if spec.max_positive_similarity is None else spec.max_positive_similarity,
                 spec.normalize,
             ),

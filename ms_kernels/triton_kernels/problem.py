@@ -1,7 +1,6 @@
 """Both sides of the pairs as the kernels want them: sorted by label, copied, padded."""
 
 import functools
-import math
 
 import torch
 import triton
@@ -133,7 +132,9 @@ class Problem:
             self.id_mode = GIVEN.value
         else:
             self.id_mode = DIAGONAL.value if self.symmetric else NO_IDS.value
-        self.options = _options_on(self.rows.device, self.rows.dtype, tuple(spec.pack()[:5]))
+        values = spec.pack()[:5]
+        values[3] = spec.narrow_epsilon(torch.finfo(self.rows.dtype).max)
+        self.options = _options_on(self.rows.device, self.rows.dtype, tuple(values))
         # Of unit rows |S| <= 1.
         self.bounded = spec.normalize and spec.beta * (1 + abs(spec.base)) <= BOUND[self.rows.dtype]
 
@@ -157,5 +158,4 @@ def _contiguous(side: Side) -> Side:
 @functools.lru_cache(maxsize=64)
 def _options_on(device: torch.device, dtype: torch.dtype, values: tuple[float, ...]) -> Tensor:
     # On the device, so that float64 keeps its digits and no option is compiled in.
-    values = tuple(math.inf if math.isinf(v) else v for v in values)
     return torch.tensor(values, dtype=dtype, device=device)
