@@ -13,12 +13,9 @@ from ms_kernels.spec import MultiSimilaritySpec
 from ms_kernels.triton_kernels.gradient import gradient_kernel, product_kernel, weights_kernel
 from ms_kernels.triton_kernels.launch_gradient import gradient
 from ms_kernels.triton_kernels.launch_statistics import statistics
+from ms_kernels.triton_kernels.negatives import negative_scan_kernel
+from ms_kernels.triton_kernels.positives import positive_finish_kernel, positive_scan_kernel
 from ms_kernels.triton_kernels.problem import Problem
-from ms_kernels.triton_kernels.statistics import (
-    negative_scan_kernel,
-    positive_finish_kernel,
-    positive_scan_kernel,
-)
 from ms_kernels.triton_kernels.tiles import Tiles
 
 KERNELS = (

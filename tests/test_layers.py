@@ -43,7 +43,12 @@ MAY_IMPORT = {
     "triton_kernels.stash": set(),
     "triton_kernels.tile_list": {"triton_kernels.multi_similarity", "triton_kernels.pairs"},
     "triton_kernels.weights": {"triton_kernels.multi_similarity", "triton_kernels.pairs"},
-    "triton_kernels.statistics": {
+    "triton_kernels.positives": {
+        "triton_kernels.multi_similarity",
+        "triton_kernels.pairs",
+        "triton_kernels.similarity",
+    },
+    "triton_kernels.negatives": {
         "triton_kernels.multi_similarity",
         "triton_kernels.pairs",
         "triton_kernels.similarity",
@@ -66,7 +71,8 @@ MAY_IMPORT = {
     "triton_kernels.launch_statistics": {
         "reference",
         "triton_kernels.problem",
-        "triton_kernels.statistics",
+        "triton_kernels.negatives",
+        "triton_kernels.positives",
         "triton_kernels.tiles",
     },
     "triton_kernels.launch_gradient": {
@@ -96,7 +102,8 @@ MAY_IMPORT = {
         "triton_kernels.launch_statistics",
         "triton_kernels.problem",
         "triton_kernels.rows",
-        "triton_kernels.statistics",
+        "triton_kernels.negatives",
+        "triton_kernels.positives",
         "triton_kernels.tiles",
     },
     "demo_plot": set(),

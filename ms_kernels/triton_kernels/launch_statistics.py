@@ -7,13 +7,9 @@ import triton
 from torch import Tensor
 
 from ms_kernels.reference import RowStatistics
+from ms_kernels.triton_kernels.negatives import merge_kernel, negative_scan_kernel
+from ms_kernels.triton_kernels.positives import positive_finish_kernel, positive_scan_kernel
 from ms_kernels.triton_kernels.problem import Problem
-from ms_kernels.triton_kernels.statistics import (
-    merge_kernel,
-    negative_scan_kernel,
-    positive_finish_kernel,
-    positive_scan_kernel,
-)
 from ms_kernels.triton_kernels.tiles import owner_of
 
 # Programs that keep a large GPU busy several times over.
