@@ -14,16 +14,16 @@ class Options:
         The cuda backend holds similarities and weights of as many rows as fit.
     panel_bytes: one panel of similarities of the panels backend. Default 16 MiB.
     stash_bytes: what the triton backend may spend on exponentials kept from the forward pass for
-        the gradient of half embeddings deeper than 256. Default 256 MiB: up to N = 16384.
-    skip_below: the triton backend leaves out tiles of negatives of so little weight that no row
-        loses more than this share of the greatest total weight that any row's negatives have.
+        the gradient of half embeddings deeper than 256. Default 288 MiB: up to N = 16384.
+    skip_below: the triton backend leaves out tiles of negatives of so little weight that no anchor
+        loses more than this share of the greatest total weight that any anchor's negatives have.
         Default 2^-24, the rounding of float32; 0 leaves out only what mining emptied.
     """
 
     def __init__(self) -> None:
         self._workspace_bytes = 40 << 20
         self._panel_bytes = 16 << 20
-        self._stash_bytes = 256 << 20
+        self._stash_bytes = 288 << 20
         self._skip_below = 2.0**-24
 
     @property

@@ -67,6 +67,8 @@ def source_of(kernel, args, keywords):
         if isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
             attributes[(place,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
         elif value == 1:
             signature[name] = "constexpr"
             constants[(place,)] = 1

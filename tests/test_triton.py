@@ -156,6 +156,30 @@ def test_ids_in_self_mode_and_with_refs():
     same_as_reference(rows(30), y, rows(20, seed=1), y[:20], ids=ids, ref_ids=ids[:20])
 
 
+def test_strided_labels_with_refs():
+    wide = torch.stack([torch.arange(30) % 5, torch.arange(30)], 1).to(DEVICE)
+    same_as_reference(rows(30), wide[:, 0], rows(20, seed=1), wide[:20, 0])
+
+
+def test_a_hardest_negative_just_at_the_threshold_is_not_passed_over():
+    """Rounded, (hp - epsilon) + epsilon may exceed hp: a positive is kept without a negative."""
+    found = 0
+    for hp in torch.randn(500, generator=torch.Generator().manual_seed(0)).tolist():
+        hp = float(torch.tensor(hp))
+        low = torch.tensor(hp) - torch.tensor(0.1)
+        if float(low + torch.tensor(0.1)) <= hp or found == 3:
+            continue
+        found += 1
+        x = torch.tensor([[1.0, 0.0], [hp, 0.0], [float(low), 0.0]], device=DEVICE)
+        y = torch.tensor([0, 0, 1], device=DEVICE)
+        spec = {"normalize": False, "reduction": "none"}
+        want = multi_similarity_loss(x, y, backend="reference", **spec)
+        leaf = x.requires_grad_()
+        got = multi_similarity_loss(leaf, y, backend="triton", normalize=False, reduction="sum")
+        torch.testing.assert_close(got.detach(), want.sum())
+    assert found == 3
+
+
 def test_no_candidates():
     y = torch.arange(5, device=DEVICE)
     same_as_reference(rows(5), y, rows(0), y[:0])

@@ -5,6 +5,7 @@ at the few tiles with positives; the gradient visits the tiles that mining left.
 """
 
 import contextlib
+import functools
 import importlib.util
 import os
 
@@ -65,8 +66,8 @@ def embedding_gradient(
         largest = torch.ones(1, dtype=problem.rows.dtype, device=rows.embeddings.device)
         if problem.rows.copy.dtype == torch.float16:  # weights must fit its range
             given = [t.dloss.abs().amax() for t in terms if t is not None and t.dloss.numel()]
-            for most in given:
-                largest = torch.where(most > 0, most.to(largest.dtype), largest[:1])
+            most = functools.reduce(torch.maximum, given, torch.zeros_like(largest))
+            largest = torch.where(most > 0, most, 1.0).to(largest.dtype)
         poison = torch.zeros(1, dtype=problem.rows.dtype, device=rows.embeddings.device)
         if column_term is not None:  # a weight that is not a number reaches every row
             poison = poison + _poison(column_term.stats.neg_lse).sum().to(poison.dtype)

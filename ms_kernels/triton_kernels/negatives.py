@@ -104,7 +104,11 @@ def negative_scan_kernel(
             row_top = tl.max(sim, 1)
             some = True
         else:
-            some = tl.max(sim) > least
+            # A tile may be passed over only if its hardest pair lies below every threshold by more
+            # than rounding: else a positive just at a threshold would miss its hardest negative.
+            ULPS: tl.constexpr = 2.0**-50 if T == tl.float64 else 2.0**-21
+            slack = (tl.abs(least) + tl.abs(tl.load(options + 3))) * ULPS
+            some = tl.max(sim) > least - slack
         if some:
             by_row = sim > row_threshold[:, None]
             row_top = tl.max(sim, 1)

@@ -1,6 +1,6 @@
 """Both sides of the pairs as the kernels want them: sorted by label, copied, padded."""
 
-import functools
+import math
 
 import torch
 import triton
@@ -10,7 +10,7 @@ from ms_kernels.backends.interface import Side
 from ms_kernels.spec import MultiSimilaritySpec
 from ms_kernels.triton_kernels.order import range_kernel, rank_kernel
 from ms_kernels.triton_kernels.pairs import DIAGONAL, GIVEN, NO_IDS
-from ms_kernels.triton_kernels.rows import copy_kernel
+from ms_kernels.triton_kernels.rows import copy_kernel, options_kernel
 from ms_kernels.triton_kernels.tiles import Tiles, mode_of, tiles_of
 
 # Above this, sorting is cheaper than comparing all labels with all.
@@ -70,6 +70,7 @@ class Rows:
     def ranges_among(self, own_labels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Where the labels of these rows lie among other, sorted labels."""
         first, last = self.integers(), self.integers()
+        own_labels, labels = own_labels.contiguous(), labels.contiguous()
         if self.count == 0:
             return first, last
         if max(self.count, len(labels)) <= MOST_COUNTED:
@@ -136,7 +137,9 @@ class Problem:
         values[3] = spec.narrow_epsilon(torch.finfo(self.rows.dtype).max)
         self.options = _options_on(self.rows.device, self.rows.dtype, tuple(values))
         # Of unit rows |S| <= 1.
-        self.bounded = spec.normalize and spec.beta * (1 + abs(spec.base)) <= BOUND[self.rows.dtype]
+        crowd = max(0.0, math.log(max(1, self.columns.count) / 2**17))
+        reach = spec.beta * (1 + abs(spec.base)) + crowd
+        self.bounded = spec.normalize and reach <= BOUND[self.rows.dtype]
 
     def piece(self, block_k: int) -> int:
         """Of the depth; the copies' stride is a multiple of it."""
@@ -155,7 +158,11 @@ def _contiguous(side: Side) -> Side:
     return Side(side.embeddings.detach(), side.labels.contiguous(), ids)
 
 
-@functools.lru_cache(maxsize=64)
 def _options_on(device: torch.device, dtype: torch.dtype, values: tuple[float, ...]) -> Tensor:
-    # On the device, so that float64 keeps its digits and no option is compiled in.
-    return torch.tensor(values, dtype=dtype, device=device)
+    """On the device, so that no option is compiled in; by a launch, so that a graph can hold it."""
+    options = torch.empty(len(values), dtype=dtype, device=device)
+    # A launch takes floats as float32: a double goes in two parts.
+    high = [float(torch.tensor(v, dtype=torch.float32)) for v in values]
+    low = [0.0 if math.isinf(h) else v - h for v, h in zip(values, high, strict=True)]
+    options_kernel[(1,)](options, *high, *low)
+    return options

@@ -7,6 +7,17 @@ INFINITY = tl.constexpr(float("inf"))
 
 
 @triton.jit
+def options_kernel(out, a, b, c, d, e, a_low, b_low, c_low, d_low, e_low):
+    """Writes five options, each the sum of two float32 numbers."""
+    T: tl.constexpr = out.dtype.element_ty
+    tl.store(out, tl.cast(a, T) + tl.cast(a_low, T))
+    tl.store(out + 1, tl.cast(b, T) + tl.cast(b_low, T))
+    tl.store(out + 2, tl.cast(c, T) + tl.cast(c_low, T))
+    tl.store(out + 3, tl.cast(d, T) + tl.cast(d_low, T))
+    tl.store(out + 4, tl.cast(e, T) + tl.cast(e_low, T))
+
+
+@triton.jit
 def power_of_two(magnitude):
     """2^-e for magnitudes in [2^e, 2^(e+1)), and its inverse; both are normal numbers."""
     if magnitude.dtype == tl.float64:
