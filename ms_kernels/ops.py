@@ -1,4 +1,4 @@
-"""The two functions of a backend, and their fusion, as torch.library ops.
+"""The two functions of a backend, and their fusion, as ops of PyTorch.
 
 Ops are what torch.compile sees: it never traces into a backend. `options` is
 MultiSimilaritySpec.pack(), and backend "auto" is resolved inside.
@@ -7,7 +7,7 @@ MultiSimilaritySpec.pack(), and backend "auto" is resolved inside.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ms_kernels import dispatch
 from ms_kernels.backends.interface import Side, Term
@@ -20,7 +20,7 @@ _PAIRS = (
     "Tensor embeddings, Tensor labels, Tensor? ids, "
     "Tensor? ref_emb, Tensor? ref_labels, Tensor? ref_ids"
 )
-_library: Any = torch.library.Library("ms_kernels", "DEF")  # type: ignore[no-untyped-call]
+_library: Any = library.Library("ms_kernels", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
     f"row_statistics({_PAIRS}, float[] options, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -191,7 +191,7 @@ for _name, _run, _fake in (
     ("loss_and_gradient", _loss_and_gradient, _loss_and_gradient_fake),
 ):
     _library.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"ms_kernels::{_name}", _fake, lib=_library)
+    library.register_fake(f"ms_kernels::{_name}", _fake, lib=_library)
 
 row_statistics = torch.ops.ms_kernels.row_statistics.default
 embedding_gradient = torch.ops.ms_kernels.embedding_gradient.default

@@ -1,8 +1,9 @@
-"""The torch.library ops: schema, fakes, torch.compile, and no work beyond what is asked."""
+"""The registered ops: schema, fakes, torch.compile, and no work beyond what is asked."""
 
 import pytest
 import torch
 from cases import SPECS, make_batch
+from torch import library
 
 import ms_kernels
 from ms_kernels import multi_similarity_loss, ops
@@ -23,15 +24,15 @@ def pairs(refs, with_ids):
 @pytest.mark.parametrize("with_ids", [False, True], ids=["no_ids", "ids"])
 def test_opcheck(backend, refs, with_ids):
     given = pairs(refs, with_ids)
-    torch.library.opcheck(ops.row_statistics, (*given, PACKED, backend))
-    torch.library.opcheck(ops.loss_and_gradient, (*given, True, refs, PACKED, backend))
-    torch.library.opcheck(ops.loss_and_gradient, (*given, False, False, PACKED, backend))
+    library.opcheck(ops.row_statistics, (*given, PACKED, backend))
+    library.opcheck(ops.loss_and_gradient, (*given, True, refs, PACKED, backend))
+    library.opcheck(ops.loss_and_gradient, (*given, False, False, PACKED, backend))
     stats = ops.row_statistics(*given, PACKED, backend)
-    torch.library.opcheck(ops.row_loss_of, (list(stats), PACKED, backend))
-    torch.library.opcheck(ops.total, (stats[2],))
+    library.opcheck(ops.row_loss_of, (list(stats), PACKED, backend))
+    library.opcheck(ops.total, (stats[2],))
     term = [*stats[:4], torch.ones(48)]
     column_term = [] if refs else term
-    torch.library.opcheck(ops.embedding_gradient, (*given, term, column_term, PACKED, backend))
+    library.opcheck(ops.embedding_gradient, (*given, term, column_term, PACKED, backend))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

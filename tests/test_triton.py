@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import SPECS, Batch, assert_within_budget, case_id, factor_of, make_batch
 from test_backward import gradients
+from torch import library
 
 import ms_kernels
 from ms_kernels import multi_similarity_loss, options, reference
@@ -373,7 +374,7 @@ def test_opcheck_and_compile():
 
     x, y, _, _ = on_device(make_batch(37, None, 5, SPECS["default"], torch.float32))
     packed = SPECS["default"].pack()
-    torch.library.opcheck(
+    library.opcheck(
         ops.loss_and_gradient,
         (x, y, None, None, None, None, True, False, packed, "triton"),
         test_utils=("test_schema", "test_faketensor"),

@@ -131,7 +131,6 @@ def _check_array(name: str, array: Tensor, count: int) -> None:
         raise ValueError(
             f"{name}: expected shape ({count},) on cpu, got {tuple(array.shape)} on {array.device}"
         )
-
     _check_storage(name, array)
 
 
