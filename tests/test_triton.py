@@ -171,12 +171,15 @@ def test_a_hardest_negative_just_at_the_threshold_is_not_passed_over():
         if float(low + torch.tensor(0.1)) <= hp or found == 3:
             continue
         found += 1
-        x = torch.tensor([[1.0, 0.0], [hp, 0.0], [float(low), 0.0]], device=DEVICE)
-        y = torch.tensor([0, 0, 1], device=DEVICE)
+        # One anchor: no other may open its tile.
+        x = torch.tensor([[1.0, 0.0]], device=DEVICE)
+        r = torch.tensor([[hp, 0.0], [float(low), 0.0]], device=DEVICE)
+        y, z = torch.tensor([0], device=DEVICE), torch.tensor([0, 1], device=DEVICE)
         spec = {"normalize": False, "reduction": "none"}
-        want = multi_similarity_loss(x, y, backend="reference", **spec)
+        want = multi_similarity_loss(x, y, r, z, backend="reference", **spec)
         leaf = x.requires_grad_()
-        got = multi_similarity_loss(leaf, y, backend="triton", normalize=False, reduction="sum")
+        spec["reduction"] = "sum"
+        got = multi_similarity_loss(leaf, y, r, z, backend="triton", **spec)
         torch.testing.assert_close(got.detach(), want.sum())
     assert found == 3
 
