@@ -282,19 +282,19 @@ def listed(x, y, monkeypatch, skip_below, **chosen):
     """Tiles that the gradient visits, and all there are."""
     options.skip_below = skip_below
     seen = []
-    real = launch_gradient._tile_list
+    real = launch_gradient.Launch.lists
 
-    def record(*args):
-        found = real(*args)
-        seen.append(found)
-        return found
+    def record(self, budget):
+        for found in real(self, budget):
+            seen.append(found)
+            yield found
 
-    monkeypatch.setattr(launch_gradient, "_tile_list", record)
+    monkeypatch.setattr(launch_gradient.Launch, "lists", record)
     leaf = x.clone().requires_grad_()
     multi_similarity_loss(leaf, y, backend="triton", **chosen).backward()
     monkeypatch.undo()
-    ((tiles, counts),) = seen
-    return int(counts[:, 1].sum()), tiles.numel(), leaf.grad
+    (found,) = seen
+    return int(found.counts[:, 1].sum()), found.tiles.numel(), leaf.grad
 
 
 def test_tiles_that_mining_emptied_are_not_visited(monkeypatch):
@@ -361,6 +361,26 @@ def test_partial_sums_stay_within_the_budget(monkeypatch):
     multi_similarity_loss(x, y, backend="triton")
     held = sum(t.numel() * t.element_size() for partials in seen for t in partials)
     assert 0 < held <= 2500
+
+
+def test_lists_of_tiles_stay_within_the_budget(monkeypatch):
+    sizes = {}
+    lists = launch_gradient.Launch.lists
+
+    def record(self, budget):
+        for count, found in enumerate(lists(self, budget)):
+            sizes["lists"] = count + 1
+            sizes["list bytes"] = found.tiles.numel() * 4
+            yield found
+
+    monkeypatch.setattr(launch_gradient.Launch, "lists", record)
+    options.workspace_bytes = 32
+    x, y, _, _ = on_device(make_batch(97, None, 20, SPECS["default"], torch.float32))
+    leaf = x.clone().requires_grad_()
+    multi_similarity_loss(leaf, y, backend="triton").backward()
+    # Four blocks of rows with four entries each.
+    if interpreted():
+        assert sizes == {"lists": 2, "list bytes": 32}
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])

@@ -126,3 +126,30 @@ def test_what_it_cannot_do_is_said(interpret, arguments, said):
         text=True,
     )
     assert done.returncode == 1 and said in done.stderr
+
+
+def test_a_tuned_file_is_read(tmp_path):
+    wanted = HALF._replace(scan=Tile(128, 256, 32, 4, 4))
+    file = tmp_path / "tiles.json"
+    file.write_text(json.dumps({"half": pack(wanted)}))
+    assert table.tuned(file, "half", HALF) == wanted
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"half": 1}',
+        json.dumps({"half": pack(HALF) | {"scan": [64, 32, 64, 8, 3]}}),
+        json.dumps({"half": pack(HALF) | {"scan": [64, 128, 64, 8]}}),
+        json.dumps({"half": pack(HALF) | {"product": ["64", 64, 64, 8, 3]}}),
+        json.dumps({"half": pack(HALF) | {"weights": [64, 64, 0, 8, 3]}}),
+    ],
+)
+def test_an_unusable_tuned_file_is_named_and_left_aside(tmp_path, content):
+    file = tmp_path / "tiles.json"
+    file.write_text(content)
+    with pytest.warns(UserWarning, match=rf"{file.name} holds no usable tiles for half"):
+        assert table.tuned(file, "half", HALF) == HALF

@@ -38,6 +38,7 @@ def gradient_kernel(
     counts,
     poison,  # (1) or (N): 0, or NaN for rows whose gradient is not a number
     dx,  # (N, D) out, in the caller's order
+    listed,  # first block of rows of the list and of this launch
     N,
     D,
     stride,
@@ -58,7 +59,7 @@ def gradient_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """One program owns BLOCK_M rows, holds their gradient, and reads each listed tile once."""
-    start = tl.program_id(0) * BLOCK_M
+    start = listed * GROUP + tl.program_id(0) * BLOCK_M
     rows = start + tl.arange(0, BLOCK_M)
     depth = tl.arange(0, BLOCK_D)
     inside = depth < stride
@@ -67,14 +68,14 @@ def gradient_kernel(
     )
     scale = tl.load(row_scale + rows)
     sums = tl.zeros((BLOCK_M, BLOCK_D), scale.dtype)
-    group = (start // GROUP).to(tl.int64)
-    positives, count = tl.load(counts + 2 * group), tl.load(counts + 2 * group + 1)
+    own_list = (start // GROUP - listed).to(tl.int64)
+    positives, count = tl.load(counts + 2 * own_list), tl.load(counts + 2 * own_list + 1)
     PARTS: tl.constexpr = GROUP // BLOCK_N
     for NEGATIVES in tl.static_range(2):
         begin = positives * NEGATIVES
         end = positives + (count - positives) * NEGATIVES
         for k in range(begin * PARTS, end * PARTS):
-            tile = tl.load(tiles + group * column_blocks + k // PARTS)
+            tile = tl.load(tiles + own_list * column_blocks + k // PARTS)
             columns = tile * GROUP + k % PARTS * BLOCK_N + tl.arange(0, BLOCK_N)
             at = r + columns.to(tl.int64)[:, None] * stride + depth[None, :]
             other = tl.load(at, mask=inside[None, :], other=0)
@@ -133,6 +134,7 @@ def weights_kernel(
     counts,
     stash,  # of the negative scan, if STASH
     panel,  # (rows of the panel, column_blocks * GROUP) out: weights of listed tiles, side by side
+    listed,  # first block of rows of the list
     first_group,  # of the panel
     stride,
     row_padded,
@@ -159,12 +161,13 @@ def weights_kernel(
     k = tl.program_id(0) % across
     panel_block = tl.program_id(0) // across
     group = (first_group + panel_block // ROW_PARTS).to(tl.int64)
-    positives, count = tl.load(counts + 2 * group), tl.load(counts + 2 * group + 1)
+    own_list = group - listed
+    positives, count = tl.load(counts + 2 * own_list), tl.load(counts + 2 * own_list + 1)
     if k < count * COLUMN_PARTS:
         rows = (
             group.to(tl.int32) * GROUP + panel_block % ROW_PARTS * BLOCK_M + tl.arange(0, BLOCK_M)
         )
-        tile = tl.load(tiles + group * column_blocks + k // COLUMN_PARTS)
+        tile = tl.load(tiles + own_list * column_blocks + k // COLUMN_PARTS)
         columns = tile * GROUP + k % COLUMN_PARTS * BLOCK_N + tl.arange(0, BLOCK_N)
         weight = tl.zeros((BLOCK_M, BLOCK_N), row_scale.dtype.element_ty)
         for NEGATIVES in tl.static_range(2):
@@ -217,6 +220,7 @@ def product_kernel(
     counts,
     poison,
     dx,  # (N, D) out, in the caller's order, not yet taken through the normalisation
+    listed,
     first_group,
     N,
     D,
@@ -239,12 +243,13 @@ def product_kernel(
     rows = group.to(tl.int32) * GROUP + panel_block % ROW_PARTS * BLOCK_M + tl.arange(0, BLOCK_M)
     depth = tl.program_id(0) % pieces * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = depth < stride
-    count = tl.load(counts + 2 * group + 1)
+    own_list = group - listed
+    count = tl.load(counts + 2 * own_list + 1)
     at = panel_block.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     weights = panel + at[:, None] * column_blocks * GROUP + tl.arange(0, BLOCK_N)[None, :]
     sums = tl.zeros((BLOCK_M, BLOCK_D), row_norm.dtype.element_ty)
     for k in range(0, count * PARTS):
-        tile = tl.load(tiles + group * column_blocks + k // PARTS)
+        tile = tl.load(tiles + own_list * column_blocks + k // PARTS)
         columns = tile * GROUP + k % PARTS * BLOCK_N + tl.arange(0, BLOCK_N)
         other = tl.load(
             r + columns.to(tl.int64)[:, None] * stride + depth[None, :],

@@ -22,7 +22,7 @@ class Statistics(NamedTuple):
     loss: Tensor  # (N) else, in the caller's order
     valid: Tensor  # (N): 1 where an anchor keeps a pair
     terms: Tensor  # (5, padded): what the rows add to weights, for an incoming gradient of 1
-    tile_mass: Tensor  # (row blocks, column blocks) of the negative scan
+    tile_mass: Tensor  # (row blocks, column blocks) of the negative scan; empty if exact
     stash: Tensor | None  # its exponentials, where they were asked for and fit
 
 
@@ -63,7 +63,8 @@ def statistics(
     )
 
     column_blocks = triton.cdiv(columns.count, tile.block_n)
-    tile_mass = torch.empty(row_blocks, max(column_blocks, 1), **new)
+    mass_shape = (0, 0) if exact else (row_blocks, max(column_blocks, 1))
+    tile_mass = torch.empty(mass_shape, dtype=torch.bfloat16, device=rows.device)
     hardest_negative = torch.full((rows.padded,), -torch.inf, **new)
     negative_sum = torch.zeros(rows.padded, **new)
     neg_kept = torch.zeros(rows.padded if exact else 0, dtype=torch.int32, device=rows.device)

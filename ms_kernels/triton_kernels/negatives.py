@@ -14,6 +14,13 @@ from ms_kernels.triton_kernels.stash import write_stash
 
 
 @triton.jit
+def rounded_up(mass):
+    """A bfloat16 that is not less, and not 0 unless mass is."""
+    least = tl.where(mass > 0, 1e-37, 0)
+    return tl.maximum(mass * (1 + 2.0**-6), least).to(tl.float32).to(tl.bfloat16)
+
+
+@triton.jit
 def negative_scan_kernel(
     x,
     row_scale,
@@ -32,7 +39,7 @@ def negative_scan_kernel(
     column_sum,
     column_kept,
     stash,  # out: exponentials of tiles that keep a pair, if STASH; see `stash.py`
-    tile_mass,  # (row blocks, column blocks) out: no row or column of the tile sums to more
+    tile_mass,  # (row blocks, column blocks) out unless EXACT: no row or column sums to more
     first_block,  # of this launch's row blocks
     blocks,  # row blocks of this launch
     N,
@@ -155,7 +162,8 @@ def negative_scan_kernel(
             tl.store(column_sum + at, column_total)
             if EXACT:
                 tl.store(column_kept + at, column_count)
-        tl.store(tile_mass + block.to(tl.int64) * column_blocks + tile, mass)
+        if not EXACT:
+            tl.store(tile_mass + block.to(tl.int64) * column_blocks + tile, rounded_up(mass))
     at = split.to(tl.int64) * row_cells + local * BLOCK_M + tl.arange(0, BLOCK_M)
     tl.store(row_hardest + at, hardest)
     tl.store(row_sum + at, sums)

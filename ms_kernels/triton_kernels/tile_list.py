@@ -15,12 +15,13 @@ from ms_kernels.triton_kernels.pairs import positive_range
 def tile_list_kernel(
     first,
     last,
-    tile_mass,  # (row blocks, column blocks) of the negative scan, GROUP by SCAN_N pairs
+    tile_mass,  # (row blocks, column blocks) of the negative scan, GROUP by SCAN_N pairs, bfloat16
     row_terms,
     column_terms,
     tolerance,  # (1): weight that a row may lose in all
-    tiles,  # (blocks, columns_blocks) out, int32: tiles with positives first, each kind ascending
+    tiles,  # (blocks, column_blocks) out, int32: tiles with positives first, each kind ascending
     counts,  # (blocks, 2) out: tiles with positives, tiles in all
+    listed,  # first block of rows of the list
     N,
     M,
     row_padded,
@@ -43,12 +44,12 @@ def tile_list_kernel(
     than `tolerance` over all tiles.
     """
     T: tl.constexpr = row_terms.dtype.element_ty
-    block = tl.program_id(0)
+    block = listed + tl.program_id(0)
     rows = block.to(tl.int64) * GROUP + tl.arange(0, GROUP)
     low, high = positive_range(first, last, rows, N)
     low_block = low // GROUP
     high_block = tl.where(high > low, (high + GROUP - 1) // GROUP, low_block)
-    out = tiles + block.to(tl.int64) * column_blocks
+    out = tiles + tl.program_id(0).to(tl.int64) * column_blocks
     for start in range(low_block, high_block, BLOCK):
         tile = start + tl.arange(0, BLOCK)
         tl.store(out + tile - low_block, tile, mask=tile < high_block)
@@ -62,7 +63,7 @@ def tile_list_kernel(
         skip_none = most <= 0
     for start in range(0, column_blocks, BLOCK):
         tile = start + tl.arange(0, BLOCK)
-        listed = (tile < column_blocks) & ((tile < low_block) | (tile >= high_block))
+        some = (tile < column_blocks) & ((tile < low_block) | (tile >= high_block))
         if HAS_MASS:
             wide = tile.to(tl.int64)
             own = block.to(tl.int64)
@@ -73,18 +74,19 @@ def tile_list_kernel(
                 at = by_column
             if SYMMETRIC:
                 at = tl.where(wide < own, by_column, by_row)
-            mass = tl.load(tile_mass + at, mask=listed, other=0)
+            mass = tl.load(tile_mass + at, mask=some, other=0).to(T)
             factor = tl.zeros((BLOCK,), T) + row_factor
             if HAS_COLUMN:
                 columns = wide[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
                 at = column_terms + 2 * column_padded + columns
-                offset = tl.load(at, mask=listed[:, None], other=INFINITY)
+                offset = tl.load(at, mask=some[:, None], other=INFINITY)
                 factor = tl.maximum(factor, tl.exp(-tl.min(offset, 1)))
             light = mass * factor <= most  # false where mass is infinite, whatever the factor
-            listed &= mass > 0
-            listed &= (light == 0) | skip_none
-        place = count + tl.cumsum(listed.to(tl.int32), 0) - 1
-        tl.store(out + place, tile, mask=listed)
-        count += tl.sum(listed.to(tl.int32))
-    tl.store(counts + 2 * block, positives)
-    tl.store(counts + 2 * block + 1, count)
+            some &= mass > 0
+            some &= (light == 0) | skip_none
+        place = count + tl.cumsum(some.to(tl.int32), 0) - 1
+        tl.store(out + place, tile, mask=some)
+        count += tl.sum(some.to(tl.int32))
+    at = counts + 2 * tl.program_id(0)
+    tl.store(at, positives)
+    tl.store(at + 1, count)

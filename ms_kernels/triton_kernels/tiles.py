@@ -7,6 +7,7 @@ a compiler reports for each row are kept in tests/triton_resources.json.
 import functools
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ MODES = ("half", "tf32x3", "tf32", "float64")
 
 # Of the kernels: a tuned file of other kernels is not read.
 VERSION = 1
+# Of the compute capability: earlier GPUs have no bfloat16 and no asynchronous copies.
+LEAST_MAJOR = 8
 
 
 class Tile(NamedTuple):
@@ -129,11 +132,32 @@ def tiles_of(mode: str, device: torch.device) -> Tiles:
     """What the tuner found for this model of GPU (`tuned_file`), else the table's row."""
     if interpreted():
         return _INTERPRETED
-    standard = standard_tiles(mode, torch.cuda.get_device_capability(device)[0])
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < LEAST_MAJOR:  # of several GPUs the current one may be newer
+        raise ValueError(
+            f"embeddings: on {device}, whose compute capability is {major}.{minor}, the kernels "
+            f"need {LEAST_MAJOR}.0 or newer; use backend='panels'"
+        )
+    standard = standard_tiles(mode, major)
     file = tuned_file(torch.cuda.get_device_name(device))
-    if not file.exists():
-        return standard
-    return unpack(json.loads(file.read_text())[mode], standard)
+    return tuned(file, mode, standard) if file.exists() else standard
+
+
+def tuned(file: Path, mode: str, standard: Tiles) -> Tiles:
+    """The tuner's tiles, or the standard ones with a warning where the file holds none."""
+    try:
+        tiles = unpack(json.loads(file.read_text())[mode], standard)
+        if agree(tiles):
+            return tiles
+        reason = "its blocks do not divide each other"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    warnings.warn(
+        f"ms_kernels: {file} holds no usable tiles for {mode} ({reason}), the standard ones are "
+        "used; delete the file or run python -m ms_kernels tune",
+        stacklevel=2,
+    )
+    return standard
 
 
 def tuned_file(gpu: str) -> Path:
@@ -155,6 +179,11 @@ def unpack(packed: dict[str, Any], standard: Tiles) -> Tiles:
 def agree(tiles: Tiles) -> bool:
     """Whether the blocks divide each other as the kernels need."""
     scan = tiles.scan
+    every = (scan, tiles.weights, tiles.product, *tiles.owner.values())
+    if not all(
+        isinstance(n, int) and n > 0 and n & (n - 1) == 0 for tile in every for n in tile[:4]
+    ):
+        return False
     blocks = [tile[:2] for tile in (tiles.weights, tiles.product, *tiles.owner.values())]
     return (
         scan.block_n % scan.block_m == 0
