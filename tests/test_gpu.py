@@ -182,7 +182,7 @@ def peak_of(n, d, dtype, **chosen):
 def test_memory_grows_as_n_d(d, record_property):
     peaks = {n: peak_of(n, d, torch.bfloat16) for n in (8192, 16384, 32768)}
     record_property("peak_bytes", peaks)
-    # The lists of tiles grow as N squared, with a factor of 1 / 1024 bytes.
+    # The tile sums grow as N squared, with a factor of 1 / 4096 bytes.
     budget = ms_kernels.options.workspace_bytes
     assert peaks[32768] <= 2.2 * peaks[16384] and peaks[16384] <= 2.2 * peaks[8192] + budget
     dense = 32768**2 * 2  # bytes of the similarities alone, in bfloat16
