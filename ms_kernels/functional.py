@@ -85,7 +85,7 @@ def multi_similarity_loss(
                 ids=pairs.ids,
                 ref_ids=pairs.ref_ids,
                 reduction=reduction,
-                **vars(spec),
+                **spec.by_name(),
             )
         return _in_public_dtype(loss, embeddings)
     _refuse_transforms(embeddings=embeddings, ref_emb=ref_emb)
@@ -180,6 +180,6 @@ def row_statistics(
                     pairs.ref_labels,
                     ids=pairs.ids,
                     ref_ids=pairs.ref_ids,
-                    **vars(spec),
+                    **spec.by_name(),
                 )
         return RowStatistics(*ops.row_statistics(*pairs, spec.pack(), backend))

@@ -59,9 +59,9 @@ class MultiSimilarityLoss(nn.Module):
             ref_labels,
             reduction=self.reduction,
             backend=self.backend,
-            **vars(self.spec),
+            **self.spec.by_name(),
         )
 
     def extra_repr(self) -> str:
-        options = {**vars(self.spec), "reduction": self.reduction, "backend": self.backend}
+        options = {**self.spec.by_name(), "reduction": self.reduction, "backend": self.backend}
         return ", ".join(f"{name}={value!r}" for name, value in options.items())

@@ -4,6 +4,7 @@ import functools
 import math
 import sys
 from dataclasses import dataclass, fields
+from typing import Any
 
 LARGEST = sys.float_info.max
 
@@ -43,9 +44,13 @@ class MultiSimilaritySpec:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
 
+    def by_name(self) -> dict[str, Any]:
+        """The options as keywords; torch.compile of torch 2.11 cannot trace vars(spec)."""
+        return {name: getattr(self, name) for name in NAMES}
+
     def pack(self) -> list[float]:
         """The options in the order of their declaration, None as infinity: what an op can take."""
-        return [math.inf if v is None else float(v) for v in vars(self).values()]
+        return [math.inf if v is None else float(v) for v in self.by_name().values()]
 
     def narrow_epsilon(self, most: float) -> float:
         """epsilon for a dtype of greatest number `most`: finite stays finite, None is infinity."""
@@ -56,8 +61,10 @@ class MultiSimilaritySpec:
         return _unpacked(tuple(packed))
 
 
+NAMES = tuple(field.name for field in fields(MultiSimilaritySpec))
+
+
 @functools.lru_cache(maxsize=64)
 def _unpacked(packed: tuple[float, ...]) -> MultiSimilaritySpec:
-    names = [field.name for field in fields(MultiSimilaritySpec)]
-    values = dict(zip(names, (None if math.isinf(v) else v for v in packed), strict=True))
+    values = dict(zip(NAMES, (None if math.isinf(v) else v for v in packed), strict=True))
     return MultiSimilaritySpec(**{**values, "normalize": bool(values["normalize"])})  # type: ignore[arg-type]
