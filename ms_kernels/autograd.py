@@ -8,7 +8,6 @@ from torch import Tensor
 from ms_kernels import ops
 from ms_kernels.checks import Pairs
 from ms_kernels.reference import count_valid
-from ms_kernels.spec import MultiSimilaritySpec
 
 
 class ReducedLoss(torch.autograd.Function):
@@ -65,10 +64,9 @@ class RowLoss(torch.autograd.Function):
         embeddings: Tensor,
         ref_emb: Tensor | None,
         pairs: Pairs,
-        spec: MultiSimilaritySpec,
+        packed: list[float],
         backend: str,
     ) -> Tensor:
-        packed = spec.pack()
         stats = ops.row_statistics(*pairs, packed, backend)
         ctx.save_for_backward(*pairs, *stats[:4])
         ctx.packed, ctx.backend = packed, backend

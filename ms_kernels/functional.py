@@ -98,7 +98,7 @@ def multi_similarity_loss(
             valid = count_valid(kept) if reduction == "mean_valid" else None
             loss = reduce(ops.total(loss), reduction, max(embeddings.shape[0], 1), valid)
     elif reduction == "none":
-        loss = RowLoss.apply(embeddings, ref_emb, pairs, spec, backend)  # type: ignore[no-untyped-call]
+        loss = RowLoss.apply(embeddings, ref_emb, pairs, spec.pack(), backend)  # type: ignore[no-untyped-call]
     else:
         loss = ReducedLoss.apply(embeddings, ref_emb, pairs, reduction, spec.pack(), backend)  # type: ignore[no-untyped-call]
     return _in_public_dtype(loss, embeddings)

@@ -81,3 +81,14 @@ def test_unknown_command_shows_the_usage():
         [sys.executable, "-m", "ms_kernels", "dance"], capture_output=True, text=True
     )
     assert run.returncode == 2 and "demo" in run.stderr
+
+
+def test_an_old_triton_is_named(monkeypatch):
+    triton = pytest.importorskip("triton")
+    from ms_kernels.backends import triton as backend
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(triton, "__version__", "3.6.0+git1")
+    assert backend.missing() is None
+    monkeypatch.setattr(triton, "__version__", "3.2.0")
+    assert "Triton 3.6 or newer is needed, this is 3.2.0" in backend.missing()

@@ -6,6 +6,7 @@ at the few tiles with positives; the gradient visits the tiles that mining left.
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import os
 
@@ -17,6 +18,9 @@ from ms_kernels.reference import RowStatistics
 from ms_kernels.settings import options
 from ms_kernels.spec import MultiSimilaritySpec
 
+# Earlier ones have no float64 products and gave wrong float32 ones.
+LEAST_TRITON = (3, 6)
+
 # Kernels import Triton, so they are imported by the functions that launch them.
 
 
@@ -24,10 +28,17 @@ def missing() -> str | None:
     """None when Triton and a GPU are here, or its interpreter is asked for; else why not."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install triton"
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    if not torch.cuda.is_available():
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not interpreted and not torch.cuda.is_available():
         return "torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+    version: str = importlib.import_module("triton").__version__
+    if tuple(int(n) for n in version.split(".")[:2]) < LEAST_TRITON:
+        wanted = ".".join(map(str, LEAST_TRITON))
+        return (
+            f"Triton {wanted} or newer is needed, this is {version}; update torch, which brings it"
+        )
+    if interpreted:
+        return None
     capability = torch.cuda.get_device_capability()
     if capability < (8, 0):
         major, minor = capability
