@@ -4,6 +4,7 @@ Ops are what torch.compile sees: it never traces into a backend. `options` is
 MultiSimilaritySpec.pack(), and backend "auto" is resolved inside.
 """
 
+import operator
 from typing import Any
 
 import torch
@@ -69,7 +70,11 @@ def _embedding_gradient(
     module = dispatch.load(dispatch.resolve(backend, embeddings.device.type, len(embeddings)))
     rows, columns = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
     spec = MultiSimilaritySpec.unpack(options)
-    dx: Tensor = module.embedding_gradient(rows, columns, spec, _term(row_term), _term(column_term))
+    term = _term(row_term)
+    # In self mode one term serves both sides.
+    both = len(row_term) == len(column_term) and all(map(operator.is_, row_term, column_term))
+    other = term if both else _term(column_term)
+    dx: Tensor = module.embedding_gradient(rows, columns, spec, term, other)
     return dx
 
 

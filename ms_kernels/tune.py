@@ -115,6 +115,8 @@ def run(show: bool, modes: list[str] | None = None) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     gpu = torch.cuda.get_device_name(device)
     file = tuned_file(gpu)
+    if file is None:
+        sys.exit("tune: no home folder to keep the tiles in; set XDG_CACHE_HOME to a full path")
     if not show:
         chosen = {mode: tiles_of(mode, device) for mode in MODES}
         for mode in modes or MODES:

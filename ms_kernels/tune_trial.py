@@ -10,7 +10,8 @@ from torch import Tensor
 from ms_kernels.backends.interface import Side
 from ms_kernels.settings import options
 from ms_kernels.spec import MultiSimilaritySpec
-from ms_kernels.triton_kernels.gradient import gradient_kernel, product_kernel, weights_kernel
+from ms_kernels.triton_kernels.gradient import gradient_kernel
+from ms_kernels.triton_kernels.gradient_panels import product_kernel, weights_kernel
 from ms_kernels.triton_kernels.launch_gradient import gradient
 from ms_kernels.triton_kernels.launch_statistics import statistics
 from ms_kernels.triton_kernels.negatives import negative_scan_kernel

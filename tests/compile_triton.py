@@ -58,6 +58,7 @@ def source_of(kernel, args, keywords):
     """As the launcher specialises it: alignment, multiples of 16, and 1 as a constant."""
     signature, constants, attributes = {}, {}, {}
     given = dict(zip(kernel.arg_names, args, strict=False))
+    unspecialized = {kernel.arg_names[p.num] for p in kernel.params if p.do_not_specialize}
     for place, name in enumerate(kernel.arg_names):
         if name not in given:
             signature[name] = "constexpr"
@@ -69,6 +70,8 @@ def source_of(kernel, args, keywords):
             attributes[(place,)] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
             signature[name] = "fp32"
+        elif name in unspecialized:
+            signature[name] = "i32" if abs(value) < 2**31 else "i64"
         elif value == 1:
             signature[name] = "constexpr"
             constants[(place,)] = 1
@@ -103,10 +106,11 @@ def _tool(name, *args):
     return subprocess.run([TOOLS / name, *args], capture_output=True, text=True, check=True).stdout
 
 
-def step(dtype, depth, spec=None, refs=False, exact=False, n=4096):
+def step(dtype, depth, spec=None, refs=False, exact=False, n=4096, with_ids=False):
     spec = spec or MultiSimilaritySpec()
-    anchors = Side(torch.empty(n, depth, dtype=dtype), torch.arange(n), None)
-    candidates = Side(torch.empty(n, depth, dtype=dtype), torch.arange(n), None) if refs else None
+    ids = torch.arange(n) if with_ids else None
+    anchors = Side(torch.empty(n, depth, dtype=dtype), torch.arange(n), ids)
+    candidates = Side(torch.empty(n, depth, dtype=dtype), torch.arange(n), ids) if refs else None
     if not exact:
         return lambda: backend.loss_and_gradient(anchors, candidates, spec, True, refs)
     floats = [torch.empty(n) for _ in range(4)]
@@ -129,10 +133,14 @@ def cases(variants):
         ("fp64", torch.float64),
     ):
         mode = {"bf16": "half", "fp16": "half", "fp64": "float64"}.get(name, name)
-        owner = tiles.TABLE[0][mode].owner
+        owner = tiles.TABLE[9][mode].owner
         depths = [*owner, 2 * max(owner)]
         for depth in depths:
             yield f"{name}-D{depth}", "high" if name == "tf32" else "highest", step(dtype, depth)
+    half = torch.bfloat16
+    for depth in (256, 1024):
+        yield f"bf16-D{depth}-ids", "highest", step(half, depth, with_ids=True)
+        yield f"bf16-D{depth}-few", "highest", step(half, depth, n=400)  # shared blocks of rows
     if not variants:
         return
     for n in (1, 70):  # sizes of 1 become constants
@@ -142,7 +150,6 @@ def cases(variants):
                     name = f"fp32-N{n}-D{depth}{'-refs' * refs}{'-exact' * exact}"
                     run = step(torch.float32, depth, refs=refs, exact=exact, n=n)
                     yield name, "highest", run
-    half = torch.bfloat16
     raw = MultiSimilaritySpec(normalize=False)
     for depth in (128, 1024):
         yield f"bf16-D{depth}-refs", "highest", step(half, depth, refs=True)
@@ -169,7 +176,7 @@ def job(index):
 def main() -> None:
     capability = int(sys.argv[1].removeprefix("sm_"))
     wanted = sys.argv[2:]
-    table = tiles.TABLE.get(capability // 10, tiles.TABLE[0])
+    table = tiles.TABLE.get(capability // 10, tiles.TABLE[8])
     problem.tiles_of = lambda mode, device: table[mode]
     seen = set()
     for name, precision, run in cases(variants=capability == 90):

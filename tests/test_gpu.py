@@ -196,6 +196,36 @@ def test_65536_rows_in_less_than_2_gb(d, record_property):
     assert peak < 2e9
 
 
+def test_a_million_rows_in_less_than_4_gb(record_property):
+    peak = peak_of(1 << 20, 128, torch.bfloat16)
+    record_property("peak_bytes", peak)
+    assert peak < 4e9
+
+
+def test_refs_of_more_than_2_to_the_31_elements():
+    """Few anchors and a memory past 32-bit offsets; its last rows alone give the same gradient."""
+    count, d, last = (1 << 22) + 4096, 512, 4096
+    generator = torch.Generator("cuda").manual_seed(0)
+    r = torch.empty(count, d, dtype=torch.bfloat16, device="cuda").normal_(generator=generator)
+    centre = torch.randn(d, generator=generator, device="cuda").to(torch.bfloat16)
+    # All rows but the last are far from every anchor: mining drops them.
+    r[-last:] += 2 * centre
+    r[:-last] = -centre
+    x = r[-64:].clone() + 0.1
+    y, z = torch.arange(64, device="cuda"), torch.full((count,), -1, device="cuda")
+    z[-last:] = torch.arange(last, device="cuda") % 64
+    few = r[-last:].clone()
+    found = []
+    for refs, labels in ((r, z), (few, z[-last:].clone())):
+        anchors, refs = x.clone().requires_grad_(), refs.requires_grad_()
+        loss = ms_kernels.multi_similarity_loss(anchors, y, refs, labels, backend="triton")
+        loss.backward()
+        found.append((loss.detach(), anchors.grad, refs.grad[-last:]))
+    for got, want in zip(*found, strict=True):
+        assert want.abs().sum() > 0
+        torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-6)
+
+
 def launches(run):
     """Names of the kernels that one call of run() starts, fills and copies included."""
     run()
@@ -214,6 +244,9 @@ def test_launches_of_a_step_do_not_grow(record_property):
         found = {n: launches(lambda n=n: step(*clustered_once(n))) for n in (512, 2048, 8192)}
     record_property("launches", {n: len(names) for n, names in found.items()})
     print({n: len(names) for n, names in found.items()}, found[2048])
+    deep = {n: len(launches(lambda n=n: step(*clustered_once(n, 512)))) for n in (2048, 8192)}
+    record_property("launches_of_deep_rows", deep)
+    assert deep[8192] <= 100  # panels of weights grow as N squared
     assert len(found[512]) > 0
     assert len(found[8192]) <= len(found[512]) + 8  # a few more chunks of partial sums
     assert len(found[8192]) <= 60
@@ -222,7 +255,7 @@ def test_launches_of_a_step_do_not_grow(record_property):
 _batches = {}
 
 
-def clustered_once(n):
-    if n not in _batches:
-        _batches[n] = clustered(n, 256, torch.bfloat16)
-    return _batches[n]
+def clustered_once(n, d=256):
+    if (n, d) not in _batches:
+        _batches[n, d] = clustered(n, d, torch.bfloat16)
+    return _batches[n, d]

@@ -54,8 +54,15 @@ MAY_IMPORT = {
         "triton_kernels.similarity",
         "triton_kernels.stash",
     },
+    "triton_kernels.gradient_sums": {"triton_kernels.similarity"},
     "triton_kernels.gradient": {
+        "triton_kernels.gradient_sums",
         "triton_kernels.rows",
+        "triton_kernels.similarity",
+        "triton_kernels.weights",
+    },
+    "triton_kernels.gradient_panels": {
+        "triton_kernels.gradient_sums",
         "triton_kernels.similarity",
         "triton_kernels.stash",
         "triton_kernels.weights",
@@ -78,6 +85,8 @@ MAY_IMPORT = {
     "triton_kernels.launch_gradient": {
         "backends.interface",
         "triton_kernels.gradient",
+        "triton_kernels.gradient_panels",
+        "triton_kernels.gradient_sums",
         "triton_kernels.problem",
         "triton_kernels.rows",
         "triton_kernels.tile_list",
@@ -98,6 +107,7 @@ MAY_IMPORT = {
         "settings",
         "spec",
         "triton_kernels.gradient",
+        "triton_kernels.gradient_panels",
         "triton_kernels.launch_gradient",
         "triton_kernels.launch_statistics",
         "triton_kernels.problem",

@@ -13,7 +13,7 @@ from ms_kernels.triton_kernels import tiles as table
 from ms_kernels.triton_kernels.tiles import TABLE, Tile, agree, pack, unpack
 
 ALL = [(major, mode) for major in TABLE for mode in table.MODES]
-HALF = TABLE[0]["half"]
+HALF = TABLE[9]["half"]
 
 
 @pytest.mark.parametrize(("major", "mode"), ALL)
@@ -146,6 +146,12 @@ def test_a_tuned_file_is_read(tmp_path):
         json.dumps({"half": pack(HALF) | {"scan": [64, 128, 64, 8]}}),
         json.dumps({"half": pack(HALF) | {"product": ["64", 64, 64, 8, 3]}}),
         json.dumps({"half": pack(HALF) | {"weights": [64, 64, 0, 8, 3]}}),
+        json.dumps({"half": pack(HALF) | {"weights": [32, 64, 64, 8, 3]}}),  # other instructions
+        json.dumps({"half": pack(HALF) | {"scan": [64, 128, 64, 8, 1000]}}),
+        json.dumps({"half": pack(HALF) | {"scan": [64, 128, 64, 1024, 3]}}),
+        json.dumps({"half": pack(HALF) | {"scan": [64, 128, 1, 8, 3]}}),
+        json.dumps({"half": pack(HALF) | {"owner": {"-5": [64, 64, 32, 8, 2]}}}),
+        "[" * 100_000,
     ],
 )
 def test_an_unusable_tuned_file_is_named_and_left_aside(tmp_path, content):
@@ -153,3 +159,18 @@ def test_an_unusable_tuned_file_is_named_and_left_aside(tmp_path, content):
     file.write_text(content)
     with pytest.warns(UserWarning, match=rf"{file.name} holds no usable tiles for half"):
         assert table.tuned(file, "half", HALF) == HALF
+
+
+def test_where_tuned_tiles_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert table.tuned_file("NVIDIA H100/80").parent == tmp_path / "ms_kernels"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for useless in ("", "here"):
+        monkeypatch.setenv("XDG_CACHE_HOME", useless)
+        assert tmp_path / "home" in table.tuned_file("NVIDIA H100").parents
+
+    def no_home():
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(table.Path, "home", no_home)
+    assert table.tuned_file("NVIDIA H100") is None and table.tuned(None, "half", HALF) == HALF

@@ -5,7 +5,6 @@ at the few tiles with positives; the gradient visits the tiles that mining left.
 """
 
 import contextlib
-import functools
 import importlib
 import importlib.util
 import os
@@ -54,7 +53,7 @@ def row_statistics(
     from ms_kernels.triton_kernels.problem import Problem
 
     with _on_device_of(anchors.embeddings):
-        problem = Problem(anchors, candidates, spec)
+        problem = Problem(anchors, candidates, spec, wide=True)
         found = statistics(problem, options.workspace_bytes, exact=True)
         assert found.exact is not None
         return found.exact
@@ -72,25 +71,18 @@ def embedding_gradient(
     from ms_kernels.triton_kernels.problem import Problem
 
     with _on_device_of(rows.embeddings):
-        problem = Problem(rows, columns, spec)
-        terms = [row_term, column_term]
-        largest = torch.ones(1, dtype=problem.rows.dtype, device=rows.embeddings.device)
-        if problem.rows.copy.dtype == torch.float16:  # weights must fit its range
-            given = [t.dloss.abs().amax() for t in terms if t is not None and t.dloss.numel()]
-            most = functools.reduce(torch.maximum, given, torch.zeros_like(largest))
-            largest = torch.where(most > 0, most, 1.0).to(largest.dtype)
+        problem = Problem(rows, columns, spec, wide=True)
         poison = torch.zeros(1, dtype=problem.rows.dtype, device=rows.embeddings.device)
         if column_term is not None:  # a weight that is not a number reaches every row
             poison = poison + _poison(column_term.stats.neg_lse).sum().to(poison.dtype)
         if row_term is not None and row_term is not column_term:
             poison = poison + _poison(row_term.stats.neg_lse).to(poison.dtype)
-        sides = (problem.rows, problem.columns)
-        read = [
-            None if term is None else read_terms(side, term, problem, largest)
-            for side, term in zip(sides, terms, strict=True)
-        ]
-        dx = gradient(problem, read[0], read[1], poison, None, options.workspace_bytes)
-        return dx * largest if problem.rows.copy.dtype == torch.float16 else dx
+        row_terms = None if row_term is None else read_terms(problem.rows, row_term, problem)
+        if column_term is None or column_term is row_term:
+            column_terms = None if column_term is None else row_terms
+        else:
+            column_terms = read_terms(problem.columns, column_term, problem)
+        return gradient(problem, row_terms, column_terms, poison, None, options.workspace_bytes)
 
 
 def loss_and_gradient(

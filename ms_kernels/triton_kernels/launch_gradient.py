@@ -8,8 +8,10 @@ import triton
 from torch import Tensor
 
 from ms_kernels.backends.interface import Term
-from ms_kernels.triton_kernels.gradient import gradient_kernel, product_kernel, weights_kernel
-from ms_kernels.triton_kernels.problem import Problem, Rows, rows_at_once
+from ms_kernels.triton_kernels.gradient import gradient_kernel
+from ms_kernels.triton_kernels.gradient_panels import product_kernel, weights_kernel
+from ms_kernels.triton_kernels.gradient_sums import sum_parts_kernel
+from ms_kernels.triton_kernels.problem import BUSY, Problem, Rows, rows_at_once
 from ms_kernels.triton_kernels.rows import project_kernel
 from ms_kernels.triton_kernels.tile_list import tile_list_kernel
 from ms_kernels.triton_kernels.tiles import Tile, owner_of
@@ -37,7 +39,7 @@ class Listed(NamedTuple):
     counts: Tensor  # (groups, 2)
 
 
-def read_terms(side: Rows, term: Term, problem: Problem, largest: Tensor) -> Tensor:
+def read_terms(side: Rows, term: Term, problem: Problem) -> Tensor:
     """Terms of one side from the statistics and incoming gradient of its rows."""
     terms = torch.empty(5, side.padded, dtype=side.dtype, device=side.device)
     stats = term.stats
@@ -47,7 +49,6 @@ def read_terms(side: Rows, term: Term, problem: Problem, largest: Tensor) -> Ten
         term.dloss.contiguous(),
         side.order,
         problem.options,
-        largest,
         terms,
         side.count,
         side.padded,
@@ -77,12 +78,13 @@ def gradient(
         return dx.zero_()
     launch = Launch(problem, row_terms, column_terms, poison, scan, dx)
     owner = owner_of(problem.tiles, rows.stride)
+    whole = False
     for listed in launch.lists(workspace_bytes):
         if owner is not None:
-            launch.rows_whole(owner, listed)
+            whole = launch.rows_whole(owner, listed)
         else:
             launch.by_panels(workspace_bytes, listed)
-    if owner is None and problem.spec.normalize:
+    if problem.spec.normalize and not whole:
         launch.project()
     return dx
 
@@ -158,17 +160,22 @@ class Launch:
             )
             yield Listed(first, groups, tiles, counts)
 
-    def rows_whole(self, owner: Tile, listed: Listed) -> None:
+    def rows_whole(self, owner: Tile, listed: Listed) -> bool:
+        """Whether dx has been taken through the normalisation."""
         problem, rows = self.problem, self.problem.rows
-        gradient_kernel[(listed.groups * self.group // owner.block_m,)](
+        height = listed.groups * self.group
+        parts = self._parts(self.group // owner.block_m)
+        partial = self._partial(parts, height) if parts > 1 else self.dx
+        gradient_kernel[(height // owner.block_m * parts,)](
             *(rows.copy, rows.scale, rows.norm, rows.ids, self.row_terms),
             *(problem.first, problem.last, rows.order),
             *self.columns_read,
             listed.tiles,
             listed.counts,
             self.poison,
-            self.dx,
+            partial,
             listed.first,
+            parts,
             rows.count,
             rows.width,
             rows.stride,
@@ -177,6 +184,7 @@ class Launch:
             self.column_blocks,
             self.poison_stride,
             NORMALIZE=problem.spec.normalize,
+            SPLIT=parts > 1,
             BLOCK_M=owner.block_m,
             BLOCK_N=owner.block_n,
             BLOCK_D=max(16, triton.next_power_of_2(rows.stride)),
@@ -185,24 +193,48 @@ class Launch:
             **self.common,
             **self.pairs,
         )
+        if parts > 1:
+            self._sum_parts(partial, listed.first * self.group, height)
+        return parts == 1
 
     def by_panels(self, budget: int, listed: Listed) -> None:
-        rows = self.problem.rows
-        width = self.column_blocks * self.group
-        row_bytes = width * rows.copy.element_size()
-        at_once = min(listed.groups, max(1, budget // (row_bytes * self.group)))
-        shape = (at_once * self.group, width)
+        """Panels of as many rows as keep the GPU busy, and of more if all their tiles fit."""
+        rows, product = self.problem.rows, self.problem.tiles.product
+        across = triton.cdiv(rows.stride, product.block_k) * (self.group // product.block_m)
+        tile_bytes = self.group**2 * rows.copy.element_size()
+        parts = self._parts(across)
+        groups = min(listed.groups, triton.cdiv(BUSY, across))
+        held = min(self.column_blocks, max(1, budget // (groups * tile_bytes)))
+        if held == self.column_blocks:
+            groups = min(listed.groups, max(groups, budget // (held * tile_bytes)))
+        shape = (groups * self.group, held * self.group)
         panel = torch.empty(shape, dtype=rows.copy.dtype, device=rows.device)
-        for start in range(0, listed.groups, at_once):
-            first, height = listed.first + start, min(at_once, listed.groups - start) * self.group
-            self._weights(panel, listed, first, height)
-            self._product(panel, listed, first, height)
+        for start in range(0, listed.groups, groups):
+            first, height = listed.first + start, min(groups, listed.groups - start) * self.group
+            partial = self._partial(parts, height) if parts > 1 else self.dx
+            for tile in range(0, self.column_blocks, held):
+                place = (first, tile, min(held, self.column_blocks - tile))
+                self._weights(panel, listed, place, height)
+                self._product(panel, listed, place, height, partial, parts)
+            if parts > 1:
+                self._sum_parts(partial, first * self.group, height)
 
-    def _weights(self, panel: Tensor, listed: Listed, first: int, height: int) -> None:
+    def _parts(self, across: int) -> int:
+        """Programs that share a block of rows; the same for every budget, as bits depend on it."""
+        return min(self.column_blocks, max(1, BUSY // (self.groups * across)))
+
+    def _partial(self, parts: int, height: int) -> Tensor:
+        rows = self.problem.rows
+        return torch.empty(parts, height, rows.stride, dtype=rows.dtype, device=rows.device)
+
+    def _weights(
+        self, panel: Tensor, listed: Listed, place: tuple[int, int, int], height: int
+    ) -> None:
         problem, rows, tile = self.problem, self.problem.rows, self.problem.tiles.weights
         stash = None if self.scan is None else self.scan.stash
         scan_n = problem.tiles.scan.block_n
-        weights_kernel[(height // tile.block_m * (panel.shape[1] // tile.block_n),)](
+        across = place[2] * self.group // tile.block_n
+        weights_kernel[(height // tile.block_m * across,)](
             *(rows.copy, rows.scale, rows.ids, self.row_terms),
             *(problem.first, problem.last),
             *self.columns_read,
@@ -211,7 +243,7 @@ class Launch:
             panel if stash is None else stash,
             panel,
             listed.first,
-            first,
+            *place,
             rows.stride,
             rows.padded,
             problem.columns.padded,
@@ -228,10 +260,18 @@ class Launch:
             **self.pairs,
         )
 
-    def _product(self, panel: Tensor, listed: Listed, first: int, height: int) -> None:
+    def _product(
+        self,
+        panel: Tensor,
+        listed: Listed,
+        place: tuple[int, int, int],
+        height: int,
+        partial: Tensor,
+        parts: int,
+    ) -> None:
         problem, rows, tile = self.problem, self.problem.rows, self.problem.tiles.product
         pieces = triton.cdiv(rows.stride, tile.block_k)
-        product_kernel[(height // tile.block_m * pieces,)](
+        product_kernel[(height // tile.block_m * pieces * parts,)](
             panel,
             problem.columns.copy,
             rows.norm,
@@ -240,19 +280,42 @@ class Launch:
             listed.counts,
             self.poison,
             self.dx,
+            partial,
             listed.first,
-            first,
+            *place,
+            height,
+            parts,
             rows.count,
             rows.width,
             rows.stride,
             self.column_blocks,
             self.poison_stride,
+            SPLIT=parts > 1,
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
             BLOCK_D=tile.block_k,
             num_warps=tile.warps,
             num_stages=tile.stages,
             **self.common,
+        )
+
+    def _sum_parts(self, partial: Tensor, first_row: int, height: int) -> None:
+        rows = self.problem.rows
+        sum_parts_kernel[(triton.cdiv(height, 16) * triton.cdiv(rows.stride, 64),)](
+            partial,
+            rows.norm,
+            rows.order,
+            self.poison,
+            self.dx,
+            first_row,
+            height,
+            partial.shape[0],
+            rows.count,
+            rows.width,
+            rows.stride,
+            self.poison_stride,
+            ROWS=16,
+            BLOCK_D=64,
         )
 
     def project(self) -> None:

@@ -9,11 +9,9 @@ from torch import Tensor
 from ms_kernels.reference import RowStatistics
 from ms_kernels.triton_kernels.negatives import merge_kernel, negative_scan_kernel
 from ms_kernels.triton_kernels.positives import positive_finish_kernel, positive_scan_kernel
-from ms_kernels.triton_kernels.problem import Problem
+from ms_kernels.triton_kernels.problem import BUSY, Problem
 from ms_kernels.triton_kernels.tiles import owner_of
 
-# Programs that keep a large GPU busy several times over.
-MANY_PROGRAMS = 1056
 MOST_TILES = 8
 
 
@@ -69,7 +67,7 @@ def statistics(
     negative_sum = torch.zeros(rows.padded, **new)
     neg_kept = torch.zeros(rows.padded if exact else 0, dtype=torch.int32, device=rows.device)
     work = row_blocks * column_blocks // (2 if problem.symmetric else 1)
-    tiles = min(MOST_TILES, max(1, work // MANY_PROGRAMS))
+    tiles = min(MOST_TILES, max(1, work // (4 * BUSY)))
     splits = triton.cdiv(column_blocks, tiles)
     chunk = _chunk(problem, workspace_bytes, row_blocks, splits, exact)
     row_cells, column_cells = chunk * tile.block_m, columns.padded if problem.symmetric else 0
@@ -98,9 +96,9 @@ def statistics(
             row_cells,
             column_cells,
             column_blocks,
+            tiles,
             STASH=stash is not None,
             MAY_OVERFLOW=not problem.spec.normalize,
-            TILES=tiles,
             **flags,
             **common,
         )
@@ -116,7 +114,7 @@ def statistics(
             splits,
             row_cells,
             column_cells,
-            TILES=tiles,
+            tiles,
             **flags,
             **shape,
         )

@@ -20,7 +20,7 @@ def rounded_up(mass):
     return tl.maximum(mass * (1 + 2.0**-6), least).to(tl.float32).to(tl.bfloat16)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_block", "blocks", "tiles"])
 def negative_scan_kernel(
     x,
     row_scale,
@@ -48,6 +48,7 @@ def negative_scan_kernel(
     row_cells,
     column_cells,
     column_blocks,
+    tiles,  # blocks of columns of one program
     MODE: tl.constexpr,
     ID_MODE: tl.constexpr,
     SYMMETRIC: tl.constexpr,
@@ -55,12 +56,11 @@ def negative_scan_kernel(
     MAY_OVERFLOW: tl.constexpr,
     EXACT: tl.constexpr,
     STASH: tl.constexpr,
-    TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One program owns BLOCK_M anchors and TILES blocks of columns; sums have one fixed order.
+    """One program owns BLOCK_M anchors and `tiles` blocks of columns; sums have one fixed order.
 
     SYMMETRIC: columns are anchors too, and only pairs above the diagonal are visited; each serves
     its row and its column. EXACT also counts kept pairs and finds the hardest negative of anchors
@@ -71,10 +71,10 @@ def negative_scan_kernel(
     split = tl.program_id(0) // blocks
     block = first_block + local
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    start = split * TILES
+    start = split * tiles
     if SYMMETRIC:
         start = tl.maximum(start, block * BLOCK_M // BLOCK_N)
-    end = tl.minimum(split * TILES + TILES, column_blocks)
+    end = tl.minimum(split * tiles + tiles, column_blocks)
 
     row_first, row_last = tl.load(first + rows), tl.load(last + rows)
     row_threshold = negative_threshold(tl.load(hardest_positive + rows), options)
@@ -202,7 +202,7 @@ def merged(
     return new, sums, kept
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_block", "blocks", "splits", "tiles"])
 def merge_kernel(
     options,
     row_hardest,
@@ -219,10 +219,10 @@ def merge_kernel(
     splits,
     row_cells,
     column_cells,
+    tiles,
     SYMMETRIC: tl.constexpr,
     BOUNDED: tl.constexpr,
     EXACT: tl.constexpr,
-    TILES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -256,7 +256,7 @@ def merge_kernel(
     if (local >= 0) & (local < blocks):
         start = 0
         if SYMMETRIC:
-            start = block * BLOCK_M // BLOCK_N // TILES
+            start = block * BLOCK_M // BLOCK_N // tiles
         for split in range(start, splits):
             at = (wide + split) * row_cells + local * BLOCK_M + tl.arange(0, BLOCK_M)
             hardest, sums, kept = merged(

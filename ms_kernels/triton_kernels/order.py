@@ -12,6 +12,7 @@ def rank_kernel(
     last,
     N,
     BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,  # labels that are compared at once
 ):
     """One program ranks BLOCK samples by counting lesser labels, and equal ones before them."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -19,8 +20,8 @@ def rank_kernel(
     less = tl.zeros((BLOCK,), tl.int32)
     equal = less
     before = less
-    for start in range(0, N, BLOCK):
-        j = start + tl.arange(0, BLOCK)
+    for start in range(0, N, WIDE):
+        j = start + tl.arange(0, WIDE)
         valid = j < N
         other = tl.load(labels + j, mask=valid, other=0)
         same = (other[None, :] == own[:, None]) & valid[None, :]
@@ -43,14 +44,15 @@ def range_kernel(
     N,
     M,
     BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,  # labels that are compared at once
 ):
     """One program counts the lesser and the equal labels of the other side for BLOCK samples."""
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     own = tl.load(labels + tl.load(order + k, mask=k < N, other=0), mask=k < N, other=0)
     less = tl.zeros((BLOCK,), tl.int32)
     equal = less
-    for start in range(0, M, BLOCK):
-        j = start + tl.arange(0, BLOCK)
+    for start in range(0, M, WIDE):
+        j = start + tl.arange(0, WIDE)
         valid = j < M
         other = tl.load(others + j, mask=valid, other=0)
         less += tl.sum(((other[None, :] < own[:, None]) & valid[None, :]).to(tl.int32), 1)

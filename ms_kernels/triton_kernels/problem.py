@@ -1,6 +1,7 @@
 """Both sides of the pairs as the kernels want them: sorted by label, copied, padded."""
 
 import math
+import struct
 
 import torch
 import triton
@@ -13,8 +14,11 @@ from ms_kernels.triton_kernels.pairs import DIAGONAL, GIVEN, NO_IDS
 from ms_kernels.triton_kernels.rows import copy_kernel, options_kernel
 from ms_kernels.triton_kernels.tiles import Tiles, mode_of, tiles_of
 
+# Two programs for each processor of a large GPU; a constant, as bits depend on it.
+BUSY = 264
 # Above this, sorting is cheaper than comparing all labels with all.
 MOST_COUNTED = 8192
+AT_ONCE = {"BLOCK": 32, "WIDE": 256}
 # exp of +-75 and sums of 2^17 of them are normal float32 numbers; of +-600, float64.
 BOUND = {torch.float32: 75.0, torch.float64: 600.0}
 
@@ -59,7 +63,7 @@ class Rows:
             self.width,
             self.stride,
             NORMALIZE=spec.normalize,
-            HALF=operand.itemsize == 2,
+            HALF=2 in (operand.itemsize, x.dtype.itemsize),
             ROWS=height,
             BLOCK_D=width,
         )
@@ -75,7 +79,7 @@ class Rows:
             return first, last
         if max(self.count, len(labels)) <= MOST_COUNTED:
             range_kernel[(triton.cdiv(self.count, 32),)](
-                own_labels, self.order, labels, first, last, self.count, len(labels), BLOCK=32
+                own_labels, self.order, labels, first, last, self.count, len(labels), **AT_ONCE
             )
             return first, last
         own = own_labels[self.order[: self.count].long()]
@@ -87,7 +91,7 @@ class Rows:
         order, first, last = self.integers(), self.integers(), self.integers()
         if 0 < self.count <= MOST_COUNTED:
             rank_kernel[(triton.cdiv(self.count, 32),)](
-                labels, order, first, last, self.count, BLOCK=32
+                labels, order, first, last, self.count, **AT_ONCE
             )
         elif self.count:
             values, places = labels.sort(stable=True)
@@ -107,6 +111,16 @@ def _search(sorted_labels: Tensor, wanted: Tensor, first: Tensor, last: Tensor) 
     last[:count] = torch.searchsorted(sorted_labels, wanted, side="right")
 
 
+def is_bounded(spec: MultiSimilaritySpec, count: int, dtype: torch.dtype) -> bool:
+    """Whether exp(beta (S - base)), and a sum of `count` of them, is a normal number of the dtype.
+
+    Of unit rows |S| <= 1.
+    """
+    crowd = max(0.0, math.log(max(1, count) / 2**17))
+    reach = max(spec.beta * (1 - spec.base) + crowd, spec.beta * (1 + spec.base))
+    return spec.normalize and reach <= BOUND[dtype]
+
+
 class Problem:
     """Rows, columns (the same object in self mode), options, and how to multiply."""
 
@@ -116,10 +130,11 @@ class Problem:
         columns: Side | None,
         spec: MultiSimilaritySpec,
         tiles: Tiles | None = None,  # default: those of the mode and device
+        wide: bool = False,  # weights may be of any size
     ) -> None:
         rows = _contiguous(rows)
         self.spec = spec
-        self.mode, operand = mode_of(rows.embeddings.dtype)
+        self.mode, operand = mode_of(rows.embeddings.dtype, wide)
         self.tiles = tiles or tiles_of(self.mode, rows.embeddings.device)
         self.rows = Rows(rows, spec, self.tiles, operand)
         self.symmetric = columns is None
@@ -136,10 +151,7 @@ class Problem:
         values = spec.pack()[:5]
         values[3] = spec.narrow_epsilon(torch.finfo(self.rows.dtype).max)
         self.options = _options_on(self.rows.device, self.rows.dtype, tuple(values))
-        # Of unit rows |S| <= 1.
-        crowd = max(0.0, math.log(max(1, self.columns.count) / 2**17))
-        reach = spec.beta * (1 + abs(spec.base)) + crowd
-        self.bounded = spec.normalize and reach <= BOUND[self.rows.dtype]
+        self.bounded = is_bounded(spec, self.columns.count, self.rows.dtype)
 
     def piece(self, block_k: int) -> int:
         """Of the depth; the copies' stride is a multiple of it."""
@@ -161,8 +173,5 @@ def _contiguous(side: Side) -> Side:
 def _options_on(device: torch.device, dtype: torch.dtype, values: tuple[float, ...]) -> Tensor:
     """On the device, so that no option is compiled in; by a launch, so that a graph can hold it."""
     options = torch.empty(len(values), dtype=dtype, device=device)
-    # A launch takes floats as float32: a double goes in two parts.
-    high = [float(torch.tensor(v, dtype=torch.float32)) for v in values]
-    low = [0.0 if math.isinf(h) else v - h for v, h in zip(values, high, strict=True)]
-    options_kernel[(1,)](options, *high, *low)
+    options_kernel[(1,)](options, *struct.unpack("5q", struct.pack("5d", *values)))
     return options

@@ -6,15 +6,15 @@ import triton.language as tl
 INFINITY = tl.constexpr(float("inf"))
 
 
-@triton.jit
-def options_kernel(out, a, b, c, d, e, a_low, b_low, c_low, d_low, e_low):
-    """Writes five options, each the sum of two float32 numbers."""
+@triton.jit(do_not_specialize=["a", "b", "c", "d", "e"])
+def options_kernel(out, a, b, c, d, e):
+    """Writes five options from the bits of float64 numbers: a float argument would be a float32."""
     T: tl.constexpr = out.dtype.element_ty
-    tl.store(out, tl.cast(a, T) + tl.cast(a_low, T))
-    tl.store(out + 1, tl.cast(b, T) + tl.cast(b_low, T))
-    tl.store(out + 2, tl.cast(c, T) + tl.cast(c_low, T))
-    tl.store(out + 3, tl.cast(d, T) + tl.cast(d_low, T))
-    tl.store(out + 4, tl.cast(e, T) + tl.cast(e_low, T))
+    tl.store(out, a.to(tl.int64).to(tl.float64, bitcast=True).to(T))
+    tl.store(out + 1, b.to(tl.int64).to(tl.float64, bitcast=True).to(T))
+    tl.store(out + 2, c.to(tl.int64).to(tl.float64, bitcast=True).to(T))
+    tl.store(out + 3, d.to(tl.int64).to(tl.float64, bitcast=True).to(T))
+    tl.store(out + 4, e.to(tl.int64).to(tl.float64, bitcast=True).to(T))
 
 
 @triton.jit

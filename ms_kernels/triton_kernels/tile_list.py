@@ -11,7 +11,7 @@ from ms_kernels.triton_kernels.multi_similarity import INFINITY
 from ms_kernels.triton_kernels.pairs import positive_range
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["listed"])
 def tile_list_kernel(
     first,
     last,
@@ -59,7 +59,9 @@ def tile_list_kernel(
         row_factor = tl.zeros((), T)
         if HAS_ROW:
             row_factor = tl.exp(-tl.min(tl.load(row_terms + 2 * row_padded + rows)))
-        most = tl.zeros((BLOCK,), T) + tl.load(tolerance) / column_blocks
+        # An anchor's tiles lie along a row of blocks, or along a column.
+        most_tiles = tl.maximum(column_blocks, tl.cdiv(N, GROUP))
+        most = tl.zeros((BLOCK,), T) + tl.load(tolerance) / most_tiles
         skip_none = most <= 0
     for start in range(0, column_blocks, BLOCK):
         tile = start + tl.arange(0, BLOCK)

@@ -5,8 +5,10 @@ a compiler reports for each row are kept in tests/triton_resources.json.
 """
 
 import functools
+import importlib.metadata
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,10 +86,12 @@ _TF32X3_SM80 = Tiles(
     product=Tile(32, 32, 64, 4, 2),
     owner={32: Tile(32, 32, 32, 4, 1), 64: Tile(32, 32, 64, 4, 1)},
 )
-# By the major number of the compute capability; 0 for every other.
+_GROUPED = {"half": _HALF, "tf32x3": _TF32X3, "tf32": _TF32, "float64": _FLOAT64}
+# By the major number of the compute capability; others are taken for the eldest.
 TABLE = {
-    0: {"half": _HALF, "tf32x3": _TF32X3, "tf32": _TF32, "float64": _FLOAT64},
-    8: {"half": _HALF, "tf32x3": _TF32X3_SM80, "tf32": _TF32, "float64": _FLOAT64},
+    8: {**_GROUPED, "tf32x3": _TF32X3_SM80},
+    9: _GROUPED,
+    10: {**_GROUPED, "half": _HALF._replace(product=Tile(64, 64, 128, 4, 3))},
 }
 
 # Small enough for the interpreter, and several tiles even in small batches.
@@ -104,9 +108,11 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def mode_of(dtype: torch.dtype) -> tuple[str, torch.dtype]:
+def mode_of(dtype: torch.dtype, wide: bool = False) -> tuple[str, torch.dtype]:
     """The mode for embeddings of a dtype, and the dtype of the operands.
 
+    `wide`: weights may be of any size. Those of float16 rows are tf32 numbers then, of as many bits
+    and more range; so are the rows, without loss.
     float32 products follow torch.get_float32_matmul_precision(): "highest" are accurate to float32,
     "high" are tf32, "medium" take rows rounded to bfloat16.
     """
@@ -119,12 +125,14 @@ def mode_of(dtype: torch.dtype) -> tuple[str, torch.dtype]:
         if precision == "high":
             return "tf32", dtype
         dtype = torch.bfloat16
+    if dtype == torch.float16 and wide:
+        return "tf32", torch.float32
     return "half_in_float32" if interpreted() else "half", dtype
 
 
 def standard_tiles(mode: str, major: int) -> Tiles:
     """The table's row for a major number of the compute capability."""
-    return TABLE.get(major, TABLE[0])[mode]
+    return TABLE.get(major, TABLE[LEAST_MAJOR])[mode]
 
 
 @functools.cache
@@ -138,19 +146,19 @@ def tiles_of(mode: str, device: torch.device) -> Tiles:
             f"embeddings: on {device}, whose compute capability is {major}.{minor}, the kernels "
             f"need {LEAST_MAJOR}.0 or newer; use backend='panels'"
         )
-    standard = standard_tiles(mode, major)
-    file = tuned_file(torch.cuda.get_device_name(device))
-    return tuned(file, mode, standard) if file.exists() else standard
+    return tuned(tuned_file(torch.cuda.get_device_name(device)), mode, standard_tiles(mode, major))
 
 
-def tuned(file: Path, mode: str, standard: Tiles) -> Tiles:
-    """The tuner's tiles, or the standard ones with a warning where the file holds none."""
+def tuned(file: Path | None, mode: str, standard: Tiles) -> Tiles:
+    """The tuner's tiles; the standard ones without a file, or, with a warning, if it is no use."""
     try:
+        if file is None or not file.exists():
+            return standard
         tiles = unpack(json.loads(file.read_text())[mode], standard)
         if agree(tiles):
             return tiles
-        reason = "its blocks do not divide each other"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = "its blocks do not fit the kernels"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
     warnings.warn(
         f"ms_kernels: {file} holds no usable tiles for {mode} ({reason}), the standard ones are "
@@ -160,10 +168,17 @@ def tuned(file: Path, mode: str, standard: Tiles) -> Tiles:
     return standard
 
 
-def tuned_file(gpu: str) -> Path:
-    """Where `python -m ms_kernels tune` keeps the tiles of a model of GPU."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return cache / "ms_kernels" / f"tiles-{gpu.replace(' ', '-')}-{VERSION}.json"
+def tuned_file(gpu: str) -> Path | None:
+    """Where `python -m ms_kernels tune` keeps the tiles of a model of GPU; None without a home."""
+    folder = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        cache = Path(folder) if Path(folder).is_absolute() else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    # Another compiler may spill where this one did not.
+    version = importlib.metadata.version("triton")
+    name = re.sub(r"[^\w.-]", "-", f"tiles-{gpu}-{VERSION}-triton-{version}.json")
+    return cache / "ms_kernels" / name
 
 
 def pack(tiles: Tiles) -> dict[str, Any]:
@@ -177,19 +192,28 @@ def unpack(packed: dict[str, Any], standard: Tiles) -> Tiles:
 
 
 def agree(tiles: Tiles) -> bool:
-    """Whether the blocks divide each other as the kernels need."""
+    """Whether the blocks are such as the kernels and the compiler take, and divide each other.
+
+    All that compute similarities must use the same instructions, which from 64 rows are others: a
+    pair has the same bits everywhere.
+    """
     scan = tiles.scan
-    every = (scan, tiles.weights, tiles.product, *tiles.owner.values())
-    if not all(
-        isinstance(n, int) and n > 0 and n & (n - 1) == 0 for tile in every for n in tile[:4]
-    ):
-        return False
-    blocks = [tile[:2] for tile in (tiles.weights, tiles.product, *tiles.owner.values())]
+    similar = (scan, tiles.weights, *tiles.owner.values())
+    every = (*similar, tiles.product)
     return (
-        scan.block_n % scan.block_m == 0
+        all(type(number) is int for tile in every for number in tile)
+        and all(_is_power(n, 16, 1024) for tile in every for n in tile[:3])
+        and all(_is_power(tile.warps, 1, 16) and 1 <= tile.stages <= 8 for tile in every)
+        and all(_is_power(depth, 16, 1024) for depth in tiles.owner)
+        and scan.block_n % scan.block_m == 0
         and scan.block_m >= 32  # rows that one program copies at once
-        and all(scan.block_m % size == 0 for pair in blocks for size in pair)
+        and all(scan.block_m % size == 0 for tile in every[1:] for size in tile[:2])
+        and len({tile.block_m >= 64 and tile.warps >= 4 for tile in similar}) == 1
     )
+
+
+def _is_power(number: int, least: int, most: int) -> bool:
+    return least <= number <= most and number & (number - 1) == 0
 
 
 def owner_of(tiles: Tiles, depth: int) -> Tile | None:

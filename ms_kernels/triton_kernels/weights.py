@@ -125,7 +125,6 @@ def read_terms_kernel(
     dloss,
     order,
     options,
-    largest,  # (1): dloss is divided by it
     terms,  # (5, padded) out
     N,
     padded,
@@ -142,7 +141,7 @@ def read_terms_kernel(
     high = positive_threshold(tl.load(hardest_negative + at, mask=present, other=0).to(T), options)
     neg_offset = softplus(z)
     pos_offset = softplus(tl.load(pos_lse + at, mask=present, other=0).to(T))
-    weight = tl.load(dloss + at, mask=present, other=0).to(T) / tl.load(largest)
+    weight = tl.load(dloss + at, mask=present, other=0).to(T)
     tl.store(terms + k, tl.where(muted, INFINITY, low), mask=k < padded)
     tl.store(terms + padded + k, tl.where(muted, -INFINITY, high), mask=k < padded)
     tl.store(terms + 2 * padded + k, tl.where(muted, 0, neg_offset), mask=k < padded)
