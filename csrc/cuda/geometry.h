@@ -12,6 +12,8 @@ constexpr int kThreads = 128;  // four warps, each of 32 x 32 of the tile
 constexpr int kWarpTile = 32;
 constexpr int kStepBytes = 128;  // of depth in one stage of the pipeline
 
+constexpr int kListRun = 4;  // listed tiles whose weights one block takes
+
 // A whole number of tiles.
 MSK_HOST_DEVICE inline std::int64_t padded(std::int64_t count) {
   return (count + kTile - 1) / kTile * kTile;

@@ -10,6 +10,9 @@ namespace msk::gpu {
 std::int64_t plan(Problem& problem, std::int64_t budget);
 void place(Problem& problem, std::byte* workspace, std::int64_t budget);
 
+// The same for each path, after what they have in common.
+std::int64_t layout_tiled(Problem& problem, std::byte* workspace, std::int64_t budget);
+
 // Starts the work of a placed problem on a stream of a device.
 void launch(const Problem& problem, int device, void* stream);
 

@@ -1,0 +1,71 @@
+// Both sides in label order, seen by tiles. Positives lie in the few tiles whose labels overlap.
+#pragma once
+
+#include "cuda/side.cuh"
+
+namespace msk::gpu {
+
+struct Range {
+  std::int64_t first, last;
+};
+
+template <class P>
+struct OrderedPairs : Pairs<P> {
+  using Scalar = typename P::Scalar;
+  std::int64_t row_tiles, column_tiles;
+
+  MSK_DEVICE explicit OrderedPairs(const Problem& p)
+      : Pairs<P>(p),
+        row_tiles(padded(this->rows.count) / kTile),
+        column_tiles(padded(this->columns.count) / kTile) {}
+
+  // Tiles of columns with a label between the least and the greatest of a tile of rows.
+  MSK_DEVICE Range overlapping(std::int64_t row_tile) const {
+    const std::int64_t low = least(this->rows, row_tile), high = greatest(this->rows, row_tile);
+    const std::int64_t first = below(low, false), last = below(high, true);
+    return {first / kTile, last > first ? (last + kTile - 1) / kTile : first / kTile};
+  }
+  MSK_DEVICE bool overlap(std::int64_t row_tile, std::int64_t column_tile) const {
+    return least(this->rows, row_tile) <= greatest(this->columns, column_tile) &&
+           least(this->columns, column_tile) <= greatest(this->rows, row_tile);
+  }
+  MSK_DEVICE bool one_class(std::int64_t row_tile, std::int64_t column_tile) const {
+    const std::int64_t label = least(this->rows, row_tile);
+    return label == greatest(this->rows, row_tile) && label == least(this->columns, column_tile) &&
+           label == greatest(this->columns, column_tile);
+  }
+  MSK_DEVICE bool present(std::int64_t i, std::int64_t j) const {
+    return i < this->rows.count && j < this->columns.count;
+  }
+  // Of pairs that are present.
+  MSK_DEVICE bool negative(std::int64_t i, std::int64_t j) const {
+    return this->rows.labels[i] != this->columns.labels[j] && !this->self_pair(i, j);
+  }
+  MSK_DEVICE bool positive(std::int64_t i, std::int64_t j, Scalar s) const {
+    return this->rows.labels[i] == this->columns.labels[j] && !this->self_pair(i, j) &&
+           s < this->loss.max_positive_similarity;
+  }
+
+ private:
+  MSK_DEVICE static std::int64_t least(const Side<P>& side, std::int64_t tile) {
+    return side.labels[tile * kTile];
+  }
+  MSK_DEVICE static std::int64_t greatest(const Side<P>& side, std::int64_t tile) {
+    const std::int64_t last = tile * kTile + kTile - 1;
+    return side.labels[last < side.count ? last : side.count - 1];
+  }
+  // How many columns have a lesser label, or one that is not greater.
+  MSK_DEVICE std::int64_t below(std::int64_t label, bool or_equal) const {
+    std::int64_t first = 0, last = this->columns.count;
+    while (first < last) {
+      const std::int64_t middle = (first + last) / 2, found = this->columns.labels[middle];
+      if (found < label || (or_equal && found == label))
+        first = middle + 1;
+      else
+        last = middle;
+    }
+    return first;
+  }
+};
+
+}  // namespace msk::gpu

@@ -1,0 +1,193 @@
+"""What the tiled path of the cuda backend adds: runs, spans, lists of tiles, and its launches."""
+
+import ctypes
+import shutil
+
+import pytest
+import test_backward
+import test_forward
+import torch
+from cases import DTYPES, SPECS, case_id, make_batch
+from host_gpu import build
+from host_gpu.serve import serve
+
+import ms_kernels
+from ms_kernels import MultiSimilaritySpec, multi_similarity_loss, options, reference
+from ms_kernels.backends import cuda
+from ms_kernels.backends.interface import Side, Term
+
+pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+
+
+@pytest.fixture
+def module():
+    return build.module()
+
+
+@pytest.fixture
+def backend(monkeypatch, module):
+    return serve(monkeypatch, module, "by_tiles")
+
+
+@pytest.fixture
+def skip_below(monkeypatch):
+    def choose(value):
+        monkeypatch.setattr(options, "_skip_below", value)
+
+    return choose
+
+
+def counted(module, name, run):
+    """How much a counter of the machine grows, and what `run` gives."""
+    counter = getattr(ctypes.CDLL(module.__file__), f"host_gpu_{name}")
+    counter.restype = ctypes.c_int64
+    before = counter()
+    found = run()
+    return counter() - before, found
+
+
+def step(x, y, *refs, **chosen):
+    leaves = [v.detach().clone().requires_grad_() for v in (x, *refs[:1])]
+    loss = multi_similarity_loss(leaves[0], y, *leaves[1:], *refs[1:], backend="cuda", **chosen)
+    loss.sum().backward()
+    return loss.detach(), *(leaf.grad for leaf in leaves)
+
+
+@pytest.fixture
+def few_tiles_are_many(monkeypatch, tmp_path):
+    """The plan of thousands of rows, for hundreds: long runs, bounds that tiles share."""
+    csrc = tmp_path / "csrc"
+    shutil.copytree(build.CSRC, csrc)
+    path = csrc / "cuda" / "plan_tiled.cpp"
+    source = path.read_text()
+    for before, after in (
+        ("kManyBlocks = 1056;", "kManyBlocks = 3;"),
+        ("std::int64_t(1) << 24;", "20;"),
+    ):
+        assert before in source
+        source = source.replace(before, after)
+    path.write_text(source)
+    serve(monkeypatch, build.module(csrc), "by_tiles")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
+@pytest.mark.parametrize("shape", [(400, None, 20), (330, 200, 20), (70, 450, 20)], ids=case_id)
+@pytest.mark.parametrize("budget", [0, 100_000, 40 << 20])
+def test_runs_spans_and_chunks(few_tiles_are_many, monkeypatch, shape, dtype, budget):
+    monkeypatch.setattr(options, "_workspace_bytes", budget)
+    batch = make_batch(*shape, SPECS["default"], dtype)
+    test_forward.check(batch, SPECS["default"], dtype, "cuda")
+    test_backward.check(batch, SPECS["default"], dtype, "cuda", "mean")
+
+
+def separated(n, d, classes):
+    """Classes along directions of their own: mining empties the tiles between most of them."""
+    y = torch.arange(n) * classes // n
+    generator = torch.Generator().manual_seed(n)
+    noise = 0.1 * torch.randn(n, d, generator=generator, dtype=torch.float64)
+    return torch.eye(d, dtype=torch.float64)[y % d] + noise, y
+
+
+def products(module, run):
+    return counted(module, "products", run)
+
+
+def test_tiles_that_mining_emptied_are_not_visited(backend, module, skip_below):
+    skip_below(0.0)
+    x, y = separated(256, 16, 16)
+    every, _ = products(module, lambda: step(x, y, epsilon=None))
+    visited, got = products(module, lambda: step(x, y))
+    # Of 16 tiles the 4 on the diagonal hold positives.
+    assert visited < 0.6 * every
+    leaf = x.clone().requires_grad_()
+    want = multi_similarity_loss(leaf, y, backend="reference")
+    want.backward()
+    torch.testing.assert_close(got[0], want.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(got[1], leaf.grad, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("bound", [2.0**-24, 1e-3, 0.1])
+@pytest.mark.parametrize("with_refs", [False, True], ids=["self", "refs"])
+def test_what_is_skipped_stays_under_its_bound(backend, skip_below, bound, with_refs):
+    x, y = separated(256, 16, 32)
+    x = x + 0.2 * torch.randn(256, 16, dtype=torch.float64)
+    refs = separated(130, 16, 32) if with_refs else ()
+    skip_below(0.0)
+    _, *exact = step(x, y, *refs, reduction="mean")
+    skip_below(bound)
+    _, *approximate = step(x, y, *refs, reduction="mean")
+    stats = ms_kernels.row_statistics(x, y, *refs, backend="reference")
+    greatest = float((-torch.expm1(-torch.nn.functional.softplus(stats.neg_lse))).max())
+    for side, full, part in zip((x, *refs[:1]), exact, approximate, strict=True):
+        # Through the normalisation an error grows by 1 / |x| at most.
+        error = (full - part).norm(dim=1) * side.norm(dim=1)
+        assert error.max() <= (1 + 64) * bound * greatest / len(y) + 1e-15
+        assert error.sum() <= 2 * bound * greatest + 1e-14
+
+
+def test_tiles_of_negligible_weight_are_skipped(backend, module, skip_below):
+    """Without mining every negative is kept; those of distant classes weigh next to nothing."""
+    x, y = separated(320, 16, 5)
+    x[y == 1] = x[y == 0] + 0.05 * x[y == 1]
+    found = []
+    for bound in (0.0, 2.0**-24, 1e-3):
+        skip_below(bound)
+        found.append(products(module, lambda: step(x, y, epsilon=None)))
+    assert found[2][0] <= found[1][0] < found[0][0]
+    scale = float(found[0][1][1].abs().max())
+    torch.testing.assert_close(found[1][1][1], found[0][1][1], rtol=0, atol=2.0**-22 * scale)
+
+
+def test_a_similarity_that_overflows_spoils_rows_of_tiles_that_are_not_visited(backend):
+    x, y = separated(200, 8, 40)
+    x = x.float()
+    x[3] *= 1e30
+    x[190] = x[3]
+    _, dx = step(x, y, normalize=False)
+    assert dx.isnan().all()
+
+
+@pytest.mark.parametrize("shape", [(70, None, 5), (70, 90, 5)], ids=case_id)
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
+def test_a_gradient_grows_with_the_incoming_one(backend, shape, dtype):
+    """By powers of two, to the bits: also where float16 could not hold the weights."""
+    x, y, r, z = make_batch(*shape, SPECS["default"], dtype)
+    spec = MultiSimilaritySpec()
+    rows, columns = Side(x, y, None), None if r is None else Side(r, z, None)
+    stats = cuda.row_statistics(rows, columns, spec)
+    found = []
+    for scale in (1.0, 2.0**30, 2.0**-30):
+        term = Term(stats, torch.full_like(stats.pos_lse, scale))
+        both = (term, term if columns is None else None)
+        found.append(cuda.embedding_gradient(rows, columns, spec, *both) / scale)
+    assert found[0].any()
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_launches_do_not_grow_with_the_batch(backend, module):
+    """Copy, positives, negatives, their sum, finish; then list, weights, product."""
+    for n in (40, 200):
+        x, y, r, z = make_batch(n, 150, 5, SPECS["default"], torch.float64)
+        assert counted(module, "launches", lambda: step(x, y))[0] == 8  # noqa: B023
+        assert counted(module, "launches", lambda: step(x, y, r, z))[0] == 12  # noqa: B023
+        count, _ = counted(
+            module,
+            "launches",
+            lambda: ms_kernels.row_statistics(x, y, backend="cuda"),  # noqa: B023
+        )
+        assert count == 5
+
+
+def test_the_size_of_a_batch_chooses_the_path(monkeypatch, module):
+    backend = serve(monkeypatch, module, "one_launch")
+    monkeypatch.setattr(cuda, "ONE_LAUNCH", 64)
+    for n, wanted in ((64, 1), (65, 8)):
+        x, y, _, _ = make_batch(n, None, 5, SPECS["default"], torch.float64)
+        count, (loss, dx) = counted(module, "launches", lambda: step(x, y))  # noqa: B023
+        assert count == wanted
+        leaf = x.clone().requires_grad_()
+        want = reference.multi_similarity_loss(leaf, y)
+        want.backward()
+        torch.testing.assert_close(loss, want.detach(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(dx, leaf.grad, rtol=1e-10, atol=1e-14)
+    assert backend == "cuda"
