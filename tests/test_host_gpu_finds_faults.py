@@ -11,7 +11,7 @@ import test_backward
 import torch
 from cases import SPECS, make_batch
 from host_gpu import build
-from host_gpu.serve import serve
+from host_gpu.serve import few_tiles_are_many, serve
 
 pytestmark = [
     pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not())),
@@ -110,10 +110,16 @@ FAULTS_BY_TILES = {
         "const bool mirrored = pairs.self && column > tile + 1;",
         None,
     ),
-    "a_tile_too_few_is_listed": (
-        "tile_list.cuh",
-        "if (w < int(threadIdx.x) / 32) before += more;",
-        "if (w <= int(threadIdx.x) / 32) before += more;",
+    "a_segment_forgets_those_before_it": (
+        "tile_gradient.cuh",
+        "if (!first_segment) value += out;",
+        "",
+        None,
+    ),
+    "a_segment_forgets_its_projection": (
+        "tile_gradient.cuh",
+        "half() == 0 && !first_segment ?",
+        "false ?",
         None,
     ),
     "tiles_with_weight_are_left_out": (
@@ -128,17 +134,29 @@ FAULTS_BY_TILES = {
 
 def check(monkeypatch, module, path="one_launch"):
     serve(monkeypatch, module, path)
-    # Several tiles for a block, of several steps each, their number odd.
-    batch = make_batch(130, None, 129, SPECS["default"], torch.bfloat16)
-    test_backward.check(batch, SPECS["default"], torch.bfloat16, "cuda", "mean")
+    if path == "one_launch":
+        # Several tiles for a block, of several steps each, their number odd.
+        shape, dtype = (130, None, 129), torch.bfloat16
+    else:
+        # Tiles beyond the neighbours of the diagonal, with negatives that mining keeps.
+        shape, dtype = (200, None, 20), torch.float64
+    batch = make_batch(*shape, SPECS["default"], dtype)
+    test_backward.check(batch, SPECS["default"], dtype, "cuda", "mean")
+
+
+def sources(path, folder):
+    if path == "by_tiles":
+        return few_tiles_are_many(folder)
+    shutil.copytree(build.CSRC, folder)
+    return folder
 
 
 @pytest.mark.parametrize("path", ["one_launch", "by_tiles"])
-def test_the_check_passes_without_a_fault(monkeypatch, path):
-    check(monkeypatch, build.module(instances=INSTANCE[path]), path)
+def test_the_check_passes_without_a_fault(monkeypatch, tmp_path, path):
+    check(monkeypatch, build.module(sources(path, tmp_path / "csrc"), INSTANCE[path]), path)
 
 
-INSTANCE = {"one_launch": ("batch_bfloat16",), "by_tiles": ("tiled_bfloat16",)}
+INSTANCE = {"one_launch": ("batch_bfloat16",), "by_tiles": ("tiled_float64",)}
 EVERY = [("one_launch", name, fault) for name, fault in FAULTS.items()]
 EVERY += [("by_tiles", name, fault) for name, fault in FAULTS_BY_TILES.items()]
 
@@ -146,8 +164,7 @@ EVERY += [("by_tiles", name, fault) for name, fault in FAULTS_BY_TILES.items()]
 @pytest.mark.parametrize(("path", "name", "fault"), EVERY, ids=[name for _, name, _ in EVERY])
 def test_fault_shows(path, name, fault, tmp_path, monkeypatch):
     file, text, replacement, message = fault
-    csrc = tmp_path / "csrc"
-    shutil.copytree(build.CSRC, csrc)
+    csrc = sources(path, tmp_path / "csrc")
     target = csrc / "cuda" / file
     source = target.read_text()
     assert text in source, f"{file} has changed: the fault {name} must be put elsewhere"

@@ -1,7 +1,6 @@
 """What the tiled path of the cuda backend adds: runs, spans, lists of tiles, and its launches."""
 
 import ctypes
-import shutil
 
 import pytest
 import test_backward
@@ -9,7 +8,7 @@ import test_forward
 import torch
 from cases import DTYPES, SPECS, case_id, make_batch
 from host_gpu import build
-from host_gpu.serve import serve
+from host_gpu.serve import few_tiles_are_many, serve
 
 import ms_kernels
 from ms_kernels import MultiSimilaritySpec, multi_similarity_loss, options, reference
@@ -54,26 +53,16 @@ def step(x, y, *refs, **chosen):
 
 
 @pytest.fixture
-def few_tiles_are_many(monkeypatch, tmp_path):
-    """The plan of thousands of rows, for hundreds: long runs, bounds that tiles share."""
-    csrc = tmp_path / "csrc"
-    shutil.copytree(build.CSRC, csrc)
-    path = csrc / "cuda" / "plan_tiled.cpp"
-    source = path.read_text()
-    for before, after in (
-        ("kManyBlocks = 1056;", "kManyBlocks = 3;"),
-        ("std::int64_t(1) << 24;", "20;"),
-    ):
-        assert before in source
-        source = source.replace(before, after)
-    path.write_text(source)
+def much_done_in_parts(monkeypatch, tmp_path):
+    """The plan of thousands of rows, for hundreds."""
+    csrc = few_tiles_are_many(tmp_path / "csrc")
     serve(monkeypatch, build.module(csrc), "by_tiles")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 @pytest.mark.parametrize("shape", [(400, None, 20), (330, 200, 20), (70, 450, 20)], ids=case_id)
 @pytest.mark.parametrize("budget", [0, 100_000, 40 << 20])
-def test_runs_spans_and_chunks(few_tiles_are_many, monkeypatch, shape, dtype, budget):
+def test_runs_spans_chunks_and_segments(much_done_in_parts, monkeypatch, shape, dtype, budget):
     monkeypatch.setattr(options, "_workspace_bytes", budget)
     batch = make_batch(*shape, SPECS["default"], dtype)
     test_forward.check(batch, SPECS["default"], dtype, "cuda")

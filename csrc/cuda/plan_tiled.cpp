@@ -40,7 +40,8 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
                                      std::max<std::int64_t>(row_tiles, 1));
   const std::int64_t height = std::max(p.d_rows ? row_tiles : 0, p.d_columns ? column_tiles : 0);
   t.width = std::max(p.d_rows ? column_tiles : 0, p.d_columns ? row_tiles : 0);
-  const std::int64_t listed_bytes = t.width * (kTile * (kTile * operand + scalar) + 4);
+  const std::int64_t listed_bytes =
+      t.width * 4 + kTile * (kSegment * (kTile * operand + scalar) + 2 * scalar);
   t.panel = std::clamp<std::int64_t>(budget / std::max<std::int64_t>(listed_bytes, 1), 1,
                                      std::max<std::int64_t>(height, 1));
 
@@ -66,11 +67,12 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
   t.column_sum = partials.take(column_cells * scalar);
   t.column_kept = static_cast<std::int32_t*>(partials.take(column_cells * 4));
   Carver lists = carver;
-  const std::int64_t slots = gradient ? t.panel * t.width : 0;
-  t.tiles = static_cast<std::int32_t*>(lists.take(slots * 4));
-  t.counts = static_cast<std::int32_t*>(lists.take(t.panel * 4));
-  t.weights = lists.take(slots * kTile * kTile * operand);
-  t.dots = lists.take(slots * kTile * scalar);
+  const std::int64_t panel = gradient ? t.panel : 0;
+  t.tiles = static_cast<std::int32_t*>(lists.take(panel * t.width * 4));
+  t.counts = static_cast<std::int32_t*>(lists.take(panel * 4));
+  t.weights = lists.take(panel * kSegment * kTile * kTile * operand);
+  t.dots = lists.take(panel * kSegment * kTile * scalar);
+  t.dots_so_far = lists.take(2 * panel * kTile * scalar);
   return std::max(partials.bytes(), lists.bytes());
 }
 

@@ -71,6 +71,7 @@ struct Tiled {
   std::int64_t panel;         // of rows whose weights are held at a time
   std::int64_t width;         // of columns, of the wider side where both get gradients
   std::int64_t first, count;  // of rows of this launch
+  std::int64_t slot;          // of the lists, where this launch begins
   double skip_below;          // a row may lose this part of the greatest weight of any row
   bool transposed;            // the rows of this gradient are the columns of the scan
   // Partial sums of a launch: (runs, chunk * tile) of rows, (chunk, padded columns) of columns.
@@ -78,8 +79,9 @@ struct Tiled {
   std::int32_t *row_kept, *column_kept;
   void* mass;                    // (tiles of rows, spans): log of what a row or column sums to
   std::int32_t *tiles, *counts;  // (panel, width) tiles that the gradient visits, (panel)
-  void* weights;                 // (panel * tile, width * tile), in the operand type
-  void* dots;                    // (width, panel * tile): parts of unit row times its gradient
+  void* weights;                 // (panel * tile, segment * tile), in the operand type
+  void* dots;         // (segment, panel * tile): parts of the unit row times its gradient
+  void* dots_so_far;  // (2, panel * tile): of earlier segments; one is read, one written
 };
 
 struct Problem {

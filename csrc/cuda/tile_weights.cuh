@@ -48,7 +48,7 @@ tile_weights_kernel(const MSK_PARAMETER Problem p) {
   const OrderedPairs<P> pairs(p);
   Scalar* const room = reinterpret_cast<Scalar*>(shared_memory() + Tile::kStageBytes);
   const std::int64_t local = blockIdx.x % t.count, tile = t.first + local;
-  const std::int64_t first = blockIdx.x / t.count * kListRun, listed = t.counts[local];
+  const std::int64_t first = t.slot + blockIdx.x / t.count * kListRun, listed = t.counts[local];
   if (first >= listed) return;
   const Scalar lift = weight_lift<P>(p, reinterpret_cast<Greatest<Scalar>*>(room + kTile));
   const std::int64_t i = tile * kTile + line();
@@ -79,13 +79,13 @@ tile_weights_kernel(const MSK_PARAMETER Problem p) {
     if (half() == 1) store_shared(room + line(), dot);
     __syncthreads();
     if (half() == 0)
-      static_cast<Scalar*>(t.dots)[(slot * t.panel + local) * kTile + line()] =
+      static_cast<Scalar*>(t.dots)[((slot - t.slot) * t.panel + local) * kTile + line()] =
           dot + load_shared(room + line());
     // Neighbouring threads write neighbouring weights.
     Operand* const out =
-        static_cast<Operand*>(t.weights) + (local * kTile * t.width + slot) * kTile;
+        static_cast<Operand*>(t.weights) + (local * kTile * kSegment + slot - t.slot) * kTile;
     for (int k = threadIdx.x; k < kTile * kTile; k += kThreads)
-      out[k / kTile * t.width * kTile + k % kTile] =
+      out[k / kTile * kSegment * kTile + k % kTile] =
           narrow<Operand>(load_shared(Tile::shared(k / kTile, k % kTile)));
   }
 }

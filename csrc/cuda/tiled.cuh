@@ -99,17 +99,22 @@ class TiledLaunches {
   }
   void gradient(const Problem& p) const {
     const std::int64_t rows = tiles(p.rows), columns = tiles(p.columns);
-    const std::int64_t runs = (columns + kListRun - 1) / kListRun;
     Problem part = p;
     for (std::int64_t first = 0; first < rows; first += p.tiled.panel) {
       part.tiled.first = first;
       part.tiled.count = std::min(p.tiled.panel, rows - first);
       launch<tile_list_kernel<P>>("tile_list_kernel", part.tiled.count, kLittle, part);
-      launch<tile_weights_kernel<P>>("tile_weights_kernel", part.tiled.count * runs,
-                                     TileWeights<P>::kSharedBytes, part);
-      launch<tile_gradient_kernel<P>>("tile_gradient_kernel",
-                                      part.tiled.count * (p.padded_depth / kTile),
-                                      kGradientSharedBytes<P>, part);
+      // One segment at least: it also writes the gradient where there are no columns.
+      for (std::int64_t slot = 0; slot == 0 || slot < columns; slot += kSegment) {
+        part.tiled.slot = slot;
+        const std::int64_t most = std::min(columns - slot, std::int64_t(kSegment));
+        const std::int64_t runs = (most + kListRun - 1) / kListRun;
+        launch<tile_weights_kernel<P>>("tile_weights_kernel", part.tiled.count * runs,
+                                       TileWeights<P>::kSharedBytes, part);
+        launch<tile_gradient_kernel<P>>("tile_gradient_kernel",
+                                        part.tiled.count * (p.padded_depth / kTile),
+                                        kGradientSharedBytes<P>, part);
+      }
     }
   }
 
