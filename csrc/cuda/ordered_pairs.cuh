@@ -22,12 +22,22 @@ struct OrderedPairs : Pairs<P> {
   // Tiles of columns with a label between the least and the greatest of a tile of rows.
   MSK_DEVICE Range overlapping(std::int64_t row_tile) const {
     const std::int64_t low = least(this->rows, row_tile), high = greatest(this->rows, row_tile);
-    const std::int64_t first = below(low, false), last = below(high, true);
+    const std::int64_t count = this->columns.count;
+    const std::int64_t first = below(this->columns, 0, count, low, false);
+    const std::int64_t last = below(this->columns, first, count, high, true);
     return {first / kTile, last > first ? (last + kTile - 1) / kTile : first / kTile};
   }
+  // Whether some pair of the two tiles may be of one class.
   MSK_DEVICE bool overlap(std::int64_t row_tile, std::int64_t column_tile) const {
-    return least(this->rows, row_tile) <= greatest(this->columns, column_tile) &&
-           least(this->columns, column_tile) <= greatest(this->rows, row_tile);
+    const std::int64_t low = least(this->columns, column_tile);
+    const std::int64_t high = greatest(this->columns, column_tile);
+    if (least(this->rows, row_tile) > high || greatest(this->rows, row_tile) < low) return false;
+    if (this->self) return true;
+    // Few rows among many columns: their labels have gaps as wide as whole tiles.
+    const std::int64_t first = row_tile * kTile, end = first + kTile;
+    const std::int64_t last = end < this->rows.count ? end : this->rows.count;
+    const std::int64_t found = below(this->rows, first, last, low, false);
+    return found < last && this->rows.labels[found] <= high;
   }
   MSK_DEVICE bool one_class(std::int64_t row_tile, std::int64_t column_tile) const {
     const std::int64_t label = least(this->rows, row_tile);
@@ -54,11 +64,11 @@ struct OrderedPairs : Pairs<P> {
     const std::int64_t last = tile * kTile + kTile - 1;
     return side.labels[last < side.count ? last : side.count - 1];
   }
-  // How many columns have a lesser label, or one that is not greater.
-  MSK_DEVICE std::int64_t below(std::int64_t label, bool or_equal) const {
-    std::int64_t first = 0, last = this->columns.count;
+  // The first place of a part of a side whose label is not below this one, or is above it.
+  MSK_DEVICE static std::int64_t below(const Side<P>& side, std::int64_t first, std::int64_t last,
+                                       std::int64_t label, bool or_equal) {
     while (first < last) {
-      const std::int64_t middle = (first + last) / 2, found = this->columns.labels[middle];
+      const std::int64_t middle = (first + last) / 2, found = side.labels[middle];
       if (found < label || (or_equal && found == label))
         first = middle + 1;
       else

@@ -47,6 +47,7 @@ positive_finish_kernel(const MSK_PARAMETER Problem p) {
   const Range columns = pairs.overlapping(tile);
   PositiveSum<Scalar> found;
   for (std::int64_t other = columns.first; other < columns.last; ++other) {
+    if (!pairs.overlap(tile, other)) continue;
     Tile(pairs, tile, other).share();
     const std::int64_t first = other * kTile + half() * kHalf;
     for (int k = 0; k < kHalf && pairs.present(i, first + k); ++k) {

@@ -97,10 +97,11 @@ struct Pairs {
     return self && i == j;
   }
   // The product of two rounded scales would cost two ulp, which a large beta makes visible: what
-  // rounding took is added. `residue` is that of both.
+  // rounding took is added. `residue` is that of both. Where to fuse is said, not left to the
+  // compiler: a pair has the same bits in every kernel, and when the sides change places.
   MSK_DEVICE static Scalar scaled(Scalar sum, Scalar a, Scalar b, Scalar residue) {
     const Scalar scale = a * b;
-    const Scalar lost = std::fma(a, b, -scale) + scale * residue;
+    const Scalar lost = std::fma(scale, residue, std::fma(a, b, -scale));
     return std::fma(sum, scale, sum * lost);
   }
   // Element d of the gradient of row i, from that of its unit row and its product with the unit

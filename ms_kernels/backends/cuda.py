@@ -14,8 +14,9 @@ from ms_kernels.reference import RowStatistics
 from ms_kernels.settings import options
 from ms_kernels.spec import MultiSimilaritySpec
 
-# Up to so many samples on either side launches are the whole cost. From the floors of one launch
-# against tensor-core time, not yet from a measurement on a GPU.
+# With so many samples on either side, or fewer, one launch. From the floors of a launch against
+# tensor-core time, not yet from a measurement on a GPU. The same for rows and columns exchanged:
+# only within one path has a pair the same bits in statistics and gradients.
 ONE_LAUNCH = 1024
 
 
@@ -111,8 +112,8 @@ class _Call:
     ) -> None:
         module = _module()
         x = rows.embeddings
-        largest = max(len(side.labels) for side in (rows, columns) if side is not None)
-        self.by_tiles = largest > ONE_LAUNCH
+        smallest = min(len(side.labels) for side in (rows, columns) if side is not None)
+        self.by_tiles = smallest > ONE_LAUNCH
         self.device = x.device
         self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.read: list[Tensor] = []
