@@ -7,6 +7,9 @@ namespace msk::gpu {
 
 struct Range {
   std::int64_t first, last;
+  MSK_DEVICE Range part(std::int64_t k, std::int64_t parts) const {
+    return {first + (last - first) * k / parts, first + (last - first) * (k + 1) / parts};
+  }
 };
 
 template <class P>

@@ -10,8 +10,6 @@ namespace msk::gpu {
 
 namespace {
 
-// Enough blocks for any GPU of today; a constant, so that bits do not depend on the GPU's size.
-constexpr std::int64_t kWantedBlocks = 264;
 // A part of the depth shorter than this costs more in partial sums than it wins in parallelism.
 constexpr std::int64_t kLeastSteps = 2;
 

@@ -33,6 +33,8 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
   const std::int64_t work = row_tiles * column_tiles / (p.self ? 2 : 1);
   while (t.run < kLongestRun && t.run * 2 * kManyBlocks <= work) t.run *= 2;
   t.run = std::max(t.run, t.span);
+  t.parts = std::clamp<std::int64_t>(kWantedBlocks / std::max<std::int64_t>(row_tiles, 1), 1,
+                                     std::max<std::int64_t>(column_tiles, 1));
 
   const std::int64_t runs = divided(column_tiles, t.run), cell = 2 * scalar + 4;
   const std::int64_t partial_bytes = cell * (runs * kTile + (p.self ? m : 0));
@@ -53,6 +55,8 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
   p.row_room.least_threshold = carver.take(scan ? row_tiles * scalar : 0);
   p.row_room.neg_kept = static_cast<std::int32_t*>(carver.take(scan ? n * 4 : 0));
   if (p.self && p.job != Job::gradient) p.column_room = p.row_room;
+  t.positives = carver.take(scan ? t.parts * n * scalar : 0);
+  t.pos_kept = static_cast<std::int32_t*>(carver.take(scan ? t.parts * n * 4 : 0));
   t.mass = nullptr;
   if (scan && gradient) t.mass = carver.take(row_tiles * divided(column_tiles, t.span) * scalar);
 

@@ -27,44 +27,62 @@ MSK_DEVICE void tile_bounds(const SideRoom& room, std::int64_t tile, typename P:
   static_cast<Scalar*>(room.greatest_offset)[tile] = greatest.value;
 }
 
-// One block a tile of rows.
+// The kept positives of a part of the columns.
 template <class P>
 MSK_KERNEL(kThreads, 2)
-positive_finish_kernel(const MSK_PARAMETER Problem p) {
+positive_sums_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   using Tile = SimilarityTile<P>;
   const OrderedPairs<P> pairs(p);
   const MultiSimilarity<Scalar>& loss = pairs.loss;
   auto* const room = reinterpret_cast<PositiveSum<Scalar>*>(shared_memory() + Tile::kStageBytes);
-  auto* const least_room = reinterpret_cast<Least<Scalar>*>(room + kTile);
-  auto* const greatest_room = reinterpret_cast<Greatest<Scalar>*>(least_room + kThreads / 32);
-  const std::int64_t tile = blockIdx.x, i = tile * kTile + line();
-  const SideRoom& side = p.row_room;
-  const Scalar hardest_positive = static_cast<const Scalar*>(side.hardest_positive)[i];
-  const NegativeSum<Scalar> negative =
-      Partials<Scalar>(side.hardest_negative, side.negative_sum, side.neg_kept).read(i);
-  const Scalar threshold = loss.positive_threshold(negative.hardest);
-  const Range columns = pairs.overlapping(tile);
+  const PositivePart part(pairs, p.tiled);
+  const Scalar hardest = static_cast<const Scalar*>(p.row_room.hardest_positive)[part.i];
+  const Scalar threshold =
+      loss.positive_threshold(static_cast<const Scalar*>(p.row_room.hardest_negative)[part.i]);
   PositiveSum<Scalar> found;
-  for (std::int64_t other = columns.first; other < columns.last; ++other) {
-    if (!pairs.overlap(tile, other)) continue;
-    Tile(pairs, tile, other).share();
+  for (std::int64_t other = part.columns.first; other < part.columns.last; ++other) {
+    if (!pairs.overlap(part.tile, other)) continue;
+    Tile(pairs, part.tile, other).share();
     const std::int64_t first = other * kTile + half() * kHalf;
-    for (int k = 0; k < kHalf && pairs.present(i, first + k); ++k) {
+    for (int k = 0; k < kHalf && pairs.present(part.i, first + k); ++k) {
       const Scalar s = load_shared(Tile::shared(line(), half() * kHalf + k));
-      if (!(s < threshold) || !pairs.positive(i, first + k, s)) continue;
-      found.sum += std::exp(loss.alpha * (hardest_positive - s));
+      if (!(s < threshold) || !pairs.positive(part.i, first + k, s)) continue;
+      found.sum += std::exp(loss.alpha * (hardest - s));
       ++found.kept;
     }
   }
   if (half() == 1) store_shared(room + line(), found);
   __syncthreads();
+  if (half() == 1) return;
+  const PositiveSum<Scalar> rest = load_shared(room + line());
+  static_cast<Scalar*>(p.tiled.positives)[part.at] = found.sum + rest.sum;
+  p.tiled.pos_kept[part.at] = found.kept + rest.kept;
+}
+
+// One block a tile of rows.
+template <class P>
+MSK_KERNEL(kThreads, 2)
+positive_finish_kernel(const MSK_PARAMETER Problem p) {
+  using Scalar = typename P::Scalar;
+  const OrderedPairs<P> pairs(p);
+  const MultiSimilarity<Scalar>& loss = pairs.loss;
+  auto* const least_room = reinterpret_cast<Least<Scalar>*>(shared_memory());
+  auto* const greatest_room = reinterpret_cast<Greatest<Scalar>*>(least_room + kThreads / 32);
+  const std::int64_t tile = blockIdx.x, i = tile * kTile + line();
+  const SideRoom& side = p.row_room;
   const bool owner = half() == 0 && i < pairs.rows.count;
   Scalar neg_lse = -kInfinity<Scalar>;
   if (owner) {
-    const PositiveSum<Scalar> rest = load_shared(room + line());
-    found.sum += rest.sum;
-    found.kept += rest.kept;
+    PositiveSum<Scalar> found;
+    for (std::int64_t part = 0; part < p.tiled.parts; ++part) {
+      const std::int64_t at = part * pairs.row_tiles * kTile + i;
+      found.sum += static_cast<const Scalar*>(p.tiled.positives)[at];
+      found.kept += p.tiled.pos_kept[at];
+    }
+    const Scalar hardest_positive = static_cast<const Scalar*>(side.hardest_positive)[i];
+    const NegativeSum<Scalar> negative =
+        Partials<Scalar>(side.hardest_negative, side.negative_sum, side.neg_kept).read(i);
     const Scalar poison = std::isnan(negative.sum) ? kNaN<Scalar> : Scalar(0);
     const Scalar pos_lse =
         (found.kept ? loss.pos_lse(hardest_positive, found.sum) : -kInfinity<Scalar>)+poison;

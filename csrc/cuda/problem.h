@@ -68,12 +68,16 @@ struct Tiled {
   std::int64_t run;           // of columns that a block of the negative scan takes
   std::int64_t span;          // of columns that share a bound of their mass; divides the run
   std::int64_t chunk;         // of rows of one launch of the negative scan
+  std::int64_t parts;         // blocks that share the positives of a tile of rows
   std::int64_t panel;         // of rows whose weights are held at a time
   std::int64_t width;         // of columns, of the wider side where both get gradients
   std::int64_t first, count;  // of rows of this launch
   std::int64_t slot;          // of the lists, where this launch begins
   double skip_below;          // a row may lose this part of the greatest weight of any row
   bool transposed;            // the rows of this gradient are the columns of the scan
+  // Of positives, (parts, padded rows): hardest ones, later sums.
+  void* positives;
+  std::int32_t* pos_kept;
   // Partial sums of a launch: (runs, chunk * tile) of rows, (chunk, padded columns) of columns.
   void *row_hardest, *row_sum, *column_hardest, *column_sum;
   std::int32_t *row_kept, *column_kept;

@@ -85,7 +85,9 @@ class TiledLaunches {
   void statistics() const {
     const std::int64_t rows = tiles(p_.rows), columns = tiles(p_.columns);
     constexpr std::size_t shared = NegativeScan<P>::kSharedBytes;
-    launch<positive_scan_kernel<P>>("positive_scan_kernel", rows, shared, p_);
+    const std::int64_t parts = rows * p_.tiled.parts;
+    launch<positive_scan_kernel<P>>("positive_scan_kernel", parts, shared, p_);
+    launch<open_sums_kernel<P>>("open_sums_kernel", rows, kLittle, p_);
     Problem part = p_;
     const std::int64_t runs = (columns + p_.tiled.run - 1) / p_.tiled.run;
     for (std::int64_t first = 0; first < rows && columns > 0; first += p_.tiled.chunk) {
@@ -95,7 +97,8 @@ class TiledLaunches {
                                       part);
       launch<merge_kernel<P>>("merge_kernel", (rows * kTile + kThreads - 1) / kThreads, 0, part);
     }
-    launch<positive_finish_kernel<P>>("positive_finish_kernel", rows, shared, p_);
+    launch<positive_sums_kernel<P>>("positive_sums_kernel", parts, shared, p_);
+    launch<positive_finish_kernel<P>>("positive_finish_kernel", rows, kLittle, p_);
   }
   void gradient(const Problem& p) const {
     const std::int64_t rows = tiles(p.rows), columns = tiles(p.columns);
