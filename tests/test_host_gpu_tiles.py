@@ -1,6 +1,7 @@
 """What the tiled path of the cuda backend adds: runs, spans, lists of tiles, and its launches."""
 
 import ctypes
+import math
 
 import pytest
 import test_backward
@@ -207,3 +208,30 @@ def test_the_size_of_a_batch_chooses_the_path(monkeypatch, module):
         count, _ = counted(module, "launches", lambda: step(x, y, *refs))  # noqa: B023
         assert count == wanted
     assert backend == "cuda"
+
+
+def workspace(module, n, budget):
+    """Bytes that a step of n bfloat16 rows of depth 128 plans for beyond their copies."""
+    call = module.Call(
+        module.Job.loss_and_gradient,
+        module.DType.bfloat16,
+        module.Precision.highest,
+        128,
+        (256, 128, n, 256, 0, 256),
+        None,
+        (2.0, 50.0, 0.5, 0.1, math.inf, 1.0, 2.0**-24),
+        True,
+    )
+    call.write_gradients(256, 0)
+    return call.plan(budget) - 2 * 128 * n
+
+
+def test_the_workspace_is_the_budget_and_little_a_row(module):
+    """Nothing is launched: these batches are too large for the machine."""
+    for n in (2**12, 2**16, 2**20):
+        # A tile of rows with partial sums for all columns is the least, and 2^24 bounds the most.
+        assert workspace(module, n, 40 << 20) < (40 << 20) + (64 << 20) + 256 * n
+        assert workspace(module, n, 0) < (64 << 20) + 1024 * n
+    # Beyond the bounds of tiles, which stop growing at 2^18 rows, it is linear.
+    sizes = [workspace(module, n, 40 << 20) for n in (2**18, 2**19, 2**20)]
+    assert sizes[2] - sizes[1] < 2.1 * (sizes[1] - sizes[0]) + (1 << 20)
