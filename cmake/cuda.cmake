@@ -12,14 +12,14 @@ set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)
 
-file(GLOB MSK_CUDA_INSTANCES CONFIGURE_DEPENDS csrc/cuda/batch_*.cu)
+file(GLOB MSK_CUDA_INSTANCES CONFIGURE_DEPENDS csrc/cuda/*.cu)
 add_library(msk_cuda_kernels OBJECT ${MSK_CUDA_INSTANCES})
 target_include_directories(msk_cuda_kernels PRIVATE csrc)
 set_target_properties(msk_cuda_kernels PROPERTIES CUDA_RUNTIME_LIBRARY Static
                                                   CUDA_VISIBILITY_PRESET hidden)
 
 pybind11_add_module(_cuda MODULE NO_EXTRAS csrc/module_cuda.cpp csrc/cuda/plan.cpp
-                    csrc/cuda/launch.cpp)
+                    csrc/cuda/plan_tiled.cpp csrc/cuda/launch.cpp)
 target_include_directories(_cuda PRIVATE csrc)
 target_compile_options(_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-O3;-Wall;-Wextra>)
 list(JOIN CMAKE_CUDA_ARCHITECTURES "," built_for)  # a semicolon would end the definition

@@ -18,18 +18,23 @@ namespace {
 
 using namespace msk::gpu;
 using Integers = std::array<std::int64_t, 5>;
+using SideIntegers = std::array<std::int64_t, 6>;
 
 template <typename P = const void>
 P* pointer(std::int64_t address) {
   return reinterpret_cast<P*>(static_cast<std::intptr_t>(address));
 }
 
-SideInput side(const Integers& a) {
+SideInput side(const SideIntegers& a) {
   if (a[2] < 0 || a[2] > std::numeric_limits<std::int32_t>::max() - 1024)
     throw std::invalid_argument("embeddings: expected fewer than 2^31 - 1024 rows, got " +
                                 std::to_string(a[2]));
-  return {pointer(a[0]), a[1], a[2], pointer<const std::int64_t>(a[3]),
-          pointer<const std::int64_t>(a[4])};
+  return {pointer(a[0]),
+          a[1],
+          a[2],
+          pointer<const std::int64_t>(a[3]),
+          pointer<const std::int64_t>(a[4]),
+          pointer<const std::int64_t>(a[5])};
 }
 
 TermInput term(const std::optional<Integers>& a) {
@@ -40,8 +45,9 @@ TermInput term(const std::optional<Integers>& a) {
 // One call: built from addresses, it names the workspace it needs; the caller allocates that.
 class Call {
  public:
-  Call(Job job, DType dtype, Precision precision, std::int64_t depth, const Integers& rows,
-       const std::optional<Integers>& columns, const std::array<double, 6>& options) {
+  Call(Job job, DType dtype, Precision precision, std::int64_t depth, const SideIntegers& rows,
+       const std::optional<SideIntegers>& columns, const std::array<double, 7>& options,
+       bool by_tiles) {
     problem_.job = job;
     problem_.dtype = dtype;
     problem_.precision = precision;
@@ -51,6 +57,8 @@ class Call {
     if (columns) problem_.columns = side(*columns);
     problem_.options = {options[0], options[1], options[2],
                         options[3], options[4], options[5] != 0};
+    problem_.tiled.skip_below = options[6];
+    problem_.by_tiles = by_tiles;
   }
 
   void write_statistics(const std::array<std::int64_t, 6>& out) {
@@ -109,13 +117,14 @@ PYBIND11_MODULE(_cuda, m) {
       .value("medium", Precision::medium);
 
   // Addresses are integers, 0 for what is absent. A side is (embeddings, row stride, count, labels,
-  // ids), a term (hardest_positive, hardest_negative, pos_lse, neg_lse, dloss); options are (alpha,
-  // beta, base, epsilon, max_positive_similarity, normalize).
+  // ids, order), a term (hardest_positive, hardest_negative, pos_lse, neg_lse, dloss); options are
+  // (alpha, beta, base, epsilon, max_positive_similarity, normalize, skip_below). by_tiles: labels
+  // ascend, and with the ids they are in the order that is given, int64.
   py::class_<Call>(m, "Call", py::module_local())
-      .def(py::init<Job, DType, Precision, std::int64_t, const Integers&,
-                    const std::optional<Integers>&, const std::array<double, 6>&>(),
+      .def(py::init<Job, DType, Precision, std::int64_t, const SideIntegers&,
+                    const std::optional<SideIntegers>&, const std::array<double, 7>&, bool>(),
            py::arg("job"), py::arg("dtype"), py::arg("precision"), py::arg("depth"),
-           py::arg("rows"), py::arg("columns"), py::arg("options"))
+           py::arg("rows"), py::arg("columns"), py::arg("options"), py::arg("by_tiles"))
       .def("write_statistics", &Call::write_statistics, py::arg("out"))
       .def("write_loss", &Call::write_loss, py::arg("row_loss"), py::arg("kept"))
       .def("read_terms", &Call::read_terms, py::arg("row_term"), py::arg("column_term"))

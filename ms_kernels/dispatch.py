@@ -72,7 +72,7 @@ def backends() -> dict[str, Availability]:
     True
     """
     notes = {
-        "cuda": "one launch of CUDA C++ kernels",
+        "cuda": "CUDA C++ kernels, one launch for small batches",
         "cpu": "fused C++ kernels for CPU tensors",
         "triton": "fused Triton kernels for CUDA tensors",
         "panels": "streaming, plain PyTorch, any device",

@@ -11,11 +11,11 @@ class Options:
         the forward pass for the gradient, beyond one normalised copy of the embeddings; what the
         triton backend may spend on partial sums, and on a panel of weights. Default 40 MiB: all
         similarities up to N = 4096 on the CPU, less than the L2 cache of a large GPU.
-        The cuda backend holds similarities and weights of as many rows as fit.
+        The cuda backend holds similarities, partial sums and weights of as many rows as fit.
     panel_bytes: one panel of similarities of the panels backend. Default 16 MiB.
     stash_bytes: what the triton backend may spend on exponentials kept from the forward pass for
         the gradient of half embeddings deeper than 256. Default 288 MiB: up to N = 16384.
-    skip_below: the triton backend leaves out tiles of negatives of so little weight that no anchor
+    skip_below: triton, and cuda by tiles, leave out tiles of negatives so light that no anchor
         loses more than this share of the greatest total weight that any anchor's negatives have.
         Default 2^-24, the rounding of float32; 0 leaves out only what mining emptied.
     """

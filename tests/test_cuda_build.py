@@ -17,17 +17,21 @@ from ms_kernels.backends import cuda
 
 CSRC = Path(__file__).parents[1] / "csrc"
 BOUNDS = json.loads((Path(__file__).parent / "ptxas.json").read_text())
-INSTANCES = [path.stem for path in sorted((CSRC / "cuda").glob("batch_*.cu"))]
+INSTANCES = [path.stem for path in sorted((CSRC / "cuda").glob("*.cu"))]
 NVCC = shutil.which("nvcc")
 
-# What must be in the kernel of each operand type.
+# What must be in the kernels of each operand type, on either path.
+OF_HALF = ["LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS"]
+OF_TYPE = {
+    "float16": ["HMMA.16816.F32 ", *OF_HALF],
+    "bfloat16": ["HMMA.16816.F32.BF16", *OF_HALF],
+    "rounded": ["HMMA.16816.F32.BF16", *OF_HALF],
+    "float32": ["HMMA.1688.F32.TF32", "LDSM.16.M88.4", "LDGSTS"],
+    "tf32": ["HMMA.1688.F32.TF32", "LDSM.16.M88.4", "LDGSTS"],
+    "float64": ["DMMA", "LDGSTS"],
+}
 INSTRUCTIONS = {
-    "batch_float16": ["HMMA.16816.F32 ", "LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS"],
-    "batch_bfloat16": ["HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS"],
-    "batch_rounded": ["HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDSM.16.MT88.4", "LDGSTS"],
-    "batch_float32": ["HMMA.1688.F32.TF32", "LDSM.16.M88.4", "LDGSTS"],
-    "batch_tf32": ["HMMA.1688.F32.TF32", "LDSM.16.M88.4", "LDGSTS"],
-    "batch_float64": ["DMMA", "LDGSTS"],
+    f"{path}_{t}": wanted for path in ("batch", "tiled") for t, wanted in OF_TYPE.items()
 }
 
 

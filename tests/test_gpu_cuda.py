@@ -6,13 +6,15 @@ from cases import DTYPES, SPECS, case_id, make_batch
 
 import ms_kernels
 from ms_kernels import dispatch, multi_similarity_loss, options, reference
+from ms_kernels.backends import cuda as backend
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or dispatch.why_missing("cuda") is not None,
     reason=f"no CUDA device for the cuda backend: {dispatch.why_missing('cuda')}",
 )
-# (N, D) of those who train with few samples of great depth, and a ragged one.
+# (N, D) of those who train with few samples of great depth, a ragged one, and two by tiles.
 SIZES = [(80, 512), (240, 4096), (97, 129), (1030, 33), (2500, 64)]
+BOTH_PATHS = pytest.mark.parametrize("shape", [(240, 512), (2500, 64)], ids=case_id)
 
 
 def on_device(shape, dtype=torch.float32, device="cuda", name="default"):
@@ -52,8 +54,9 @@ def test_bits_over_runs_and_budgets(shape, monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(step(x, y), first, strict=True))
 
 
-def test_side_stream():
-    x, y = on_device((240, 512))
+@BOTH_PATHS
+def test_side_stream(shape):
+    x, y = on_device(shape)
     want = step(x, y)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -65,8 +68,9 @@ def test_side_stream():
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def test_graph_capture():
-    x, y = on_device((240, 512), torch.bfloat16)
+@BOTH_PATHS
+def test_graph_capture(shape):
+    x, y = on_device(shape, torch.bfloat16)
     want = step(x, y)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -102,8 +106,9 @@ def test_one_launch_for_loss_and_gradient():
     assert len(ours) == 1
 
 
-def test_no_host_sync():
-    x, y = on_device((240, 512))
+@BOTH_PATHS
+def test_no_host_sync(shape):
+    x, y = on_device(shape)
     step(x, y)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -111,3 +116,25 @@ def test_no_host_sync():
         ms_kernels.row_statistics(x, y, backend="cuda")
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_paths_agree(monkeypatch):
+    """One launch by panels against tiles: the same pairs, sums in another order."""
+    x, y = on_device((2500, 64), torch.float64)
+    by_tiles = step(x, y)
+    monkeypatch.setattr(backend, "ONE_LAUNCH", 10_000)
+    for a, b in zip(by_tiles, step(x, y), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+
+
+def test_memory_grows_with_the_batch_not_with_its_square():
+    peaks = []
+    for n in (16384, 32768):
+        x = torch.randn(n, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        y = torch.randint(n // 4, (n,), device="cuda")
+        step(x, y)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(x, y)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] < 2.2 * peaks[0]

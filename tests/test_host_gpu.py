@@ -10,10 +10,10 @@ import test_ops
 import torch
 from cases import DTYPES, SPECS, case_id, make_batch
 from host_gpu import build
+from host_gpu.serve import serve
 
 import ms_kernels
-from ms_kernels import dispatch, options
-from ms_kernels.backends import cuda
+from ms_kernels import options
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
 
@@ -26,16 +26,10 @@ CASES += [((47, 16), name) for name in ("paper", "released", "capped")]
 REFS = [(1, 7, 3), (66, 5, 17), (30, 130, 70)]
 
 
-@pytest.fixture
-def backend(monkeypatch):
-    """The cuda backend, its module replaced by the one that a CPU executes."""
-    module = build.module()
-    built, why_missing = dispatch.built(), dispatch.why_missing
-    monkeypatch.setitem(dispatch.DEVICE_OF, "cuda", "cpu")
-    monkeypatch.setattr(dispatch, "built", lambda: built)
-    monkeypatch.setattr(dispatch, "why_missing", lambda n: None if n == "cuda" else why_missing(n))
-    monkeypatch.setattr(cuda, "_module", lambda: module)
-    return "cuda"
+@pytest.fixture(params=["one_launch", "by_tiles"])
+def backend(monkeypatch, request):
+    """The cuda backend, its module replaced by the one that a CPU executes, on either path."""
+    return serve(monkeypatch, build.module(), request.param)
 
 
 def borrow(module, *skipped):

@@ -11,9 +11,7 @@ import test_backward
 import torch
 from cases import SPECS, make_batch
 from host_gpu import build
-
-from ms_kernels import dispatch
-from ms_kernels.backends import cuda
+from host_gpu.serve import few_tiles_are_many, serve
 
 pytestmark = [
     pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not())),
@@ -80,33 +78,101 @@ FAULTS = {
 }
 
 
-def check(monkeypatch, module):
-    why_missing = dispatch.why_missing
-    monkeypatch.setitem(dispatch.DEVICE_OF, "cuda", "cpu")
-    monkeypatch.setattr(dispatch, "why_missing", lambda n: None if n == "cuda" else why_missing(n))
-    monkeypatch.setattr(cuda, "_module", lambda: module)
-    # Several tiles for a block, of several steps each, their number odd.
-    batch = make_batch(130, None, 129, SPECS["default"], torch.bfloat16)
-    test_backward.check(batch, SPECS["default"], torch.bfloat16, "cuda", "mean")
+# The same of the tiled path.
+FAULTS_BY_TILES = {
+    "no_barrier_before_a_tile_is_read": (
+        "similarity_tile.cuh",
+        "    __syncthreads();  // the tile is there",
+        "    // the tile is there",
+        "nobody wrote|no barrier between",
+    ),
+    "no_barrier_before_stages_are_overwritten": (
+        "similarity_tile.cuh",
+        "    __syncthreads();  // the stages are left",
+        "    // the stages are left",
+        "no barrier between",
+    ),
+    "no_barrier_between_halves_of_a_row": (
+        "negative_scan.cuh",
+        "of_column : of_row);\n    __syncthreads();",
+        "of_column : of_row);",
+        "nobody wrote|no barrier between",
+    ),
+    "a_partial_sum_is_left_out": (
+        "negative_scan.cuh",
+        "above < t.count && above < local;",
+        "above < t.count && above + 1 < local;",
+        None,
+    ),
+    "columns_get_no_sums": (
+        "negative_scan.cuh",
+        "const bool mirrored = pairs.self && column > tile;",
+        "const bool mirrored = pairs.self && column > tile + 1;",
+        None,
+    ),
+    "a_segment_forgets_those_before_it": (
+        "tile_gradient.cuh",
+        "if (!first_segment) value += out;",
+        "",
+        None,
+    ),
+    "a_segment_forgets_its_projection": (
+        "tile_gradient.cuh",
+        "half() == 0 && !first_segment ?",
+        "false ?",
+        None,
+    ),
+    "tiles_with_weight_are_left_out": (
+        "tile_list.cuh",
+        "- offset <= bar;",
+        "- offset >= bar;",
+        None,
+    ),
+    "rows_in_a_wrong_order": ("tile_gradient.cuh", "dx[p.rows.sample(i) *", "dx[i *", None),
+}
 
 
-def test_the_check_passes_without_a_fault(monkeypatch):
-    check(monkeypatch, build.module(instances=("batch_bfloat16",)))
+def check(monkeypatch, module, path="one_launch"):
+    serve(monkeypatch, module, path)
+    if path == "one_launch":
+        # Several tiles for a block, of several steps each, their number odd.
+        shape, dtype = (130, None, 129), torch.bfloat16
+    else:
+        # Tiles beyond the neighbours of the diagonal, with negatives that mining keeps.
+        shape, dtype = (200, None, 20), torch.float64
+    batch = make_batch(*shape, SPECS["default"], dtype)
+    test_backward.check(batch, SPECS["default"], dtype, "cuda", "mean")
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_fault_shows(name, tmp_path, monkeypatch):
-    file, text, replacement, message = FAULTS[name]
-    csrc = tmp_path / "csrc"
-    shutil.copytree(build.CSRC, csrc)
-    path = csrc / "cuda" / file
-    source = path.read_text()
-    assert text in source, f"{file} has changed: this fault must be put elsewhere"
-    path.write_text(source.replace(text, replacement))
-    module = build.module(csrc, ("batch_bfloat16",))
+def sources(path, folder):
+    if path == "by_tiles":
+        return few_tiles_are_many(folder)
+    shutil.copytree(build.CSRC, folder)
+    return folder
+
+
+@pytest.mark.parametrize("path", ["one_launch", "by_tiles"])
+def test_the_check_passes_without_a_fault(monkeypatch, tmp_path, path):
+    check(monkeypatch, build.module(sources(path, tmp_path / "csrc"), INSTANCE[path]), path)
+
+
+INSTANCE = {"one_launch": ("batch_bfloat16",), "by_tiles": ("tiled_float64",)}
+EVERY = [("one_launch", name, fault) for name, fault in FAULTS.items()]
+EVERY += [("by_tiles", name, fault) for name, fault in FAULTS_BY_TILES.items()]
+
+
+@pytest.mark.parametrize(("path", "name", "fault"), EVERY, ids=[name for _, name, _ in EVERY])
+def test_fault_shows(path, name, fault, tmp_path, monkeypatch):
+    file, text, replacement, message = fault
+    csrc = sources(path, tmp_path / "csrc")
+    target = csrc / "cuda" / file
+    source = target.read_text()
+    assert text in source, f"{file} has changed: the fault {name} must be put elsewhere"
+    target.write_text(source.replace(text, replacement))
+    module = build.module(csrc, INSTANCE[path])
     error = AssertionError if message is None else RuntimeError
     with pytest.raises(error, match=message):
-        check(monkeypatch, module)
+        check(monkeypatch, module, path)
 
 
 SCRIPT = """
@@ -119,6 +185,7 @@ spec = importlib.util.spec_from_file_location("_cuda", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 cuda._module = lambda: module
+cuda.ONE_LAUNCH = int(sys.argv[2])
 labels = torch.arange(70) // 3
 for dtype in (torch.float16, torch.float32, torch.float64):
     x, r = torch.randn(70, 33).to(dtype), torch.randn(5, 33).to(dtype)
@@ -129,28 +196,32 @@ print("no error")
 """
 
 
+@pytest.mark.parametrize("path", ["one_launch", "by_tiles"])
 @pytest.mark.parametrize("fault", [None, "output", "input"])
-def test_address_sanitizer(fault, tmp_path):
+def test_address_sanitizer(fault, path, tmp_path):
     """Global memory: every tensor is an allocation of its own, with forbidden bytes around it."""
     csrc = build.CSRC
     if fault is not None:
         csrc = tmp_path / "csrc"
         shutil.copytree(build.CSRC, csrc)
+        output = {"one_launch": "embedding_gradient.cuh", "by_tiles": "tile_gradient.cuh"}[path]
         file, text, replacement = {
-            "output": ("embedding_gradient.cuh", "d >= depth) return;", "d > depth) return;"),
+            "output": (output, "depth) return;", "depth + 1) return;"),
             "input": ("prepare.cuh", "i < side.count ? depth : 0", "depth + 1"),
         }[fault]
         source = (csrc / "cuda" / file).read_text()
         assert text in source
         (csrc / "cuda" / file).write_text(source.replace(text, replacement))
-    names = ("batch_float16", "batch_float32", "batch_float64")
+    kind = {"one_launch": "batch", "by_tiles": "tiled"}[path]
+    names = tuple(f"{kind}_{name}" for name in ("float16", "float32", "float64"))
     library = build.build(csrc, names, sanitize=True)
     libasan = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
     ).stdout.strip()
     environment = {**os.environ, "LD_PRELOAD": libasan, "ASAN_OPTIONS": "detect_leaks=0"}
+    largest = {"one_launch": "1024", "by_tiles": "-1"}[path]
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(library)],
+        [sys.executable, "-c", SCRIPT, str(library), largest],
         env=environment,
         capture_output=True,
         text=True,

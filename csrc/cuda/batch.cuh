@@ -5,6 +5,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/pair_weights.cuh"
 #include "cuda/prepare.cuh"
+#include "cuda/read_term.cuh"
 #include "cuda/row_statistics.cuh"
 #include "cuda/similarity.cuh"
 
@@ -15,23 +16,6 @@ constexpr std::size_t kSharedBytes =
     TileProduct<P, Right::rows>::kSharedBytes > TileProduct<P, Right::columns>::kSharedBytes
         ? TileProduct<P, Right::rows>::kSharedBytes
         : TileProduct<P, Right::columns>::kSharedBytes;
-
-// Statistics that the caller gives, as terms of a side.
-template <class P>
-MSK_PHASE void read_term(const Problem& p, const SideInput& input, const SideRoom& room,
-                         const TermInput& in) {
-  using Scalar = typename P::Scalar;
-  if (!in.dloss) return;
-  const Side<P> side(input, room, p.padded_depth);
-  const MultiSimilarity<Scalar> loss = loss_of<Scalar>(p.options);
-  const std::int64_t start = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  const auto of = [](const void* array, std::int64_t i) {
-    return static_cast<const Scalar*>(array)[i];
-  };
-  for (std::int64_t i = start; i < side.count; i += std::int64_t(gridDim.x) * kThreads)
-    side.set_term(i, loss, of(in.hardest_positive, i), of(in.hardest_negative, i),
-                  of(in.pos_lse, i), of(in.neg_lse, i), of(in.dloss, i));
-}
 
 // Rows -> similarities of a panel of rows -> statistics and loss -> weights -> gradient, with a
 // barrier of the grid between phases. Every number has one owner and one order of summation, so

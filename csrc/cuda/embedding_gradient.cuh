@@ -6,8 +6,8 @@
 
 namespace msk::gpu {
 
-// A block owns 64 x 64 of the gradient. For a unit row u with gradient g the row gets
-// (g - (g.u) u) / norm; g.u is the sum of weight * similarity, known without looking at g.
+// A block owns 64 x 64 of the gradient. The gradient of a unit row u, times u, is the sum of weight
+// * similarity: known without looking at the gradient.
 template <class P>
 MSK_PHASE void embedding_gradient(const Problem& p, std::int64_t first) {
   const Pass<P> pass(p);
@@ -23,14 +23,8 @@ MSK_PHASE void embedding_gradient(const Problem& p, std::int64_t first) {
                  pass.columns.stride, pass.width / Product::kStep, [&](int r, int c, Scalar value) {
                    const std::int64_t i = first + row + r, d = column + c;
                    if (i >= rows.count || d >= depth) return;
-                   Scalar g = value * pass.unscale[row + r];
-                   if (pass.normalize && depth == 1) {
-                     g -= g;  // a normalised number is its sign: 0, or NaN if the weights are
-                   } else if (pass.normalize) {
-                     const Scalar u = Scalar(widen(rows.copy[i * rows.stride + d])) * rows.scale[i];
-                     g = (g - rows.projection[i] * pass.dot[row + r] * u) * rows.inverse[i];
-                   }
-                   dx[i * depth + d] = g;
+                   dx[i * depth + d] = pass.through_normalisation(value * pass.unscale[row + r],
+                                                                  pass.dot[row + r], i, d, depth);
                  });
   }
 }

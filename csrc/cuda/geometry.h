@@ -12,6 +12,12 @@ constexpr int kThreads = 128;  // four warps, each of 32 x 32 of the tile
 constexpr int kWarpTile = 32;
 constexpr int kStepBytes = 128;  // of depth in one stage of the pipeline
 
+constexpr int kListRun = 4;  // listed tiles whose weights one block takes
+// Listed tiles whose weights are held at a time. A constant, so that sums do not depend on the
+// memory; few, so that a panel has rows enough to fill a GPU.
+constexpr int kSegment = 32;
+static_assert(kSegment % kListRun == 0, "a block's tiles lie in one segment");
+
 // A whole number of tiles.
 MSK_HOST_DEVICE inline std::int64_t padded(std::int64_t count) {
   return (count + kTile - 1) / kTile * kTile;

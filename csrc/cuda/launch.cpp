@@ -1,6 +1,5 @@
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 #include "cuda/instances.h"
 #include "cuda/plan.h"
@@ -9,37 +8,34 @@ namespace msk::gpu {
 
 namespace {
 
-void launch_one(const Problem& problem, int device, void* stream) {
-  switch (problem.dtype) {
+using Launch = void (*)(const Problem& problem, int device, void* stream);
+
+Launch either(const Problem& problem, Launch batch, Launch tiled) {
+  return problem.by_tiles ? tiled : batch;
+}
+
+Launch chosen(const Problem& p) {
+  switch (p.dtype) {
     case DType::float16:
-      return launch_float16(problem, device, stream);
+      return either(p, batch_float16, tiled_float16);
     case DType::bfloat16:
-      return launch_bfloat16(problem, device, stream);
+      return either(p, batch_bfloat16, tiled_bfloat16);
     case DType::float64:
-      return launch_float64(problem, device, stream);
+      return either(p, batch_float64, tiled_float64);
     case DType::float32:
-      if (problem.precision == Precision::highest) return launch_float32(problem, device, stream);
-      if (problem.precision == Precision::high) return launch_tf32(problem, device, stream);
-      return launch_rounded(problem, device, stream);
+      if (p.precision == Precision::highest) return either(p, batch_float32, tiled_float32);
+      if (p.precision == Precision::high) return either(p, batch_tf32, tiled_tf32);
+      return either(p, batch_rounded, tiled_rounded);
   }
-  throw std::invalid_argument("dtype: expected one of DType, got " +
-                              std::to_string(int(problem.dtype)));
+  throw std::invalid_argument("dtype: expected one of DType, got " + std::to_string(int(p.dtype)));
 }
 
 }  // namespace
 
 void launch(const Problem& problem, int device, void* stream) {
-  launch_one(problem, device, stream);
-  if (!problem.d_columns) return;
-  // Candidates that learn own their gradient in turn: the sides change places.
-  Problem other = problem;
-  std::swap(other.rows, other.columns);
-  std::swap(other.row_room, other.column_room);
-  other.job = Job::gradient;
-  other.terms = column_term;
-  other.prepared = true;
-  other.d_rows = problem.d_columns;
-  launch_one(other, device, stream);
+  const Launch run = chosen(problem);
+  run(problem, device, stream);
+  if (problem.d_columns && !problem.by_tiles) run(exchanged(problem), device, stream);
 }
 
 }  // namespace msk::gpu

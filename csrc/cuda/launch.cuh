@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 #include "cuda/check.h"
@@ -48,20 +49,35 @@ int resident_blocks(const char* name, int device, int threads, std::size_t share
   return resident;
 }
 
+inline std::string described(const char* name, std::int64_t grid, int threads, std::size_t shared) {
+  return std::string("launch of ") + name + " with grid " + std::to_string(grid) + ", " +
+         std::to_string(threads) + " threads, " + std::to_string(shared) +
+         " bytes of shared memory";
+}
+
 // At most `blocks` blocks, all of them resident, so that they can wait for each other.
 template <auto kernel, typename Argument>
 void launch_cooperative(const char* name, int blocks, int threads, std::size_t shared, int device,
                         void* stream, const Argument& argument) {
   const OnDevice on(device);
   const int grid = std::min(blocks, resident_blocks<kernel>(name, device, threads, shared));
-  const std::string what = std::string("launch of ") + name + " with grid " + std::to_string(grid) +
-                           ", " + std::to_string(threads) + " threads, " + std::to_string(shared) +
-                           " bytes of shared memory";
   void* arguments[] = {const_cast<Argument*>(&argument)};
   check(
       cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(grid), dim3(threads),
                                   arguments, shared, static_cast<cudaStream_t>(stream)),
-      what);
+      described(name, grid, threads, shared));
+}
+
+// Blocks that come and go in any order; none waits for another.
+template <auto kernel, typename Argument>
+void launch_blocks(const char* name, std::int64_t blocks, int threads, std::size_t shared,
+                   int device, void* stream, const Argument& argument) {
+  if (blocks == 0) return;
+  const OnDevice on(device);
+  void* arguments[] = {const_cast<Argument*>(&argument)};
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(unsigned(blocks)),
+                         dim3(threads), arguments, shared, static_cast<cudaStream_t>(stream)),
+        described(name, blocks, threads, shared));
 }
 
 }  // namespace msk::gpu

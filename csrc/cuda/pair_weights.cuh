@@ -7,19 +7,6 @@
 
 namespace msk::gpu {
 
-// dl/dS of the pair as a row of `side` weighs it, times the incoming gradient of that row.
-template <class P>
-MSK_DEVICE typename P::Scalar side_weight(const Side<P>& side, std::int64_t k,
-                                          const MultiSimilarity<typename P::Scalar>& loss,
-                                          typename P::Scalar s, bool positive, bool negative) {
-  using Scalar = typename P::Scalar;
-  const Scalar dloss = side.dloss[k];
-  Scalar weight = Scalar(0);
-  if (negative && s > side.neg_threshold[k]) weight = loss.neg_weight(s, side.neg_offset[k]);
-  if (positive && s < side.pos_threshold[k]) weight = loss.pos_weight(s, side.pos_offset[k]);
-  return weight * dloss;  // NaN for a row whose loss is NaN, whatever is kept
-}
-
 // One block a row. The weights include the scale of their column, so that they multiply copies.
 // `finished`: the panel already holds similarities (row_statistics put them there).
 template <class P>
@@ -39,8 +26,8 @@ MSK_PHASE void pair_weights(const Problem& p, std::int64_t first, bool finished)
       const bool positive = same && !self && s < pass.loss.max_positive_similarity;
       const bool negative = !same && !self;
       Scalar w = Scalar(0);
-      if (terms & row_term) w += side_weight(pass.rows, i, pass.loss, s, positive, negative);
-      if (terms & column_term) w += side_weight(pass.columns, j, pass.loss, s, positive, negative);
+      if (terms & row_term) w += pass.rows.term(i).weight(pass.loss, s, positive, negative);
+      if (terms & column_term) w += pass.columns.term(j).weight(pass.loss, s, positive, negative);
       return w;
     };
     const std::int64_t filled = present ? pass.columns.count : 0;

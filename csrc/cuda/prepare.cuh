@@ -32,7 +32,8 @@ MSK_PHASE void prepare(const Problem& p, const SideInput& in, const SideRoom& ro
   Sum<double>* const sums = reinterpret_cast<Sum<double>*>(extents + kThreads / 32);
   for (std::int64_t i = blockIdx.x; i < padded(side.count); i += gridDim.x) {
     typename P::Operand* const out = side.copy + i * side.stride;
-    const Input* const row = static_cast<const Input*>(in.x) + i * in.row_stride;
+    const Input* const row =
+        static_cast<const Input*>(in.x) + (i < side.count ? in.sample(i) : 0) * in.row_stride;
     const std::int64_t filled = i < side.count ? depth : 0;
     Extent<Scalar> extent{Scalar(0), true};
     for (std::int64_t d = threadIdx.x; d < filled; d += kThreads) {

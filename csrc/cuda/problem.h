@@ -3,6 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
+
+#include "math/host_device.h"
 
 namespace msk::gpu {
 
@@ -17,7 +20,10 @@ struct SideInput {
   std::int64_t row_stride;
   std::int64_t count;
   const std::int64_t* labels;
-  const std::int64_t* ids;  // null: no self pairs, save i = i in self mode
+  const std::int64_t* ids;    // null: no self pairs, save i = i in self mode
+  const std::int64_t* order;  // row i is sample order[i], labels ascend, ids follow; null: as given
+
+  MSK_HOST_DEVICE std::int64_t sample(std::int64_t i) const { return order ? order[i] : i; }
 };
 
 // What one side adds to a pair's weight, in the compute type; null when it adds nothing.
@@ -46,15 +52,48 @@ struct SideRoom {
   void* projection;  // 1 where the norm is above the floor and rows are normalised, else 0
   // Of a pair with similarity s, when this side weighs it.
   void *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
+  // The tiled path only. Of rows:
+  void *hardest_positive, *hardest_negative, *negative_sum;  // what the scans found so far
+  std::int32_t* neg_kept;
+  // Of tiles of rows:
+  void *least_threshold, *least_offset, *greatest_offset;  // of the negatives
+  void* largest_dloss;
+  std::int32_t* poisoned;  // one flag: a row loss, or its incoming gradient, is NaN
 };
 
 enum Terms : int { row_term = 1, column_term = 2 };
+
+// The tiled path: what a launch does and where it leaves it. Sizes are in tiles.
+struct Tiled {
+  std::int64_t run;           // of columns that a block of the negative scan takes
+  std::int64_t span;          // of columns that share a bound of their mass; divides the run
+  std::int64_t chunk;         // of rows of one launch of the negative scan
+  std::int64_t parts;         // blocks that share the positives of a tile of rows
+  std::int64_t panel;         // of rows whose weights are held at a time
+  std::int64_t width;         // of columns, of the wider side where both get gradients
+  std::int64_t first, count;  // of rows of this launch
+  std::int64_t slot;          // of the lists, where this launch begins
+  double skip_below;          // a row may lose this part of the greatest weight of any row
+  bool transposed;            // the rows of this gradient are the columns of the scan
+  // Of positives, (parts, padded rows): hardest ones, later sums.
+  void* positives;
+  std::int32_t* pos_kept;
+  // Partial sums of a launch: (runs, chunk * tile) of rows, (chunk, padded columns) of columns.
+  void *row_hardest, *row_sum, *column_hardest, *column_sum;
+  std::int32_t *row_kept, *column_kept;
+  void* mass;                    // (tiles of rows, spans): log of what a row or column sums to
+  std::int32_t *tiles, *counts;  // (panel, width) tiles that the gradient visits, (panel)
+  void* weights;                 // (panel * tile, segment * tile), in the operand type
+  void* dots;         // (segment, panel * tile): parts of the unit row times its gradient
+  void* dots_so_far;  // (2, panel * tile): of earlier segments; one is read, one written
+};
 
 struct Problem {
   Job job;
   DType dtype;
   Precision precision;
-  bool self;  // the rows are their own columns
+  bool self;      // the rows are their own columns
+  bool by_tiles;  // sides are in label order; else one launch does everything
   std::int64_t depth;
   SideInput rows, columns;
   Options options;
@@ -66,6 +105,7 @@ struct Problem {
   void* d_columns;                  // (columns.count, depth); null: not wanted
 
   // The plan (plan.h).
+  std::int64_t workspace_bytes;
   int blocks;     // more would have nothing to do
   int terms;      // which sides weigh a pair: Terms
   bool prepared;  // copies and terms are in the workspace
@@ -77,6 +117,21 @@ struct Problem {
   void* weights;       // (panel, padded columns), in the operand type
   void* unscale;       // (panel): true weight = unscale * weight
   void* dot;           // (panel): gradient of the unit row, times the unit row
+  Tiled tiled;         // by_tiles only
 };
+
+// Candidates that learn own their gradient in turn: the sides change places.
+inline Problem exchanged(const Problem& problem) {
+  Problem other = problem;
+  std::swap(other.rows, other.columns);
+  std::swap(other.row_room, other.column_room);
+  other.job = Job::gradient;
+  other.terms = column_term;
+  other.prepared = true;
+  other.d_rows = problem.d_columns;
+  other.d_columns = nullptr;
+  other.tiled.transposed = true;
+  return other;
+}
 
 }  // namespace msk::gpu

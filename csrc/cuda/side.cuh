@@ -14,10 +14,28 @@ constexpr T kInfinity = std::numeric_limits<T>::infinity();
 template <typename T>
 constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
 
+// Between 1 and the next number.
+template <typename T>
+constexpr T kUlp = std::numeric_limits<T>::epsilon();
+
 template <typename T>
 MSK_DEVICE MultiSimilarity<T> loss_of(const Options& o) {
   return {T(o.alpha), T(o.beta), T(o.base), T(o.epsilon), T(o.max_positive_similarity)};
 }
+
+// What one side adds to the weight of its pairs.
+template <typename T>
+struct Term {
+  T neg_threshold, pos_threshold, neg_offset, pos_offset, dloss;
+
+  // dl/dS of a pair of similarity s, times the incoming gradient of this side's row.
+  MSK_DEVICE T weight(const MultiSimilarity<T>& loss, T s, bool positive, bool negative) const {
+    T weight = T(0);
+    if (negative && s > neg_threshold) weight = loss.neg_weight(s, neg_offset);
+    if (positive && s < pos_threshold) weight = loss.pos_weight(s, pos_offset);
+    return weight * dloss;  // NaN for a row whose loss is NaN, whatever is kept
+  }
+};
 
 template <class P>
 struct Side {
@@ -44,6 +62,9 @@ struct Side {
         labels(in.labels),
         ids(in.ids) {}
 
+  MSK_DEVICE Term<Scalar> term(std::int64_t i) const {
+    return {neg_threshold[i], pos_threshold[i], neg_offset[i], pos_offset[i], dloss[i]};
+  }
   MSK_DEVICE void set_term(std::int64_t i, const MultiSimilarity<Scalar>& loss,
                            Scalar hardest_positive, Scalar hardest_negative, Scalar pos_lse,
                            Scalar neg_lse, Scalar weight) const {
@@ -55,15 +76,49 @@ struct Side {
   }
 };
 
-// Everything the phases share. `rows` are the anchors of a statistics pass and the owners of a
-// gradient pass.
+// `rows` are the anchors of a statistics pass and the owners of a gradient pass.
 template <class P>
-struct Pass {
+struct Pairs {
   using Scalar = typename P::Scalar;
   Side<P> rows, columns;
   bool self;
   MultiSimilarity<Scalar> loss;
   bool normalize;
+
+  MSK_DEVICE explicit Pairs(const Problem& p)
+      : rows(p.rows, p.row_room, p.padded_depth),
+        columns(p.columns, p.column_room, p.padded_depth),
+        self(p.self),
+        loss(loss_of<Scalar>(p.options)),
+        normalize(p.options.normalize) {}
+
+  MSK_DEVICE bool self_pair(std::int64_t i, std::int64_t j) const {
+    if (rows.ids && columns.ids) return rows.ids[i] == columns.ids[j];
+    return self && i == j;
+  }
+  // The product of two rounded scales would cost two ulp, which a large beta makes visible: what
+  // rounding took is added. `residue` is that of both. Where to fuse is said, not left to the
+  // compiler: a pair has the same bits in every kernel, and when the sides change places.
+  MSK_DEVICE static Scalar scaled(Scalar sum, Scalar a, Scalar b, Scalar residue) {
+    const Scalar scale = a * b;
+    const Scalar lost = std::fma(scale, residue, std::fma(a, b, -scale));
+    return std::fma(sum, scale, sum * lost);
+  }
+  // Element d of the gradient of row i, from that of its unit row and its product with the unit
+  // row: (g - (g.u) u) / norm.
+  MSK_DEVICE Scalar through_normalisation(Scalar g, Scalar dot, std::int64_t i, std::int64_t d,
+                                          std::int64_t depth) const {
+    if (!normalize) return g;
+    if (depth == 1) return g - g;  // a normalised number is its sign: 0, or NaN if the weights are
+    const Scalar u = Scalar(widen(rows.copy[i * rows.stride + d])) * rows.scale[i];
+    return (g - rows.projection[i] * dot * u) * rows.inverse[i];
+  }
+};
+
+// What the phases of the one launch share besides.
+template <class P>
+struct Pass : Pairs<P> {
+  using Scalar = typename P::Scalar;
   std::int64_t panel, width;  // rows and columns of the similarities held, both padded
   int splits;
   Scalar* similarities;
@@ -71,13 +126,9 @@ struct Pass {
   Scalar *unscale, *dot;
 
   MSK_DEVICE explicit Pass(const Problem& p)
-      : rows(p.rows, p.row_room, p.padded_depth),
-        columns(p.columns, p.column_room, p.padded_depth),
-        self(p.self),
-        loss(loss_of<Scalar>(p.options)),
-        normalize(p.options.normalize),
+      : Pairs<P>(p),
         panel(p.panel),
-        width(padded(columns.count)),
+        width(padded(this->columns.count)),
         splits(p.splits),
         similarities(static_cast<Scalar*>(p.similarities)),
         weights(static_cast<typename P::Operand*>(p.weights)),
@@ -86,22 +137,16 @@ struct Pass {
 
   // Rows from `first` on that the panel holds, padding included.
   MSK_DEVICE std::int64_t height(std::int64_t first) const {
-    const std::int64_t left = padded(rows.count) - first;
+    const std::int64_t left = padded(this->rows.count) - first;
     return left < panel ? left : panel;
   }
-  MSK_DEVICE bool self_pair(std::int64_t i, std::int64_t j) const {
-    if (rows.ids && columns.ids) return rows.ids[i] == columns.ids[j];
-    return self && i == j;
-  }
-  // The parts of the depth are summed in order. The product of two rounded scales would cost two
-  // ulp, which a large beta makes visible: what rounding took is added.
+  // The parts of the depth are summed in order.
   MSK_DEVICE Scalar similarity(std::int64_t first, std::int64_t i, std::int64_t j) const {
     const Scalar* part = similarities + (i - first) * width + j;
     Scalar sum = *part;
     for (int s = 1; s < splits; ++s) sum += part[s * panel * width];
-    const Scalar a = rows.scale[i], b = columns.scale[j], scale = a * b;
-    const Scalar lost = std::fma(a, b, -scale) + scale * (rows.residue[i] + columns.residue[j]);
-    return std::fma(sum, scale, sum * lost);
+    return this->scaled(sum, this->rows.scale[i], this->columns.scale[j],
+                        this->rows.residue[i] + this->columns.residue[j]);
   }
 };
 

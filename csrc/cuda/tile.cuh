@@ -25,28 +25,45 @@ struct TileProduct {
   template <typename Out>
   MSK_DEVICE static void run(const T* left, std::int64_t left_stride, const T* right,
                              std::int64_t right_stride, std::int64_t steps, Out out) {
+    const std::int64_t ahead = layout == Right::rows ? kStep : kStep * right_stride;
+    const auto step = [&](std::int64_t k) { return right + k * ahead; };
+    each(multiply(left, left_stride, step, right_stride, steps), out);
+  }
+
+  // The same; the right operand of step k begins at right(k), and the sums stay where they are.
+  template <typename At>
+  MSK_DEVICE static typename P::Sums multiply(const T* left, std::int64_t left_stride, At right,
+                                              std::int64_t right_stride, std::int64_t steps) {
     typename P::Sums sums;
     T* const stages = reinterpret_cast<T*>(shared_memory());
     __syncthreads();  // the stages may still be read for the tile before
-    if (steps > 0) load(stages, left, left_stride, right, right_stride);
+    if (steps > 0) load(stages, left, left_stride, right(0), right_stride);
     for (std::int64_t k = 0; k < steps; ++k) {
       cp_async_wait_all();
       __syncthreads();  // stage k is there for all, and all have left the other stage
       if (k + 1 < steps) {
         left += kStep;
-        right += layout == Right::rows ? kStep : kStep * right_stride;
-        load(stages + (k + 1) % 2 * (kLeft + kRight), left, left_stride, right, right_stride);
+        load(stages + (k + 1) % 2 * (kLeft + kRight), left, left_stride, right(k + 1),
+             right_stride);
       }
       add(sums, stages + k % 2 * (kLeft + kRight));
     }
+    return sums;
+  }
+
+  template <typename Out>
+  MSK_DEVICE static void each(const typename P::Sums& sums, Out out) {
 #pragma unroll
     for (int m = 0; m < P::kRowParts; ++m)
 #pragma unroll
       for (int n = 0; n < P::kColumnParts; ++n)
 #pragma unroll
-        for (int e = 0; e < P::kElements; ++e)
-          out(warp_row() + P::row(m, e), warp_column() + P::column(n, e), sums.value(m, n, e));
+        for (int e = 0; e < P::kElements; ++e) out(row(m, e), column(n, e), sums.value(m, n, e));
   }
+
+  // Of the tile, where this thread holds element e of parts m and n.
+  MSK_DEVICE static int row(int m, int e) { return warp_row() + P::row(m, e); }
+  MSK_DEVICE static int column(int n, int e) { return warp_column() + P::column(n, e); }
 
  private:
   MSK_DEVICE static int warp_row() { return threadIdx.x / 32 / 2 * kWarpTile; }

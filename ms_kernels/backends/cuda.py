@@ -1,4 +1,5 @@
-"""CUDA C++ backend: statistics, loss and gradient of a batch in one cooperative launch."""
+"""CUDA C++ backend: statistics, loss and gradient of a batch in one cooperative launch, of a large
+one by tiles in label order."""
 
 import functools
 import importlib
@@ -12,6 +13,11 @@ from ms_kernels.backends.interface import Side, Term
 from ms_kernels.reference import RowStatistics
 from ms_kernels.settings import options
 from ms_kernels.spec import MultiSimilaritySpec
+
+# With so many samples on either side, or fewer, one launch. From the floors of a launch against
+# tensor-core time, not yet from a measurement on a GPU. The same for rows and columns exchanged:
+# only within one path has a pair the same bits in statistics and gradients.
+ONE_LAUNCH = 1024
 
 
 def missing() -> str | None:
@@ -106,6 +112,8 @@ class _Call:
     ) -> None:
         module = _module()
         x = rows.embeddings
+        smallest = min(len(side.labels) for side in (rows, columns) if side is not None)
+        self.by_tiles = smallest > ONE_LAUNCH
         self.device = x.device
         self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.read: list[Tensor] = []
@@ -123,7 +131,9 @@ class _Call:
                 spec.narrow_epsilon(torch.finfo(self.dtype).max),
                 math.inf if spec.max_positive_similarity is None else spec.max_positive_similarity,
                 spec.normalize,
+                options.skip_below,
             ),
+            self.by_tiles,
         )
 
     def empty(self, shape: int | torch.Size, dtype: torch.dtype | None = None) -> Tensor:
@@ -150,10 +160,17 @@ class _Call:
         x = side.embeddings
         if x.shape[1] > 1 and x.stride(1) != 1:
             x = x.contiguous()
-        ids = 0 if side.ids is None else self._address(side.ids.contiguous())
-        labels = self._address(side.labels.contiguous())
-        return self._address(x), x.stride(0), len(x), labels, ids
+        labels, ids, order = side.labels, side.ids, None
+        if self.by_tiles:
+            labels, order = labels.sort(stable=True)
+            ids = None if ids is None else ids[order]
+        addresses = [self._address(tensor) for tensor in (x, labels, ids, order)]
+        return addresses[0], x.stride(0), len(x), *addresses[1:]
 
-    def _address(self, tensor: Tensor) -> int:
+    def _address(self, tensor: Tensor | None) -> int:
+        if tensor is None:
+            return 0
+        if tensor.dtype == torch.int64:
+            tensor = tensor.contiguous()
         self.read.append(tensor)  # alive until the call is over
         return tensor.data_ptr()

@@ -20,7 +20,7 @@ FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wa
 FLAGS += ["-Werror", "-Wno-unknown-pragmas", '-DMSK_CUDA_ARCHITECTURES="host"']
 # pybind11 looks uninitialised to g++ 12 in such a build: a warning that is no finding.
 SANITIZE = ["-fsanitize=address", "-fno-omit-frame-pointer", "-g1", "-Wno-maybe-uninitialized"]
-INSTANCES = [path.stem for path in sorted((CSRC / "cuda").glob("batch_*.cu"))]
+INSTANCES = [path.stem for path in sorted((CSRC / "cuda").glob("*.cu"))]
 
 
 def why_not() -> str | None:
@@ -74,10 +74,9 @@ def absent(names: list[str]) -> Path:
     """A source with the functions of instances that are left out."""
     lines = ["#include <stdexcept>", '#include "cuda/instances.h"', "namespace msk::gpu {"]
     for name in names:
-        function = name.replace("batch_", "launch_")
         lines.append(
-            f"void {function}(const Problem&, int, void*) "
-            f'{{ throw std::runtime_error("{function} is left out"); }}'
+            f"void {name}(const Problem&, int, void*) "
+            f'{{ throw std::runtime_error("{name} is left out"); }}'
         )
     text = "\n".join([*lines, "}  // namespace msk::gpu", ""])
     CACHE.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 #include "machine.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -42,8 +43,9 @@ namespace {
 std::deque<Block> blocks;  // kept between launches: stacks are large
 Barrier grid;
 int wanted_threads = 0;  // of the whole grid
+std::int64_t launches = 0, products = 0;
 std::string error;
-bool backwards = false;
+bool backwards = false, all_resident = false;
 const std::function<void()>* kernel = nullptr;
 
 void entry() {
@@ -195,6 +197,7 @@ void wait_for_block(const char* file, int line) {
 }
 
 void wait_for_grid(const char* file, int line) {
+  if (!all_resident) fail("a barrier of the grid in an ordinary launch");
   wait_for_block(file, line);
   arrive(grid, wanted_threads, Thread::Waits::grid, file, line);
 }
@@ -207,22 +210,21 @@ void wait_for_warp(const char* instruction, void* arguments, void (*run)(Warp&))
     fail(std::string("lanes of one warp are at different instructions: ") + warp.instruction +
          " and " + instruction);
   warp.arguments[running->lane()] = arguments;
-  if (warp.barrier.arrived == kWarpSize - 1) run(warp);
+  if (warp.barrier.arrived == kWarpSize - 1) {
+    if (std::strncmp(instruction, "mma", 3) == 0) ++products;
+    run(warp);
+  }
   arrive(warp.barrier, kWarpSize, Thread::Waits::warp, instruction, 0);
 }
 
-void launch(const std::string& what, int block_count, int threads, std::size_t shared,
-            const std::function<void()>& function) {
-  static std::mutex one_at_a_time;
-  const std::lock_guard<std::mutex> lock(one_at_a_time);
-  blocks.resize(block_count);
-  error.clear();
-  backwards = std::getenv("HOST_GPU_BACKWARDS") != nullptr;
-  kernel = &function;
+namespace {
+
+// Blocks `first` and following, until all of them have ended or none can go on.
+void run_resident(std::int64_t first, int count, int threads, std::size_t shared) {
+  blocks.resize(count);
   grid = {};
-  grid_size = {unsigned(block_count), 1, 1};
-  wanted_threads = block_count * threads;
-  for (int b = 0; b < block_count; ++b) {
+  wanted_threads = count * threads;
+  for (int b = 0; b < count; ++b) {
     Block& block = blocks[b];
     block.barrier = {};
     if (int(block.threads.size()) != threads) block.threads = std::vector<Thread>(threads);
@@ -232,7 +234,7 @@ void launch(const std::string& what, int block_count, int threads, std::size_t s
     for (int t = 0; t < threads; ++t) {
       Thread& thread = block.threads[t];
       thread.threadIdx.x = unsigned(t);
-      thread.blockIdx.x = unsigned(b);
+      thread.blockIdx.x = unsigned(first + b);
       thread.block = &block;
       thread.waits = Thread::Waits::no;
       thread.copies.clear();
@@ -242,13 +244,35 @@ void launch(const std::string& what, int block_count, int threads, std::size_t s
   bool progress = true;
   while (progress && error.empty()) {
     progress = false;
-    for (int b = 0; b < block_count && error.empty(); ++b)
-      progress |= run_block(blocks[backwards ? block_count - 1 - b : b]);
+    for (int b = 0; b < count && error.empty(); ++b)
+      progress |= run_block(blocks[backwards ? count - 1 - b : b]);
   }
-  if (error.empty())
-    for (const Block& block : blocks)
-      for (const Thread& t : block.threads)
-        if (t.waits != Thread::Waits::done && error.empty()) error = stuck();
+  for (const Block& block : blocks)
+    for (const Thread& t : block.threads)
+      if (t.waits != Thread::Waits::done && error.empty()) error = stuck();
+}
+
+}  // namespace
+
+std::int64_t host_gpu_launches() { return launches; }
+std::int64_t host_gpu_products() { return products; }
+
+void launch(const std::string& what, Grid kind, std::int64_t block_count, int threads,
+            std::size_t shared, const std::function<void()>& function) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  ++launches;
+  error.clear();
+  backwards = std::getenv("HOST_GPU_BACKWARDS") != nullptr;
+  kernel = &function;
+  grid_size = {unsigned(block_count), 1, 1};
+  all_resident = kind == Grid::cooperative;
+  const std::int64_t step = all_resident ? block_count : std::int64_t(kResidentBlocks);
+  const std::int64_t waves = (block_count + step - 1) / step;
+  for (std::int64_t wave = 0; wave < waves && error.empty(); ++wave) {
+    const std::int64_t first = (backwards ? waves - 1 - wave : wave) * step;
+    run_resident(first, int(std::min(step, block_count - first)), threads, shared);
+  }
   if (!error.empty()) throw std::runtime_error(what + ": " + error);
 }
 

@@ -92,9 +92,17 @@ void wait_for_grid(const char* file, int line);
 // All lanes of the warp come together; the last one executes `run` for all of them.
 void wait_for_warp(const char* instruction, void* arguments, void (*run)(Warp&));
 
+// Whether all blocks of a launch are resident, so that they can wait for each other, or come and go
+// a few at a time.
+enum class Grid { cooperative, ordinary };
+
 // Runs one launch; throws std::runtime_error if a rule was broken. With HOST_GPU_BACKWARDS in the
 // environment, threads and blocks are visited in the opposite order: results must be the same.
-void launch(const std::string& what, int blocks, int threads, std::size_t shared,
-            const std::function<void()>& kernel);
+void launch(const std::string& what, Grid kind, std::int64_t blocks, int threads,
+            std::size_t shared, const std::function<void()>& kernel);
+
+// Launches, and products of a warp (mma), of this process so far; tests read them from the module.
+extern "C" __attribute__((visibility("default"))) std::int64_t host_gpu_launches();
+extern "C" __attribute__((visibility("default"))) std::int64_t host_gpu_products();
 
 }  // namespace host_gpu

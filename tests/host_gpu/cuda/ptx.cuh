@@ -38,6 +38,23 @@ T __shfl_xor_sync(unsigned lanes, T value, int mask) {
   return mine.out;
 }
 
+// Bit l: lane l's answer.
+inline unsigned __ballot_sync(unsigned lanes, int answer) {
+  if (lanes != 0xffffffffu) host_gpu::fail("__ballot_sync expects all lanes");
+  struct Arguments {
+    int answer;
+    unsigned out;
+  } mine{answer, 0};
+  host_gpu::wait_for_warp("__ballot_sync", &mine, [](host_gpu::Warp& warp) {
+    unsigned bits = 0;
+    for (int l = 0; l < 32; ++l)
+      bits |= unsigned(static_cast<Arguments*>(warp.arguments[l])->answer != 0) << l;
+    for (int l = 0; l < 32; ++l) static_cast<Arguments*>(warp.arguments[l])->out = bits;
+  });
+  return mine.out;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
 namespace msk::gpu {
 
 inline std::byte* shared_memory() { return host_gpu::running->block->memory.data(); }

@@ -1,0 +1,111 @@
+// Sums over the kept positives, and all that follows for a row: statistics, or loss and terms.
+#pragma once
+
+#include "cuda/negative_scan.cuh"
+#include "cuda/positive_scan.cuh"
+
+namespace msk::gpu {
+
+template <typename T>
+struct PositiveSum {
+  T sum = T(0);
+  std::int32_t kept = 0;
+};
+
+// What the gradient's list of tiles needs to know of a tile of rows.
+template <class P>
+MSK_DEVICE void tile_bounds(const SideRoom& room, std::int64_t tile, typename P::Scalar neg_offset,
+                            bool present, Least<typename P::Scalar>* least_room,
+                            Greatest<typename P::Scalar>* greatest_room) {
+  using Scalar = typename P::Scalar;
+  Least<Scalar> least{present ? neg_offset : kInfinity<Scalar>};
+  Greatest<Scalar> greatest{present ? neg_offset : -kInfinity<Scalar>};
+  least = block_reduce(least, least_room, Least<Scalar>::lesser);
+  greatest = block_reduce(greatest, greatest_room, Greatest<Scalar>::greater);
+  if (threadIdx.x != 0) return;
+  static_cast<Scalar*>(room.least_offset)[tile] = least.value;
+  static_cast<Scalar*>(room.greatest_offset)[tile] = greatest.value;
+}
+
+// The kept positives of a part of the columns.
+template <class P>
+MSK_KERNEL(kThreads, 2)
+positive_sums_kernel(const MSK_PARAMETER Problem p) {
+  using Scalar = typename P::Scalar;
+  using Tile = SimilarityTile<P>;
+  const OrderedPairs<P> pairs(p);
+  const MultiSimilarity<Scalar>& loss = pairs.loss;
+  auto* const room = reinterpret_cast<PositiveSum<Scalar>*>(shared_memory() + Tile::kStageBytes);
+  const PositivePart part(pairs, p.tiled);
+  const Scalar hardest = static_cast<const Scalar*>(p.row_room.hardest_positive)[part.i];
+  const Scalar threshold =
+      loss.positive_threshold(static_cast<const Scalar*>(p.row_room.hardest_negative)[part.i]);
+  PositiveSum<Scalar> found;
+  for (std::int64_t other = part.columns.first; other < part.columns.last; ++other) {
+    if (!pairs.overlap(part.tile, other)) continue;
+    Tile(pairs, part.tile, other).share();
+    const std::int64_t first = other * kTile + half() * kHalf;
+    for (int k = 0; k < kHalf && pairs.present(part.i, first + k); ++k) {
+      const Scalar s = load_shared(Tile::shared(line(), half() * kHalf + k));
+      if (!(s < threshold) || !pairs.positive(part.i, first + k, s)) continue;
+      found.sum += std::exp(loss.alpha * (hardest - s));
+      ++found.kept;
+    }
+  }
+  if (half() == 1) store_shared(room + line(), found);
+  __syncthreads();
+  if (half() == 1) return;
+  const PositiveSum<Scalar> rest = load_shared(room + line());
+  static_cast<Scalar*>(p.tiled.positives)[part.at] = found.sum + rest.sum;
+  p.tiled.pos_kept[part.at] = found.kept + rest.kept;
+}
+
+// One block a tile of rows.
+template <class P>
+MSK_KERNEL(kThreads, 2)
+positive_finish_kernel(const MSK_PARAMETER Problem p) {
+  using Scalar = typename P::Scalar;
+  const OrderedPairs<P> pairs(p);
+  const MultiSimilarity<Scalar>& loss = pairs.loss;
+  auto* const least_room = reinterpret_cast<Least<Scalar>*>(shared_memory());
+  auto* const greatest_room = reinterpret_cast<Greatest<Scalar>*>(least_room + kThreads / 32);
+  const std::int64_t tile = blockIdx.x, i = tile * kTile + line();
+  const SideRoom& side = p.row_room;
+  const bool owner = half() == 0 && i < pairs.rows.count;
+  Scalar neg_lse = -kInfinity<Scalar>;
+  if (owner) {
+    PositiveSum<Scalar> found;
+    for (std::int64_t part = 0; part < p.tiled.parts; ++part) {
+      const std::int64_t at = part * pairs.row_tiles * kTile + i;
+      found.sum += static_cast<const Scalar*>(p.tiled.positives)[at];
+      found.kept += p.tiled.pos_kept[at];
+    }
+    const Scalar hardest_positive = static_cast<const Scalar*>(side.hardest_positive)[i];
+    const NegativeSum<Scalar> negative =
+        Partials<Scalar>(side.hardest_negative, side.negative_sum, side.neg_kept).read(i);
+    const Scalar poison = std::isnan(negative.sum) ? kNaN<Scalar> : Scalar(0);
+    const Scalar pos_lse =
+        (found.kept ? loss.pos_lse(hardest_positive, found.sum) : -kInfinity<Scalar>)+poison;
+    neg_lse =
+        (negative.kept ? loss.neg_lse(negative.hardest, negative.sum) : -kInfinity<Scalar>)+poison;
+    const std::int64_t sample = p.rows.sample(i);
+    if (p.job == Job::statistics) {
+      static_cast<Scalar*>(p.statistics.hardest_positive)[sample] = hardest_positive + poison;
+      static_cast<Scalar*>(p.statistics.hardest_negative)[sample] = negative.hardest + poison;
+      static_cast<Scalar*>(p.statistics.pos_lse)[sample] = pos_lse;
+      static_cast<Scalar*>(p.statistics.neg_lse)[sample] = neg_lse;
+      p.statistics.pos_kept[sample] = found.kept;
+      p.statistics.neg_kept[sample] = negative.kept;
+    } else {
+      static_cast<Scalar*>(p.row_loss)[sample] = loss.row_loss(pos_lse, neg_lse);
+      p.kept[sample] = std::int64_t(found.kept) + negative.kept;
+      pairs.rows.set_term(i, loss, hardest_positive, negative.hardest, pos_lse, neg_lse, Scalar(1));
+      if (std::isnan(poison)) *side.poisoned = 1;
+    }
+  }
+  if (p.job == Job::statistics) return;
+  tile_bounds<P>(side, tile, softplus(neg_lse), owner, least_room, greatest_room);
+  if (threadIdx.x == 0) static_cast<Scalar*>(side.largest_dloss)[tile] = Scalar(1);
+}
+
+}  // namespace msk::gpu

@@ -1,0 +1,34 @@
+"""Lets a module that a CPU executes serve the cuda backend."""
+
+import shutil
+
+from host_gpu import build
+
+from ms_kernels import dispatch
+from ms_kernels.backends import cuda
+
+
+def serve(monkeypatch, module, path="one_launch"):
+    """`path`: one_launch or by_tiles, whatever the size of the batch; the backend's name."""
+    built, why_missing = dispatch.built(), dispatch.why_missing
+    monkeypatch.setitem(dispatch.DEVICE_OF, "cuda", "cpu")
+    monkeypatch.setattr(dispatch, "built", lambda: built)
+    monkeypatch.setattr(dispatch, "why_missing", lambda n: None if n == "cuda" else why_missing(n))
+    monkeypatch.setattr(cuda, "_module", lambda: module)
+    monkeypatch.setattr(cuda, "ONE_LAUNCH", {"one_launch": 2**31, "by_tiles": -1}[path])
+    return "cuda"
+
+
+def few_tiles_are_many(folder):
+    """A copy of the sources that divides a batch of hundreds as others divide one of thousands."""
+    shutil.copytree(build.CSRC, folder)
+    for name, before, after in (
+        ("plan_tiled.cpp", "kManyBlocks = 1056;", "kManyBlocks = 3;"),
+        ("plan_tiled.cpp", "std::int64_t(1) << 24;", "20;"),
+        ("geometry.h", "kListRun = 4;", "kListRun = 1;"),
+        ("geometry.h", "kSegment = 32;", "kSegment = 2;"),
+    ):
+        source = (folder / "cuda" / name).read_text()
+        assert before in source
+        (folder / "cuda" / name).write_text(source.replace(before, after))
+    return folder
