@@ -1,4 +1,7 @@
-"""python -m bench.gpu [quick]: loss and gradient on a GPU against its floors and what others use.
+"""python -m bench.gpu [quick|small]: a step on a GPU against its floors and what others use.
+
+quick and full measure the Triton kernels; small measures the CUDA C++ kernels, where they are
+built, at the sizes at which launches are the cost.
 
 Memory rule: a candidate runs where its bytes for each pair (gpu_floor.BYTES_PER_PAIR), times N
 squared, stay within 80% of the device's memory. Results: bench/results/<gpu>-<date>.json and .log;
@@ -34,14 +37,15 @@ MOST_IN_GRAPH = 1024
 class Setting:
     """Where the cases run, and what they are held against."""
 
-    def __init__(self, dry: bool, rate: Rate) -> None:
+    def __init__(self, dry: bool, rate: Rate, small: bool = False) -> None:
         self.rate = rate
         self.device = "cpu" if dry else "cuda"
-        self.backend = "panels" if dry else "triton"
+        by_cuda = small and "cuda" in ms_kernels.dispatch.built()
+        self.backend = "panels" if dry else "cuda" if by_cuda else "triton"
         self.timer: Timer = DryTimer() if dry else DeviceTimer()
         self.memory = 2**33 if dry else torch.cuda.get_device_properties(0).total_memory
         known = importlib.util.find_spec("pytorch_metric_learning") is not None
-        self.candidates = candidates(self.backend, "eager" if dry else "inductor", known)
+        self.candidates = candidates(self.backend, "eager" if dry else "inductor", known, small)
 
 
 def run_case(setting: Setting, n: int, d: int, dtype: str, regime: str) -> dict[str, Any]:
@@ -67,6 +71,7 @@ def run_case(setting: Setting, n: int, d: int, dtype: str, regime: str) -> dict[
     found: dict[str, Any] = take_turns(runs, setting.timer, n <= MOST_IN_GRAPH) if runs else {}
     return {
         **{"n": n, "d": d, "dtype": dtype, "regime": regime, "kept": batch.kept},
+        "backend": setting.backend,
         "floor": floor_of(n, d, dtype, setting.rate)._asdict(),
         "errors": errors,
         "candidates": {**found, **skipped},
@@ -86,6 +91,7 @@ def run_huge(setting: Setting, n: int, d: int, dtype: str, regime: str) -> dict[
         found = {"ours": {"why": "refused", "refusal": refusal}}
     return {
         **{"n": n, "d": d, "dtype": dtype, "regime": regime, "kept": batch.kept},
+        "backend": setting.backend,
         "floor": floor_of(n, d, dtype, setting.rate)._asdict(),
         "checked": "row losses of 64 anchors",
         "candidates": found,
@@ -104,7 +110,7 @@ def _row_losses(batch: Batch, backend: str) -> torch.Tensor:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
-    parser.add_argument("length", nargs="?", choices=["quick", "full"], default="full")
+    parser.add_argument("length", nargs="?", choices=["quick", "small", "full"], default="full")
     parser.add_argument("--sizes", type=int, nargs="+")
     parser.add_argument("--depths", type=int, nargs="+")
     parser.add_argument("--dtypes", choices=list(DTYPES), nargs="+")
@@ -121,8 +127,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def cases_of(options: argparse.Namespace) -> list[tuple[int, int, str, str]]:
     full = (gpu_floor.SIZES, gpu_floor.DEPTHS, tuple(DTYPES), tuple(REGIMES))
     quick = ((256, 4096, 16384), (512,), ("bfloat16",), tuple(REGIMES))
+    small = (gpu_floor.SMALL_SIZES, gpu_floor.SMALL_DEPTHS, tuple(DTYPES), ("mid",))
     dry = ((96,), (16,), tuple(DTYPES), ("mid",))
-    chosen = dry if options.dry_run else quick if options.length == "quick" else full
+    chosen = (
+        dry if options.dry_run else {"quick": quick, "small": small, "full": full}[options.length]
+    )
     given = (options.sizes, options.depths, options.dtypes, options.regimes)
     return list(itertools.product(*(g or c for g, c in zip(given, chosen, strict=True))))
 
@@ -139,7 +148,7 @@ def main(arguments: list[str]) -> int:
     if rate is None:
         print(f"bench.gpu: no rates are known of {gpu}; give --flops and --bandwidth")
         return 2
-    setting = Setting(options.dry_run, rate)
+    setting = Setting(options.dry_run, rate, options.length == "small")
     machine = gpu_machine.describe(gpu)
     name = "dry" if options.dry_run else f"{gpu.replace(' ', '-')}-{machine['date']}"
     store = gpu_machine.Store(options.results / name, machine, rate._asdict())

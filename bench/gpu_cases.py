@@ -46,15 +46,26 @@ def ours_with(backend: str) -> Loss:
 
 
 @functools.cache
-def compiled_with(compiler: str) -> Loss:
+def compiled_with(compiler: str, mode: str | None = None) -> Loss:
     torch._dynamo.config.cache_size_limit = 256  # one graph for each shape
-    return torch.compile(reference.multi_similarity_loss, dynamic=False, backend=compiler)
+    chosen = {"backend": compiler} if mode is None else {"mode": mode}
+    return torch.compile(reference.multi_similarity_loss, dynamic=False, **chosen)
 
 
-def candidates(backend: str, compiler: str, with_metric_learning: bool) -> dict[str, Loss]:
-    """Ours first; each a function of embeddings and labels that returns the mean loss."""
-    found: dict[str, Loss] = {"ours": ours_with(backend), "dense": dense}
+def candidates(
+    backend: str, compiler: str, with_metric_learning: bool, small: bool = False
+) -> dict[str, Loss]:
+    """Ours first; each a function of embeddings and labels that returns the mean loss.
+
+    `small`: also Triton beside CUDA C++, and torch.compile that replays a graph.
+    """
+    found: dict[str, Loss] = {"ours": ours_with(backend)}
+    if small and backend == "cuda" and "triton" in ms_kernels.dispatch.built():
+        found["triton"] = ours_with("triton")
+    found["dense"] = dense
     found["compiled"] = compiled_with(compiler)
+    if small and compiler == "inductor":
+        found["replayed"] = compiled_with(compiler, "reduce-overhead")
     if with_metric_learning:
         found["metric_learning"] = metric_learning
     return found

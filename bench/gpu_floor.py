@@ -7,7 +7,11 @@ SIZES = (256, 1024, 4096, 16384, 65536)
 DEPTHS = (128, 512, 1024)
 # Bytes at the peak of a step for each of the N squared pairs, with float32 similarities; counted
 # on the CPU: torch.compile 6.7 to 8, eager 27 to 32, pytorch-metric-learning 56 to 60.
-BYTES_PER_PAIR = {"ours": 0, "compiled": 8, "dense": 32, "metric_learning": 60}
+BYTES_PER_PAIR = {
+    **{"ours": 0, "triton": 0, "compiled": 8, "replayed": 8, "dense": 32, "metric_learning": 60}
+}
+SMALL_SIZES = (80, 240, 480, 1024)
+SMALL_DEPTHS = (512, 4096, 8448)
 # Of the device's memory that a candidate may plan with: the rest is for fragments and the oracle.
 USABLE = 0.8
 
@@ -63,20 +67,20 @@ def fits(name: str, n: int, memory: int) -> bool:
 
 def table(cases: Sequence[dict[str, Any]]) -> str:
     """Markdown: our GPU time beside its floors, host and graph time, and the others as ratios."""
-    others = [name for name in BYTES_PER_PAIR if name != "ours"]
+    known = [name for name in BYTES_PER_PAIR if name != "ours"]
+    others = [name for name in known if any(name in case["candidates"] for case in cases)]
     lines = [
-        "| N | D | dtype | regime | kept | ours | 2N²D | bytes | host | graph | "
-        + " | ".join(others)
-        + " |",
-        "|--:|--:|---|---|--:|--:|--:|--:|--:|--:|" + "--:|" * len(others),
+        "| N | D | dtype | regime | kept | backend | ours | 2N²D | bytes | host | graph "
+        "| launches | " + " | ".join(others) + " |",
+        "|--:|--:|---|---|--:|---|--:|--:|--:|--:|--:|--:|" + "--:|" * len(others),
     ]
     for case in cases:
         found = case["candidates"]
         ours = found.get("ours", {})
         cells = [str(case["n"]), str(case["d"]), case["dtype"], case["regime"]]
-        cells += [f"{case['kept']:.2%}", time(ours.get("gpu"))]
+        cells += [f"{case['kept']:.2%}", case["backend"], time(ours.get("gpu"))]
         cells += [time(case["floor"]["products"]), time(case["floor"]["bytes"])]
-        cells += [time(ours.get("host")), time(ours.get("graph"))]
+        cells += [time(ours.get("host")), time(ours.get("graph")), str(ours.get("launches") or "")]
         for name in others:
             ratio = found.get(name, {}).get("ratio")
             cells.append(f"{ratio:.1f}x" if ratio else found.get(name, {}).get("why", ""))

@@ -91,4 +91,4 @@ class Store:
 
 
 def _key(case: dict[str, Any]) -> tuple[Any, ...]:
-    return case["n"], case["d"], case["dtype"], case["regime"]
+    return tuple(case[name] for name in ("n", "d", "dtype", "regime", "backend"))

@@ -25,6 +25,7 @@ class Timer(Protocol):
     def host(self, run: Callable[[], object]) -> float: ...
     def graph(self, run: Callable[[], object]) -> float | None: ...
     def peak(self, run: Callable[[], object]) -> int | None: ...
+    def launches(self, run: Callable[[], object]) -> int | None: ...
 
 
 class DeviceTimer:
@@ -83,6 +84,14 @@ class DeviceTimer:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
 
+    def launches(self, run: Callable[[], object]) -> int:
+        """Kernels, fills and copies that a call puts on the device."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            run()
+            torch.cuda.synchronize()
+        on_device = torch.autograd.DeviceType.CUDA
+        return sum(event.device_type == on_device for event in profile.events())
+
 
 class DryTimer:
     """The clock of the host for all three: for tests of this code, never for figures."""
@@ -99,6 +108,8 @@ class DryTimer:
 
     def peak(self, run: Callable[[], object]) -> None:
         run()
+
+    launches = peak
 
 
 def step_of(function: Loss, x: Tensor, y: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
@@ -135,6 +146,7 @@ def take_turns(
             "host": statistics.median(host[name]),
             "graph": timer.graph(runs[name]) if with_graph and name not in WAITING else None,
             "peak_bytes": timer.peak(runs[name]),
+            "launches": timer.launches(runs[name]),
             "rounds": rounds,
         }
         if "ours" in runs:

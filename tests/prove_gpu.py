@@ -1,8 +1,8 @@
 """python tests/prove_gpu.py [quick] [step ...]: all that a GPU must show, with this Python.
 
-Steps: build, info, kernels, suite, memcheck, racecheck, bench; all of them if none is named. Each
-runs to its end even if one before it failed; what failed is said at the end. Nothing is installed:
-the packages are this Python's own.
+Steps: build, info, kernels, suite, memcheck, racecheck, synccheck, initcheck, bench, small; all of
+them if none is named. Each runs to its end even if one before it failed; what failed is said at the
+end. Nothing is installed: the packages are this Python's own.
 """
 
 import importlib.util
@@ -16,8 +16,10 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+GPU_TESTS = ("test_triton", "test_triton_lists", "test_gpu", "test_gpu_symmetry", "test_gpu_cuda")
 REPORT = ROOT / "build" / "gpu.xml"
-STEPS = ("build", "info", "kernels", "suite", "memcheck", "racecheck", "bench")
+SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+STEPS = ("build", "info", "kernels", "suite", *SANITIZERS, "bench", "small")
 NEEDED = ("torch", "triton", "numpy", "pytest")
 # Without each of these something is left out.
 OPTIONAL = {
@@ -72,9 +74,26 @@ def sanitizer() -> str | None:
 
 
 def can_build() -> bool:
-    """The CPU kernels are not built yet and the tools are here: the suite then covers them too."""
+    """A compiled module is not there yet and its tools are: the suite then covers it too."""
     tools = all(shutil.which(tool) for tool in ("c++", "cmake", "ninja"))
-    return tools and importable("pybind11") and not importable("ms_kernels._cpu")
+    built = importable("ms_kernels._cpu") and (importable("ms_kernels._cuda") or not has_nvcc())
+    return tools and importable("pybind11") and not built
+
+
+def has_nvcc() -> bool:
+    return shutil.which("nvcc") is not None or Path("/usr/local/cuda/bin/nvcc").exists()
+
+
+def build_settings() -> dict[str, str]:
+    """The CUDA kernels too where nvcc is, for this GPU alone: minutes instead of a quarter hour."""
+    import torch
+
+    if not has_nvcc() or not torch.cuda.is_available():
+        return {"MSK_CUDA": "OFF"}
+    major, minor = torch.cuda.get_device_capability()
+    chosen = os.environ.get("CMAKE_CUDA_ARCHITECTURES", f"{major}{minor}-real")
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
+    return {"MSK_CUDA": "ON", "CMAKE_CUDA_ARCHITECTURES": chosen, "PATH": path}
 
 
 def steps(quick: bool) -> list[tuple[str, list[str], dict[str, str]]]:
@@ -84,24 +103,27 @@ def steps(quick: bool) -> list[tuple[str, list[str], dict[str, str]]]:
     pytest = [python, "-m", "pytest", "-q", "-rsx", *without]
     # Most of the time goes to compiling.
     parallel = ["-n", "8"] if importable("xdist") and (os.cpu_count() or 1) >= 8 else []
-    gpu_files = [f"tests/{name}.py" for name in ("test_triton", "test_gpu", "test_gpu_symmetry")]
+    gpu_files = [f"tests/{name}.py" for name in GPU_TESTS]
     found: list[tuple[str, list[str], dict[str, str]]] = [
         ("info", [python, "-m", "ms_kernels", "info"], {}),
         ("kernels", [*pytest, *parallel, f"--junitxml={REPORT}", *gpu_files], {}),
         ("suite", [*pytest, *(f"--ignore={file}" for file in gpu_files)], {}),
     ]
     if can_build():
-        found.insert(0, ("build", [python, "setup.py", "-q", "build_ext", "--inplace"], {}))
+        command = [python, "setup.py", "-q", "build_ext", "--inplace"]
+        found.insert(0, ("build", command, build_settings()))
     binary = sanitizer()
     if binary is None:
         print("compute-sanitizer is neither on PATH nor in /usr/local/cuda/bin: left out")
     else:
         # The caching allocator would hide reads past the end of a tensor.
         plain = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        for tool in ("memcheck", "racecheck"):
+        for tool in SANITIZERS:
             command = [binary, "--tool", tool, "--error-exitcode", "1"]
-            found.append((tool, [*command, python, "tests/sanitize_triton.py"], plain))
-    found.append(("bench", [python, "-m", "bench.gpu", *(["quick"] if quick else [])], {}))
+            found.append((tool, [*command, python, "tests/sanitize_kernels.py"], plain))
+    bench = [python, "-m", "bench.gpu"]
+    found.append(("bench", [*bench, *(["quick"] if quick else [])], {}))
+    found.append(("small", [*bench, "small"], {}))
     return found
 
 

@@ -33,7 +33,8 @@ def test_candidates_run_where_they_fit():
         name: max(n for n in gpu_floor.SIZES if gpu_floor.fits(name, n, memory))
         for name in gpu_floor.BYTES_PER_PAIR
     }
-    wanted = {"ours": 65536, "compiled": 65536, "dense": 16384, "metric_learning": 16384}
+    wanted = {"ours": 65536, "triton": 65536, "compiled": 65536, "replayed": 65536}
+    wanted |= {"dense": 16384, "metric_learning": 16384}
     assert fitting == wanted
 
 
@@ -87,7 +88,11 @@ def test_dry_run(tmp_path, capsys):
         assert case["candidates"]["ours"]["gpu"] > 0 and case["floor"]["products"] > 0
     log = (tmp_path / "dry.log").read_text()
     assert "floors at 1 TFLOP/s bfloat16" in log
-    assert "| 96 | 16 | float32 | mid |" in log and log in capsys.readouterr().out
+    assert (
+        "| 96 | 16 | float32 | mid |" in log
+        and "| panels |" in log
+        and log in capsys.readouterr().out
+    )
     # A second run adds its cases to those of the first.
     assert (
         gpu.main(
@@ -109,7 +114,7 @@ def test_dry_run(tmp_path, capsys):
 
 def test_results_of_another_commit_are_not_mixed(tmp_path):
     machine = gpu_machine.describe("test")
-    case = {"n": 1, "d": 1, "dtype": "float32", "regime": "mid"}
+    case = {"n": 1, "d": 1, "dtype": "float32", "regime": "mid", "backend": "cuda"}
     gpu_machine.Store(tmp_path / "a.b", machine, {}).add(case)
     assert gpu_machine.Store(tmp_path / "a.b", machine, {}).cases == [case]
     assert gpu_machine.Store(tmp_path / "a.b", {**machine, "commit": "other"}, {}).cases == []
@@ -119,3 +124,11 @@ def test_results_of_another_commit_are_not_mixed(tmp_path):
 def test_without_a_gpu_it_says_so(capsys):
     assert gpu.main([]) == 2
     assert "--dry-run" in capsys.readouterr().out
+
+
+def test_small_batches_are_those_where_launches_are_the_cost():
+    cases = gpu.cases_of(gpu.parse(["small"]))
+    assert {case[0] for case in cases} == {80, 240, 480, 1024}
+    assert {case[1] for case in cases} == {512, 4096, 8448}
+    found = gpu.Setting(True, gpu_floor.RATES["H200"], small=True).candidates
+    assert list(found)[0] == "ours" and "compiled" in found

@@ -24,9 +24,11 @@ def test_a_python_without_torch_is_named(monkeypatch):
 def test_steps(monkeypatch):
     monkeypatch.setattr(prove_gpu, "sanitizer", lambda: "/bin/compute-sanitizer")
     commands = {name: " ".join(map(str, command)) for name, command, _ in prove_gpu.steps(True)}
-    assert [*commands][-3:] == ["memcheck", "racecheck", "bench"]
+    watched = ["memcheck", "racecheck", "synccheck", "initcheck"]
+    assert [*commands][-6:] == [*watched, "bench", "small"]
     assert set(commands) <= set(prove_gpu.STEPS)
     assert commands["bench"].endswith("bench.gpu quick")
+    assert commands["small"].endswith("bench.gpu small")
     for _, command, _ in prove_gpu.steps(False):
         for part in command:
             if part.startswith("tests/"):
@@ -55,7 +57,7 @@ def test_figures_are_read_from_the_report(tmp_path, monkeypatch):
 
 def test_no_sanitizer_is_no_failure(monkeypatch, capsys):
     monkeypatch.setattr(prove_gpu, "sanitizer", lambda: None)
-    assert [name for name, _, _ in prove_gpu.steps(False)][-1] == "bench"
+    assert [name for name, _, _ in prove_gpu.steps(False)][-2:] == ["bench", "small"]
     assert "left out" in capsys.readouterr().out
 
 
@@ -68,7 +70,7 @@ def test_missing_extras_leave_out_their_tests(monkeypatch):
 
 def test_what_the_sanitizer_watches_runs():
     pytest.importorskip("triton")
-    import sanitize_triton
+    import sanitize_kernels
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sanitize_triton.run(37, 20, 33, torch.bfloat16, device)
+    sanitize_kernels.run(37, 20, 33, torch.bfloat16, device, "triton")
