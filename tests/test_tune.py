@@ -96,7 +96,7 @@ def test_a_trial_runs_every_role(monkeypatch):
         pytest.skip("a GPU times them")
     from ms_kernels import tune_trial
 
-    monkeypatch.setitem(tune_trial.WORK, "tf32x3", (torch.float32, "highest", 72, 1e-5))
+    monkeypatch.setitem(tune_trial.WORK, "tf32x3", (torch.float32, "highest", 40, 1e-5))
     monkeypatch.setattr(tune_trial, "SCANNED_DEPTH", 40)
     standard = table.tiles_of("tf32x3", torch.device("cpu"))
     trial = tune_trial.Trial("tf32x3", torch.device("cpu"), standard)
