@@ -111,6 +111,8 @@ def run(show: bool, modes: list[str] | None = None) -> None:
         sys.exit("tune: TRITON_INTERPRET=1 runs kernels on the CPU, where tiles say nothing")
     reason = backend.missing()
     if reason is not None:
+        # On the CPU there is nothing to time: no hint at the interpreter.
+        reason = reason.split(" (TRITON_INTERPRET")[0]
         sys.exit(f"tune: needs a GPU that the triton backend serves: {reason}")
     device = torch.device("cuda", torch.cuda.current_device())
     gpu = torch.cuda.get_device_name(device)

@@ -51,16 +51,18 @@ def environment() -> dict[str, str]:
 
 def unfit() -> str | None:
     """Why this Python cannot show anything, or None."""
+    if importable("torch"):
+        import torch
+
+        if not torch.cuda.is_available():
+            return f"torch {torch.__version__} of {sys.executable} sees no CUDA device"
     lacking = [name for name in NEEDED if not importable(name)]
     if lacking:
         return (
-            f"{sys.executable} cannot import {', '.join(lacking)}; "
-            "name a Python that can: make gpu PYTHON=..."
+            f"{sys.executable} cannot import {', '.join(lacking)}; it needs a torch with CUDA, "
+            f"{', '.join(NEEDED[1:])}: install them, or name a Python that has them, "
+            "make gpu PYTHON=..."
         )
-    import torch
-
-    if not torch.cuda.is_available():
-        return f"torch {torch.__version__} of {sys.executable} sees no CUDA device"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return "TRITON_INTERPRET=1 would run the kernels on the CPU; unset it"
     return None

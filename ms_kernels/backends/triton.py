@@ -26,7 +26,7 @@ LEAST_TRITON = (3, 6)
 def missing() -> str | None:
     """None when Triton and a GPU are here, or its interpreter is asked for; else why not."""
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; pip install triton"
+        return "Triton is not installed; pip install 'triton>=3.6'"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if not interpreted and not torch.cuda.is_available():
         return "torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
