@@ -67,7 +67,9 @@ def _embedding_gradient(
     options: list[float],
     backend: str,
 ) -> Tensor:
-    module = dispatch.load(dispatch.resolve(backend, embeddings.device.type, len(embeddings)))
+    # Of the refs' gradient the anchors are the columns: the backend must be that of the statistics.
+    anchors = embeddings if row_term or ref_emb is None else ref_emb
+    module = dispatch.load(dispatch.resolve(backend, embeddings.device.type, len(anchors)))
     rows, columns = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
     spec = MultiSimilaritySpec.unpack(options)
     term = _term(row_term)

@@ -6,7 +6,7 @@ from cases import SPECS, make_batch
 from torch import library
 
 import ms_kernels
-from ms_kernels import multi_similarity_loss, ops
+from ms_kernels import dispatch, multi_similarity_loss, ops
 
 X, Y = make_batch(48, None, 48, SPECS["default"], torch.float32)[:2]
 R, Z = make_batch(97, None, 48, SPECS["default"], torch.float32)[:2]
@@ -184,3 +184,14 @@ def test_a_term_is_as_long_as_its_side():
     for terms in ((short, []), ([], short)):
         with pytest.raises(ValueError, match=r"term: expected shape \(48,\).*got \(47,\)"):
             ops.embedding_gradient(X, Y, *[None] * 4, *terms, PACKED, "cpu")
+
+
+def test_one_backend_serves_forward_and_backward(monkeypatch):
+    """Another would take other bits for similarities, and mine other pairs."""
+    asked = []
+    real = dispatch.resolve
+    monkeypatch.setattr(dispatch, "resolve", lambda *args: asked.append(args) or real(*args))
+    x, r = torch.randn(6, 3, requires_grad=True), torch.randn(20, 3, requires_grad=True)
+    y, z = torch.arange(6) % 2, torch.arange(20) % 2
+    multi_similarity_loss(x, y, r, z, reduction="none").sum().backward()
+    assert len({args for args in asked if len(args) == 3}) == 1
