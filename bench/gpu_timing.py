@@ -85,12 +85,17 @@ class DeviceTimer:
         return torch.cuda.max_memory_allocated() - before
 
     def launches(self, run: Callable[[], object]) -> int:
-        """Kernels, fills and copies that a call puts on the device."""
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            run()
-            torch.cuda.synchronize()
-        on_device = torch.autograd.DeviceType.CUDA
-        return sum(event.device_type == on_device for event in profile.events())
+        return len(launched(run))
+
+
+def launched(run: Callable[[], object]) -> list[str]:
+    """Names of the kernels that a call starts, fills and copies included."""
+    kinds = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=kinds) as profile:
+        run()
+        torch.cuda.synchronize()
+    on_device = torch.autograd.DeviceType.CUDA
+    return [event.name for event in profile.events() if event.device_type == on_device]
 
 
 class DryTimer:

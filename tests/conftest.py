@@ -9,6 +9,8 @@ if not torch.cuda.is_available():  # before any of our kernels is imported
 
 from cases import BACKENDS  # noqa: E402
 
+from ms_kernels import options  # noqa: E402
+
 try:
     from hypothesis import settings
 except ImportError:  # then test_properties.py is left out
@@ -37,6 +39,13 @@ def steady():
         warnings.filterwarnings("ignore", module="triton.runtime.interpreter")
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def restore_options():
+    saved = dict(vars(options))
+    yield
+    vars(options).update(saved)
 
 
 @pytest.fixture(autouse=True)

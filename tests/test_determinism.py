@@ -8,13 +8,6 @@ import ms_kernels
 from ms_kernels import multi_similarity_loss, options
 
 
-@pytest.fixture(autouse=True)
-def restore_options():
-    saved = options.workspace_bytes, options.panel_bytes
-    yield
-    options.workspace_bytes, options.panel_bytes = saved
-
-
 def everything(batch, spec, backend):
     """Losses, gradients by both routes, statistics."""
     x, y, r, z = batch

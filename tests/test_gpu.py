@@ -8,6 +8,7 @@ from cases import SPECS, Batch, assert_within_budget, case_id, factor_of, make_b
 from test_backward import gradients
 
 import ms_kernels
+from bench.gpu_timing import launched
 from ms_kernels import multi_similarity_loss, reference
 
 pytestmark = [
@@ -227,15 +228,10 @@ def test_refs_of_more_than_2_to_the_31_elements():
 
 
 def launches(run):
-    """Names of the kernels that one call of run() starts, fills and copies included."""
+    """Of a second call: the first one compiles."""
     run()
     torch.cuda.synchronize()
-    kinds = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=kinds) as profile:
-        run()
-        torch.cuda.synchronize()
-    on_device = torch.autograd.DeviceType.CUDA
-    return [event.name for event in profile.events() if event.device_type == on_device]
+    return launched(run)
 
 
 def test_launches_of_a_step_do_not_grow(record_property):

@@ -33,6 +33,7 @@ MAY_IMPORT = {
         "triton_kernels.launch_gradient",
         "triton_kernels.launch_statistics",
         "triton_kernels.problem",
+        "triton_kernels.tiles",
     },
     "triton_kernels.tiles": set(),
     "triton_kernels.order": set(),

@@ -51,10 +51,8 @@ def on_device(batch):
 
 
 @pytest.fixture(autouse=True)
-def restore():
-    saved = options.workspace_bytes, options.skip_below, options.stash_bytes
+def restore_precision():
     yield
-    options.workspace_bytes, options.skip_below, options.stash_bytes = saved
     torch.set_float32_matmul_precision("highest")
 
 

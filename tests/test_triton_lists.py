@@ -22,13 +22,6 @@ def on_device(batch):
     return Batch(*(v if v is None else v.to(DEVICE) for v in batch))
 
 
-@pytest.fixture(autouse=True)
-def restore():
-    saved = options.workspace_bytes, options.skip_below, options.stash_bytes
-    yield
-    options.workspace_bytes, options.skip_below, options.stash_bytes = saved
-
-
 DIVISIONS = pytest.mark.parametrize(
     ("shape", "dtype", "busy", "budget", "reduction"),
     [

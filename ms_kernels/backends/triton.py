@@ -16,6 +16,7 @@ from ms_kernels.backends.interface import Side, Term
 from ms_kernels.reference import RowStatistics
 from ms_kernels.settings import options
 from ms_kernels.spec import MultiSimilaritySpec
+from ms_kernels.triton_kernels import tiles
 
 # Earlier ones have no float64 products and gave wrong float32 ones.
 LEAST_TRITON = (3, 6)
@@ -38,11 +39,7 @@ def missing() -> str | None:
         )
     if interpreted:
         return None
-    capability = torch.cuda.get_device_capability()
-    if capability < (8, 0):
-        major, minor = capability
-        return f"the kernels need a GPU of compute capability 8.0 or newer, this is {major}.{minor}"
-    return None
+    return tiles.unsupported(torch.device("cuda", torch.cuda.current_device()))
 
 
 def row_statistics(

@@ -140,13 +140,22 @@ def tiles_of(mode: str, device: torch.device) -> Tiles:
     """What the tuner found for this model of GPU (`tuned_file`), else the table's row."""
     if interpreted():
         return _INTERPRETED
+    reason = unsupported(device)
+    if reason is not None:  # of several GPUs the current one may be newer
+        raise ValueError(f"embeddings: on {device}, {reason}; use backend='panels'")
+    standard = standard_tiles(mode, torch.cuda.get_device_capability(device)[0])
+    return tuned(tuned_file(torch.cuda.get_device_name(device)), mode, standard)
+
+
+def unsupported(device: torch.device) -> str | None:
+    """None when the kernels run on this GPU, else why not."""
     major, minor = torch.cuda.get_device_capability(device)
-    if major < LEAST_MAJOR:  # of several GPUs the current one may be newer
-        raise ValueError(
-            f"embeddings: on {device}, whose compute capability is {major}.{minor}, the kernels "
-            f"need {LEAST_MAJOR}.0 or newer; use backend='panels'"
-        )
-    return tuned(tuned_file(torch.cuda.get_device_name(device)), mode, standard_tiles(mode, major))
+    if major >= LEAST_MAJOR:
+        return None
+    return (
+        f"the kernels need a GPU of compute capability {LEAST_MAJOR}.0 or newer, "
+        f"this is {major}.{minor}"
+    )
 
 
 def tuned(file: Path | None, mode: str, standard: Tiles) -> Tiles:
