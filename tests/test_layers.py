@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "dispatch": set(),
     "backends.interface": {"reference"},
     "backends.panels": {"backends.interface", "reference", "settings", "spec"},
-    "backends.cpu": {"backends.interface", "reference", "settings", "spec"},
+    "backends.native": {"backends.interface", "reference", "spec"},
+    "backends.cpu": {"backends.interface", "backends.native", "reference", "settings", "spec"},
     "backends.triton": {
         "backends.interface",
         "reference",
@@ -94,7 +95,7 @@ MAY_IMPORT = {
         "triton_kernels.tiles",
         "triton_kernels.weights",
     },
-    "backends.cuda": {"backends.interface", "reference", "settings", "spec"},
+    "backends.cuda": {"backends.interface", "backends.native", "reference", "settings", "spec"},
     "ops": {"dispatch", "backends.interface", "reference", "spec"},
     "autograd": {"ops", "checks", "reference", "spec"},
     "functional": {"autograd", "ops", "dispatch", "checks", "reference", "spec"},

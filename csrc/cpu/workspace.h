@@ -1,7 +1,6 @@
 // Everything a call works on, cut from one block of memory.
 #pragma once
 
-#include <limits>
 #include <optional>
 
 #include "similarity.h"
@@ -11,11 +10,7 @@ namespace msk::MSK_ISA {
 
 template <typename T>
 MultiSimilarity<T> loss_of(const Options& o) {
-  // A finite epsilon stays finite: infinity means that nothing is mined.
-  const double most = std::numeric_limits<T>::max();
-  const double epsilon =
-      std::isinf(o.epsilon) ? o.epsilon : std::fmax(-most, std::fmin(most, o.epsilon));
-  return {T(o.alpha), T(o.beta), T(o.base), T(epsilon), T(o.max_positive_similarity)};
+  return {T(o.alpha), T(o.beta), T(o.base), T(o.epsilon), T(o.max_positive_similarity)};
 }
 
 template <typename T>
