@@ -1,12 +1,4 @@
 // Python module of the CPU backend: addresses in, numbers written. It knows nothing of torch.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <array>
-#include <limits>
-#include <optional>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #ifdef __linux__
@@ -14,12 +6,22 @@
 #endif
 
 #include "cpu/kernels.h"
+#include "module_call.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using Integers = std::array<std::int64_t, 5>;
+using msk::pointer;
+
+// (embeddings, row stride, count, labels, ids)
+using SideIntegers = std::array<std::int64_t, 5>;
+
+msk::SideInput side(const SideIntegers& a) {
+  msk::check_count(a[2]);
+  return {pointer(a[0]), a[1], a[2], pointer<const std::int64_t>(a[3]),
+          pointer<const std::int64_t>(a[4])};
+}
 
 // Builds that this machine can run, the fastest first.
 std::vector<msk::Kernels> runnable() {
@@ -58,24 +60,6 @@ void use_instruction_set(const std::string& name) {
                               "'");
 }
 
-template <typename P = const void>
-P* pointer(std::int64_t address) {
-  return reinterpret_cast<P*>(static_cast<std::intptr_t>(address));
-}
-
-msk::SideInput side(const Integers& a) {
-  if (a[2] < 0 || a[2] > std::numeric_limits<std::int32_t>::max() - 1024)
-    throw std::invalid_argument("embeddings: expected fewer than 2^31 - 1024 rows, got " +
-                                std::to_string(a[2]));
-  return {pointer(a[0]), a[1], a[2], pointer<const std::int64_t>(a[3]),
-          pointer<const std::int64_t>(a[4])};
-}
-
-msk::TermInput term(const std::optional<Integers>& a) {
-  if (!a) return {};
-  return {pointer((*a)[0]), pointer((*a)[1]), pointer((*a)[2]), pointer((*a)[3]), pointer((*a)[4])};
-}
-
 // 2 MiB pages where the system grants them on request: a call touches every page for the first
 // time.
 void prefer_huge_pages(std::byte* block, std::int64_t bytes) {
@@ -89,43 +73,14 @@ void prefer_huge_pages(std::byte* block, std::int64_t bytes) {
 #endif
 }
 
-msk::Options options_from(const std::array<double, 6>& o) {
-  return {o[0], o[1], o[2], o[3], o[4], o[5] != 0};
-}
-
 // One call: built from addresses, it names the workspace it needs; the caller allocates that. It
 // keeps the build that it was made with: another one would cut the workspace differently.
-class Call {
+class Call : public msk::ModuleCall<msk::Problem> {
  public:
-  Call(msk::Job job, msk::DType dtype, std::int64_t depth, const Integers& rows,
-       const std::optional<Integers>& columns, const std::array<double, 6>& options) {
-    problem_.job = job;
-    problem_.dtype = dtype;
-    problem_.depth = depth;
-    problem_.rows = side(rows);
-    problem_.self = !columns;
-    if (columns) problem_.columns = side(*columns);
-    problem_.options = options_from(options);
-  }
-
-  void write_statistics(const std::array<std::int64_t, 6>& out) {
-    problem_.statistics = {pointer<void>(out[0]),         pointer<void>(out[1]),
-                           pointer<void>(out[2]),         pointer<void>(out[3]),
-                           pointer<std::int64_t>(out[4]), pointer<std::int64_t>(out[5])};
-  }
-  void write_loss(std::int64_t row_loss, std::int64_t kept) {
-    problem_.row_loss = pointer<void>(row_loss);
-    problem_.kept = pointer<std::int64_t>(kept);
-  }
-  void read_terms(const std::optional<Integers>& row_term,
-                  const std::optional<Integers>& column_term) {
-    problem_.row_term = term(row_term);
-    problem_.column_term = term(column_term);
-  }
-  void write_gradients(std::int64_t d_rows, std::int64_t d_columns) {
-    problem_.d_rows = pointer<void>(d_rows);
-    problem_.d_columns = pointer<void>(d_columns);
-  }
+  Call(msk::Job job, msk::DType dtype, std::int64_t depth, const SideIntegers& rows,
+       const std::optional<SideIntegers>& columns, const msk::OptionNumbers& options)
+      : ModuleCall(job, dtype, depth, side(rows),
+                   columns ? std::optional(side(*columns)) : std::nullopt, options) {}
 
   std::int64_t plan(int threads, std::int64_t budget) {
     problem_.threads = threads;
@@ -147,7 +102,6 @@ class Call {
 
  private:
   msk::Kernels build_ = kernels();
-  msk::Problem problem_{};
   bool planned_ = false;
 };
 
@@ -160,9 +114,9 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def(
       "row_loss",
-      [](msk::DType dtype, const std::array<double, 6>& options, std::int64_t pos_lse,
+      [](msk::DType dtype, const msk::OptionNumbers& options, std::int64_t pos_lse,
          std::int64_t neg_lse, std::int64_t out, std::int64_t count) {
-        kernels().row_loss(dtype, options_from(options), pointer(pos_lse), pointer(neg_lse),
+        kernels().row_loss(dtype, msk::options_from(options), pointer(pos_lse), pointer(neg_lse),
                            pointer<void>(out), count);
       },
       py::arg("dtype"), py::arg("options"), py::arg("pos_lse"), py::arg("neg_lse"), py::arg("out"),
@@ -174,28 +128,11 @@ PYBIND11_MODULE(_cpu, m) {
       },
       py::arg("dtype"), py::arg("from_address"), py::arg("to_address"), py::arg("count"));
 
-  py::enum_<msk::DType>(m, "DType")
-      .value("float16", msk::DType::float16)
-      .value("bfloat16", msk::DType::bfloat16)
-      .value("float32", msk::DType::float32)
-      .value("float64", msk::DType::float64);
-  py::enum_<msk::Job>(m, "Job")
-      .value("statistics", msk::Job::statistics)
-      .value("gradient", msk::Job::gradient)
-      .value("loss_and_gradient", msk::Job::loss_and_gradient);
-
-  // Addresses are integers, 0 for what is absent. A side is (embeddings, row stride, count, labels,
-  // ids), a term (hardest_positive, hardest_negative, pos_lse, neg_lse, dloss); options are (alpha,
-  // beta, base, epsilon, max_positive_similarity, normalize).
-  py::class_<Call>(m, "Call")
-      .def(py::init<msk::Job, msk::DType, std::int64_t, const Integers&,
-                    const std::optional<Integers>&, const std::array<double, 6>&>(),
+  msk::bind_call<Call>(m)
+      .def(py::init<msk::Job, msk::DType, std::int64_t, const SideIntegers&,
+                    const std::optional<SideIntegers>&, const msk::OptionNumbers&>(),
            py::arg("job"), py::arg("dtype"), py::arg("depth"), py::arg("rows"), py::arg("columns"),
            py::arg("options"))
-      .def("write_statistics", &Call::write_statistics, py::arg("out"))
-      .def("write_loss", &Call::write_loss, py::arg("row_loss"), py::arg("kept"))
-      .def("read_terms", &Call::read_terms, py::arg("row_term"), py::arg("column_term"))
-      .def("write_gradients", &Call::write_gradients, py::arg("d_rows"), py::arg("d_columns"))
       .def("plan", &Call::plan, py::arg("threads"), py::arg("budget"))
       .def("run", &Call::run, py::arg("workspace"), py::call_guard<py::gil_scoped_release>());
 }

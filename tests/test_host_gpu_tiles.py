@@ -219,7 +219,8 @@ def workspace(module, n, budget):
         128,
         (256, 128, n, 256, 0, 256),
         None,
-        (2.0, 50.0, 0.5, 0.1, math.inf, 1.0, 2.0**-24),
+        (2.0, 50.0, 0.5, 0.1, math.inf, 1.0),
+        2.0**-24,
         True,
     )
     call.write_gradients(256, 0)

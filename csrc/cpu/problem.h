@@ -4,10 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace msk {
+#include "../call.h"
 
-enum class DType : int { float16, bfloat16, float32, float64 };
-enum class Job : int { statistics, gradient, loss_and_gradient };
+namespace msk {
 
 // One side of the pairs. x[r * row_stride + k] is the embedding of sample r.
 struct SideInput {
@@ -16,31 +15,6 @@ struct SideInput {
   std::int64_t count;
   const std::int64_t* labels;
   const std::int64_t* ids;  // null: no self pairs, save i = i in self mode
-};
-
-// What one side adds to a pair's weight, in the compute type; all null when it adds nothing.
-struct TermInput {
-  const void* hardest_positive;
-  const void* hardest_negative;
-  const void* pos_lse;
-  const void* neg_lse;
-  const void* dloss;
-};
-
-struct Options {
-  double alpha, beta, base;
-  double epsilon;                  // +inf: keep every pair
-  double max_positive_similarity;  // +inf: keep every positive
-  bool normalize;
-};
-
-struct StatisticsOutput {
-  void* hardest_positive;
-  void* hardest_negative;
-  void* pos_lse;
-  void* neg_lse;
-  std::int64_t* pos_kept;
-  std::int64_t* neg_kept;
 };
 
 struct Problem {

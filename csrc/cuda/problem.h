@@ -5,12 +5,11 @@
 #include <cstdint>
 #include <utility>
 
+#include "call.h"
 #include "math/host_device.h"
 
 namespace msk::gpu {
 
-enum class DType : int { float16, bfloat16, float32, float64 };
-enum class Job : int { statistics, gradient, loss_and_gradient };
 // How products of float32 embeddings are taken, as torch.get_float32_matmul_precision() names it.
 enum class Precision : int { highest, high, medium };
 
@@ -24,23 +23,6 @@ struct SideInput {
   const std::int64_t* order;  // row i is sample order[i], labels ascend, ids follow; null: as given
 
   MSK_HOST_DEVICE std::int64_t sample(std::int64_t i) const { return order ? order[i] : i; }
-};
-
-// What one side adds to a pair's weight, in the compute type; null when it adds nothing.
-struct TermInput {
-  const void *hardest_positive, *hardest_negative, *pos_lse, *neg_lse, *dloss;
-};
-
-struct Options {
-  double alpha, beta, base;
-  double epsilon;                  // +inf: keep every pair
-  double max_positive_similarity;  // +inf: keep every positive
-  bool normalize;
-};
-
-struct StatisticsOutput {
-  void *hardest_positive, *hardest_negative, *pos_lse, *neg_lse;
-  std::int64_t *pos_kept, *neg_kept;
 };
 
 // A side in the workspace. Rows and depth are padded to whole tiles; the padding is 0.

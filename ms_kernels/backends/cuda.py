@@ -98,7 +98,8 @@ class _Call(NativeCall):
             rows.embeddings.shape[1],
             self._side(rows),
             None if columns is None else self._side(columns),
-            (*native_options(spec, self.dtype), options.skip_below),
+            native_options(spec, self.dtype),
+            options.skip_below,
             self.by_tiles,
         )
 

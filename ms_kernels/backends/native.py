@@ -20,7 +20,7 @@ def native_dtype(module: Any, x: Tensor) -> Any:
 
 
 def native_options(spec: MultiSimilaritySpec, dtype: torch.dtype) -> tuple[float, ...]:
-    """In the order of csrc/*/problem.h; what is not given is infinite."""
+    """In the order of csrc/call.h; what is not given is infinite."""
     return (
         spec.alpha,
         spec.beta,
