@@ -34,8 +34,13 @@ TYPES = {
     torch.int32: "i32",
 }
 OPTIONS = ("num_warps", "num_stages")
-# Tensor-core instructions in SASS.
-MATRIX = {"HGMMA": "wgmma", "HMMA": "mma", "DMMA": "dmma", "UTCHMMA": "tcgen05"}
+# Tensor-core instructions in PTX.
+MATRIX = {
+    "wgmma": r"wgmma\.mma_async",
+    "mma": r"\bmma\.sync\S*\.f32\.",
+    "dmma": r"\bmma\.sync\S*\.f64\.",
+    "tcgen05": r"tcgen05\.mma",
+}
 
 
 def recorded(step):
@@ -90,15 +95,17 @@ def compiled(kernel, args, keywords, capability):
         file.write(result.asm["cubin"])
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
-        assembly = _tool("nvdisasm", "-c", file.name)
-    found = re.search(r"REG:(\d+)", usage)
+        found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+        # What does not fit the registers goes to the stack. A disassembly takes as long as a
+        # compilation: only where there is something to count.
+        assembly = _tool("nvdisasm", "-c", file.name) if int(found[2]) else ""
+    ptx = result.asm["ptx"]
     return {
         "registers": int(found[1]),
-        # Loads and stores of local memory: what did not fit the registers.
-        "spills": len(re.findall(r"\bSTL\b|\bLDL\b", assembly)),
+        "spills": len(re.findall(r"\bSTL\b|\bLDL\b", assembly)),  # loads and stores
         "shared_bytes": result.metadata.shared,
-        "matrix": sorted({MATRIX[m] for m in MATRIX if re.search(rf"\b{m}\b", assembly)}),
-        "ahead": len(re.findall(r"\bLDGSTS|\bUTMALDG", assembly)),
+        "matrix": sorted(name for name, pattern in MATRIX.items() if re.search(pattern, ptx)),
+        "ahead": len(re.findall(r"cp\.async\.(?:cg|ca|bulk)", ptx)),
     }
 
 
