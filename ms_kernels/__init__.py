@@ -3,9 +3,45 @@
 from ms_kernels.functional import multi_similarity_loss, row_statistics
 from ms_kernels.losses import MultiSimilarityLoss
 from ms_kernels.mining import mined_pairs
+from ms_kernels.mining_rules import (
+    HardestMining,
+    Mining,
+    MultiSimilarityMining,
+    NoMining,
+    SemiHardMining,
+    ThresholdMining,
+)
+from ms_kernels.pair_losses import (
+    BinomialDevianceLoss,
+    CircleLoss,
+    ContrastiveLoss,
+    LiftedStructureLoss,
+    NCALoss,
+    NPairLoss,
+    NTXentLoss,
+    PairLoss,
+    SupConLoss,
+    TripletLoss,
+    pair_loss,
+)
 from ms_kernels.reference import RowStatistics
 from ms_kernels.settings import options
 from ms_kernels.spec import MultiSimilaritySpec
+from ms_kernels.streaming import streamed_loss
+from ms_kernels.weighting_rules import (
+    NCA,
+    BinLifted,
+    BinomialDeviance,
+    Circle,
+    Contrastive,
+    LiftedStructure,
+    MultiSimilarity,
+    NPair,
+    NTXent,
+    SupCon,
+    Triplet,
+    Weighting,
+)
 
 # Last: the package ms_kernels.backends is loaded by now, and this name is the function.
 from ms_kernels.dispatch import backends  # isort: skip
@@ -13,12 +49,42 @@ from ms_kernels.dispatch import backends  # isort: skip
 __version__ = "0.1.0"
 
 __all__ = [
+    "BinLifted",
+    "BinomialDeviance",
+    "BinomialDevianceLoss",
+    "Circle",
+    "CircleLoss",
+    "Contrastive",
+    "ContrastiveLoss",
+    "HardestMining",
+    "LiftedStructure",
+    "LiftedStructureLoss",
+    "Mining",
+    "MultiSimilarity",
     "MultiSimilarityLoss",
+    "MultiSimilarityMining",
     "MultiSimilaritySpec",
+    "NCA",
+    "NCALoss",
+    "NPair",
+    "NPairLoss",
+    "NTXent",
+    "NTXentLoss",
+    "NoMining",
+    "PairLoss",
     "RowStatistics",
+    "SemiHardMining",
+    "SupCon",
+    "SupConLoss",
+    "ThresholdMining",
+    "Triplet",
+    "TripletLoss",
+    "Weighting",
     "backends",
     "mined_pairs",
     "multi_similarity_loss",
     "options",
+    "pair_loss",
     "row_statistics",
+    "streamed_loss",
 ]

@@ -51,24 +51,16 @@ def row_statistics(
     embeddings (N, D), labels (N,); ref_emb (M, D), ref_labels (M,) default to the batch itself.
     ids (N,), ref_ids (M,): a pair of equal ids is a self pair and never counts.
     """
-    if ref_emb is None:
-        ref_emb, ref_labels = embeddings, labels
-        ids = torch.arange(len(embeddings), device=embeddings.device) if ids is None else ids
-        ref_ids = ids
-    if ref_labels is None:
-        raise ValueError("ref_labels: expected a tensor because ref_emb was given, got None")
-    if normalize:
-        embeddings, ref_emb = unit_rows(embeddings, dim=1), unit_rows(ref_emb, dim=1)
-    sim = embeddings @ ref_emb.T  # (N, M)
-
-    same_label = labels[:, None] == ref_labels[None, :]
-    negative = ~same_label
-    positive = same_label
-    if ids is not None and ref_ids is not None:
-        self_pair = ids[:, None] == ref_ids[None, :]
-        positive, negative = positive & ~self_pair, negative & ~self_pair
-    if max_positive_similarity is not None:
-        positive = positive & (sim < max_positive_similarity)
+    sim, positive, negative = labelled_similarities(
+        embeddings,
+        labels,
+        ref_emb,
+        ref_labels,
+        ids=ids,
+        ref_ids=ref_ids,
+        max_positive_similarity=max_positive_similarity,
+        normalize=normalize,
+    )
 
     # A column of infinities stands for the empty set: amin and amax need at least one entry.
     empty = sim.new_full((len(sim), 1), math.inf)
@@ -88,6 +80,39 @@ def row_statistics(
         positive.sum(1),
         negative.sum(1),
     )
+
+
+def labelled_similarities(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    *,
+    ids: Tensor | None,
+    ref_ids: Tensor | None,
+    max_positive_similarity: float | None,
+    normalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All similarities (N, M), and which of them are of positives and of negatives."""
+    if ref_emb is None:
+        ref_emb, ref_labels = embeddings, labels
+        ids = torch.arange(len(embeddings), device=embeddings.device) if ids is None else ids
+        ref_ids = ids
+    if ref_labels is None:
+        raise ValueError("ref_labels: expected a tensor because ref_emb was given, got None")
+    if normalize:
+        embeddings, ref_emb = unit_rows(embeddings, dim=1), unit_rows(ref_emb, dim=1)
+    sim = embeddings @ ref_emb.T  # (N, M)
+
+    same_label = labels[:, None] == ref_labels[None, :]
+    negative = ~same_label
+    positive = same_label
+    if ids is not None and ref_ids is not None:
+        self_pair = ids[:, None] == ref_ids[None, :]
+        positive, negative = positive & ~self_pair, negative & ~self_pair
+    if max_positive_similarity is not None:
+        positive = positive & (sim < max_positive_similarity)
+    return sim, positive, negative
 
 
 def masked_log_sum_exp(exponents: Tensor, kept: Tensor) -> Tensor:

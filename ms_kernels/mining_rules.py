@@ -1,0 +1,128 @@
+"""Mining rules: which pairs of an anchor are kept. One of the two halves of General Pair Weighting.
+
+A rule of your own is a frozen dataclass with the method `keep`.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+def check_number(name: str, value: object, above: float | None = None) -> None:
+    """Finite, and above a bound if there is one; else an error with name, got, wanted."""
+    wanted = "a finite number" if above is None else f"a finite number above {above:g}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected {wanted}, got {value!r}")
+    if not math.isfinite(value) or (above is not None and value <= above):
+        raise ValueError(f"{name}: expected {wanted}, got {value}")
+
+
+@dataclass(frozen=True)
+class Mining:
+    """Base of the rules."""
+
+    def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        """The kept positives and negatives of some anchors.
+
+        similarity: (rows, M); positive, negative: (rows, M) bool, disjoint; a pair in neither is
+        the anchor itself. Called without gradients: the kept sets are constants.
+        """
+        raise NotImplementedError
+
+    def _check_finite(self) -> None:
+        for field in fields(self):
+            check_number(f"{type(self).__name__}.{field.name}", getattr(self, field.name))
+
+
+@dataclass(frozen=True)
+class NoMining(Mining):
+    """Keeps every pair."""
+
+    def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        return positive, negative
+
+
+NO_MINING = NoMining()
+
+
+@dataclass(frozen=True)
+class MultiSimilarityMining(Mining):
+    """Keeps negatives with S > hardest positive - epsilon, positives with S < hardest negative +
+    epsilon, both strictly (Wang et al., CVPR 2019, section 3.3).
+
+    Both sets are empty together. An anchor with only positives or only negatives keeps none.
+
+    epsilon: slack in units of similarity; a negative one mines harder pairs only. Default 0.1.
+    """
+
+    epsilon: float = 0.1
+
+    def __post_init__(self) -> None:
+        self._check_finite()
+
+    def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        least, most = hardest(similarity, positive, negative)
+        kept_positive = positive & (similarity < most + self.epsilon)
+        return kept_positive, negative & (similarity > least - self.epsilon)
+
+
+@dataclass(frozen=True)
+class HardestMining(Mining):
+    """Keeps the least similar positive and the most similar negative of an anchor, and pairs that
+    tie with them (batch-hard, Hermans et al., 2017).
+
+    An anchor with only positives or only negatives keeps its one hardest pair.
+    """
+
+    def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        least, most = hardest(similarity, positive, negative)
+        return positive & (similarity <= least), negative & (similarity >= most)
+
+
+@dataclass(frozen=True)
+class SemiHardMining(Mining):
+    """Keeps every positive, and negatives with hardest positive - margin < S < hardest positive:
+    less similar than each positive of the anchor, but by less than the margin (after Schroff et
+    al., FaceNet, 2015, for all positives of an anchor at once).
+
+    An anchor with only positives keeps them; one with only negatives keeps none.
+
+    margin: in units of similarity, above 0. Default 0.2.
+    """
+
+    margin: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_number("SemiHardMining.margin", self.margin, above=0)
+
+    def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        least, _ = hardest(similarity, positive, negative)
+        return positive, negative & (similarity < least) & (similarity > least - self.margin)
+
+
+@dataclass(frozen=True)
+class ThresholdMining(Mining):
+    """Keeps positives with S < positive_below and negatives with S > negative_above, whatever else
+    the anchor has. Defaults 0.9 and 0.1, in units of similarity.
+    """
+
+    positive_below: float = 0.9
+    negative_above: float = 0.1
+
+    def __post_init__(self) -> None:
+        self._check_finite()
+
+    def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        kept_positive = positive & (similarity < self.positive_below)
+        return kept_positive, negative & (similarity > self.negative_above)
+
+
+def hardest(similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows, 1) least similarity to a positive, +inf without one; greatest to a negative, -inf."""
+    # A column of infinities stands for the empty set: amin and amax need at least one entry.
+    empty = similarity.new_full((len(similarity), 1), math.inf)
+    least = torch.cat([similarity.masked_fill(~positive, math.inf), empty], 1).amin(1)
+    most = torch.cat([similarity.masked_fill(~negative, -math.inf), -empty], 1).amax(1)
+    return least[:, None], most[:, None]

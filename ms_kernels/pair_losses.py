@@ -1,0 +1,215 @@
+"""General Pair Weighting: any mining rule with any weighting rule, and the family as modules."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ms_kernels import reference
+from ms_kernels.autograd import reduce
+from ms_kernels.checks import check_choice, check_pairs
+from ms_kernels.dispatch import NAMES
+from ms_kernels.functional import multi_similarity_loss
+from ms_kernels.mining_rules import NO_MINING, Mining, MultiSimilarityMining, NoMining
+from ms_kernels.reference import REDUCTIONS, count_valid
+from ms_kernels.streaming import streamed_loss
+from ms_kernels.weighting_rules import (
+    NCA,
+    BinomialDeviance,
+    Circle,
+    Contrastive,
+    LiftedStructure,
+    MultiSimilarity,
+    NPair,
+    NTXent,
+    SupCon,
+    Triplet,
+    Weighting,
+)
+
+
+def pair_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    weighting: Weighting,
+    mining: Mining = NO_MINING,
+    ids: Tensor | None = None,
+    ref_ids: Tensor | None = None,
+    max_positive_similarity: float | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """A pair loss = which pairs are kept x how a kept pair is weighted.
+
+    Args:
+        weighting: a rule of `weighting_rules`, with its formula: MultiSimilarity, Contrastive,
+            BinomialDeviance, BinLifted, LiftedStructure, Triplet, NPair, NTXent, SupCon, NCA,
+            Circle; or your own.
+        mining: a rule of `mining_rules`: NoMining, MultiSimilarityMining, HardestMining,
+            SemiHardMining, ThresholdMining; or your own. The gradient holds kept pairs fixed.
+        backend: MultiSimilarity with NoMining or MultiSimilarityMining runs on every backend of
+            `backends()`. Any other pair of rules runs on "panels" (which "auto" is then: any
+            device, O(panel * M) memory) and on "reference" (dense).
+        The rest as in `multi_similarity_loss`.
+
+    Returns:
+        The reduced loss; an anchor without a kept pair costs 0 and has no gradient.
+
+    Raises:
+        TypeError, ValueError: before any work, for an argument that does not fit.
+
+    >>> pair_loss(x, y, weighting=BinomialDeviance(), mining=MultiSimilarityMining())
+    """
+    check_rules(weighting, mining)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("backend", backend, NAMES)
+    tensors = (embeddings, labels, ref_emb, ref_labels)
+    shared: dict[str, Any] = {
+        "ids": ids,
+        "ref_ids": ref_ids,
+        "max_positive_similarity": max_positive_similarity,
+        "normalize": normalize,
+        "reduction": reduction,
+    }
+    if fused(weighting, mining):
+        assert isinstance(weighting, MultiSimilarity)
+        epsilon = mining.epsilon if isinstance(mining, MultiSimilarityMining) else None
+        shared |= {"alpha": weighting.alpha, "beta": weighting.beta, "base": weighting.base}
+        return multi_similarity_loss(*tensors, **shared, epsilon=epsilon, backend=backend)
+    if backend in ("auto", "panels"):
+        return streamed_loss(weighting.row_loss, *tensors, mining=mining, **shared)
+    if backend == "reference":
+        return _dense(weighting, mining, *tensors, **shared)
+    raise ValueError(
+        f"backend: {backend!r} runs MultiSimilarity with NoMining or MultiSimilarityMining, got "
+        f"{type(weighting).__name__} with {type(mining).__name__}: use 'auto', 'panels' or "
+        "'reference'"
+    )
+
+
+def fused(weighting: Weighting, mining: Mining) -> bool:
+    """Whether kernels have been written for this pair of rules."""
+    return type(weighting) is MultiSimilarity and type(mining) in (NoMining, MultiSimilarityMining)
+
+
+def check_rules(weighting: object, mining: object) -> None:
+    for name, rule, base in (("weighting", weighting, Weighting), ("mining", mining, Mining)):
+        if isinstance(rule, type) and issubclass(rule, base):
+            raise TypeError(f"{name}: expected a rule, got its class; use {rule.__name__}()")
+        if not isinstance(rule, base):
+            raise TypeError(f"{name}: expected a {base.__name__} rule, got {rule!r}")
+
+
+def _dense(
+    weighting: Weighting,
+    mining: Mining,
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    *,
+    ids: Tensor | None,
+    ref_ids: Tensor | None,
+    max_positive_similarity: float | None,
+    normalize: bool,
+    reduction: str,
+) -> Tensor:
+    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+    wide = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    with torch.autocast(embeddings.device.type, enabled=False):
+        sim, positive, negative = reference.labelled_similarities(
+            embeddings.to(wide),
+            pairs.labels,
+            None if pairs.ref_emb is None else pairs.ref_emb.to(wide),
+            pairs.ref_labels,
+            ids=pairs.ids,
+            ref_ids=pairs.ref_ids,
+            max_positive_similarity=max_positive_similarity,
+            normalize=normalize,
+        )
+        with torch.no_grad():
+            positive, negative = mining.keep(sim, positive, negative)
+            poison = torch.where(sim.isfinite().all(1), 0.0, torch.nan).to(wide)
+        rows = weighting.row_loss(sim, positive, negative) + poison
+        if reduction != "none":
+            valid = count_valid(positive.sum(1) + negative.sum(1))
+            some = valid if reduction == "mean_valid" else None
+            rows = reduce(rows.sum(), reduction, max(len(sim), 1), some)
+    return rows if torch.is_autocast_enabled(embeddings.device.type) else rows.to(embeddings.dtype)
+
+
+class PairLoss(nn.Module):
+    """`pair_loss` with its rules and options fixed; see there for the arguments."""
+
+    def __init__(
+        self,
+        weighting: Weighting,
+        mining: Mining = NO_MINING,
+        *,
+        max_positive_similarity: float | None = None,
+        normalize: bool = True,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_rules(weighting, mining)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("backend", backend, NAMES)
+        self.weighting, self.mining = weighting, mining
+        self.options: dict[str, Any] = {
+            "max_positive_similarity": max_positive_similarity,
+            "normalize": normalize,
+            "reduction": reduction,
+            "backend": backend,
+        }
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        return pair_loss(
+            embeddings,
+            labels,
+            ref_emb,
+            ref_labels,
+            weighting=self.weighting,
+            mining=self.mining,
+            **self.options,
+        )
+
+    def extra_repr(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"{self.weighting!r}, {self.mining!r}, {options}"
+
+
+def _member(weighting: type[Weighting]) -> type[PairLoss]:
+    """The module of a weighting rule: options of the rule first, then those of `PairLoss`."""
+
+    class Member(PairLoss):
+        def __init__(self, *args: float, mining: Mining = NO_MINING, **options: Any) -> None:
+            names = {"max_positive_similarity", "normalize", "reduction", "backend"}
+            own = {name: value for name, value in options.items() if name not in names}
+            shared = {name: value for name, value in options.items() if name in names}
+            super().__init__(weighting(*args, **own), mining, **shared)
+
+    Member.__name__ = Member.__qualname__ = f"{weighting.__name__}Loss"
+    Member.__doc__ = f"`PairLoss` of the weighting rule {weighting.__name__}: {weighting.__doc__}"
+    return Member
+
+
+ContrastiveLoss = _member(Contrastive)
+BinomialDevianceLoss = _member(BinomialDeviance)
+LiftedStructureLoss = _member(LiftedStructure)
+TripletLoss = _member(Triplet)
+NPairLoss = _member(NPair)
+NTXentLoss = _member(NTXent)
+SupConLoss = _member(SupCon)
+NCALoss = _member(NCA)
+CircleLoss = _member(Circle)

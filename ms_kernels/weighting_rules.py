@@ -1,0 +1,257 @@
+"""Weighting rules: what the kept pairs of an anchor cost, and so how much each of them weighs.
+The other half of General Pair Weighting (Wang et al., CVPR 2019).
+
+For an anchor with similarities s_p to kept positives P and s_n to kept negatives N each rule is a
+loss l; the weight of a pair is |dl/ds|. A rule of your own is a frozen dataclass with the method
+`row_loss`, in plain PyTorch. Empty sums are 0, and an anchor without a kept pair costs 0.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from ms_kernels.mining_rules import check_number
+from ms_kernels.reference import masked_log_sum_exp
+
+# Above it softplus(z) is taken as z: exp(-40) is below the rounding of float64.
+FAR = 40
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """Base of the rules. Every option is a finite number; those in `above_zero` are above 0."""
+
+    above_zero: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            above = 0 if field.name in self.above_zero else None
+            name = f"{type(self).__name__}.{field.name}"
+            check_number(name, getattr(self, field.name), above)
+
+    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """(rows,) losses of some anchors.
+
+        similarity: (rows, M); positive, negative: (rows, M) bool, the kept pairs.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class MultiSimilarity(Weighting):
+    """log(1 + sum_P exp(-alpha (s - base))) / alpha + log(1 + sum_N exp(beta (s - base))) / beta.
+
+    Weights: exp(-alpha (s - base)) / (1 + sum_P ...), exp(beta (s - base)) / (1 + sum_N ...).
+    Only positives, or only negatives: that part alone. Source: the paper's equations 13 to 15.
+    """
+
+    alpha: float = 2.0
+    beta: float = 50.0
+    base: float = 0.5
+    above_zero = ("alpha", "beta")
+
+    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        pos_lse = masked_log_sum_exp(-self.alpha * (similarity - self.base), positive)
+        neg_lse = masked_log_sum_exp(self.beta * (similarity - self.base), negative)
+        pulled = softplus(pos_lse, threshold=FAR) / self.alpha
+        return pulled + softplus(neg_lse, threshold=FAR) / self.beta
+
+
+@dataclass(frozen=True)
+class Contrastive(Weighting):
+    """sum_P max(0, positive_margin - s) + sum_N max(0, s - negative_margin).
+
+    Weights: 1 where the hinge is active, else 0. Only positives, or only negatives: that part
+    alone. Source: Hadsell et al., CVPR 2006, for similarities as in the paper's equation 4, whose
+    positives have no hinge: for unit rows that is positive_margin 1, up to a constant.
+    """
+
+    positive_margin: float = 1.0
+    negative_margin: float = 0.5
+
+    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        pulled = (self.positive_margin - similarity).clamp(min=0)
+        pushed = (similarity - self.negative_margin).clamp(min=0)
+        return _masked_sum(pulled, positive) + _masked_sum(pushed, negative)
+
+
+@dataclass(frozen=True)
+class BinomialDeviance(Weighting):
+    """sum_P log(1 + exp(alpha (base - s))) / |P| + sum_N log(1 + exp(beta (s - base))) / |N|.
+
+    Weights: alpha sigmoid(alpha (base - s)) / |P| and beta sigmoid(beta (s - base)) / |N|. Only
+    positives, or only negatives: that part alone. Source: Yi et al., ICPR 2014; the paper's
+    equations 9 and 10. Defaults are those of the MS loss.
+    """
+
+    alpha: float = 2.0
+    beta: float = 50.0
+    base: float = 0.5
+    above_zero = ("alpha", "beta")
+
+    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        pulled = softplus(self.alpha * (self.base - similarity), threshold=FAR)
+        pushed = softplus(self.beta * (similarity - self.base), threshold=FAR)
+        return _masked_mean(pulled, positive) + _masked_mean(pushed, negative)
+
+
+@dataclass(frozen=True)
+class BinLifted(Weighting):
+    """log(1 + sum_P exp(alpha (base - s)))  + log(1 + sum_N exp(beta (s - base))).
+
+    The binomial deviance of a log-sum-exp, as the paper's ablation combines it with the lifted
+    structure loss: the MS loss without its 1/alpha and 1/beta. Weights: alpha and beta times those
+    of `MultiSimilarity`. Only positives, or only negatives: that part alone.
+    """
+
+    alpha: float = 2.0
+    beta: float = 50.0
+    base: float = 0.5
+    above_zero = ("alpha", "beta")
+
+    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        pos_lse = masked_log_sum_exp(-self.alpha * (similarity - self.base), positive)
+        neg_lse = masked_log_sum_exp(self.beta * (similarity - self.base), negative)
+        return softplus(pos_lse, threshold=FAR) + softplus(neg_lse, threshold=FAR)
+
+
+@dataclass(frozen=True)
+class LiftedStructure(Weighting):
+    """max(0, log sum_P exp(margin - s) + log sum_N exp(s)), the generalised form.
+
+    Weights, where the hinge is active: exp(-s) / sum_P exp(-s), exp(s) / sum_N exp(s). Only
+    positives, or only negatives: 0. Source: Oh Song et al., CVPR 2016; the paper's equations 6
+    to 8.
+    """
+
+    margin: float = 1.0
+
+    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        pos_lse = masked_log_sum_exp(self.margin - similarity, positive)
+        return (pos_lse + masked_log_sum_exp(similarity, negative)).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Triplet(Weighting):
+    """sum over P and N of max(0, s_n - s_p + margin): all triplets of an anchor.
+
+    Weights: of a negative the number of positives, of a positive the number of negatives, with
+    which it violates the margin. Only positives, or only negatives: 0. Memory is that of the
+    similarities, not of the triplets. Source: Schroff et al., CVPR 2015; the paper's equation 5.
+    """
+
+    margin: float = 0.1
+
+    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        # In ascending order each negative is worth its distance to every positive before it.
+        moved = torch.where(positive, similarity - self.margin, similarity)
+        key, order = moved.sort(1)
+        is_positive = positive.gather(1, order)
+        is_negative = negative.gather(1, order)
+        value = torch.where(is_positive | is_negative, key, 0)
+        before = is_positive.to(key.dtype).cumsum(1)
+        total = torch.where(is_positive, value, 0).cumsum(1)
+        return _masked_sum(before * value - total, is_negative)
+
+
+@dataclass(frozen=True)
+class NTXent(Weighting):
+    """sum_P log(1 + sum_N exp((s_n - s_p) / temperature)) / |P|: each positive against all
+    negatives.
+
+    Weights, with Z = sum_N exp(s_n / T): of a positive Z / (exp(s_p / T) + Z) / (T |P|), of a
+    negative exp(s_n / T) sum_P 1 / (exp(s_p / T) + Z) / (T |P|). Only positives, or only negatives:
+    0. Source: Sohn, NIPS 2016; Chen et al., SimCLR, ICML 2020.
+    """
+
+    temperature: float = 0.07
+    above_zero = ("temperature",)
+
+    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        logits = similarity / self.temperature
+        neg_lse = masked_log_sum_exp(logits, negative)
+        return _masked_mean(softplus(neg_lse[:, None] - logits, threshold=FAR), positive)
+
+
+@dataclass(frozen=True)
+class NPair(NTXent):
+    """`NTXent` of temperature 1: sum_P log(1 + sum_N exp(s_n - s_p)) / |P|.
+
+    Sohn (NIPS 2016) takes it of rows that are not normalised, with one positive each:
+    normalize=False.
+    """
+
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class SupCon(Weighting):
+    """log sum_{P and N} exp(s / temperature) - sum_P s / (temperature |P|).
+
+    Weights: of a negative its share q = exp(s / T) / sum_{P and N} exp(s / T), over T; of a
+    positive (1 / |P| - q) / T, which may be negative. Without positives: 0; without negatives the
+    formula with the positives alone. Source: Khosla et al., NeurIPS 2020, L_out.
+    """
+
+    temperature: float = 0.1
+    above_zero = ("temperature",)
+
+    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        logits = similarity / self.temperature
+        lse = masked_log_sum_exp(logits, positive | negative)
+        return _masked_mean(lse[:, None] - logits, positive)
+
+
+@dataclass(frozen=True)
+class NCA(Weighting):
+    """-log(sum_P exp(s / temperature) / sum_{P and N} exp(s / temperature)).
+
+    Weights, with shares q = exp(s / T) over the sum of P and N, and r over the sum of P: q / T of
+    a negative, (r - q) / T of a positive. Only positives, or only negatives: 0. Source: Goldberger
+    et al., NIPS 2004; on squared distances of unit rows, 2 - 2 s, its scale is 1 / (2 T).
+    """
+
+    temperature: float = 0.5
+    above_zero = ("temperature",)
+
+    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        logits = similarity / self.temperature
+        pos_lse, neg_lse = (masked_log_sum_exp(logits, kept) for kept in (positive, negative))
+        some = positive.any(1)
+        # Without positives the difference is infinite, and so would be its gradient.
+        return softplus(neg_lse - torch.where(some, pos_lse, math.inf), threshold=FAR)
+
+
+@dataclass(frozen=True)
+class Circle(Weighting):
+    """log(1 + sum_N exp(gamma a_n (s_n - m)) sum_P exp(-gamma a_p (s_p - (1 - m)))), where
+    a_n = max(0, s_n + m) and a_p = max(0, 1 + m - s_p) count as constants.
+
+    Weights: with the shares of a log-sum-exp, gamma a sigmoid(sum of both log-sum-exps). Only
+    positives, or only negatives: 0. Source: Sun et al., CVPR 2020, equations 6 to 8.
+    """
+
+    m: float = 0.4
+    gamma: float = 80.0
+    above_zero = ("gamma",)
+
+    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        fixed = similarity.detach()
+        pull = self.gamma * (1 + self.m - fixed).clamp(min=0)
+        push = self.gamma * (fixed + self.m).clamp(min=0)
+        pos_lse = masked_log_sum_exp(-pull * (similarity - (1 - self.m)), positive)
+        neg_lse = masked_log_sum_exp(push * (similarity - self.m), negative)
+        return softplus(pos_lse + neg_lse, threshold=FAR)
+
+
+def _masked_sum(values: Tensor, kept: Tensor) -> Tensor:
+    return torch.where(kept, values, 0).sum(1)
+
+
+def _masked_mean(values: Tensor, kept: Tensor) -> Tensor:
+    """Over the kept entries of each row; 0 of none."""
+    return _masked_sum(values, kept) / kept.sum(1).clamp(min=1)
