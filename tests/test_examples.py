@@ -28,11 +28,13 @@ def test_example(path):
 
 def test_readme_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    use, drop_in, check = blocks
+    use, drop_in, family, check = blocks
     scope = {}
     exec(use, scope)
     exec("import ms_kernels\n" + drop_in, scope)
     assert scope["loss"] == scope["multi_similarity_loss"](scope["embeddings"], scope["labels"])
+    exec(family, scope)
+    assert scope["loss"].isfinite() and scope["loss"].requires_grad
     exec(check, scope)
 
 
