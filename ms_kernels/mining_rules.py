@@ -6,8 +6,9 @@ A rule of your own is a frozen dataclass with the method `keep`.
 import math
 from dataclasses import dataclass, fields
 
-import torch
 from torch import Tensor
+
+from ms_kernels.reference import hardest
 
 
 def check_number(name: str, value: object, above: float | None = None) -> None:
@@ -117,12 +118,3 @@ class ThresholdMining(Mining):
     def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         kept_positive = positive & (similarity < self.positive_below)
         return kept_positive, negative & (similarity > self.negative_above)
-
-
-def hardest(similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows, 1) least similarity to a positive, +inf without one; greatest to a negative, -inf."""
-    # A column of infinities stands for the empty set: amin and amax need at least one entry.
-    empty = similarity.new_full((len(similarity), 1), math.inf)
-    least = torch.cat([similarity.masked_fill(~positive, math.inf), empty], 1).amin(1)
-    most = torch.cat([similarity.masked_fill(~negative, -math.inf), -empty], 1).amax(1)
-    return least[:, None], most[:, None]

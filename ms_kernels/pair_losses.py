@@ -1,5 +1,6 @@
 """General Pair Weighting: any mining rule with any weighting rule, and the family as modules."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -194,10 +195,9 @@ def _member(weighting: type[Weighting]) -> type[PairLoss]:
 
     class Member(PairLoss):
         def __init__(self, *args: float, mining: Mining = NO_MINING, **options: Any) -> None:
-            names = {"max_positive_similarity", "normalize", "reduction", "backend"}
-            own = {name: value for name, value in options.items() if name not in names}
-            shared = {name: value for name, value in options.items() if name in names}
-            super().__init__(weighting(*args, **own), mining, **shared)
+            names = options.keys() & {field.name for field in fields(weighting)}
+            own = {name: options.pop(name) for name in names}
+            super().__init__(weighting(*args, **own), mining, **options)
 
     Member.__name__ = Member.__qualname__ = f"{weighting.__name__}Loss"
     Member.__doc__ = f"`PairLoss` of the weighting rule {weighting.__name__}: {weighting.__doc__}"

@@ -62,19 +62,16 @@ def row_statistics(
         normalize=normalize,
     )
 
-    # A column of infinities stands for the empty set: amin and amax need at least one entry.
-    empty = sim.new_full((len(sim), 1), math.inf)
-    hardest_positive = torch.cat([sim.masked_fill(~positive, math.inf), empty], 1).amin(1)
-    hardest_negative = torch.cat([sim.masked_fill(~negative, -math.inf), -empty], 1).amax(1)
+    least, most = hardest(sim, positive, negative)
     if epsilon is not None:  # strict, with the kept sets held fixed for the gradient
-        positive = positive & (sim < (hardest_negative + epsilon).detach()[:, None])
-        negative = negative & (sim > (hardest_positive - epsilon).detach()[:, None])
+        positive = positive & (sim < (most + epsilon).detach())
+        negative = negative & (sim > (least - epsilon).detach())
 
     # A non-finite similarity fails every comparison above: without this the loss would hide it.
     poison = torch.where(sim.isfinite().all(1), 0.0, math.nan).to(sim.dtype)
     return RowStatistics(
-        hardest_positive + poison,
-        hardest_negative + poison,
+        least[:, 0] + poison,
+        most[:, 0] + poison,
         masked_log_sum_exp(-alpha * (sim - base), positive) + poison,
         masked_log_sum_exp(beta * (sim - base), negative) + poison,
         positive.sum(1),
@@ -113,6 +110,15 @@ def labelled_similarities(
     if max_positive_similarity is not None:
         positive = positive & (sim < max_positive_similarity)
     return sim, positive, negative
+
+
+def hardest(similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows, 1) least similarity to a positive, +inf without one; greatest to a negative, -inf."""
+    # A column of infinities stands for the empty set: amin and amax need at least one entry.
+    empty = similarity.new_full((len(similarity), 1), math.inf)
+    least = torch.cat([similarity.masked_fill(~positive, math.inf), empty], 1).amin(1)
+    most = torch.cat([similarity.masked_fill(~negative, -math.inf), -empty], 1).amax(1)
+    return least[:, None], most[:, None]
 
 
 def masked_log_sum_exp(exponents: Tensor, kept: Tensor) -> Tensor:

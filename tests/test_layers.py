@@ -101,7 +101,7 @@ MAY_IMPORT = {
     "functional": {"autograd", "ops", "dispatch", "checks", "reference", "spec"},
     "mining": {"backends.interface", "backends.panels", "checks", "spec"},
     "losses": {"functional", "checks", "dispatch", "reference", "spec"},
-    "mining_rules": set(),
+    "mining_rules": {"reference"},
     "weighting_rules": {"mining_rules", "reference"},
     "streaming": {"autograd", "checks", "mining_rules", "reference", "settings"},
     "pair_losses": {

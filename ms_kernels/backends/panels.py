@@ -15,7 +15,7 @@ from torch.nn.functional import normalize as unit_rows
 from torch.nn.functional import softplus
 
 from ms_kernels.backends.interface import Side, Term
-from ms_kernels.reference import RowStatistics, masked_log_sum_exp, row_loss
+from ms_kernels.reference import RowStatistics, hardest, masked_log_sum_exp, row_loss
 from ms_kernels.settings import options
 from ms_kernels.spec import MultiSimilaritySpec
 
@@ -101,7 +101,7 @@ def kept_pairs(
     found: list[list[Tensor]] = [[], []]
     with _full_precision(sides.x):
         for panel in sides.panels():
-            least, most = _hardest(panel)
+            least, most = hardest(panel.sim, panel.positive, panel.negative)
             for kept, parts in zip(_kept(panel, least, most, spec), found, strict=True):
                 pairs = kept.nonzero()
                 pairs[:, 0] += panel.rows.start
@@ -172,7 +172,7 @@ def _computed(side: Side, spec: MultiSimilaritySpec) -> Tensor:
 
 def _panel_statistics(panel: Panel, spec: MultiSimilaritySpec) -> RowStatistics:
     sim = panel.sim
-    least, most = _hardest(panel)
+    least, most = hardest(panel.sim, panel.positive, panel.negative)
     positive, negative = _kept(panel, least, most, spec)
     poison = torch.where(sim.isfinite().all(1), 0.0, math.nan).to(sim.dtype)
     return RowStatistics(
@@ -183,15 +183,6 @@ def _panel_statistics(panel: Panel, spec: MultiSimilaritySpec) -> RowStatistics:
         positive.sum(1),
         negative.sum(1),
     )
-
-
-def _hardest(panel: Panel) -> tuple[Tensor, Tensor]:
-    """Least similarity to a positive and greatest to a negative, (rows, 1) each."""
-    sim = panel.sim
-    empty = sim.new_full((len(sim), 1), math.inf)  # amin and amax need at least one entry
-    least = torch.cat([sim.masked_fill(~panel.positive, math.inf), empty], 1).amin(1)
-    most = torch.cat([sim.masked_fill(~panel.negative, -math.inf), -empty], 1).amax(1)
-    return least[:, None], most[:, None]
 
 
 def _kept(
