@@ -146,6 +146,7 @@ def cases(variants):
             depths = depths[-2:]
         for depth in depths:
             yield f"{name}-D{depth}", "high" if name == "tf32" else "highest", step(dtype, depth)
+    yield "ffma-D16", "highest", step(torch.float32, 16)
     half = torch.bfloat16
     for depth in (256, 1024):
         yield f"bf16-D{depth}-ids", "highest", step(half, depth, with_ids=True)
@@ -156,7 +157,8 @@ def cases(variants):
         for refs in (False, True):
             for exact in (False, True):
                 depth = 1 if (n == 1) == exact else 300
-                name = f"fp32-N{n}-D{depth}{'-refs' * refs}{'-exact' * exact}"
+                kind = "ffma" if depth <= problem.SHALLOW else "fp32"
+                name = f"{kind}-N{n}-D{depth}{'-refs' * refs}{'-exact' * exact}"
                 run = step(torch.float32, depth, refs=refs, exact=exact, n=n)
                 yield name, "highest", run
     raw = MultiSimilaritySpec(normalize=False)

@@ -29,6 +29,7 @@ HALF = [torch.bfloat16, torch.float16]
 CASES = [
     ((1, None, 3), "default", torch.float32),
     ((37, None, 16), "default", torch.float32),
+    ((97, None, 5), "sharp", torch.float32),
     ((97, None, 64), "default", torch.float32),
     ((64, None, 100), "default", torch.float32),
     ((70, None, 33), "unmined", torch.float32),

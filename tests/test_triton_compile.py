@@ -52,7 +52,7 @@ def test_every_kernel_compiles_without_spills(architecture):
     assert max(row["shared_bytes"] for row in kernels.values()) <= MOST_SHARED[architecture]
     for name, row in kernels.items():
         kernel, case = name.split("/")
-        if kernel in MATRIX_KERNELS and not case.startswith("fp64"):
+        if kernel in MATRIX_KERNELS and not case.startswith(("fp64", "ffma")):
             assert row["matrix"] == [MATRIX[architecture]], name
     table = json.loads(TABLE.read_text())
     if table["triton"] != found["triton"]:

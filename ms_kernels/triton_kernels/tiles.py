@@ -20,6 +20,7 @@ import torch
 #   half_in_float32     the same for the interpreter, whose bfloat16 products are wrong
 #   tf32x3              float32 from three tf32 products
 #   tf32                float32 operands rounded to 10 bits
+#   float32             without tensor cores, for shallow rows, in the tiles of tf32x3
 MODES = ("half", "tf32x3", "tf32", "float64")
 
 
