@@ -12,6 +12,8 @@ DEVICE_OF = {"cuda": "cuda", "cpu": "cpu", "triton": "cuda", "panels": None}
 # floors of one launch against tensor-core time, not yet from a measurement on a GPU.
 SMALL = 1024
 NAMES = ("auto", *DEVICE_OF, "reference")
+# Backends of any pair of rules, as far as their kernels know them; the others have the MS loss.
+FAMILY = ("cpu", "panels")
 
 
 class Availability(NamedTuple):
@@ -46,6 +48,22 @@ def resolve(name: str, device: str, rows: int = 0) -> str:
         if reason is not None:
             raise ValueError(f"backend: {name!r} is not built: {reason}; or use backend='panels'")
     return name
+
+
+def resolve_family(name: str, device: str, native: bool) -> str:
+    """The backend for rules beyond the MS loss; `native` says that compiled kernels know them."""
+    if name == "auto":
+        return "cpu" if native and device == "cpu" and "cpu" in built() else "panels"
+    if name == "cpu" and not native:
+        raise ValueError(
+            "backend: 'cpu' expected rules that its kernels know; use 'auto' or 'panels'"
+        )
+    if name not in FAMILY:
+        raise ValueError(
+            f"backend: {name!r} runs MultiSimilarity with NoMining or MultiSimilarityMining; for "
+            f"other rules use {', '.join(map(repr, ('auto', *FAMILY, 'reference')))}"
+        )
+    return resolve(name, device)
 
 
 @functools.cache
