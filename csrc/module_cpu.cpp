@@ -39,10 +39,8 @@ msk::Rules rules_of(const msk::Options& options, const std::optional<RuleNumbers
         r[4] < double(msk::MiningRule::count)))
     throw std::invalid_argument("rules: expected codes that exist, got " + std::to_string(r[0]) +
                                 " and " + std::to_string(r[4]));
-  return {msk::WeightingRule(int(r[0])),
-          {r[1], r[2], r[3]},
-          msk::MiningRule(int(r[4])),
-          {r[5], r[6]}};
+  return {
+      msk::WeightingRule(int(r[0])), {r[1], r[2], r[3]}, msk::MiningRule(int(r[4])), {r[5], r[6]}};
 }
 
 // Builds that this machine can run, the fastest first.

@@ -1,8 +1,8 @@
 // The forms of pair_form.h for vectors of pairs.
 #pragma once
 
-#include "pair_loss.h"
 #include "exp.h"
+#include "pair_loss.h"
 
 namespace msk::MSK_ISA {
 
@@ -38,7 +38,8 @@ struct VectorForm : Form<T> {
   // Of log-sums: z of a value less z of a reference, which is at least as great as z of any value
   // up to the reference. A circle's z falls to -scale margin^2 where its factor has left 0.
   Vec<T> relative(Vec<T> value, Vec<T> reference) const {
-    if constexpr (shape == Shape::circle) return exponent(value) - positive_part<T>(exponent(reference));
+    if constexpr (shape == Shape::circle)
+      return exponent(value) - positive_part<T>(exponent(reference));
     return this->scale * (value - reference);
   }
   // The same where the value was a reference itself.
@@ -65,7 +66,8 @@ struct VectorForm : Form<T> {
   Vec<T> exponent(Vec<T> value) const {
     const Vec<T> u = value - broadcast(this->base);
     if constexpr (shape == Shape::circle)
-      return this->scale * positive_part<T>(u + broadcast(this->margin)) * (u - broadcast(this->margin));
+      return this->scale * positive_part<T>(u + broadcast(this->margin)) *
+             (u - broadcast(this->margin));
     return this->scale * u;
   }
   // What a log-sum's weight is multiplied with besides its exponential.

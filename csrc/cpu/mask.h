@@ -65,8 +65,8 @@ void select_pairs(const TileView<T>& tile, T sign, T* out) {
       const Vec<T> s = load(tile.similarity + at);
       const PairMask<T> pairs = tile.pairs(r, v, s);
       const Vec<T> value = positives ? sign * s : s;
-      store(out + at, (positives ? pairs.positive : pairs.negative) ? value
-                                                                    : broadcast(-kInfinity<T>));
+      store(out + at,
+            (positives ? pairs.positive : pairs.negative) ? value : broadcast(-kInfinity<T>));
     }
 }
 

@@ -3,12 +3,12 @@
 
 #include <cmath>
 
-#include "pair_loss.h"
 #include "carve.h"
 #include "codes.h"
 #include "exp.h"
 #include "grid.h"
 #include "multiply.h"
+#include "pair_loss.h"
 #include "problem.h"
 
 namespace msk::MSK_ISA {
@@ -185,8 +185,8 @@ template <typename T>
 T set_term(Side<T>& side, std::int64_t k, const PairLoss<T>& loss, T dloss) {
   set_negative_bounds(side, k, loss);
   set_positive_bounds(side, k, loss);
-  const RowTerm<T> term = loss.finish({side.pos_sum[k], side.neg_sum[k], side.moment[k],
-                                       T(side.pos_kept[k]), T(side.neg_kept[k])});
+  const RowTerm<T> term = loss.finish(
+      {side.pos_sum[k], side.neg_sum[k], side.moment[k], T(side.pos_kept[k]), T(side.neg_kept[k])});
   side.neg_offset[k] = term.negative.offset;
   side.pos_offset[k] = term.positive.offset;
   side.neg_factor[k] = dloss * term.negative.coefficient;

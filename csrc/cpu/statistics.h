@@ -152,8 +152,7 @@ class Statistics {
 
   template <Scan kind>
   static Bounds<T> bounds(const Side<T>& side, std::int64_t at) {
-    if (of_negatives(kind))
-      return {side.neg_above + at, side.neg_below + at, side.neg_offset + at};
+    if (of_negatives(kind)) return {side.neg_above + at, side.neg_below + at, side.neg_offset + at};
     return {side.pos_above + at, side.pos_below + at, side.pos_offset + at};
   }
   // Hardest pairs are the greatest values of any form with sign -1.

@@ -12,8 +12,9 @@ struct Asked {
   const T *factor, *constant;  // of negatives there is no constant: null
 
   Asked(const Side<T>& side, std::int64_t at, bool negative)
-      : bounds(negative ? Bounds<T>{side.neg_above + at, side.neg_below + at, side.neg_offset + at}
-                        : Bounds<T>{side.pos_above + at, side.pos_below + at, side.pos_offset + at}),
+      : bounds(negative
+                   ? Bounds<T>{side.neg_above + at, side.neg_below + at, side.neg_offset + at}
+                   : Bounds<T>{side.pos_above + at, side.pos_below + at, side.pos_offset + at}),
         factor((negative ? side.neg_factor : side.pos_factor) + at),
         constant(negative ? nullptr : side.pos_constant + at) {}
 };

@@ -40,8 +40,7 @@ struct Workspace {
     const std::int64_t cell_count =
         p.job == Job::gradient ? 0 : grid.columns.supers * grid.rows.padded();
     cells = {carver.take<T>(cell_count), carver.take<T>(cell_count),
-             carver.take<Code<T>>(cell_count),
-             loss.general ? carver.take<T>(cell_count) : nullptr};
+             carver.take<Code<T>>(cell_count), loss.general ? carver.take<T>(cell_count) : nullptr};
     active = carver.take<std::uint8_t>(grid.super_tiles());
     states = carver.take<TileState>(p.job == Job::gradient ? 0 : grid.tiles());
     if (p.job != Job::statistics) wave = Wave<T>(grid, p.stash_bytes, carver);

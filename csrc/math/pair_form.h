@@ -11,7 +11,8 @@ namespace msk {
 // Summed over kept pairs, and what a pair then weighs in units of its term's coefficient:
 //   exponential  log sum exp(z),   exp(z - offset),           z = scale (value - base)
 //   circle       log sum exp(z),   a exp(z - offset),         z = a (value - base - margin),
-//                                                             a = scale max(0, value - base + margin)
+//                                                             a = scale max(0, value - base +
+//                                                             margin)
 //   sigmoid      sum softplus(z),  sigmoid(z),                z = scale (value - base) - offset
 //   hinge        sum max(0, z),    1 where z >= 0, else 0,    z = value - base
 enum class Shape { exponential, circle, sigmoid, hinge };

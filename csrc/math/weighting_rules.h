@@ -25,9 +25,7 @@ struct BinomialDeviance {
   T alpha, beta, base;
 
   MSK_HOST_DEVICE Form<T> negative() const { return {Shape::sigmoid, beta, base}; }
-  MSK_HOST_DEVICE Form<T> positive() const {
-    return {Shape::sigmoid, alpha, -base, T(0), T(-1)};
-  }
+  MSK_HOST_DEVICE Form<T> positive() const { return {Shape::sigmoid, alpha, -base, T(0), T(-1)}; }
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
     const T pos = at_least_one(sums.pos_kept), neg = at_least_one(sums.neg_kept);
     return {sums.positive / pos + sums.negative / neg, {beta / neg, T(0)}, {alpha / pos, T(0)}};
@@ -90,9 +88,8 @@ struct SupCon {
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
     if (!(sums.pos_kept > T(0))) return {T(0), no_term<T>(), no_term<T>()};
     const T lse = log_add_exp(sums.positive, sums.negative), each = 1 / temperature;
-    return {lse - sums.moment * each / sums.pos_kept,
-            {each, lse},
-            {each, lse, -each / sums.pos_kept}};
+    return {
+        lse - sums.moment * each / sums.pos_kept, {each, lse}, {each, lse, -each / sums.pos_kept}};
   }
 };
 
@@ -103,8 +100,7 @@ struct NCA {
   MSK_HOST_DEVICE Form<T> negative() const { return {Shape::exponential, 1 / temperature, T(0)}; }
   MSK_HOST_DEVICE Form<T> positive() const { return {Shape::exponential, 1 / temperature, T(0)}; }
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
-    if (!(sums.pos_kept > T(0) && sums.neg_kept > T(0)))
-      return {T(0), no_term<T>(), no_term<T>()};
+    if (!(sums.pos_kept > T(0) && sums.neg_kept > T(0))) return {T(0), no_term<T>(), no_term<T>()};
     // exp(-pos_lse) less the exp(-lse) of all is exp(-(pos_lse + softplus(pos_lse - neg_lse))).
     const T lse = log_add_exp(sums.positive, sums.negative), each = 1 / temperature;
     return {softplus(sums.negative - sums.positive),
@@ -120,8 +116,7 @@ struct Circle {
   MSK_HOST_DEVICE Form<T> negative() const { return {Shape::circle, gamma, T(0), m}; }
   MSK_HOST_DEVICE Form<T> positive() const { return {Shape::circle, gamma, T(-1), m, T(-1)}; }
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
-    if (!(sums.pos_kept > T(0) && sums.neg_kept > T(0)))
-      return {T(0), no_term<T>(), no_term<T>()};
+    if (!(sums.pos_kept > T(0) && sums.neg_kept > T(0))) return {T(0), no_term<T>(), no_term<T>()};
     const T total = sums.positive + sums.negative, share = softplus(-total);
     return {softplus(total), {T(1), sums.negative + share}, {T(1), sums.positive + share}};
   }
