@@ -13,7 +13,7 @@ DEVICE_OF = {"cuda": "cuda", "cpu": "cpu", "triton": "cuda", "panels": None}
 SMALL = 1024
 NAMES = ("auto", *DEVICE_OF, "reference")
 # Backends of any pair of rules, as far as their kernels know them; the others have the MS loss.
-FAMILY = ("cpu", "panels")
+FAMILY = ("cpu", "triton", "panels")
 
 
 class Availability(NamedTuple):
@@ -50,18 +50,19 @@ def resolve(name: str, device: str, rows: int = 0) -> str:
     return name
 
 
-def resolve_family(name: str, device: str, native: bool) -> str:
-    """The backend for rules beyond the MS loss; `native` says that compiled kernels know them."""
+def resolve_family(name: str, device: str, known_by: tuple[str, ...]) -> str:
+    """The backend for rules beyond the MS loss; `known_by` names those whose kernels know them."""
     if name == "auto":
-        return "cpu" if native and device == "cpu" and "cpu" in built() else "panels"
-    if name == "cpu" and not native:
-        raise ValueError(
-            "backend: 'cpu' expected rules that its kernels know; use 'auto' or 'panels'"
-        )
+        serving = (n for n in FAMILY if n in known_by and DEVICE_OF[n] in (None, device))
+        return next(n for n in serving if n in built())
     if name not in FAMILY:
         raise ValueError(
             f"backend: {name!r} runs MultiSimilarity with NoMining or MultiSimilarityMining; for "
             f"other rules use {', '.join(map(repr, ('auto', *FAMILY, 'reference')))}"
+        )
+    if name not in known_by:
+        raise ValueError(
+            f"backend: {name!r} expected rules that its kernels know; use 'auto' or 'panels'"
         )
     return resolve(name, device)
 

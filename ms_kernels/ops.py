@@ -98,7 +98,7 @@ def _loss_and_gradient(
     spec = unpack(options)
     device, rows = embeddings.device.type, len(embeddings)
     if isinstance(spec, PairSpec):
-        module = dispatch.load(dispatch.resolve_family(backend, device, spec.native))
+        module = dispatch.load(dispatch.resolve_family(backend, device, spec.known_by))
     else:
         module = dispatch.load(dispatch.resolve(backend, device, rows))
     anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)

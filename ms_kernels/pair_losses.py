@@ -56,8 +56,8 @@ def pair_loss(
             SemiHardMining, ThresholdMining; or your own. The gradient holds kept pairs fixed.
         backend: MultiSimilarity with NoMining or MultiSimilarityMining runs on every backend of
             `backends()`. Any other pair of rules of this package runs on "panels" (any device,
-            O(panel * M) memory), all but Triplet and circles with gamma m^2 > 64 on "cpu" too;
-            rules of your own are streamed. "reference" is dense. Default: the fastest of these.
+            O(panel * M) memory); all but Triplet, and circles of great gamma, also on "cpu" and
+            "triton". Rules of your own are streamed. "reference" is dense. Default: the fastest.
         The rest as in `multi_similarity_loss`.
 
     Returns:
@@ -88,12 +88,12 @@ def pair_loss(
         return _dense(weighting, mining, *tensors, **shared)
     if not PairSpec.packable(weighting, mining):
         if backend not in ("auto", "panels"):
-            dispatch.resolve_family(backend, embeddings.device.type, native=False)
+            dispatch.resolve_family(backend, embeddings.device.type, known_by=("panels",))
         return streamed_loss(weighting.row_loss, *tensors, mining=mining, **shared)
     spec = PairSpec(weighting, mining, max_positive_similarity, normalize)
     pairs = check_pairs(*tensors, ids, ref_ids)
     if not torch.compiler.is_compiling():
-        dispatch.resolve_family(backend, embeddings.device.type, spec.native)
+        dispatch.resolve_family(backend, embeddings.device.type, spec.known_by)
     refuse_transforms(embeddings=embeddings, ref_emb=ref_emb)
     return in_public_dtype(fused_loss(pairs, spec, reduction, backend), embeddings)
 

@@ -127,6 +127,8 @@ NATIVE = {rule: code for code, rule in enumerate(WEIGHTINGS[:9])} | {
     NPair: WEIGHTINGS.index(NTXent)
 }
 MOST_OPTIONS = 3
+# e to this power, 2^23 times, is a float32; so is its inverse.
+MOST_EXPONENT = 70
 
 
 @dataclass(frozen=True)
@@ -157,18 +159,29 @@ class PairSpec:
         ]
 
     @property
-    def native(self) -> bool:
-        """Whether the compiled kernels know the rules."""
+    def known_by(self) -> tuple[str, ...]:
+        """The backends whose kernels know the rules."""
+        if type(self.weighting) not in NATIVE:
+            return ("panels",)
+        cpu = triton = True
         if isinstance(self.weighting, Circle):
-            # Their sums refer to the hardest pair; a circle's exponents dip below by so much.
-            return self.weighting.gamma * self.weighting.m**2 <= 64
-        return type(self.weighting) in NATIVE
+            gamma, square = self.weighting.gamma, self.weighting.m**2
+            # A circle's exponents dip by so much under that of the hardest pair, which sums refer
+            # to on the CPU; the Triton kernels add exponentials as they are.
+            cpu = gamma * square <= MOST_EXPONENT
+            triton = self.normalize and gamma * max(square, 1 - square) <= MOST_EXPONENT
+        return (*["cpu"] * cpu, *["triton"] * triton, "panels")
+
+    @property
+    def native_code(self) -> int:
+        """The weighting rule's in csrc/math/rules.h."""
+        return NATIVE[type(self.weighting)]
 
     def native_rules(self) -> tuple[float, ...]:
         """In the order of csrc/math/rules.h."""
         _, *options = _numbers(self.weighting, WEIGHTINGS)
         mining, *bounds = _numbers(self.mining, MININGS)
-        return (NATIVE[type(self.weighting)], *options, mining, *bounds[:2])
+        return (self.native_code, *options, mining, *bounds[:2])
 
 
 def _numbers(rule: Weighting | Mining, known: tuple[type, ...]) -> list[float]:
