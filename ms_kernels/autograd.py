@@ -35,7 +35,7 @@ class ReducedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivative()
+        refuse_second_derivative("multi_similarity_loss")
         dx, dr, valid = ctx.saved_tensors
         scale = reduce(dloss, ctx.reduction, ctx.count, valid)
         return (
@@ -74,7 +74,7 @@ class RowLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivative()
+        refuse_second_derivative("multi_similarity_loss")
         x, labels, ids, r, ref_labels, ref_ids, *stats = ctx.saved_tensors
         term = [*stats, dloss]
         dx: Tensor | None = None
@@ -92,10 +92,10 @@ class RowLoss(torch.autograd.Function):
         return dx, dr, None, None, None
 
 
-def _refuse_second_derivative() -> None:
+def refuse_second_derivative(name: str) -> None:
     # Compiled graphs refuse by themselves, and are traced with gradients enabled.
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(
-            "multi_similarity_loss: this backend has no second derivative (create_graph=True); "
+            f"{name}: this backend has no second derivative (create_graph=True); "
             "use backend='reference'"
         )
