@@ -196,7 +196,7 @@ def _shares(nodes: Tensor) -> Tensor:
 def _first(positive: Tensor, negative: Tensor, length: int) -> Tensor:
     """Where the part of a pair's kind begins in three parts of a length: for positives, for
     negatives, and for the rest."""
-    return (2 * length - length * negative.long()) - 2 * length * positive.long()
+    return torch.where(positive, 0, torch.where(negative, length, 2 * length))
 
 
 def _panels(
