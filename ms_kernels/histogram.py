@@ -185,8 +185,10 @@ class _StreamedHistogram(torch.autograd.Function):
             inside = similarity.abs() <= 1
             cell, _ = _places(similarity, bins)
             weight = slopes.take(cell + _first(positive & inside, negative & inside, bins))
-            dx[rows] += weight @ r
-            dr += weight.T @ x[rows]
+            if ctx.needs_input_grad[0]:
+                dx[rows] += weight @ r
+            if refs is None or ctx.needs_input_grad[1]:
+                dr += weight.T @ x[rows]
         return dx, None if refs is None else dr, None, None, None, None
 
 
