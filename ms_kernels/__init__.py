@@ -1,6 +1,7 @@
 """Pair losses for deep metric learning, above all the Multi-Similarity loss."""
 
 from ms_kernels.functional import multi_similarity_loss, row_statistics
+from ms_kernels.histogram import Histogram
 from ms_kernels.losses import MultiSimilarityLoss
 from ms_kernels.mining import mined_pairs
 from ms_kernels.mining_rules import (
@@ -15,6 +16,7 @@ from ms_kernels.pair_losses import (
     BinomialDevianceLoss,
     CircleLoss,
     ContrastiveLoss,
+    HistogramLoss,
     LiftedStructureLoss,
     NCALoss,
     NPairLoss,
@@ -57,6 +59,8 @@ __all__ = [
     "Contrastive",
     "ContrastiveLoss",
     "HardestMining",
+    "Histogram",
+    "HistogramLoss",
     "LiftedStructure",
     "LiftedStructureLoss",
     "Mining",

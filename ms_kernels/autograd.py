@@ -36,7 +36,7 @@ class ReducedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivative()
+        refuse_second_derivative("ms_kernels")
         dx, dr, valid = ctx.saved_tensors
         scale = reduce(dloss, ctx.reduction, ctx.count, valid)
         return (
@@ -108,7 +108,7 @@ class RowLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivative()
+        refuse_second_derivative("ms_kernels")
         x, labels, ids, r, ref_labels, ref_ids, *stats = ctx.saved_tensors
         term = [*stats, dloss]
         dx: Tensor | None = None
@@ -145,7 +145,7 @@ class PairRowLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivative()
+        refuse_second_derivative("ms_kernels")
         pairs = ctx.saved_tensors
         need_dx, need_dr, *_ = ctx.needs_input_grad
         _, _, dx, dr = ops.loss_and_gradient(
@@ -161,10 +161,10 @@ class PairRowLoss(torch.autograd.Function):
         )
 
 
-def _refuse_second_derivative() -> None:
+def refuse_second_derivative(name: str) -> None:
     # Compiled graphs refuse by themselves, and are traced with gradients enabled.
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(
-            "ms_kernels: this backend has no second derivative (create_graph=True); "
+            f"{name}: this backend has no second derivative (create_graph=True); "
             "use backend='reference'"
         )

@@ -12,6 +12,7 @@ from ms_kernels.backends.sweep import row_losses
 from ms_kernels.checks import check_choice, check_pairs
 from ms_kernels.dispatch import NAMES
 from ms_kernels.functional import multi_similarity_loss, refuse_transforms
+from ms_kernels.histogram import Histogram, check_reduction, histogram_loss
 from ms_kernels.mining_rules import NO_MINING, Mining, MultiSimilarityMining, NoMining
 from ms_kernels.reference import REDUCTIONS
 from ms_kernels.spec import PairSpec
@@ -51,7 +52,7 @@ def pair_loss(
     Args:
         weighting: a rule of `weighting_rules`, with its formula: MultiSimilarity, Contrastive,
             BinomialDeviance, BinLifted, LiftedStructure, Triplet, NPair, NTXent, SupCon, NCA,
-            Circle; or your own.
+            Circle; Histogram, whose loss is of the batch (reduction "mean" alone); or your own.
         mining: a rule of `mining_rules`: NoMining, MultiSimilarityMining, HardestMining,
             SemiHardMining, ThresholdMining; or your own. The gradient holds kept pairs fixed.
         backend: MultiSimilarity with NoMining or MultiSimilarityMining runs on every backend of
@@ -84,6 +85,9 @@ def pair_loss(
         epsilon = mining.epsilon if isinstance(mining, MultiSimilarityMining) else None
         shared |= {"alpha": weighting.alpha, "beta": weighting.beta, "base": weighting.base}
         return multi_similarity_loss(*tensors, **shared, epsilon=epsilon, backend=backend)
+    if isinstance(weighting, Histogram) and backend in ("auto", "panels", "reference"):
+        dense = backend == "reference"
+        return histogram_loss(weighting, *tensors, mining=mining, dense=dense, **shared)
     if backend == "reference":
         return _dense(weighting, mining, *tensors, **shared)
     if not PairSpec.packable(weighting, mining):
@@ -159,6 +163,7 @@ class PairLoss(nn.Module):
         super().__init__()
         check_rules(weighting, mining)
         check_choice("reduction", reduction, REDUCTIONS)
+        check_reduction(weighting, reduction)
         check_choice("backend", backend, NAMES)
         self.weighting, self.mining = weighting, mining
         self.options: dict[str, Any] = {
@@ -213,3 +218,4 @@ NTXentLoss = _member(NTXent)
 SupConLoss = _member(SupCon)
 NCALoss = _member(NCA)
 CircleLoss = _member(Circle)
+HistogramLoss = _member(Histogram)

@@ -34,8 +34,8 @@ class Sides:
                 rows = rows._replace(ids=torch.arange(len(rows.labels), device=rows.labels.device))
             columns = rows
         self.rows, self.columns, self.spec = rows, columns, spec
-        self.x = _computed(rows, spec)
-        self.r = self.x if columns is rows else _computed(columns, spec)
+        self.x = computed(rows.embeddings, spec.normalize)
+        self.r = self.x if columns is rows else computed(columns.embeddings, spec.normalize)
 
     def panels(self, arrays: int = 1) -> Iterator[Panel]:
         """Blocks of rows, so that `arrays` of a panel's size fit options.panel_bytes."""
@@ -76,7 +76,7 @@ def through_normalisation(
     return torch.where(norm < 1e-12, dx / 1e-12, projected)  # a floored norm is a constant
 
 
-def _computed(side: Side, spec: MultiSimilaritySpec | PairSpec) -> Tensor:
-    x = side.embeddings
+def computed(x: Tensor, normalize: bool) -> Tensor:
+    """In the compute dtype, as unit rows if asked."""
     x = x if x.dtype == torch.float64 else x.float()
-    return unit_rows(x, dim=1) if spec.normalize else x
+    return unit_rows(x, dim=1) if normalize else x
