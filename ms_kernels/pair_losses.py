@@ -95,11 +95,18 @@ def pair_loss(
             dispatch.resolve_family(backend, embeddings.device.type, known_by=("panels",))
         return streamed_loss(weighting.row_loss, *tensors, mining=mining, **shared)
     spec = PairSpec(weighting, mining, max_positive_similarity, normalize)
+    chosen = _resolve(backend, embeddings.device.type, spec.known_by)
+    if chosen == "panels" and torch.compiler.is_compiling():
+        # The op of a compiled graph runs where autograd, which panels need, is switched off.
+        return streamed_loss(weighting.row_loss, *tensors, mining=mining, **shared)
     pairs = check_pairs(*tensors, ids, ref_ids)
-    if not torch.compiler.is_compiling():
-        dispatch.resolve_family(backend, embeddings.device.type, spec.known_by)
     refuse_transforms(embeddings=embeddings, ref_emb=ref_emb)
     return in_public_dtype(fused_loss(pairs, spec, reduction, backend), embeddings)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _resolve(backend: str, device: str, known_by: tuple[str, ...]) -> str:
+    return dispatch.resolve_family(backend, device, known_by)
 
 
 def fused(weighting: Weighting, mining: Mining) -> bool:

@@ -21,8 +21,11 @@ from triton.runtime.jit import JITFunction
 from ms_kernels import MultiSimilaritySpec
 from ms_kernels.backends import triton as backend
 from ms_kernels.backends.interface import Side, Term
+from ms_kernels.mining_rules import SemiHardMining
 from ms_kernels.reference import RowStatistics
+from ms_kernels.spec import WEIGHTINGS, PairSpec
 from ms_kernels.triton_kernels import problem, tiles
+from ms_kernels.weighting_rules import NCA, Circle, NTXent
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
@@ -151,13 +154,19 @@ def cases(variants):
     for depth in (256, 1024):
         yield f"bf16-D{depth}-ids", "highest", step(half, depth, with_ids=True)
         yield f"bf16-D{depth}-few", "highest", step(half, depth, n=400)  # shared blocks of rows
+    # The other losses: each where rows are held whole, one of each shape of sums by panels too.
+    for rule in WEIGHTINGS[:9]:
+        for depth in (128, 1024) if rule in (NTXent, NCA, Circle) else (128,):
+            if variants or depth == 1024:
+                pair = PairSpec(rule(), SemiHardMining())  # with bounds on both sides
+                yield f"bf16-D{depth}-{rule.__name__}", "highest", step(half, depth, pair)
     if not variants:
         return
     for n in (1, 70):  # sizes of 1 become constants
         for refs in (False, True):
             for exact in (False, True):
                 depth = 1 if (n == 1) == exact else 300
-                kind = "ffma" if depth <= problem.SHALLOW else "fp32"
+                kind = "ffma" if depth <= tiles.SHALLOW else "fp32"
                 name = f"{kind}-N{n}-D{depth}{'-refs' * refs}{'-exact' * exact}"
                 run = step(torch.float32, depth, refs=refs, exact=exact, n=n)
                 yield name, "highest", run

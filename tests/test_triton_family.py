@@ -33,10 +33,20 @@ def known(weighting):
     return "triton" in PairSpec(weighting, mine.NoMining()).known_by
 
 
-@pytest.mark.parametrize("shape", [(70, None, 16), (40, 90, 5)], ids=str)
-@pytest.mark.parametrize("mining", MININGS, ids=name_of)
-@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
-def test_values_and_gradients(weighting, mining, shape):
+# Every weighting with bounds on both sides and with none, every mining rule with one weighting.
+CASES = [
+    *[((70, None, 16), rule, mine.SemiHardMining(0.5)) for rule in KERNELS],
+    *[((40, 90, 5), rule, mine.NoMining()) for rule in KERNELS],
+    *[((70, None, 16), weigh.NTXent(0.2), rule) for rule in MININGS],
+]
+
+
+def case_of(value):
+    return str(value) if isinstance(value, tuple) else name_of(value)
+
+
+@pytest.mark.parametrize(("shape", "weighting", "mining"), CASES, ids=case_of)
+def test_values_and_gradients(shape, weighting, mining):
     assert known(weighting)
     sides = on_device(batch(*shape))
     rules = {"weighting": weighting, "mining": mining}
@@ -105,9 +115,9 @@ def test_a_row_that_is_not_finite(weighting):
 def test_degenerate_batches(weighting, labels):
     y = torch.tensor(labels)
     x = torch.randn(len(y), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    for mining in (mine.NoMining(), mine.HardestMining()):
-        rules = {"weighting": weighting, "mining": mining, "reduction": "mean_valid"}
-        got, want = (step(on_device((x, y)), b, **rules) for b in ("triton", "reference"))
+    rules = {"weighting": weighting, "mining": mine.HardestMining(), "reduction": "mean_valid"}
+    found = step(on_device((x, y)), "triton", **rules)
+    for got, want in zip(found, step(on_device((x, y)), "reference", **rules), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
 
 

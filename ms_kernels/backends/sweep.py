@@ -66,7 +66,9 @@ def panel_loss(
         loss, kept = row_losses(row_function, mining, similarity, panel.positive, panel.negative)
     if not wanted:
         return loss, kept, similarity
-    if not loss.requires_grad:  # a constant
+    if not loss.requires_grad:  # a constant, or nothing is recorded here
+        if not similarity.view_as(similarity).requires_grad:
+            raise RuntimeError("panels: expected autograd to be there, it is switched off")
         return loss, kept, torch.zeros_like(similarity)
     incoming = torch.ones_like(loss) if dloss is None else dloss[panel.rows].to(loss.dtype)
     (weight,) = torch.autograd.grad(loss, similarity, incoming)

@@ -24,8 +24,7 @@ SUP_CON, NCA, CIRCLE = tl.constexpr(7), tl.constexpr(8), tl.constexpr(9)
 
 @triton.jit
 def sigmoid(z):
-    e = tl.exp(-tl.abs(z))
-    return tl.where(z > 0, 1, e) / (1 + e)
+    return 1 / (1 + tl.exp(-z))
 
 
 @triton.jit

@@ -26,7 +26,7 @@ def unbounded(sim, kept, options, RULES: tl.constexpr):
     """Mass of a tile whose pairs may weigh anything: infinite if one of them weighs something."""
     if RULES == CONTRASTIVE:
         kept &= sim >= tl.load(options + 2)
-    return tl.where(tl.max(tl.max(kept.to(tl.int32), 1), 0) > 0, INFINITY, 0).to(sim.dtype)
+    return tl.where(tl.max(kept.to(tl.int32)) > 0, INFINITY, 0).to(sim.dtype)
 
 
 @triton.jit(do_not_specialize=["first_block", "blocks", "tiles"])

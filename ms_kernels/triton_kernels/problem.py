@@ -24,9 +24,6 @@ BUSY = 264
 # Above this, sorting is cheaper than comparing all labels with all.
 MOST_COUNTED = 8192
 AT_ONCE = {"BLOCK": 32, "WIDE": 256}
-# Up to this depth float32 products cost nothing beside the rest, and their sums are so short that
-# what a split into tf32 numbers leaves out would show.
-SHALLOW = 16
 # exp of +-75 and sums of 2^17 of them are normal float32 numbers; of +-600, float64.
 BOUND = {torch.float32: 75.0, torch.float64: 600.0}
 
@@ -142,11 +139,9 @@ class Problem:
     ) -> None:
         rows = _contiguous(rows)
         self.spec = spec
-        self.mode, operand = mode_of(rows.embeddings.dtype, wide)
+        self.mode, operand = mode_of(rows.embeddings.dtype, rows.embeddings.shape[1], wide)
         self.tiles = tiles or tiles_of(self.mode, rows.embeddings.device)
         self.rows = Rows(rows, spec, self.tiles, operand)
-        if self.mode == "tf32x3" and self.rows.stride <= SHALLOW:
-            self.mode = "float32"
         self.symmetric = columns is None
         if columns is None:
             self.columns, self.first, self.last = self.rows, self.rows.first, self.rows.last

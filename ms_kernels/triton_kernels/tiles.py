@@ -20,9 +20,11 @@ import torch
 #   half_in_float32     the same for the interpreter, whose bfloat16 products are wrong
 #   tf32x3              float32 from three tf32 products
 #   tf32                float32 operands rounded to 10 bits
-#   float32             without tensor cores, for shallow rows, in the tiles of tf32x3
-MODES = ("half", "tf32x3", "tf32", "float64")
-
+#   float32             without tensor cores, for rows of at most SHALLOW numbers
+MODES = ("half", "tf32x3", "tf32", "float64")  # those that can be tuned
+# Up to this depth float32 products cost nothing beside the rest, and their sums are so short that
+# what a split into tf32 numbers leaves out would show.
+SHALLOW = 16
 
 # Of the kernels: a tuned file of other kernels is not read.
 VERSION = 1
@@ -87,7 +89,15 @@ _TF32X3_SM80 = Tiles(
     product=Tile(32, 32, 64, 4, 2),
     owner={32: Tile(32, 32, 32, 4, 1), 64: Tile(32, 32, 64, 4, 1)},
 )
-_GROUPED = {"half": _HALF, "tf32x3": _TF32X3, "tf32": _TF32, "float64": _FLOAT64}
+_GROUPED = {
+    **{"half": _HALF, "tf32x3": _TF32X3, "tf32": _TF32, "float64": _FLOAT64},
+    "float32": Tiles(
+        scan=Tile(32, 32, 16, 8, 1),
+        weights=Tile(32, 32, 16, 8, 1),
+        product=Tile(32, 32, 16, 8, 1),
+        owner={16: Tile(32, 32, 16, 8, 1)},
+    ),
+}
 # By the major number of the compute capability; others are taken for the eldest.
 TABLE = {
     8: {**_GROUPED, "tf32x3": _TF32X3_SM80},
@@ -109,8 +119,8 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def mode_of(dtype: torch.dtype, wide: bool = False) -> tuple[str, torch.dtype]:
-    """The mode for embeddings of a dtype, and the dtype of the operands.
+def mode_of(dtype: torch.dtype, depth: int, wide: bool = False) -> tuple[str, torch.dtype]:
+    """The mode for embeddings of a dtype and depth, and the dtype of the operands.
 
     `wide`: weights may be of any size. Those of float16 rows are tf32 numbers then, of as many bits
     and more range; so are the rows, without loss.
@@ -122,7 +132,7 @@ def mode_of(dtype: torch.dtype, wide: bool = False) -> tuple[str, torch.dtype]:
     if dtype == torch.float32:
         precision = torch.get_float32_matmul_precision()
         if precision == "highest":
-            return "tf32x3", dtype
+            return "float32" if depth <= SHALLOW else "tf32x3", dtype
         if precision == "high":
             return "tf32", dtype
         dtype = torch.bfloat16
@@ -145,6 +155,8 @@ def tiles_of(mode: str, device: torch.device) -> Tiles:
     if reason is not None:  # of several GPUs the current one may be newer
         raise ValueError(f"embeddings: on {device}, {reason}; use backend='panels'")
     standard = standard_tiles(mode, torch.cuda.get_device_capability(device)[0])
+    if mode not in MODES:
+        return standard
     return tuned(tuned_file(torch.cuda.get_device_name(device)), mode, standard)
 
 

@@ -9,6 +9,7 @@ dloss, the factor of negatives; neg_below; factor and constant of positives, tim
 import triton
 import triton.language as tl
 
+from ms_kernels.triton_kernels.family import BINOMIAL
 from ms_kernels.triton_kernels.family import negative_weight as family_negative
 from ms_kernels.triton_kernels.family import positive_weight as family_positive
 from ms_kernels.triton_kernels.multi_similarity import (
@@ -73,21 +74,32 @@ def one_side(terms, at, AS_ROW: tl.constexpr):
 
 
 @triton.jit
-def family_negatives(sim, terms, at, padded, options, AS_ROW: tl.constexpr, RULES: tl.constexpr):
-    offset = one_side(terms, 2 * padded + at, AS_ROW)
+def family_negatives(
+    sim, slope, terms, at, padded, options, AS_ROW: tl.constexpr, RULES: tl.constexpr
+):
+    """What one side adds if every pair is a negative; `slope` is what all sides have in common."""
     factor = one_side(terms, 4 * padded + at, AS_ROW)
     kept = sim > one_side(terms, at, AS_ROW)
     kept &= sim < one_side(terms, 5 * padded + at, AS_ROW)
-    return tl.where(kept, family_negative(sim, offset, factor, options, RULES), 0)
+    if RULES == BINOMIAL:
+        return tl.where(kept, factor, 0) * slope
+    else:
+        offset = one_side(terms, 2 * padded + at, AS_ROW)
+        return tl.where(kept, family_negative(sim, offset, factor, options, RULES), 0)
 
 
 @triton.jit
-def family_positives(sim, terms, at, padded, options, AS_ROW: tl.constexpr, RULES: tl.constexpr):
-    offset = one_side(terms, 3 * padded + at, AS_ROW)
+def family_positives(
+    sim, slope, terms, at, padded, options, AS_ROW: tl.constexpr, RULES: tl.constexpr
+):
     factor = one_side(terms, 6 * padded + at, AS_ROW)
-    constant = one_side(terms, 7 * padded + at, AS_ROW)
-    weight = family_positive(sim, offset, factor, constant, options, RULES)
-    return tl.where(sim < one_side(terms, padded + at, AS_ROW), weight, 0)
+    kept = sim < one_side(terms, padded + at, AS_ROW)
+    if RULES == BINOMIAL:
+        return tl.where(kept, factor, 0) * slope
+    else:
+        offset = one_side(terms, 3 * padded + at, AS_ROW)
+        constant = one_side(terms, 7 * padded + at, AS_ROW)
+        return tl.where(kept, family_positive(sim, offset, factor, constant, options, RULES), 0)
 
 
 @triton.jit
@@ -114,11 +126,16 @@ def pair_weights(
     """Weights of a tile; without POSITIVES it is known to hold none. Padding weighs nothing."""
     weight = tl.zeros(sim.shape, sim.dtype)
     if RULES != 0:
+        slope = sim
+        if RULES == BINOMIAL:
+            slope = family_negative(sim, 0, 1, options, RULES)
         if HAS_ROW:
-            weight += family_negatives(sim, row_terms, rows, row_padded, options, True, RULES)
+            weight += family_negatives(
+                sim, slope, row_terms, rows, row_padded, options, True, RULES
+            )
         if HAS_COLUMN:
             weight += family_negatives(
-                sim, column_terms, columns, column_padded, options, False, RULES
+                sim, slope, column_terms, columns, column_padded, options, False, RULES
             )
     else:
         weight = negative_weights(
@@ -138,11 +155,15 @@ def pair_weights(
         same = same_class(tl.load(first + rows), tl.load(last + rows), columns)
         positive = tl.zeros(sim.shape, sim.dtype)
         if RULES != 0:
+            if RULES == BINOMIAL:
+                slope = family_positive(sim, 0, 1, 0, options, RULES)
             if HAS_ROW:
-                positive += family_positives(sim, row_terms, rows, row_padded, options, True, RULES)
+                positive += family_positives(
+                    sim, slope, row_terms, rows, row_padded, options, True, RULES
+                )
             if HAS_COLUMN:
                 positive += family_positives(
-                    sim, column_terms, columns, column_padded, options, False, RULES
+                    sim, slope, column_terms, columns, column_padded, options, False, RULES
                 )
         else:
             if HAS_ROW:
