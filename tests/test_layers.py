@@ -99,7 +99,7 @@ MAY_IMPORT = {
     "ops": {"dispatch", "backends.interface", "reference", "spec"},
     "autograd": {"ops", "checks", "reference", "spec"},
     "functional": {"autograd", "ops", "dispatch", "checks", "reference", "spec"},
-    "mining": {"backends.interface", "backends.panels", "checks", "spec"},
+    "mining": {"backends.interface", "backends.panels", "checks", "mining_rules", "spec"},
     "losses": {"functional", "checks", "dispatch", "reference", "spec"},
     "mining_rules": {"reference"},
     "weighting_rules": {"mining_rules", "reference"},

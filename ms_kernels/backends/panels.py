@@ -93,22 +93,15 @@ def loss_and_gradient(
     return row_loss(stats, spec.alpha, spec.beta), stats.pos_kept + stats.neg_kept, dx, dr
 
 
-def kept_pairs(
-    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Indices (anchor, positive, anchor, negative) of the kept pairs, row by row."""
-    sides = _Sides(anchors, candidates, spec)
-    found: list[list[Tensor]] = [[], []]
-    with _full_precision(sides.x):
-        for panel in sides.panels():
-            least, most = hardest(panel.sim, panel.positive, panel.negative)
-            for kept, parts in zip(_kept(panel, least, most, spec), found, strict=True):
-                pairs = kept.nonzero()
-                pairs[:, 0] += panel.rows.start
-                parts.append(pairs)
-    none = torch.zeros(0, 2, dtype=torch.int64, device=sides.x.device)
-    positive, negative = (torch.cat([none, *parts]) for parts in found)
-    return positive[:, 0], positive[:, 1], negative[:, 0], negative[:, 1]
+def similarity_panels(
+    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec, temporaries: int = 1
+) -> Iterator[Panel]:
+    """Similarities and masks of all pairs, block of anchors by block, before mining.
+
+    temporaries: arrays of a panel's size that the caller makes of it; more make it lower. To be
+    used without autocast, which would round the similarities to half.
+    """
+    return _Sides(anchors, candidates, spec).panels(temporaries)
 
 
 class _Sides:
@@ -123,9 +116,10 @@ class _Sides:
         self.x = _computed(rows, spec)
         self.r = self.x if columns is rows else _computed(columns, spec)
 
-    def panels(self) -> Iterator[Panel]:
+    def panels(self, temporaries: int = 1) -> Iterator[Panel]:
         rows, columns, r = self.rows, self.columns, self.r
-        height = max(1, options.panel_bytes // max(1, len(r) * r.element_size()))
+        row_bytes = max(1, len(r) * r.element_size())
+        height = max(1, options.panel_bytes // temporaries // row_bytes)
         for start in range(0, len(self.x), height):
             block = slice(start, start + height)
             sim = self.x[block] @ r.T
