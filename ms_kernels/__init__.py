@@ -1,6 +1,7 @@
 """Pair losses for deep metric learning, above all the Multi-Similarity loss."""
 
 from ms_kernels.functional import multi_similarity_loss, row_statistics
+from ms_kernels.inspect import PairWeights, pair_weights
 from ms_kernels.losses import MultiSimilarityLoss
 from ms_kernels.mining import mined_pairs
 from ms_kernels.mining_rules import (
@@ -72,6 +73,7 @@ __all__ = [
     "NTXentLoss",
     "NoMining",
     "PairLoss",
+    "PairWeights",
     "RowStatistics",
     "SemiHardMining",
     "SupCon",
@@ -85,6 +87,7 @@ __all__ = [
     "multi_similarity_loss",
     "options",
     "pair_loss",
+    "pair_weights",
     "row_statistics",
     "streamed_loss",
 ]
