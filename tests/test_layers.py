@@ -124,6 +124,19 @@ MAY_IMPORT = {
         "spec",
         "weighting_rules",
     },
+    "plot_style": set(),
+    "plots": {
+        "backends.interface",
+        "backends.panels",
+        "checks",
+        "inspect",
+        "mining_rules",
+        "plot_style",
+        "reference",
+        "spec",
+        "weighting_rules",
+    },
+    "explain": {"", "demo", "plots"},
     "demo": {"", "demo_plot", "step_cost"},
     "step_cost": {""},
     "tune": {"backends.triton", "tune_trial", "triton_kernels.tiles"},
@@ -142,7 +155,7 @@ MAY_IMPORT = {
         "triton_kernels.tiles",
     },
     "demo_plot": set(),
-    "__main__": {"", "demo", "tune"},
+    "__main__": {"", "demo", "explain", "tune"},
 }
 
 
