@@ -20,7 +20,8 @@ Look at
           MultiSimilarity, like BinLifted, pushes negatives above its base of 0.5 and hardly any
           below; NPair, LiftedStructure and NCA still push the easy ones.
   left    positive and negative pairs of all digits after training, and the few that mining keeps
-          (filled): those where the two kinds overlap, give or take epsilon.
+          (filled): those where the two kinds overlap, give or take epsilon. Each anchor has
+          thresholds of its own: dashed is their median, shaded are the middle 80%.
   right   how the anchors that still have a mined pair grow fewer. Where the curve nears 0 a step
           learns from little: take a larger epsilon, a larger batch, or stop."""
 

@@ -49,8 +49,8 @@ from ms_kernels.weighting_rules import (
 )
 
 RULES = (
-    *(MultiSimilarity(), BinomialDeviance(), Contrastive(), LiftedStructure(), Triplet()),
-    *(NPair(), NTXent(), SupCon(), NCA(), Circle(), BinLifted()),
+    *(BinomialDeviance(), MultiSimilarity(), Contrastive(), LiftedStructure(), Triplet()),
+    *(NPair(), NTXent(), SupCon(), NCA(), BinLifted(), Circle()),
 )
 LOWEST = -0.2  # of the sliding pair: below it little happens
 BINS = 100  # of similarities from -1 to 1
