@@ -1,4 +1,5 @@
-"""python -m bench [quick]: time, memory, then the table and the plots."""
+"""python -m bench [quick]: time, memory, then the table and the plots. With "family": those of the
+other pair losses, see bench/family.py."""
 
 import datetime
 import importlib.metadata
@@ -14,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 import ms_kernels
-from bench import memory, report
+from bench import family, memory, report
 from bench.cases import DEPTHS
 from ms_kernels.backends import cpu
 
@@ -73,11 +74,13 @@ def peaks(sizes: tuple[int, ...]) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    quick = sys.argv[1:] == ["quick"]
-    if sys.argv[1:] and not quick:
-        sys.exit(f"bench: expected nothing or 'quick', got {' '.join(sys.argv[1:])!r}")
+    chosen, quick = set(sys.argv[1:]), "quick" in sys.argv[1:]
+    if chosen - {"family", "quick"}:
+        sys.exit(f"bench: expected nothing, 'family' or 'quick', got {' '.join(sys.argv[1:])!r}")
     if reason := cpu.missing():
         sys.exit(f"bench: {reason}")
+    if "family" in chosen:
+        return family.run(machine(), quick)
     os.environ["MSK_BENCH"] = "quick" if quick else "full"
     found = {
         "machine": machine(),

@@ -1,6 +1,7 @@
 """Pair losses for deep metric learning, above all the Multi-Similarity loss."""
 
 from ms_kernels.functional import multi_similarity_loss, row_statistics
+from ms_kernels.histogram import Histogram
 from ms_kernels.inspect import PairWeights, pair_weights
 from ms_kernels.losses import MultiSimilarityLoss
 from ms_kernels.mining import mined_pairs
@@ -16,6 +17,7 @@ from ms_kernels.pair_losses import (
     BinomialDevianceLoss,
     CircleLoss,
     ContrastiveLoss,
+    HistogramLoss,
     LiftedStructureLoss,
     NCALoss,
     NPairLoss,
@@ -58,6 +60,8 @@ __all__ = [
     "Contrastive",
     "ContrastiveLoss",
     "HardestMining",
+    "Histogram",
+    "HistogramLoss",
     "LiftedStructure",
     "LiftedStructureLoss",
     "Mining",

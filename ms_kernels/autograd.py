@@ -8,6 +8,7 @@ from torch import Tensor
 from ms_kernels import ops
 from ms_kernels.checks import Pairs
 from ms_kernels.reference import count_valid
+from ms_kernels.spec import MultiSimilaritySpec, PairSpec
 
 
 class ReducedLoss(torch.autograd.Function):
@@ -35,7 +36,7 @@ class ReducedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivative()
+        refuse_second_derivative("ms_kernels")
         dx, dr, valid = ctx.saved_tensors
         scale = reduce(dloss, ctx.reduction, ctx.count, valid)
         return (
@@ -53,6 +54,39 @@ def reduce(total: Tensor, reduction: str, count: int, valid: Tensor | None) -> T
     if reduction == "sum":
         return total
     return total / (count if valid is None else valid)
+
+
+def reduce_rows(row_loss: Tensor, kept: Tensor, reduction: str) -> Tensor:
+    """From losses and kept pairs of each row, in plain torch."""
+    if reduction == "none":
+        return row_loss
+    valid = count_valid(kept) if reduction == "mean_valid" else None
+    return reduce(row_loss.sum(), reduction, max(len(row_loss), 1), valid)
+
+
+def in_public_dtype(loss: Tensor, embeddings: Tensor) -> Tensor:
+    """That of the embeddings; under autocast the compute dtype."""
+    if loss.dtype == embeddings.dtype or torch.is_autocast_enabled(embeddings.device.type):
+        return loss
+    return loss.to(embeddings.dtype)
+
+
+def fused_loss(
+    pairs: Pairs, spec: MultiSimilaritySpec | PairSpec, reduction: str, backend: str
+) -> Tensor:
+    """The reduced loss through the ops, in the compute dtype."""
+    x, r = pairs.embeddings, pairs.ref_emb
+    wanted = torch.is_grad_enabled() and (x.requires_grad or (r is not None and r.requires_grad))
+    if not wanted:
+        loss, kept, _, _ = ops.loss_and_gradient(*pairs, False, False, spec.pack(), backend)
+        if reduction == "none":
+            return loss  # type: ignore[no-any-return]
+        valid = count_valid(kept) if reduction == "mean_valid" else None
+        return reduce(ops.total(loss), reduction, max(x.shape[0], 1), valid)
+    if reduction != "none":
+        return ReducedLoss.apply(x, r, pairs, reduction, spec.pack(), backend)  # type: ignore[no-any-return, no-untyped-call]
+    by_row = PairRowLoss if isinstance(spec, PairSpec) else RowLoss
+    return by_row.apply(x, r, pairs, spec.pack(), backend)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class RowLoss(torch.autograd.Function):
@@ -74,7 +108,7 @@ class RowLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivative()
+        refuse_second_derivative("ms_kernels")
         x, labels, ids, r, ref_labels, ref_ids, *stats = ctx.saved_tensors
         term = [*stats, dloss]
         dx: Tensor | None = None
@@ -92,10 +126,45 @@ class RowLoss(torch.autograd.Function):
         return dx, dr, None, None, None
 
 
-def _refuse_second_derivative() -> None:
+class PairRowLoss(torch.autograd.Function):
+    """Loss of each anchor for any pair of rules: what they are worth is known in backward only,
+    which sweeps the pairs anew instead of keeping statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: Tensor,
+        ref_emb: Tensor | None,
+        pairs: Pairs,
+        packed: list[float],
+        backend: str,
+    ) -> Tensor:
+        ctx.save_for_backward(*pairs)
+        ctx.packed, ctx.backend = packed, backend
+        return ops.loss_and_gradient(*pairs, False, False, packed, backend)[0]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("ms_kernels")
+        pairs = ctx.saved_tensors
+        need_dx, need_dr, *_ = ctx.needs_input_grad
+        _, _, dx, dr = ops.loss_and_gradient(
+            *pairs, need_dx, need_dr, ctx.packed, ctx.backend, dloss
+        )
+        dtype = pairs[0].dtype
+        return (
+            dx.to(dtype) if need_dx else None,
+            dr.to(dtype) if need_dr else None,
+            None,
+            None,
+            None,
+        )
+
+
+def refuse_second_derivative(name: str) -> None:
     # Compiled graphs refuse by themselves, and are traced with gradients enabled.
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(
-            "multi_similarity_loss: this backend has no second derivative (create_graph=True); "
+            f"{name}: this backend has no second derivative (create_graph=True); "
             "use backend='reference'"
         )

@@ -12,6 +12,8 @@ DEVICE_OF = {"cuda": "cuda", "cpu": "cpu", "triton": "cuda", "panels": None}
 # floors of one launch against tensor-core time, not yet from a measurement on a GPU.
 SMALL = 1024
 NAMES = ("auto", *DEVICE_OF, "reference")
+# Backends of any pair of rules, as far as their kernels know them; the others have the MS loss.
+FAMILY = ("cpu", "triton", "panels")
 
 
 class Availability(NamedTuple):
@@ -46,6 +48,23 @@ def resolve(name: str, device: str, rows: int = 0) -> str:
         if reason is not None:
             raise ValueError(f"backend: {name!r} is not built: {reason}; or use backend='panels'")
     return name
+
+
+def resolve_family(name: str, device: str, known_by: tuple[str, ...]) -> str:
+    """The backend for rules beyond the MS loss; `known_by` names those whose kernels know them."""
+    if name == "auto":
+        serving = (n for n in FAMILY if n in known_by and DEVICE_OF[n] in (None, device))
+        return next(n for n in serving if n in built())
+    if name not in FAMILY:
+        raise ValueError(
+            f"backend: {name!r} runs MultiSimilarity with NoMining or MultiSimilarityMining; for "
+            f"other rules use {', '.join(map(repr, ('auto', *FAMILY, 'reference')))}"
+        )
+    if name not in known_by:
+        raise ValueError(
+            f"backend: {name!r} expected rules that its kernels know; use 'auto' or 'panels'"
+        )
+    return resolve(name, device)
 
 
 @functools.cache

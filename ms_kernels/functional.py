@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ms_kernels import dispatch, ops, reference
-from ms_kernels.autograd import ReducedLoss, RowLoss, reduce
+from ms_kernels.autograd import fused_loss, in_public_dtype
 from ms_kernels.checks import check_choice, check_pairs
-from ms_kernels.reference import REDUCTIONS, RowStatistics, count_valid
+from ms_kernels.reference import REDUCTIONS, RowStatistics
 from ms_kernels.spec import MultiSimilaritySpec
 
 
@@ -87,27 +87,9 @@ def multi_similarity_loss(
                 reduction=reduction,
                 **spec.by_name(),
             )
-        return _in_public_dtype(loss, embeddings)
-    _refuse_transforms(embeddings=embeddings, ref_emb=ref_emb)
-    wants_gradient = torch.is_grad_enabled() and (
-        embeddings.requires_grad or (ref_emb is not None and ref_emb.requires_grad)
-    )
-    if not wants_gradient:
-        loss, kept, _, _ = ops.loss_and_gradient(*pairs, False, False, spec.pack(), backend)
-        if reduction != "none":
-            valid = count_valid(kept) if reduction == "mean_valid" else None
-            loss = reduce(ops.total(loss), reduction, max(embeddings.shape[0], 1), valid)
-    elif reduction == "none":
-        loss = RowLoss.apply(embeddings, ref_emb, pairs, spec.pack(), backend)  # type: ignore[no-untyped-call]
-    else:
-        loss = ReducedLoss.apply(embeddings, ref_emb, pairs, reduction, spec.pack(), backend)  # type: ignore[no-untyped-call]
-    return _in_public_dtype(loss, embeddings)
-
-
-def _in_public_dtype(loss: Tensor, embeddings: Tensor) -> Tensor:
-    if loss.dtype == embeddings.dtype or torch.is_autocast_enabled(embeddings.device.type):
-        return loss
-    return loss.to(embeddings.dtype)
+        return in_public_dtype(loss, embeddings)
+    refuse_transforms(embeddings=embeddings, ref_emb=ref_emb)
+    return in_public_dtype(fused_loss(pairs, spec, reduction, backend), embeddings)
 
 
 def _for_reference(
@@ -125,13 +107,13 @@ def _tangent(x: Tensor) -> Tensor | None:
     return forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _refuse_transforms(**sides: Tensor | None) -> None:
+def refuse_transforms(**sides: Tensor | None) -> None:
     if torch.compiler.is_compiling():
         return
     # Under vmap a tensor hides that it requires a gradient, which would be lost in silence.
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise RuntimeError(
-            "multi_similarity_loss: this backend has no forward-mode derivative and takes no part "
+            "ms_kernels: this backend has no forward-mode derivative and takes no part "
             "in transforms of torch.func (vmap, grad, jvp); use backend='reference'"
         )
     for name, x in sides.items():

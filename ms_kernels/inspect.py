@@ -7,16 +7,15 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.interface import Side
-from ms_kernels.backends.panels import similarity_panels
+from ms_kernels.backends.sides import Panel, Sides
+from ms_kernels.backends.sweep import TEMPORARIES, panel_loss
 from ms_kernels.checks import check_pairs
+from ms_kernels.histogram import Histogram
 from ms_kernels.losses import MultiSimilarityLoss
 from ms_kernels.mining_rules import NO_MINING, Mining, MultiSimilarityMining, check_rule
 from ms_kernels.pair_losses import PairLoss
 from ms_kernels.spec import MultiSimilaritySpec
 from ms_kernels.weighting_rules import MultiSimilarity, Weighting
-
-# Temporaries of a panel's size that a row loss and its derivative make.
-TEMPORARIES = 16
 
 
 class PairWeights(NamedTuple):
@@ -110,7 +109,7 @@ def pair_weights(
         numbers = [torch.empty(shape, dtype=wide, device=device) for _ in range(2)]
         masks = [torch.empty(shape, dtype=torch.bool, device=device) for _ in range(2)]
         found = PairWeights(*numbers, *masks)
-        for panel in similarity_panels(chosen, candidates, spec, TEMPORARIES):
+        for panel in Sides(chosen, candidates, spec).panels(TEMPORARIES):
             positive, negative = rules.mining.keep(panel.sim, panel.positive, panel.negative)
             derivative = row_derivative(rules.weighting, panel.sim, positive, negative)
             parts = panel.sim, derivative, positive, negative
@@ -121,39 +120,37 @@ def pair_weights(
 
 def rules_of(loss: object) -> Rules:
     """Weighting, mining and options of a loss; an error names what it may be."""
+    if isinstance(loss, type) and issubclass(loss, Weighting):
+        check_rule("loss", loss, Weighting)
     if isinstance(loss, MultiSimilarityLoss):
         spec = loss.spec
         weighting = MultiSimilarity(spec.alpha, spec.beta, spec.base)
         mining = NO_MINING if spec.epsilon is None else MultiSimilarityMining(spec.epsilon)
         return Rules(weighting, mining, spec.max_positive_similarity, spec.normalize)
-    if isinstance(loss, PairLoss):
-        cap, normalize = (loss.options[k] for k in ("max_positive_similarity", "normalize"))
-        return Rules(loss.weighting, loss.mining, cap, normalize)
     if isinstance(loss, Weighting):
-        return Rules(loss, NO_MINING)
-    if isinstance(loss, type) and issubclass(loss, Weighting):
-        check_rule("loss", loss, Weighting)
-    raise TypeError(
-        "loss: expected a PairLoss, a MultiSimilarityLoss or a weighting rule such as NTXent(), "
-        f"got {loss!r}; a function of your own becomes a rule as the row_loss of a Weighting"
-    )
+        rules = Rules(loss, NO_MINING)
+    elif isinstance(loss, PairLoss):
+        cap, normalize = (loss.options[k] for k in ("max_positive_similarity", "normalize"))
+        rules = Rules(loss.weighting, loss.mining, cap, normalize)
+    else:
+        raise TypeError(
+            "loss: expected a PairLoss, a MultiSimilarityLoss or a weighting rule such as NTXent(),"
+            f" got {loss!r}; a function of your own becomes a rule as the row_loss of a Weighting"
+        )
+    if isinstance(rules.weighting, Histogram):
+        raise TypeError(
+            f"loss: expected one with a loss for each anchor, got {loss!r}, which is of the whole "
+            "batch; its docstring has its weights"
+        )
+    return rules
 
 
 def row_derivative(
     weighting: Weighting, similarity: Tensor, positive: Tensor, negative: Tensor
 ) -> Tensor:
     """dl_i / dS_ij of the loss of each row, (rows, M); NaN where a similarity is not finite."""
-    with torch.enable_grad():
-        leaf = similarity.detach().requires_grad_()
-        rows = weighting.row_loss(leaf, positive, negative)
-        if rows.shape != leaf.shape[:1]:
-            raise ValueError(
-                f"row_loss: expected a loss for each row, ({len(leaf)},), got {tuple(rows.shape)}"
-            )
-        # The empty sum connects a loss that does not depend on any similarity.
-        (derivative,) = torch.autograd.grad(rows.sum() + leaf[:0].sum(), leaf)
-    finite = similarity.isfinite().all(1, keepdim=True)
-    return torch.where(finite, derivative, torch.nan)
+    panel = Panel(slice(len(similarity)), similarity, positive, negative)
+    return panel_loss(weighting.row_loss, NO_MINING, panel, wanted=True)[2]
 
 
 def _check_anchors(anchors: Tensor | Sequence[int] | None, embeddings: Tensor) -> Tensor:

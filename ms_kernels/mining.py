@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Side
-from ms_kernels.backends.panels import similarity_panels
+from ms_kernels.backends.sides import Sides
 from ms_kernels.checks import check_pairs
 from ms_kernels.mining_rules import NO_MINING, Mining, MultiSimilarityMining, check_rule
+from ms_kernels.ops import sides_of
 from ms_kernels.spec import MultiSimilaritySpec
 
 EPSILON = MultiSimilaritySpec().epsilon
@@ -51,14 +51,10 @@ def mined_pairs(
         )
     check_rule("mining", mining, Mining)
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-    anchors = Side(embeddings, pairs.labels, pairs.ids)
-    candidates = None
-    if ref_emb is not None and pairs.ref_labels is not None:
-        candidates = Side(ref_emb, pairs.ref_labels, pairs.ref_ids)
     none = torch.zeros(0, 2, dtype=torch.int64, device=embeddings.device)
     found = [none], [none]
     with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
-        for panel in similarity_panels(anchors, candidates, spec):
+        for panel in Sides(*sides_of(pairs), spec).panels():
             kept = mining.keep(panel.sim, panel.positive, panel.negative)
             for mask, parts in zip(kept, found, strict=True):
                 indices = mask.nonzero()

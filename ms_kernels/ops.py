@@ -1,7 +1,8 @@
 """The two functions of a backend, and their fusion, as ops of PyTorch.
 
 Ops are what torch.compile sees: it never traces into a backend. `options` is
-MultiSimilaritySpec.pack(), and backend "auto" is resolved inside.
+MultiSimilaritySpec.pack(), of `loss_and_gradient` also PairSpec.pack(); backend "auto" is resolved
+inside.
 """
 
 import operator
@@ -12,8 +13,9 @@ from torch import Tensor, library
 
 from ms_kernels import dispatch
 from ms_kernels.backends.interface import Side, Term
+from ms_kernels.checks import Pairs
 from ms_kernels.reference import RowStatistics, row_loss
-from ms_kernels.spec import MultiSimilaritySpec
+from ms_kernels.spec import MultiSimilaritySpec, PairSpec, unpack
 
 LARGEST_SUM = 16384
 
@@ -32,8 +34,8 @@ _library.define(
     "float[] options, str backend) -> Tensor"
 )
 _library.define(
-    f"loss_and_gradient({_PAIRS}, bool need_dx, bool need_dr, float[] options, str backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
+    f"loss_and_gradient({_PAIRS}, bool need_dx, bool need_dr, float[] options, str backend, "
+    "Tensor? dloss=None) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 # Ops of their own, so that no compiler chooses the order of a sum or another exponential.
 _library.define("row_loss(Tensor[] statistics, float[] options, str backend) -> Tensor")
@@ -91,11 +93,19 @@ def _loss_and_gradient(
     need_dr: bool,
     options: list[float],
     backend: str,
+    dloss: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    module = dispatch.load(dispatch.resolve(backend, embeddings.device.type, len(embeddings)))
+    spec = unpack(options)
+    device, rows = embeddings.device.type, len(embeddings)
+    if isinstance(spec, PairSpec):
+        module = dispatch.load(dispatch.resolve_family(backend, device, spec.known_by))
+    else:
+        module = dispatch.load(dispatch.resolve(backend, device, rows))
     anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
-    spec = MultiSimilaritySpec.unpack(options)
-    loss, kept, dx, dr = module.loss_and_gradient(anchors, candidates, spec, need_dx, need_dr)
+    given = () if dloss is None else (dloss,)  # only a backend of the family takes one
+    loss, kept, dx, dr = module.loss_and_gradient(
+        anchors, candidates, spec, need_dx, need_dr, *given
+    )
     # An op must return tensors: empty ones for what was not asked.
     return (
         loss,
@@ -118,6 +128,11 @@ def _total(row_loss: Tensor) -> Tensor:
     while len(row_loss) > LARGEST_SUM and row_loss.device.type == "cpu":
         row_loss = torch.stack([part.sum() for part in torch.split(row_loss, LARGEST_SUM)])
     return row_loss.sum()
+
+
+def sides_of(pairs: Pairs) -> tuple[Side, Side | None]:
+    """Anchors, and candidates unless they are the anchors."""
+    return _sides(*pairs)
 
 
 def _sides(

@@ -6,13 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ms_kernels import reference
-from ms_kernels.autograd import reduce
+from ms_kernels import dispatch, reference
+from ms_kernels.autograd import fused_loss, in_public_dtype, reduce_rows
+from ms_kernels.backends.sweep import row_losses
 from ms_kernels.checks import check_choice, check_pairs
 from ms_kernels.dispatch import NAMES
-from ms_kernels.functional import multi_similarity_loss
+from ms_kernels.functional import multi_similarity_loss, refuse_transforms
+from ms_kernels.histogram import Histogram, check_reduction, histogram_loss
 from ms_kernels.mining_rules import NO_MINING, Mining, MultiSimilarityMining, NoMining
-from ms_kernels.reference import REDUCTIONS, count_valid
+from ms_kernels.reference import REDUCTIONS
+from ms_kernels.spec import PairSpec
 from ms_kernels.streaming import streamed_loss
 from ms_kernels.weighting_rules import (
     NCA,
@@ -49,12 +52,13 @@ def pair_loss(
     Args:
         weighting: a rule of `weighting_rules`, with its formula: MultiSimilarity, Contrastive,
             BinomialDeviance, BinLifted, LiftedStructure, Triplet, NPair, NTXent, SupCon, NCA,
-            Circle; or your own.
+            Circle; Histogram, whose loss is of the batch (reduction "mean" alone); or your own.
         mining: a rule of `mining_rules`: NoMining, MultiSimilarityMining, HardestMining,
             SemiHardMining, ThresholdMining; or your own. The gradient holds kept pairs fixed.
         backend: MultiSimilarity with NoMining or MultiSimilarityMining runs on every backend of
-            `backends()`. Any other pair of rules runs on "panels" (which "auto" is then: any
-            device, O(panel * M) memory) and on "reference" (dense).
+            `backends()`. Any other pair of rules of this package runs on "panels" (any device,
+            O(panel * M) memory); all but Triplet, and circles of great gamma, also on "cpu" and
+            "triton". Rules of your own are streamed. "reference" is dense. Default: the fastest.
         The rest as in `multi_similarity_loss`.
 
     Returns:
@@ -81,15 +85,21 @@ def pair_loss(
         epsilon = mining.epsilon if isinstance(mining, MultiSimilarityMining) else None
         shared |= {"alpha": weighting.alpha, "beta": weighting.beta, "base": weighting.base}
         return multi_similarity_loss(*tensors, **shared, epsilon=epsilon, backend=backend)
-    if backend in ("auto", "panels"):
-        return streamed_loss(weighting.row_loss, *tensors, mining=mining, **shared)
+    if isinstance(weighting, Histogram) and backend in ("auto", "panels", "reference"):
+        dense = backend == "reference"
+        return histogram_loss(weighting, *tensors, mining=mining, dense=dense, **shared)
     if backend == "reference":
         return _dense(weighting, mining, *tensors, **shared)
-    raise ValueError(
-        f"backend: {backend!r} runs MultiSimilarity with NoMining or MultiSimilarityMining, got "
-        f"{type(weighting).__name__} with {type(mining).__name__}: use 'auto', 'panels' or "
-        "'reference'"
-    )
+    if not PairSpec.packable(weighting, mining):
+        if backend not in ("auto", "panels"):
+            dispatch.resolve_family(backend, embeddings.device.type, known_by=("panels",))
+        return streamed_loss(weighting.row_loss, *tensors, mining=mining, **shared)
+    spec = PairSpec(weighting, mining, max_positive_similarity, normalize)
+    pairs = check_pairs(*tensors, ids, ref_ids)
+    if not torch.compiler.is_compiling():
+        dispatch.resolve_family(backend, embeddings.device.type, spec.known_by)
+    refuse_transforms(embeddings=embeddings, ref_emb=ref_emb)
+    return in_public_dtype(fused_loss(pairs, spec, reduction, backend), embeddings)
 
 
 def fused(weighting: Weighting, mining: Mining) -> bool:
@@ -132,15 +142,9 @@ def _dense(
             max_positive_similarity=max_positive_similarity,
             normalize=normalize,
         )
-        with torch.no_grad():
-            positive, negative = mining.keep(sim, positive, negative)
-            poison = torch.where(sim.isfinite().all(1), 0.0, torch.nan).to(wide)
-        rows = weighting.row_loss(sim, positive, negative) + poison
-        if reduction != "none":
-            valid = count_valid(positive.sum(1) + negative.sum(1))
-            some = valid if reduction == "mean_valid" else None
-            rows = reduce(rows.sum(), reduction, max(len(sim), 1), some)
-    return rows if torch.is_autocast_enabled(embeddings.device.type) else rows.to(embeddings.dtype)
+        rows, kept = row_losses(weighting.row_loss, mining, sim, positive, negative)
+        loss = reduce_rows(rows, kept, reduction)
+    return in_public_dtype(loss, embeddings)
 
 
 class PairLoss(nn.Module):
@@ -159,6 +163,7 @@ class PairLoss(nn.Module):
         super().__init__()
         check_rules(weighting, mining)
         check_choice("reduction", reduction, REDUCTIONS)
+        check_reduction(weighting, reduction)
         check_choice("backend", backend, NAMES)
         self.weighting, self.mining = weighting, mining
         self.options: dict[str, Any] = {
@@ -213,3 +218,4 @@ NTXentLoss = _member(NTXent)
 SupConLoss = _member(SupCon)
 NCALoss = _member(NCA)
 CircleLoss = _member(Circle)
+HistogramLoss = _member(Histogram)

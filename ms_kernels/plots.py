@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.interface import Side
-from ms_kernels.backends.panels import similarity_panels
+from ms_kernels.backends.sides import Sides
 from ms_kernels.checks import check_pairs
 from ms_kernels.inspect import row_derivative, rules_of
 from ms_kernels.mining_rules import (
@@ -72,7 +72,7 @@ def weight_curves(
     `negatives` and see which curves follow.
 
     losses: what `pair_weights` takes, in a sequence or by name; mining of a module acts too.
-        Default: every weighting rule with its default constants, without mining.
+        Default: every rule that weighs an anchor's pairs, with its default constants, unmined.
     ax: two Axes. Default: a new Figure.
     positives, negatives: similarities of the other pairs.
     """
@@ -204,7 +204,7 @@ def _counts(side: Side, mining: Mining) -> tuple[Tensor, Tensor, Tensor]:
     counts = torch.zeros(4, BINS, dtype=torch.int64, device=side.labels.device)
     extremes = [side.embeddings.new_zeros(0)], [side.embeddings.new_zeros(0)]
     # A bin's number is int64: with the masks some five times a panel.
-    for panel in similarity_panels(side, None, MultiSimilaritySpec(), 5):
+    for panel in Sides(side, None, MultiSimilaritySpec()).panels(5):
         bins = ((panel.sim + 1) * (BINS / 2)).long().clamp(0, BINS - 1)
         kept = mining.keep(panel.sim, panel.positive, panel.negative)
         for row, mask in zip(counts, (panel.positive, panel.negative, *kept), strict=True):

@@ -6,7 +6,46 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ms_kernels.mining_rules import (
+    HardestMining,
+    Mining,
+    MultiSimilarityMining,
+    NoMining,
+    SemiHardMining,
+    ThresholdMining,
+)
+from ms_kernels.weighting_rules import (
+    NCA,
+    BinLifted,
+    BinomialDeviance,
+    Circle,
+    Contrastive,
+    LiftedStructure,
+    MultiSimilarity,
+    NPair,
+    NTXent,
+    SupCon,
+    Triplet,
+    Weighting,
+)
+
 LARGEST = sys.float_info.max
+
+
+def _check_finite(name: str, value: object, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    wanted = "a finite number or None" if optional else "a finite number"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected {wanted}, got {value!r}")
+    if not -LARGEST <= value <= LARGEST:  # torch.compile has no isfinite of a symbol
+        raise ValueError(f"{name}: expected {wanted}, got {value}")
+
+
+def _check_shared(max_positive_similarity: object, normalize: object) -> None:
+    _check_finite("max_positive_similarity", max_positive_similarity, optional=True)
+    if not isinstance(normalize, bool):
+        raise TypeError(f"normalize: expected True or False, got {normalize!r}")
 
 
 @dataclass(frozen=True)
@@ -28,18 +67,10 @@ class MultiSimilaritySpec:
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "base", "epsilon", "max_positive_similarity"):
-            value = getattr(self, name)
-            optional = name in ("epsilon", "max_positive_similarity")
-            if value is None and optional:
-                continue
-            wanted = "a finite number or None" if optional else "a finite number"
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name}: expected {wanted}, got {value!r}")
-            if not -LARGEST <= value <= LARGEST:  # torch.compile has no isfinite of a symbol
-                raise ValueError(f"{name}: expected {wanted}, got {value}")
-        if not isinstance(self.normalize, bool):
-            raise TypeError(f"normalize: expected True or False, got {self.normalize!r}")
+        for name in ("alpha", "beta", "base"):
+            _check_finite(name, getattr(self, name))
+        _check_finite("epsilon", self.epsilon, optional=True)
+        _check_shared(self.max_positive_similarity, self.normalize)
         for name in ("alpha", "beta"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
@@ -68,3 +99,115 @@ NAMES = tuple(field.name for field in fields(MultiSimilaritySpec))
 def _unpacked(packed: tuple[float, ...]) -> MultiSimilaritySpec:
     values = dict(zip(NAMES, (None if math.isinf(v) else v for v in packed), strict=True))
     return MultiSimilaritySpec(**{**values, "normalize": bool(values["normalize"])})  # type: ignore[arg-type]
+
+
+# The rules by their codes, which are those of csrc/math/rules.h as far as that goes.
+WEIGHTINGS: tuple[type[Weighting], ...] = (
+    MultiSimilarity,
+    Contrastive,
+    BinomialDeviance,
+    BinLifted,
+    LiftedStructure,
+    NTXent,
+    SupCon,
+    NCA,
+    Circle,
+    NPair,
+    Triplet,
+)
+MININGS: tuple[type[Mining], ...] = (
+    NoMining,
+    MultiSimilarityMining,
+    HardestMining,
+    SemiHardMining,
+    ThresholdMining,
+)
+# What the compiled kernels know, and under which code.
+NATIVE = {rule: code for code, rule in enumerate(WEIGHTINGS[:9])} | {
+    NPair: WEIGHTINGS.index(NTXent)
+}
+MOST_OPTIONS = 3
+# e to this power, 2^23 times, is a float32; so is its inverse.
+MOST_EXPONENT = 70
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """A weighting rule with a mining rule, and the options that all of them share."""
+
+    weighting: Weighting
+    mining: Mining
+    max_positive_similarity: float | None = None
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        _check_shared(self.max_positive_similarity, self.normalize)
+
+    @staticmethod
+    def packable(weighting: Weighting, mining: Mining) -> bool:
+        """Whether both are rules of this package, that an op can be told of."""
+        return type(weighting) in WEIGHTINGS and type(mining) in MININGS
+
+    def pack(self) -> list[float]:
+        """Codes and options as numbers: what an op can take."""
+        most = self.max_positive_similarity
+        return [
+            *_numbers(self.weighting, WEIGHTINGS),
+            *_numbers(self.mining, MININGS),
+            math.inf if most is None else float(most),
+            float(self.normalize),
+        ]
+
+    @property
+    def known_by(self) -> tuple[str, ...]:
+        """The backends whose kernels know the rules."""
+        if type(self.weighting) not in NATIVE:
+            return ("panels",)
+        cpu = triton = True
+        if isinstance(self.weighting, Circle):
+            gamma, square = self.weighting.gamma, self.weighting.m**2
+            # A circle's exponents dip by so much under that of the hardest pair, which sums refer
+            # to on the CPU; the Triton kernels add exponentials as they are.
+            cpu = gamma * square <= MOST_EXPONENT
+            triton = self.normalize and gamma * max(square, 1 - square) <= MOST_EXPONENT
+        return (*["cpu"] * cpu, *["triton"] * triton, "panels")
+
+    @property
+    def native_code(self) -> int:
+        """The weighting rule's in csrc/math/rules.h."""
+        return NATIVE[type(self.weighting)]
+
+    def native_rules(self) -> tuple[float, ...]:
+        """In the order of csrc/math/rules.h."""
+        _, *options = _numbers(self.weighting, WEIGHTINGS)
+        mining, *bounds = _numbers(self.mining, MININGS)
+        return (self.native_code, *options, mining, *bounds[:2])
+
+
+def _numbers(rule: Weighting | Mining, known: tuple[type, ...]) -> list[float]:
+    values = [float(getattr(rule, field.name)) for field in fields(rule)]
+    return [float(known.index(type(rule))), *values, *[0.0] * (MOST_OPTIONS - len(values))]
+
+
+def unpack(packed: list[float]) -> MultiSimilaritySpec | PairSpec:
+    """Of either kind of options, told apart by their number."""
+    return _unpacked_any(tuple(packed))
+
+
+@functools.lru_cache(maxsize=64)
+def _unpacked_any(packed: tuple[float, ...]) -> MultiSimilaritySpec | PairSpec:
+    if len(packed) == len(NAMES):
+        return MultiSimilaritySpec.unpack(list(packed))
+    one = 1 + MOST_OPTIONS
+    most = packed[2 * one]
+    return PairSpec(
+        _rule(packed[:one], WEIGHTINGS),
+        _rule(packed[one : 2 * one], MININGS),
+        None if math.isinf(most) else most,
+        bool(packed[2 * one + 1]),
+    )
+
+
+def _rule(packed: tuple[float, ...], known: tuple[type, ...]) -> Any:
+    rule = known[int(packed[0])]
+    return rule(*packed[1 : 1 + len(fields(rule))])

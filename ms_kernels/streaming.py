@@ -1,21 +1,18 @@
 """Losses of your own, streamed: any function of a panel of similarities, in O(panel * M) memory."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize as unit_rows
 from torch.utils.checkpoint import checkpoint
 
-from ms_kernels.autograd import reduce
+from ms_kernels.autograd import in_public_dtype, reduce_rows
+from ms_kernels.backends.sides import Sides
+from ms_kernels.backends.sweep import TEMPORARIES, RowFunction, row_losses
 from ms_kernels.checks import check_choice, check_pairs
 from ms_kernels.mining_rules import NO_MINING, Mining
-from ms_kernels.reference import REDUCTIONS, count_valid
+from ms_kernels.ops import sides_of
+from ms_kernels.reference import REDUCTIONS
 from ms_kernels.settings import options
-
-RowFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-# A panel and its derivative need some dozens of temporaries of its size.
-TEMPORARIES = 16
+from ms_kernels.spec import MultiSimilaritySpec
 
 
 def streamed_loss(
@@ -59,59 +56,31 @@ def streamed_loss(
     check_choice("reduction", reduction, REDUCTIONS)
     if not isinstance(mining, Mining):
         raise TypeError(f"mining: expected a rule such as NoMining(), got {mining!r}")
+    spec = MultiSimilaritySpec(max_positive_similarity=max_positive_similarity, normalize=normalize)
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-    own_ids, other_ids = pairs.ids, pairs.ref_ids
-    r, r_labels = embeddings, pairs.labels
-    if pairs.ref_emb is not None and pairs.ref_labels is not None:
-        r, r_labels = pairs.ref_emb, pairs.ref_labels
-    else:
-        if own_ids is None:
-            own_ids = torch.arange(len(embeddings), device=embeddings.device)
-        other_ids = own_ids
     with torch.autocast(embeddings.device.type, enabled=False):
-        x = _computed(embeddings, normalize)
-        refs = x if r is embeddings else _computed(r, normalize)
+        sides = Sides(*sides_of(pairs), spec)
 
-        def panel(x: Tensor, refs: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-            similarity = x[start:stop] @ refs.T
-            positive = pairs.labels[start:stop, None] == r_labels[None, :]
-            negative = ~positive
-            if own_ids is not None and other_ids is not None:
-                other = own_ids[start:stop, None] != other_ids[None, :]
-                positive, negative = positive & other, negative & other
-            with torch.no_grad():
-                if max_positive_similarity is not None:
-                    positive = positive & (similarity < max_positive_similarity)
-                positive, negative = mining.keep(similarity, positive, negative)
-                poison = torch.where(similarity.isfinite().all(1), 0.0, torch.nan)
-            loss = row_loss(similarity, positive, negative)
-            if loss.shape != similarity.shape[:1]:
-                raise ValueError(
-                    f"row_loss: expected a loss for each row, ({stop - start},), "
-                    f"got {tuple(loss.shape)}"
-                )
-            return loss + poison.to(loss.dtype), positive.sum(1) + negative.sum(1)
+        def panel(x: Tensor, r: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+            some = sides.panel(slice(start, stop), x, r)
+            return row_losses(row_loss, mining, some.sim, some.positive, some.negative)
 
-        n = len(x)
-        height = max(1, options.panel_bytes // TEMPORARIES // max(1, len(refs) * x.element_size()))
+        n = len(sides.x)
+        width = max(1, len(sides.r) * sides.r.element_size())
+        height = max(1, options.panel_bytes // TEMPORARIES // width)
         losses, kept = [], []
         for start in range(0, max(n, 1), height):
-            stop = min(n, start + height)
             # Without the state of the random generators: reading it would wait for a GPU.
             loss, count = checkpoint(
-                panel, x, refs, start, stop, use_reentrant=False, preserve_rng_state=False
+                panel,
+                sides.x,
+                sides.r,
+                start,
+                min(n, start + height),
+                use_reentrant=False,
+                preserve_rng_state=False,
             )
             losses.append(loss)
             kept.append(count)
-        rows = torch.cat(losses)
-        if reduction != "none":
-            valid = count_valid(torch.cat(kept)) if reduction == "mean_valid" else None
-            rows = reduce(rows.sum(), reduction, max(n, 1), valid)
-    if torch.is_autocast_enabled(embeddings.device.type):
-        return rows
-    return rows.to(embeddings.dtype)
-
-
-def _computed(x: Tensor, normalize: bool) -> Tensor:
-    x = x if x.dtype == torch.float64 else x.float()
-    return unit_rows(x, dim=1) if normalize else x
+        rows = reduce_rows(torch.cat(losses), torch.cat(kept), reduction)
+    return in_public_dtype(rows, embeddings)

@@ -47,6 +47,7 @@ class MultiSimilarity(Weighting):
 
     Weights: exp(-alpha (s - base)) / (1 + sum_P ...), exp(beta (s - base)) / (1 + sum_N ...).
     Only positives, or only negatives: that part alone. Source: the paper's equations 13 to 15.
+    pytorch-metric-learning's MultiSimilarityLoss is its mean as it is.
     """
 
     alpha: float = 2.0
@@ -68,6 +69,7 @@ class Contrastive(Weighting):
     Weights: 1 where the hinge is active, else 0. Only positives, or only negatives: that part
     alone. Source: Hadsell et al., CVPR 2006, for similarities as in the paper's equation 4, whose
     positives have no hinge: for unit rows that is positive_margin 1, up to a constant.
+    pytorch-metric-learning's ContrastiveLoss with CosineSimilarity and SumReducer is its sum.
     """
 
     positive_margin: float = 1.0
@@ -85,7 +87,7 @@ class BinomialDeviance(Weighting):
 
     Weights: alpha sigmoid(alpha (base - s)) / |P| and beta sigmoid(beta (s - base)) / |N|. Only
     positives, or only negatives: that part alone. Source: Yi et al., ICPR 2014; the paper's
-    equations 9 and 10. Defaults are those of the MS loss.
+    equations 9 and 10. Defaults are those of the MS loss. pytorch-metric-learning has none.
     """
 
     alpha: float = 2.0
@@ -125,7 +127,8 @@ class LiftedStructure(Weighting):
 
     Weights, where the hinge is active: exp(-s) / sum_P exp(-s), exp(s) / sum_N exp(s). Only
     positives, or only negatives: 0. Source: Oh Song et al., CVPR 2016; the paper's equations 6
-    to 8.
+    to 8. pytorch-metric-learning's GeneralizedLiftedStructureLoss with CosineSimilarity is its mean
+    of anchors with both kinds or none, for margin = pos_margin - neg_margin.
     """
 
     margin: float = 1.0
@@ -142,6 +145,7 @@ class Triplet(Weighting):
     Weights: of a negative the number of positives, of a positive the number of negatives, with
     which it violates the margin. Only positives, or only negatives: 0. Memory is that of the
     similarities, not of the triplets. Source: Schroff et al., CVPR 2015; the paper's equation 5.
+    pytorch-metric-learning's TripletMarginLoss with CosineSimilarity and SumReducer is its sum.
     """
 
     margin: float = 0.1
@@ -165,7 +169,8 @@ class NTXent(Weighting):
 
     Weights, with Z = sum_N exp(s_n / T): of a positive Z / (exp(s_p / T) + Z) / (T |P|), of a
     negative exp(s_n / T) sum_P 1 / (exp(s_p / T) + Z) / (T |P|). Only positives, or only negatives:
-    0. Source: Sohn, NIPS 2016; Chen et al., SimCLR, ICML 2020.
+    0. Source: Sohn, NIPS 2016; Chen et al., SimCLR, ICML 2020. pytorch-metric-learning's
+    NTXentLoss is its mean where all anchors have equally many positives.
     """
 
     temperature: float = 0.07
@@ -182,7 +187,8 @@ class NPair(NTXent):
     """`NTXent` of temperature 1: sum_P log(1 + sum_N exp(s_n - s_p)) / |P|.
 
     Sohn (NIPS 2016) takes it of rows that are not normalised, with one positive each:
-    normalize=False.
+    normalize=False. pytorch-metric-learning's NPairsLoss with normalize_embeddings=False is its
+    mean of the first sample of each class, with the second of each as ref_emb.
     """
 
     temperature: float = 1.0
@@ -195,6 +201,7 @@ class SupCon(Weighting):
     Weights: of a negative its share q = exp(s / T) / sum_{P and N} exp(s / T), over T; of a
     positive (1 / |P| - q) / T, which may be negative. Without positives: 0; without negatives the
     formula with the positives alone. Source: Khosla et al., NeurIPS 2020, L_out.
+    pytorch-metric-learning's SupConLoss with MeanReducer is its mean.
     """
 
     temperature: float = 0.1
@@ -212,7 +219,8 @@ class NCA(Weighting):
 
     Weights, with shares q = exp(s / T) over the sum of P and N, and r over the sum of P: q / T of
     a negative, (r - q) / T of a positive. Only positives, or only negatives: 0. Source: Goldberger
-    et al., NIPS 2004; on squared distances of unit rows, 2 - 2 s, its scale is 1 / (2 T).
+    et al., NIPS 2004; on squared distances of unit rows, 2 - 2 s, its scale is 1 / (2 T):
+    pytorch-metric-learning's NCALoss with that softmax_scale is its mean if all have positives.
     """
 
     temperature: float = 0.5
@@ -233,6 +241,7 @@ class Circle(Weighting):
 
     Weights: with the shares of a log-sum-exp, gamma a sigmoid(sum of both log-sum-exps). Only
     positives, or only negatives: 0. Source: Sun et al., CVPR 2020, equations 6 to 8.
+    pytorch-metric-learning's CircleLoss with MeanReducer is its mean.
     """
 
     m: float = 0.4

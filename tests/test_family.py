@@ -291,9 +291,9 @@ def test_modules_call_the_function(name):
         (lambda x, y: pair_loss(x, y, weighting=weigh.NCA), TypeError, r"use NCA\(\)"),
         (lambda x, y: pair_loss(x, y, weighting=weigh.NCA(), mining=1), TypeError, "mining: .*1"),
         (
-            lambda x, y: pair_loss(x, y, weighting=weigh.NCA(), backend="cpu"),
+            lambda x, y: pair_loss(x, y, weighting=weigh.NCA(), backend="cuda"),
             ValueError,
-            "'cpu' runs MultiSimilarity with NoMining or .*got NCA with NoMining: use 'auto'",
+            "'cuda' runs MultiSimilarity with NoMining or .*use 'auto', 'cpu', 'triton'",
         ),
         (lambda x, y: streamed_loss(lambda s, p, n: s, x, y), ValueError, "loss for each row"),
     ],

@@ -188,6 +188,7 @@ def test_dtypes_modes_and_what_is_not_finite():
     ("loss", "anchors", "error", "message"),
     [
         (weigh.NCA, None, TypeError, r"loss: expected a rule, got its class; use NCA\(\)"),
+        (ms_kernels.HistogramLoss(), None, TypeError, "a loss for each anchor, got HistogramLoss"),
         (torch.nn.ReLU(), None, TypeError, r"loss: expected a PairLoss.*got ReLU\(\)"),
         (weigh.NCA(), [14], ValueError, "anchors: .* from 0 to 13, got 14"),
         (weigh.NCA(), [2, -1], ValueError, "anchors: .* from 0 to 13, got -1"),

@@ -94,10 +94,10 @@ class Solver {
       };
       side.hardest_positive[k] = read(term.hardest_positive);
       side.hardest_negative[k] = read(term.hardest_negative);
-      side.pos_lse[k] = read(term.pos_lse);
-      side.neg_lse[k] = read(term.neg_lse);
+      side.pos_sum[k] = read(term.pos_lse);
+      side.neg_sum[k] = read(term.neg_lse);
       set_term(side, k, w_.loss, read(term.dloss));
-      if (std::isnan(side.neg_lse[k])) side.poisoned[k] = 1;
+      if (std::isnan(side.neg_sum[k])) side.poisoned[k] = 1;
       if (side.poisoned[k]) mute(side, k);
     }
   }
@@ -117,15 +117,15 @@ class Solver {
       if (p_.job == Job::statistics) {
         write(p_.statistics.hardest_positive, rows_.hardest_positive[k]);
         write(p_.statistics.hardest_negative, rows_.hardest_negative[k]);
-        write(p_.statistics.pos_lse, rows_.pos_lse[k]);
-        write(p_.statistics.neg_lse, rows_.neg_lse[k]);
+        write(p_.statistics.pos_lse, rows_.pos_sum[k]);
+        write(p_.statistics.neg_lse, rows_.neg_sum[k]);
         p_.statistics.pos_kept[at] = nan ? 0 : rows_.pos_kept[k];
         p_.statistics.neg_kept[at] = nan ? 0 : rows_.neg_kept[k];
         continue;
       }
-      write(p_.row_loss, w_.loss.row_loss(rows_.pos_lse[k], rows_.neg_lse[k]));
+      const T dloss = p_.dloss ? static_cast<const T*>(p_.dloss)[at] : T(1);
+      write(p_.row_loss, set_term(rows_, k, w_.loss, dloss));
       p_.kept[at] = nan ? 0 : rows_.pos_kept[k] + rows_.neg_kept[k];
-      set_term(rows_, k, w_.loss, T(1));
       if (nan) mute(rows_, k);
     }
     if (p_.job == Job::statistics || p_.self) return;
@@ -184,7 +184,7 @@ void solve(const Problem& p) {
 template <typename T>
 void row_loss_of(const Options& options, const void* pos_lse, const void* neg_lse, void* out,
                  std::int64_t count) {
-  const MultiSimilarity<T> loss = loss_of<T>(options);
+  const MultiSimilarity<T> loss{T(options.alpha), T(options.beta), T(options.base), T(0), T(0)};
   for (std::int64_t i = 0; i < count; ++i)
     static_cast<T*>(out)[i] =
         loss.row_loss(static_cast<const T*>(pos_lse)[i], static_cast<const T*>(neg_lse)[i]);

@@ -56,19 +56,17 @@ bool only_negatives(const Side<T>& rows, const Side<T>& columns, const Grid& gri
          columns.axis.valid(t.column) == columns.axis.block && !grid.on_diagonal(t);
 }
 
-// out = S at negatives, or -S at positives; -inf elsewhere. So one scan serves both kinds: the
-// hardest pair is the greatest, the kept ones lie above a threshold.
+// out = S at negatives, or sign S at positives; -inf elsewhere. So one scan serves both kinds.
 template <typename T, bool positives>
-void select_pairs(const TileView<T>& tile, T* out) {
+void select_pairs(const TileView<T>& tile, T sign, T* out) {
   for (int r = 0; r < tile.rows; ++r)
     for (int v = 0; v < tile.vectors(); ++v) {
       const std::int64_t at = std::int64_t(r) * tile.stride + v * kLanes<T>;
       const Vec<T> s = load(tile.similarity + at);
       const PairMask<T> pairs = tile.pairs(r, v, s);
-      if constexpr (positives)
-        store(out + at, pairs.positive ? -s : broadcast(-kInfinity<T>));
-      else
-        store(out + at, pairs.negative ? s : broadcast(-kInfinity<T>));
+      const Vec<T> value = positives ? sign * s : s;
+      store(out + at,
+            (positives ? pairs.positive : pairs.negative) ? value : broadcast(-kInfinity<T>));
     }
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../call.h"
+#include "../math/rules.h"
 
 namespace msk {
 
@@ -26,7 +27,9 @@ struct Problem {
   SideInput columns;
   bool self;  // the rows are their own columns
   Options options;
-  TermInput row_term, column_term;  // Job::gradient only
+  Rules rules;
+  TermInput row_term, column_term;  // Job::gradient only, of MultiSimilarity
+  const void* dloss;                // Job::loss_and_gradient: of each row's loss; null: ones
   StatisticsOutput statistics;      // Job::statistics only
   void* row_loss;                   // Job::loss_and_gradient only: (rows.count) and
   std::int64_t* kept;               // pairs kept of either kind

@@ -1,8 +1,10 @@
-// Statistics of one tile: hardest pair, log-sum-exp and number of kept pairs, of rows and columns.
+// Statistics of one tile: hardest pair, sum over the kept pairs and their number, of rows and
+// columns.
 //
-// Positives are scanned as -S (select_pairs), so `value` is S or -S and harder is always greater.
+// Pairs have values (pair_form.h); mostly harder is greater.
 #pragma once
 
+#include "form.h"
 #include "mask.h"
 
 namespace msk::MSK_ISA {
@@ -21,13 +23,16 @@ struct Pair {
 };
 
 // Partial statistics, one of each for every row of an axis. sum = sum over kept pairs of
-// exp(scale (value - hardest)).
+// exp(z - z of hardest), or of what the form says; the hardest is that of pairs under the cap.
 template <typename T>
 struct Cells {
   T *hardest, *sum;
   Code<T>* kept;
+  T* moment;  // null but for general forms
 
-  Cells at(std::int64_t row) const { return {hardest + row, sum + row, kept + row}; }
+  Cells at(std::int64_t row) const {
+    return {hardest + row, sum + row, kept + row, moment ? moment + row : nullptr};
+  }
   void clear(int count) const {
     for (int i = 0; i < count; ++i) hardest[i] = -kInfinity<T>;
     clear_sums(count);
@@ -35,32 +40,51 @@ struct Cells {
   void clear_sums(int count) const {
     std::memset(sum, 0, count * sizeof(T));
     std::memset(kept, 0, count * sizeof(T));
+    if (moment) std::memset(moment, 0, count * sizeof(T));
   }
 };
 
 // Adds `count` cells (a whole number of vectors) to others.
 template <typename T>
-void merge(const Cells<T>& into, const Cells<T>& from, int count, T scale) {
-  for (int i = 0; i < count; i += kLanes<T>) {
-    const Vec<T> a = load(into.hardest + i), b = load(from.hardest + i);
-    const Vec<T> a_sum = load(into.sum + i), b_sum = load(from.sum + i);
-    const Vec<T> hardest = greater(a, b);
-    // An empty sum has hardest = -inf, and -inf minus -inf is NaN: select after the product.
-    const Vec<T> a_part = a_sum > T(0) ? a_sum * exp<T>(scale * (a - hardest)) : Vec<T>{};
-    const Vec<T> b_part = b_sum > T(0) ? b_sum * exp<T>(scale * (b - hardest)) : Vec<T>{};
-    store(into.hardest + i, hardest);
-    store(into.sum + i, a_part + b_part);
-    store(into.kept + i, load_codes<T>(into.kept + i) + load_codes<T>(from.kept + i));
-  }
+void merge(const Cells<T>& into, const Cells<T>& from, int count, const Form<T>& of) {
+  with_shape<T>(of, [&](auto form) {
+    for (int i = 0; i < count; i += kLanes<T>) {
+      const Vec<T> a = load(into.hardest + i), b = load(from.hardest + i);
+      const Vec<T> a_sum = load(into.sum + i), b_sum = load(from.sum + i);
+      const Vec<T> hardest = greater(a, b);
+      store(into.hardest + i, hardest);
+      if constexpr (form.log_sum) {
+        // An empty sum has hardest = -inf, and -inf minus -inf is NaN: select after the product.
+        const Vec<T> a_part =
+            a_sum > T(0) ? a_sum * exp<T>(form.relative_to_hardest(a, hardest)) : Vec<T>{};
+        const Vec<T> b_part =
+            b_sum > T(0) ? b_sum * exp<T>(form.relative_to_hardest(b, hardest)) : Vec<T>{};
+        store(into.sum + i, a_part + b_part);
+      } else {
+        store(into.sum + i, a_sum + b_sum);
+      }
+      store(into.kept + i, load_codes<T>(into.kept + i) + load_codes<T>(from.kept + i));
+      if (into.moment && from.moment)
+        store(into.moment + i, load(into.moment + i) + load(from.moment + i));
+    }
+  });
 }
 
-// `both` says that columns are anchors too (self mode).
-template <typename T, bool both>
+// Of one kind of pair, what each row of an axis asks: kept are values above `above` and, of a
+// general kind, below `below`; `offset` is that of a sigmoid.
+template <typename T>
+struct Bounds {
+  const T *above, *below, *offset;
+};
+
+// `both` says that columns are anchors too (self mode). `general` kinds have bounds below and a
+// moment, or another form than the exponential.
+template <typename T, bool both, bool general>
 struct TileScan {
   const T* value;
   int stride, rows, vectors;
-  const T *row_threshold, *column_threshold;
-  T scale;
+  Bounds<T> row_bounds, column_bounds;
+  Form<T> form;
   Cells<T> row, column;  // out
 
   void find_hardest() const {
@@ -71,10 +95,10 @@ struct TileScan {
       Vec<T> hardest = broadcast(-kInfinity<T>);
       for (int v = 0; v < vectors; ++v) {
         const Vec<T> s = load(values + v * kLanes<T>);
-        hardest = greater(hardest, s);
+        hardest = greater(hardest, under(s, broadcast(below(row_bounds, r))));
         if (both) {
           T* at = column.hardest + v * kLanes<T>;
-          store(at, greater(load(at), s));
+          store(at, greater(load(at), under(s, column_below(v))));
         }
       }
       row.hardest[r] = greatest_lane<T>(hardest);
@@ -93,85 +117,177 @@ struct TileScan {
   Range kept_range() const {
     Range range;
     for (int r = 0; r < rows; ++r)
-      if (row.hardest[r] > row_threshold[r]) range.add(row.hardest[r]);
+      if (row.hardest[r] > row_bounds.above[r]) range.add(row.hardest[r]);
     for (int c = 0; both && c < vectors * kLanes<T>; ++c)
-      if (column.hardest[c] > column_threshold[c]) {
+      if (column.hardest[c] > column_bounds.above[c]) {
         range.add(column.hardest[c]);
-        if (column_threshold[c] < range.least_column_threshold)
-          range.least_column_threshold = column_threshold[c];
+        if (column_bounds.above[c] < range.least_column_threshold)
+          range.least_column_threshold = column_bounds.above[c];
       }
     return range;
   }
 
-  // After find_hardest: sums and counts. Writes the first `capacity` kept pairs, row by row, and
-  // returns the number of all.
+  // After find_hardest: sums and counts. Writes the first `capacity` pairs that may weigh
+  // something, row by row, and returns the number of all of those.
   int sum_kept(const Range& range, Pair<T>* pairs, int capacity) const {
-    return scale * (range.most - range.least) <= kSharedSpread<T>
-               ? sum_kept<true>(range, pairs, capacity)
-               : sum_kept<false>(range, pairs, capacity);
-  }
-
- private:
-  template <bool shared>
-  int sum_kept(const Range& range, Pair<T>* pairs, int capacity) const {
-    for (int v = 0; both && v < vectors; ++v) {
-      store(column.sum + v * kLanes<T>, Vec<T>{});
-      store(column.kept + v * kLanes<T>, Mask<T>{});
-    }
     int count = 0;
-    for (int r = 0; r < rows; ++r) {
-      const T threshold = row_threshold[r];
-      const T hardest = row.hardest[r];
-      row.sum[r] = T(0);
-      row.kept[r] = 0;
-      if (!(hardest > threshold) && !(both && hardest > range.least_column_threshold)) continue;
-      const T* values = value + std::int64_t(r) * stride;
-      Vec<T> sum = {};
-      Mask<T> kept = {};
-      for (int v = 0; v < vectors; ++v) {
-        const int c = v * kLanes<T>;
-        const Vec<T> s = load(values + c);
-        const Mask<T> by_row = s > threshold;
-        Mask<T> either = by_row, by_column = {};
-        if (both) {
-          by_column = s > load(column_threshold + c);
-          either |= by_column;
-        }
-        std::uint32_t lanes = bits<T>(either);
-        if (!lanes) continue;
-        const Vec<T> e = exp<T>(scale * (s - (shared ? range.most : hardest)));
-        sum += by_row ? e : Vec<T>{};
-        kept -= by_row;
-        if (both) {
-          Vec<T> column_e = e;
-          if (!shared) column_e = exp<T>(scale * (s - load(column.hardest + c)));
-          store(column.sum + c, load(column.sum + c) + (by_column ? column_e : Vec<T>{}));
-          store(column.kept + c, load_codes<T>(column.kept + c) - by_column);
-        }
-        for (; lanes; lanes &= lanes - 1, ++count) {
-          if (count >= capacity) {
-            count += __builtin_popcount(lanes);
-            break;
-          }
-          const int lane = __builtin_ctz(lanes);
-          pairs[count] = {values[c + lane], std::uint8_t(r), std::uint8_t(c + lane), 0};
-        }
-      }
-      row.sum[r] = sum_lanes<T>(sum);
-      row.kept[r] = sum_lanes_of_codes<T>(kept);
-    }
-    if (shared) {
-      refer_to_hardest(row, rows, range.most);
-      if (both) refer_to_hardest(column, vectors * kLanes<T>, range.most);
+    if constexpr (!general) {
+      count = sum_logs(VectorForm<T, Shape::exponential>(form), range, pairs, capacity);
+    } else {
+      with_shape<T>(form, [&](auto shaped) {
+        if constexpr (shaped.log_sum)
+          count = sum_logs(shaped, range, pairs, capacity);
+        else
+          count = sum_plainly(shaped, pairs, capacity);
+      });
     }
     return count;
   }
 
-  // From exp(scale (value - reference)) to exp(scale (value - hardest)). Arrays are padded.
-  void refer_to_hardest(const Cells<T>& cells, int count, T reference) const {
+ private:
+  static T below(const Bounds<T>& bounds, int r) { return general ? bounds.below[r] : T(0); }
+  Vec<T> column_below(int v) const {
+    return general ? load(column_bounds.below + v * kLanes<T>) : Vec<T>{};
+  }
+  static Vec<T> under(Vec<T> s, Vec<T> below) {
+    if constexpr (!general) return s;
+    return s < below ? s : broadcast(-kInfinity<T>);
+  }
+  static Mask<T> between(Vec<T> s, Vec<T> above, Vec<T> below) {
+    Mask<T> kept = s > above;
+    if (general) kept &= s < below;
+    return kept;
+  }
+
+  template <class Shaped>
+  int sum_logs(const Shaped& shaped, const Range& range, Pair<T>* pairs, int capacity) const {
+    return shaped.spread(range.least, range.most) <= kSharedSpread<T>
+               ? sum_logs<true>(shaped, range, pairs, capacity)
+               : sum_logs<false>(shaped, range, pairs, capacity);
+  }
+
+  template <bool shared, class Shaped>
+  int sum_logs(const Shaped& shaped, const Range& range, Pair<T>* pairs, int capacity) const {
+    clear_columns();
+    int count = 0;
+    for (int r = 0; r < rows; ++r) {
+      const T hardest = row.hardest[r];
+      clear_row(r);
+      if (nothing_kept(r, range)) continue;
+      const T* values = value + std::int64_t(r) * stride;
+      const Vec<T> above = broadcast(row_bounds.above[r]), cap = broadcast(below(row_bounds, r));
+      Vec<T> sum = {}, moment = {};
+      Mask<T> kept = {};
+      for (int v = 0; v < vectors; ++v) {
+        const int c = v * kLanes<T>;
+        const Vec<T> s = load(values + c);
+        const Mask<T> by_row = between(s, above, cap);
+        Mask<T> either = by_row, by_column = {};
+        if (both) {
+          by_column = between(s, load(column_bounds.above + c), column_below(v));
+          either |= by_column;
+        }
+        const std::uint32_t lanes = bits<T>(either);
+        if (!lanes) continue;
+        const Vec<T> e = exp<T>(shaped.relative(s, broadcast(shared ? range.most : hardest)));
+        sum += by_row ? e : Vec<T>{};
+        kept -= by_row;
+        if (general) moment += by_row ? s : Vec<T>{};
+        if (both) {
+          Vec<T> column_e = e;
+          if (!shared) column_e = exp<T>(shaped.relative(s, load(column.hardest + c)));
+          add_to_columns(c, by_column, column_e, s);
+        }
+        list(lanes, values, r, c, pairs, capacity, count);
+      }
+      row.sum[r] = sum_lanes<T>(sum);
+      row.kept[r] = sum_lanes_of_codes<T>(kept);
+      if (general) row.moment[r] = sum_lanes<T>(moment);
+    }
+    if (shared) {
+      refer_to_hardest(shaped, row, rows, range.most);
+      if (both) refer_to_hardest(shaped, column, vectors * kLanes<T>, range.most);
+    }
+    return count;
+  }
+
+  template <class Shaped>
+  int sum_plainly(const Shaped& shaped, Pair<T>* pairs, int capacity) const {
+    clear_columns();
+    int count = 0;
+    for (int r = 0; r < rows; ++r) {
+      clear_row(r);
+      const T* values = value + std::int64_t(r) * stride;
+      const Vec<T> above = broadcast(row_bounds.above[r]), cap = broadcast(below(row_bounds, r));
+      const Vec<T> offset = broadcast(row_bounds.offset[r]);
+      Vec<T> sum = {}, moment = {};
+      Mask<T> kept = {};
+      for (int v = 0; v < vectors; ++v) {
+        const int c = v * kLanes<T>;
+        const Vec<T> s = load(values + c);
+        const Mask<T> by_row = between(s, above, cap);
+        Mask<T> either = by_row, by_column = {};
+        if (both) {
+          by_column = between(s, load(column_bounds.above + c), column_below(v));
+          either |= by_column;
+        }
+        if (!bits<T>(either)) continue;
+        const MassAndSlope<T> of_row = shaped.add(s, offset);
+        sum += by_row ? of_row.mass : Vec<T>{};
+        moment += by_row ? of_row.slope : Vec<T>{};
+        kept -= by_row;
+        if (both) {
+          const MassAndSlope<T> of_column = shaped.add(s, load(column_bounds.offset + c));
+          add_to_columns(c, by_column, of_column.mass, of_column.slope);
+        }
+        list(bits<T>(either & shaped.active(s)), values, r, c, pairs, capacity, count);
+      }
+      row.sum[r] = sum_lanes<T>(sum);
+      row.kept[r] = sum_lanes_of_codes<T>(kept);
+      row.moment[r] = sum_lanes<T>(moment);
+    }
+    return count;
+  }
+
+  // Of a general kind columns may keep what is above the bound of the row.
+  bool nothing_kept(int r, const Range& range) const {
+    const T hardest = row.hardest[r];
+    if (hardest > row_bounds.above[r]) return false;
+    return !both || (!general && !(hardest > range.least_column_threshold));
+  }
+  void clear_row(int r) const {
+    row.sum[r] = T(0);
+    row.kept[r] = 0;
+    if (general) row.moment[r] = T(0);
+  }
+  void clear_columns() const {
+    if (both) column.clear_sums(vectors * kLanes<T>);
+  }
+  void add_to_columns(int c, Mask<T> kept, Vec<T> sum, Vec<T> moment) const {
+    store(column.sum + c, load(column.sum + c) + (kept ? sum : Vec<T>{}));
+    store(column.kept + c, load_codes<T>(column.kept + c) - kept);
+    if (general) store(column.moment + c, load(column.moment + c) + (kept ? moment : Vec<T>{}));
+  }
+  static void list(std::uint32_t lanes, const T* values, int r, int c, Pair<T>* pairs, int capacity,
+                   int& count) {
+    for (; lanes; lanes &= lanes - 1, ++count) {
+      if (count >= capacity) {
+        count += __builtin_popcount(lanes);
+        break;
+      }
+      const int lane = __builtin_ctz(lanes);
+      pairs[count] = {values[c + lane], std::uint8_t(r), std::uint8_t(c + lane), 0};
+    }
+  }
+
+  // From exp(z - z of the reference) to exp(z - z of the hardest). Arrays are padded.
+  template <class Shaped>
+  static void refer_to_hardest(const Shaped& shaped, const Cells<T>& cells, int count,
+                               T reference) {
     for (int i = 0; i < count; i += kLanes<T>) {
       const Vec<T> sum = load(cells.sum + i);
-      const Vec<T> factor = exp<T>(scale * (reference - load(cells.hardest + i)));
+      const Vec<T> factor =
+          exp<T>(shaped.relative_to_hardest(broadcast(reference), load(cells.hardest + i)));
       store(cells.sum + i, sum > T(0) ? sum * factor : Vec<T>{});
     }
   }

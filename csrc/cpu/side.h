@@ -3,12 +3,12 @@
 
 #include <cmath>
 
-#include "../math/multi_similarity.h"
 #include "carve.h"
 #include "codes.h"
 #include "exp.h"
 #include "grid.h"
 #include "multiply.h"
+#include "pair_loss.h"
 #include "problem.h"
 
 namespace msk::MSK_ISA {
@@ -25,12 +25,13 @@ struct Side {
   Code<T>* id;             // null: no self pairs but the diagonal of self mode
   std::uint8_t* poisoned;  // has a similarity that is not finite
 
-  T *hardest_positive, *hardest_negative, *pos_lse, *neg_lse;
+  // Statistics; the sums are log-sum-exps where the form says so.
+  T *hardest_positive, *hardest_negative, *pos_sum, *neg_sum, *moment;
   Code<T>*pos_kept, *neg_kept;
-  // Kept: S > neg_threshold, -S > pos_threshold.
-  T *neg_threshold, *pos_threshold;
-  // A kept pair weighs dloss exp(z - offset), the offset being softplus of the log-sum-exp.
-  T *neg_offset, *pos_offset, *dloss;
+  // Kept are values between above and below. A kept pair weighs factor (what its form says) +
+  // constant, the incoming gradient within both.
+  T *neg_above, *neg_below, *pos_above, *pos_below;
+  T *neg_offset, *pos_offset, *neg_factor, *pos_factor, *pos_constant;
 
   Side(std::int64_t count, std::int64_t depth, bool ids, Carver& carver)
       : axis(count), stride((depth + kLanes<T> - 1) / kLanes<T> * kLanes<T> + 64 / sizeof(T)) {
@@ -41,8 +42,9 @@ struct Side {
     label = carver.take<Code<T>>(n);
     id = ids ? carver.take<Code<T>>(n) : nullptr;
     poisoned = carver.take<std::uint8_t>(n);
-    for (T** array : {&hardest_positive, &hardest_negative, &pos_lse, &neg_lse, &neg_threshold,
-                      &pos_threshold, &neg_offset, &pos_offset, &dloss})
+    for (T** array : {&hardest_positive, &hardest_negative, &pos_sum, &neg_sum, &moment, &neg_above,
+                      &neg_below, &pos_above, &pos_below, &neg_offset, &pos_offset, &neg_factor,
+                      &pos_factor, &pos_constant})
       *array = carver.take<T>(n);
     pos_kept = carver.take<Code<T>>(n);
     neg_kept = carver.take<Code<T>>(n);
@@ -159,18 +161,38 @@ void copy_row(Side<T>& side, std::int64_t k, const SideInput& in, DType dtype, s
 // What an absent or poisoned row adds: no pair passes, no exponent survives.
 template <typename T>
 void mute(Side<T>& side, std::int64_t k) {
-  side.neg_threshold[k] = side.pos_threshold[k] = kInfinity<T>;
+  side.neg_above[k] = side.pos_above[k] = side.neg_below[k] = side.pos_below[k] = kInfinity<T>;
   side.neg_offset[k] = side.pos_offset[k] = kInfinity<T>;
-  side.dloss[k] = T(0);
+  side.neg_factor[k] = side.pos_factor[k] = side.pos_constant[k] = T(0);
 }
 
 template <typename T>
-void set_term(Side<T>& side, std::int64_t k, const MultiSimilarity<T>& loss, T dloss) {
-  side.neg_threshold[k] = loss.negative_threshold(side.hardest_positive[k]);
-  side.pos_threshold[k] = -loss.positive_threshold(side.hardest_negative[k]);
-  side.neg_offset[k] = softplus(side.neg_lse[k]);
-  side.pos_offset[k] = softplus(side.pos_lse[k]);
-  side.dloss[k] = dloss;
+void set_negative_bounds(Side<T>& side, std::int64_t k, const PairLoss<T>& loss) {
+  side.neg_above[k] = loss.negative_above(side.hardest_positive[k], side.hardest_negative[k]);
+  side.neg_below[k] = loss.mining.negative_below(side.hardest_positive[k]);
+  side.neg_offset[k] = T(0);
+}
+template <typename T>
+void set_positive_bounds(Side<T>& side, std::int64_t k, const PairLoss<T>& loss) {
+  const T least = side.hardest_positive[k], most = side.hardest_negative[k];
+  side.pos_above[k] = loss.positive_above(least, most);
+  side.pos_below[k] = loss.positive_below(least, most);
+  side.pos_offset[k] = loss.positive_offset(side.neg_sum[k]);
+}
+
+// Of a row whose statistics are known; returns its loss.
+template <typename T>
+T set_term(Side<T>& side, std::int64_t k, const PairLoss<T>& loss, T dloss) {
+  set_negative_bounds(side, k, loss);
+  set_positive_bounds(side, k, loss);
+  const RowTerm<T> term = loss.finish(
+      {side.pos_sum[k], side.neg_sum[k], side.moment[k], T(side.pos_kept[k]), T(side.neg_kept[k])});
+  side.neg_offset[k] = term.negative.offset;
+  side.pos_offset[k] = term.positive.offset;
+  side.neg_factor[k] = dloss * term.negative.coefficient;
+  side.pos_factor[k] = dloss * term.positive.coefficient;
+  side.pos_constant[k] = dloss * term.positive.constant;
+  return term.loss;
 }
 
 }  // namespace msk::MSK_ISA

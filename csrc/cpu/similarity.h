@@ -18,7 +18,7 @@ struct Scratch {
   T* sums;           // a row block by kChunk columns, see gradient.h
   T* values;         // small arrays, kSmall of them, one block long each
 
-  static constexpr int kSmall = 6;
+  static constexpr int kSmall = 8;
   static constexpr int kLongestBlock = 192;
   static constexpr int kChunk = 192;
 

@@ -1,12 +1,12 @@
-// The three scans: hardest positives, negatives, positives. Each is all tiles, then a merge of each
-// row's cells in a fixed order.
+// The scans: hardest positives, hardest negatives where mining of negatives needs them, negatives,
+// positives. Each is all tiles, then a merge of each row's cells in a fixed order.
 #pragma once
 
 #include "workspace.h"
 
 namespace msk::MSK_ISA {
 
-enum class Scan { hardest_positive, negatives, positives };
+enum class Scan { hardest_positive, hardest_negative, negatives, positives };
 
 template <typename T>
 class Statistics {
@@ -16,13 +16,30 @@ class Statistics {
 
   // Called by every thread of a parallel region.
   void run(Scratch<T>& scratch) {
-    scan<Scan::hardest_positive>(scratch);
-    scan<Scan::negatives>(scratch);
-    scan<Scan::positives>(scratch);
+    if (w_.loss.general)
+      run<true>(scratch);
+    else
+      run<false>(scratch);
   }
 
  private:
-  template <Scan kind>
+  template <bool general>
+  void run(Scratch<T>& scratch) {
+    scan<Scan::hardest_positive, false>(scratch);
+    if (w_.loss.mining.negatives_need_hardest_negative())
+      scan<Scan::hardest_negative, false>(scratch);
+    scan<Scan::negatives, general>(scratch);
+    scan<Scan::positives, general>(scratch);
+  }
+
+  static constexpr bool of_negatives(Scan kind) {
+    return kind == Scan::negatives || kind == Scan::hardest_negative;
+  }
+  static constexpr bool of_sums(Scan kind) {
+    return kind == Scan::negatives || kind == Scan::positives;
+  }
+
+  template <Scan kind, bool general>
   void scan(Scratch<T>& scratch) {
 #pragma omp for schedule(dynamic, 1)
     for (int s = 0; s < grid_.super_tiles(); ++s) {
@@ -32,9 +49,9 @@ class Statistics {
         if (!w_.active[s]) clear_cells(s);
         w_.active[s] = 1;
         if (grid_.symmetric)
-          scan_tile<kind, true>(t, scratch);
+          scan_tile<kind, true, general>(t, scratch);
         else
-          scan_tile<kind, false>(t, scratch);
+          scan_tile<kind, false, general>(t, scratch);
       });
     }
 #pragma omp for schedule(dynamic, 1)
@@ -43,8 +60,8 @@ class Statistics {
 
   template <Scan kind>
   bool concerns(Tile t) const {
-    return kind == Scan::negatives ? may_have_negatives(rows_, columns_, t)
-                                   : may_have_positives(rows_, columns_, t);
+    return of_negatives(kind) ? may_have_negatives(rows_, columns_, t)
+                              : may_have_positives(rows_, columns_, t);
   }
 
   // Cells of the rows of one super-block against another.
@@ -60,31 +77,31 @@ class Statistics {
     w_.cells_of(columns, first).clear(int(left < length ? left : length));
   }
 
-  template <Scan kind, bool both>
+  template <Scan kind, bool both, bool general>
   void scan_tile(Tile t, Scratch<T>& scratch) {
     TileState& state = w_.states[grid_.index(t)];
     const T* similarities = similarities_of<kind>(t, state, scratch);
-    TileScan<T, both> scan;
+    TileScan<T, both, general> scan;
+    scan.form = form<kind>();
     scan.value = similarities;
-    if (kind != Scan::negatives || !only_negatives(rows_, columns_, grid_, t)) {
-      select_pairs<T, kind != Scan::negatives>(
+    if (!of_negatives(kind) || !only_negatives(rows_, columns_, grid_, t)) {
+      select_pairs<T, !of_negatives(kind)>(
           view(rows_, columns_, grid_, t, similarities, w_.loss.max_positive_similarity),
-          scratch.masked);
+          scan.form.sign, scratch.masked);
       scan.value = scratch.masked;
     }
     const std::int64_t row = rows_.first(t.row), column = columns_.first(t.column);
     scan.stride = grid_.columns.block;
     scan.rows = rows_.axis.valid(t.row);
     scan.vectors = (columns_.axis.valid(t.column) + kLanes<T> - 1) / kLanes<T>;
-    scan.row_threshold = threshold<kind>(rows_) + row;
-    scan.column_threshold = threshold<kind>(columns_) + column;
-    scan.scale = scale<kind>();
-    scan.row = {scratch.small(0), scratch.small(1), scratch.small_codes(2)};
-    scan.column = {scratch.small(3), scratch.small(4), scratch.small_codes(5)};
+    scan.row_bounds = bounds<kind>(rows_, row);
+    scan.column_bounds = bounds<kind>(columns_, column);
+    scan.row = partial(scratch, 0, general);
+    scan.column = partial(scratch, 4, general);
 
     scan.find_hardest();
-    typename TileScan<T, both>::Range range;
-    if (kind != Scan::hardest_positive) range = scan.kept_range();
+    typename TileScan<T, both, general>::Range range;
+    if (of_sums(kind)) range = scan.kept_range();
     if (range.empty()) {
       scan.row.clear_sums(grid_.rows.block);
       if (both) scan.column.clear_sums(grid_.columns.block);
@@ -95,12 +112,16 @@ class Statistics {
       const int capacity = keep ? most_listed(grid_) : 0;
       const int kept = scan.sum_kept(range, scratch.pairs(), capacity);
       state.kept += kept;
-      if (keep) keep_for_gradient(state, kept, similarities, scratch);
+      if (keep && kept) keep_for_gradient(state, kept, similarities, scratch);
     }
-    merge(w_.cells_of(t.column / grid_.columns.super, row), scan.row, grid_.rows.block, scan.scale);
+    merge(w_.cells_of(t.column / grid_.columns.super, row), scan.row, grid_.rows.block, scan.form);
     if (both)
       merge(w_.cells_of(t.row / grid_.rows.super, column), scan.column, grid_.columns.block,
-            scan.scale);
+            scan.form);
+  }
+
+  static Cells<T> partial(const Scratch<T>& s, int k, bool general) {
+    return {s.small(k), s.small(k + 1), s.small_codes(k + 2), general ? s.small(k + 3) : nullptr};
   }
 
   // A tile with positives is looked at three times: keep it, if there is room.
@@ -130,43 +151,62 @@ class Statistics {
   }
 
   template <Scan kind>
-  static const T* threshold(const Side<T>& side) {
-    return kind == Scan::negatives ? side.neg_threshold : side.pos_threshold;
+  static Bounds<T> bounds(const Side<T>& side, std::int64_t at) {
+    if (of_negatives(kind)) return {side.neg_above + at, side.neg_below + at, side.neg_offset + at};
+    return {side.pos_above + at, side.pos_below + at, side.pos_offset + at};
   }
+  // Hardest pairs are the greatest values of any form with sign -1.
   template <Scan kind>
-  T scale() const {
-    return kind == Scan::negatives ? w_.loss.beta : w_.loss.alpha;
+  Form<T> form() const {
+    if (of_negatives(kind)) return w_.loss.negative;
+    Form<T> form = w_.loss.positive;
+    if (kind == Scan::hardest_positive) form.sign = T(-1);
+    return form;
   }
 
   template <Scan kind>
   void finish_block(int b, Scratch<T>& scratch) {
     const std::int64_t first = rows_.first(b);
     const int super = b / grid_.rows.super;
-    const Cells<T> total = {scratch.small(0), scratch.small(1), scratch.small_codes(2)};
+    const Cells<T> total = partial(scratch, 0, w_.loss.general);
     total.clear(grid_.rows.block);
     for (int s = 0; s < grid_.columns.supers; ++s)
       if (w_.active[grid_.super_index(super, s)])
-        merge(total, w_.cells_of(s, first), grid_.rows.block, scale<kind>());
-    for (int r = 0; r < grid_.rows.block; ++r) {
-      const std::int64_t k = first + r;
-      const T hardest = kind == Scan::negatives ? total.hardest[r] : -total.hardest[r];
-      const bool any = total.kept[r] > 0;
-      if constexpr (kind == Scan::hardest_positive) {
-        rows_.hardest_positive[k] = hardest;
-        rows_.neg_threshold[k] = w_.loss.negative_threshold(hardest);
-      } else if constexpr (kind == Scan::negatives) {
-        rows_.hardest_negative[k] = hardest;
-        rows_.pos_threshold[k] = -w_.loss.positive_threshold(hardest);
-        rows_.neg_kept[k] = total.kept[r];
-        rows_.neg_lse[k] = any ? w_.loss.neg_lse(hardest, total.sum[r]) : -kInfinity<T>;
-      } else {
-        rows_.pos_kept[k] = total.kept[r];
-        rows_.pos_lse[k] = any ? w_.loss.pos_lse(hardest, total.sum[r]) : -kInfinity<T>;
-      }
-    }
+        merge(total, w_.cells_of(s, first), grid_.rows.block, form<kind>());
+    for (int r = 0; r < grid_.rows.block; ++r) finish_row<kind>(first + r, total.at(r));
     // Rows past the count keep nothing and take no part in any range.
     for (std::int64_t k = first + rows_.axis.valid(b); k < first + grid_.rows.block; ++k)
       mute(rows_, k);
+  }
+
+  template <Scan kind>
+  void finish_row(std::int64_t k, const Cells<T>& total) {
+    if constexpr (kind == Scan::hardest_positive) {
+      rows_.hardest_positive[k] = -*total.hardest;
+      rows_.hardest_negative[k] = -kInfinity<T>;
+      set_negative_bounds(rows_, k, w_.loss);
+    } else if constexpr (kind == Scan::hardest_negative) {
+      rows_.hardest_negative[k] = *total.hardest;
+      set_negative_bounds(rows_, k, w_.loss);
+    } else if constexpr (kind == Scan::negatives) {
+      rows_.hardest_negative[k] = *total.hardest;
+      rows_.neg_kept[k] = *total.kept;
+      rows_.neg_sum[k] = sum_of(w_.loss.negative, total);
+      set_positive_bounds(rows_, k, w_.loss);
+    } else {
+      rows_.pos_kept[k] = *total.kept;
+      rows_.pos_sum[k] = sum_of(w_.loss.positive, total);
+      rows_.moment[k] = total.moment ? *total.moment : T(0);
+    }
+  }
+
+  static T sum_of(const Form<T>& of, const Cells<T>& total) {
+    T sum = *total.sum;
+    with_shape<T>(of, [&](auto form) {
+      if constexpr (form.log_sum)
+        sum = *total.kept > 0 ? form.log_of_sum(*total.hardest, sum) : -kInfinity<T>;
+    });
+    return sum;
   }
 
   Workspace<T>& w_;

@@ -5,80 +5,171 @@
 
 namespace msk::MSK_ISA {
 
-// Weights of one kind of pair in one tile: of value = S with scale = beta for negatives, of
-// value = -S with scale = alpha and the base's sign turned for positives. A side's factor is
-// dloss exp(most - offset), so that both sides share one exponential when their offsets lie close
-// together. Exponents are scale (value - base), rounded as in the log-sum-exps: they cancel.
+// What a row asks of a kind, one array each; of a tile they start at its first row.
 template <typename T>
-struct KindWeights {
-  T scale, base, most;
-  bool shared;
-  const T *row_threshold, *column_threshold, *row_offset, *column_offset;
-  const T *row_factor, *column_factor;
+struct Asked {
+  Bounds<T> bounds;
+  const T *factor, *constant;  // of negatives there is no constant: null
 
-  KindWeights(T scale, T base, const T* const row[2], const T* row_dloss, int rows,
-              const T* const column[2], const T* column_dloss, int columns, T* row_room,
-              T* column_room)
-      : scale(scale),
-        base(base),
-        most(T(0)),
-        row_threshold(row[0]),
-        column_threshold(column[0]),
-        row_offset(row[1]),
-        column_offset(column[1]) {
+  Asked(const Side<T>& side, std::int64_t at, bool negative)
+      : bounds(negative
+                   ? Bounds<T>{side.neg_above + at, side.neg_below + at, side.neg_offset + at}
+                   : Bounds<T>{side.pos_above + at, side.pos_below + at, side.pos_offset + at}),
+        factor((negative ? side.neg_factor : side.pos_factor) + at),
+        constant(negative ? nullptr : side.pos_constant + at) {}
+};
+
+// Weights of one kind of pair in one tile, as derivatives with respect to their values. Of a
+// log-sum a side's factor is factor exp(most - offset), so that both sides share one exponential
+// when their offsets lie close together. Exponents are rounded as in the log-sum-exps: they cancel.
+template <typename T, Shape shape, bool general>
+class KindWeights {
+ public:
+  KindWeights(const Form<T>& form, const Asked<T>& row, int rows, const Asked<T>& column,
+              int columns, T* row_room, T* column_room)
+      : form_(form), row_(row), column_(column) {
     T least = kInfinity<T>;
     const auto span = [&](const T* offset, int count) {
       for (int i = 0; i < count; ++i)
         if (offset[i] < kInfinity<T>) {
           least = offset[i] < least ? offset[i] : least;
-          most = offset[i] > most ? offset[i] : most;
+          most_ = offset[i] > most_ ? offset[i] : most_;
         }
     };
-    span(row_offset, rows);
-    span(column_offset, columns);
-    shared = !(most - least > kSharedSpread<T>);
-    row_factor = shared ? scaled(most, row_offset, row_dloss, rows, row_room) : row_dloss;
-    column_factor =
-        shared ? scaled(most, column_offset, column_dloss, columns, column_room) : column_dloss;
+    span(row.bounds.offset, rows);
+    span(column.bounds.offset, columns);
+    if constexpr (!Shaped::log_sum) return;
+    shared_ = !(most_ - least > kSharedSpread<T>);
+    if (!shared_) return;
+    row_.factor = scaled(row, rows, row_room);
+    column_.factor = scaled(column, columns, column_room);
   }
 
-  Vec<T> operator()(Vec<T> value, Vec<T> row_threshold, Vec<T> row_offset, Vec<T> row_factor,
-                    Vec<T> column_threshold, Vec<T> column_offset, Vec<T> column_factor,
-                    Mask<T>& kept) const {
-    const Mask<T> by_row = value > row_threshold, by_column = value > column_threshold;
-    kept = by_row | by_column;
-    const Vec<T> z = scale * (value - broadcast(base));
-    Vec<T> row_e, column_e;
-    if (shared) {
-      row_e = column_e = exp<T>(z - broadcast(most));
-    } else {
-      row_e = exp<T>(z - row_offset);
-      column_e = exp<T>(z - column_offset);
+  // Of a vector of pairs, `column` and so on of its own; sets the kept ones.
+  Vec<T> operator()(Vec<T> value, int r, int c, Mask<T>& kept) const {
+    return weight(value, spread(row_, r), at(column_, c), kept);
+  }
+  // Of pairs from anywhere in the tile.
+  Vec<T> operator()(const Pair<T>* pairs, int filled) const {
+    T value[kLanes<T>];
+    Gathered row, column;
+    for (int i = 0; i < kLanes<T>; ++i) {
+      const Pair<T>& p = pairs[i < filled ? i : 0];
+      value[i] = p.value;
+      row.read(row_, p.row, i);
+      column.read(column_, p.column, i);
     }
-    const Vec<T> row_weight = row_e * row_factor, column_weight = column_e * column_factor;
-    return (by_row ? row_weight : Vec<T>{}) + (by_column ? column_weight : Vec<T>{});
+    Mask<T> kept;
+    return weight(load(value), row.all(), column.all(), kept);
   }
 
  private:
-  static const T* scaled(T reference, const T* offset, const T* dloss, int count, T* room) {
+  using Shaped = VectorForm<T, shape>;
+  struct Anchor {
+    Vec<T> above, below, offset, factor, constant;
+  };
+  struct Gathered {
+    T above[kLanes<T>], below[kLanes<T>] = {}, offset[kLanes<T>], factor[kLanes<T>];
+    void read(const Asked<T>& from, int at, int lane) {
+      above[lane] = from.bounds.above[at];
+      offset[lane] = from.bounds.offset[at];
+      factor[lane] = from.factor[at];
+      if (general) below[lane] = from.bounds.below[at];
+    }
+    // Only negatives are listed, and those have no constant.
+    Anchor all() const { return {load(above), load(below), load(offset), load(factor), Vec<T>{}}; }
+  };
+  static Anchor spread(const Asked<T>& a, int r) {
+    return {broadcast(a.bounds.above[r]), general ? broadcast(a.bounds.below[r]) : Vec<T>{},
+            broadcast(a.bounds.offset[r]), broadcast(a.factor[r]),
+            a.constant ? broadcast(a.constant[r]) : Vec<T>{}};
+  }
+  static Anchor at(const Asked<T>& a, int c) {
+    return {load(a.bounds.above + c), general ? load(a.bounds.below + c) : Vec<T>{},
+            load(a.bounds.offset + c), load(a.factor + c),
+            a.constant ? load(a.constant + c) : Vec<T>{}};
+  }
+
+  Vec<T> weight(Vec<T> value, const Anchor& row, const Anchor& column, Mask<T>& kept) const {
+    Mask<T> by_row = value > row.above, by_column = value > column.above;
+    if (general) {
+      by_row &= value < row.below;
+      by_column &= value < column.below;
+    }
+    kept = by_row | by_column;
+    Vec<T> of_row, of_column;
+    if constexpr (Shaped::log_sum) {
+      const Vec<T> z = form_.exponent(value);
+      if (shared_) {
+        of_row = of_column = exp<T>(z - broadcast(most_));
+      } else {
+        of_row = exp<T>(z - row.offset);
+        of_column = exp<T>(z - column.offset);
+      }
+    } else {
+      of_row = form_.add(value, row.offset).slope;
+      of_column = form_.add(value, column.offset).slope;
+    }
+    of_row *= row.factor;
+    of_column *= column.factor;
+    if constexpr (shape == Shape::circle) {
+      const Vec<T> a = form_.factor(value);
+      of_row *= a;
+      of_column *= a;
+    }
+    if (general) {  // else no kind has one
+      of_row += row.constant;
+      of_column += column.constant;
+    }
+    return (by_row ? of_row : Vec<T>{}) + (by_column ? of_column : Vec<T>{});
+  }
+
+  const T* scaled(const Asked<T>& a, int count, T* room) const {
     for (int i = 0; i < count; i += kLanes<T>)
-      store(room + i, load(dloss + i) * exp<T>(reference - load(offset + i)));
+      store(room + i, load(a.factor + i) * exp<T>(broadcast(most_) - load(a.bounds.offset + i)));
     return room;
   }
+
+  Shaped form_;
+  Asked<T> row_, column_;
+  T most_ = T(0);
+  bool shared_ = false;
 };
 
+// dl/dS of the pairs of one tile.
 template <typename T>
-struct TileWeights {
-  KindWeights<T> negative, positive;
-
-  TileWeights(const Side<T>& rows, const Side<T>& columns, Tile t, const MultiSimilarity<T>& loss,
-              const Scratch<T>& s)
-      : negative(kind(rows, columns, t, loss.beta, loss.base, true, s)),
-        positive(kind(rows, columns, t, loss.alpha, -loss.base, false, s)) {}
+class TileWeights {
+ public:
+  TileWeights(const Side<T>& rows, const Side<T>& columns, Tile t, const PairLoss<T>& loss,
+              const Scratch<T>& scratch)
+      : rows_(rows), columns_(columns), tile_(t), loss_(loss), scratch_(scratch) {}
 
   // Of a whole tile; `out` may be the similarities themselves. Returns the number of kept pairs.
   std::int32_t weigh(const TileView<T>& tile, bool positives, T* out) const {
     std::int32_t kept = 0;
+    each_kind([&](auto negative, auto positive) {
+      kept = weigh(tile, positives, negative, positive, out);
+    });
+    return kept;
+  }
+
+  // Of listed negatives, in place of their similarities.
+  void weigh(Pair<T>* pairs, std::int32_t count) const {
+    each_kind([&](auto negative, auto) {
+      for (std::int32_t k = 0; k < count; k += kLanes<T>) {
+        const int filled = count - k < kLanes<T> ? count - k : kLanes<T>;
+        const Vec<T> weight = negative(pairs + k, filled);
+        for (int i = 0; i < filled; ++i) pairs[k + i].value = weight[i];
+      }
+    });
+  }
+
+ private:
+  template <class Negative, class Positive>
+  std::int32_t weigh(const TileView<T>& tile, bool positives, const Negative& negative,
+                     const Positive& positive, T* out) const {
+    std::int32_t kept = 0;
+    const T sign = loss_.positive.sign;
     for (int r = 0; r < tile.rows; ++r)
       for (int v = 0; v < tile.vectors(); ++v) {
         const int c = v * kLanes<T>;
@@ -86,14 +177,14 @@ struct TileWeights {
         const Vec<T> s = load(tile.similarity + at);
         const PairMask<T> pairs = tile.pairs(r, v, s);
         Mask<T> pushed;
-        Vec<T> weight = one(negative, s, r, c, pushed);
+        Vec<T> weight = negative(s, r, c, pushed);
         pushed &= pairs.negative;
         weight = pushed ? weight : Vec<T>{};
         if (positives) {
           Mask<T> pulled;
-          const Vec<T> pull = one(positive, -s, r, c, pulled);
+          const Vec<T> pull = sign * positive(sign * s, r, c, pulled);
           pulled &= pairs.positive;
-          weight = pulled ? -pull : weight;
+          weight = pulled ? pull : weight;
           pushed |= pulled;
         }
         store(out + at, weight);
@@ -102,57 +193,41 @@ struct TileWeights {
     return kept;
   }
 
-  // Of listed negatives, in place of their similarities.
-  void weigh(Pair<T>* pairs, std::int32_t count) const {
-    for (std::int32_t k = 0; k < count; k += kLanes<T>) {
-      const int filled = count - k < kLanes<T> ? count - k : kLanes<T>;
-      T value[kLanes<T>], row[3][kLanes<T>], column[3][kLanes<T>];
-      for (int i = 0; i < kLanes<T>; ++i) {
-        const Pair<T>& p = pairs[k + (i < filled ? i : 0)];
-        value[i] = p.value;
-        row[0][i] = negative.row_threshold[p.row];
-        row[1][i] = negative.row_offset[p.row];
-        row[2][i] = negative.row_factor[p.row];
-        column[0][i] = negative.column_threshold[p.column];
-        column[1][i] = negative.column_offset[p.column];
-        column[2][i] = negative.column_factor[p.column];
-      }
-      Mask<T> kept;
-      const Vec<T> weight = negative(load(value), load(row[0]), load(row[1]), load(row[2]),
-                                     load(column[0]), load(column[1]), load(column[2]), kept);
-      for (int i = 0; i < filled; ++i) pairs[k + i].value = weight[i];
-    }
+  // visit(negative, positive): the forms that rules pair with each other.
+  template <class Visit>
+  void each_kind(Visit visit) const {
+    constexpr Shape exponential = Shape::exponential, sigmoid = Shape::sigmoid;
+    if (!loss_.general)
+      visit(kind<exponential, false>(true), kind<exponential, false>(false));
+    else if (loss_.negative.shape == Shape::hinge)
+      visit(kind<Shape::hinge, true>(true), kind<Shape::hinge, true>(false));
+    else if (loss_.negative.shape == Shape::circle)
+      visit(kind<Shape::circle, true>(true), kind<Shape::circle, true>(false));
+    else if (loss_.negative.shape == sigmoid)
+      visit(kind<sigmoid, true>(true), kind<sigmoid, true>(false));
+    else if (loss_.positive.shape == sigmoid)
+      visit(kind<exponential, true>(true), kind<sigmoid, true>(false));
+    else
+      visit(kind<exponential, true>(true), kind<exponential, true>(false));
   }
 
- private:
-  static KindWeights<T> kind(const Side<T>& rows, const Side<T>& columns, Tile t, T scale, T base,
-                             bool negative, const Scratch<T>& s) {
-    const std::int64_t i = rows.first(t.row), j = columns.first(t.column);
-    const auto arrays = [&](const Side<T>& side, std::int64_t at, const T*(&out)[2]) {
-      out[0] = (negative ? side.neg_threshold : side.pos_threshold) + at;
-      out[1] = (negative ? side.neg_offset : side.pos_offset) + at;
-    };
-    const T *row[2], *column[2];
-    arrays(rows, i, row);
-    arrays(columns, j, column);
+  template <Shape shape, bool general>
+  KindWeights<T, shape, general> kind(bool negative) const {
     const int room = negative ? 0 : 2;
-    return {scale,
-            base,
-            row,
-            rows.dloss + i,
-            rows.axis.block,
-            column,
-            columns.dloss + j,
-            columns.axis.block,
-            s.small(room),
-            s.small(room + 1)};
+    return {negative ? loss_.negative : loss_.positive,
+            Asked<T>(rows_, rows_.first(tile_.row), negative),
+            rows_.axis.block,
+            Asked<T>(columns_, columns_.first(tile_.column), negative),
+            columns_.axis.block,
+            scratch_.small(room),
+            scratch_.small(room + 1)};
   }
 
-  static Vec<T> one(const KindWeights<T>& k, Vec<T> value, int r, int c, Mask<T>& kept) {
-    return k(value, broadcast(k.row_threshold[r]), broadcast(k.row_offset[r]),
-             broadcast(k.row_factor[r]), load(k.column_threshold + c), load(k.column_offset + c),
-             load(k.column_factor + c), kept);
-  }
+  const Side<T>& rows_;
+  const Side<T>& columns_;
+  Tile tile_;
+  const PairLoss<T>& loss_;
+  const Scratch<T>& scratch_;
 };
 
 // Lists the weights of a tile that are not 0, row by row; returns their number.

@@ -9,14 +9,9 @@
 namespace msk::MSK_ISA {
 
 template <typename T>
-MultiSimilarity<T> loss_of(const Options& o) {
-  return {T(o.alpha), T(o.beta), T(o.base), T(o.epsilon), T(o.max_positive_similarity)};
-}
-
-template <typename T>
 struct Workspace {
   const Problem& problem;
-  MultiSimilarity<T> loss;
+  PairLoss<T> loss;
   std::int64_t depth;
   Grid grid;
   Carver carver;
@@ -35,7 +30,7 @@ struct Workspace {
   // With a null workspace it only measures: see carver.used().
   explicit Workspace(const Problem& p)
       : problem(p),
-        loss(loss_of<T>(p.options)),
+        loss(p.rules, p.options.max_positive_similarity),
         depth(p.depth),
         grid(p.rows.count, p.self ? p.rows.count : p.columns.count, p.self),
         carver(p.workspace),
@@ -45,7 +40,7 @@ struct Workspace {
     const std::int64_t cell_count =
         p.job == Job::gradient ? 0 : grid.columns.supers * grid.rows.padded();
     cells = {carver.take<T>(cell_count), carver.take<T>(cell_count),
-             carver.take<Code<T>>(cell_count)};
+             carver.take<Code<T>>(cell_count), loss.general ? carver.take<T>(cell_count) : nullptr};
     active = carver.take<std::uint8_t>(grid.super_tiles());
     states = carver.take<TileState>(p.job == Job::gradient ? 0 : grid.tiles());
     if (p.job != Job::statistics) wave = Wave<T>(grid, p.stash_bytes, carver);

@@ -1,7 +1,7 @@
 // Scalar mathematics of the Multi-Similarity loss (Wang et al., CVPR 2019, equations 11 to 15).
 #pragma once
 
-#include "softplus.h"
+#include "pair_form.h"
 
 namespace msk {
 
@@ -35,6 +35,16 @@ struct MultiSimilarity {
   }
   MSK_HOST_DEVICE T row_loss(T pos_lse, T neg_lse) const {
     return softplus(pos_lse) / alpha + softplus(neg_lse) / beta;
+  }
+
+  MSK_HOST_DEVICE Form<T> negative() const { return {Shape::exponential, beta, base}; }
+  MSK_HOST_DEVICE Form<T> positive() const {
+    return {Shape::exponential, alpha, -base, T(0), T(-1)};
+  }
+  MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
+    return {row_loss(sums.positive, sums.negative),
+            {T(1), softplus(sums.negative)},
+            {T(1), softplus(sums.positive)}};
   }
 };
 

@@ -1,17 +1,25 @@
-// log(1 + exp z), taken of a finished log-sum-exp.
+// Finished log-sum-exps, joined and with a 1 added.
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "host_device.h"
 
 namespace msk {
 
-// The empty sum, z = -inf, costs 0. Adding the 1 to the running sum instead would round small
-// losses to 0 in float32.
+// log(1 + exp z). The empty sum, z = -inf, costs 0. Adding the 1 to the running sum instead would
+// round small losses to 0 in float32.
 template <typename T>
 MSK_HOST_DEVICE inline T softplus(T z) {
   return (z > T(0) ? z : T(0)) + std::log1p(std::exp(-std::fabs(z)));
+}
+
+// log(exp a + exp b), of which one may be -inf.
+template <typename T>
+MSK_HOST_DEVICE inline T log_add_exp(T a, T b) {
+  const T most = a > b ? a : b, least = a > b ? b : a;
+  return std::isinf(most) ? most : most + std::log1p(std::exp(least - most));
 }
 
 }  // namespace msk

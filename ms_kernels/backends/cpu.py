@@ -11,7 +11,7 @@ from ms_kernels.backends.interface import Side, Term
 from ms_kernels.backends.native import NativeCall, native_dtype, native_options
 from ms_kernels.reference import RowStatistics
 from ms_kernels.settings import options
-from ms_kernels.spec import MultiSimilaritySpec
+from ms_kernels.spec import MultiSimilaritySpec, PairSpec
 
 
 def missing() -> str | None:
@@ -45,10 +45,18 @@ def embedding_gradient(
 
 
 def loss_and_gradient(
-    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec, need_dx: bool, need_dr: bool
+    anchors: Side,
+    candidates: Side | None,
+    spec: MultiSimilaritySpec | PairSpec,
+    need_dx: bool,
+    need_dr: bool,
+    dloss: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Row losses (N,), kept pairs of each row (N,), gradients of the losses' sum."""
     call = _Call("loss_and_gradient", anchors, candidates, spec)
+    if dloss is not None:
+        _check_array("dloss", dloss, len(anchors.labels))
+        call.native.read_dloss(call.address(dloss.to(call.dtype)))
     return call.loss_and_gradient(need_dx, need_dr)
 
 
@@ -120,7 +128,7 @@ def _check_columns(rows: Side, columns: Side) -> None:
 
 class _Call(NativeCall):
     def __init__(
-        self, job: str, rows: Side, columns: Side | None, spec: MultiSimilaritySpec
+        self, job: str, rows: Side, columns: Side | None, spec: MultiSimilaritySpec | PairSpec
     ) -> None:
         _check_side("rows", rows)
         if columns is not None:
@@ -135,6 +143,7 @@ class _Call(NativeCall):
             self._side(rows),
             None if columns is None else self._side(columns),
             native_options(spec, self.dtype),
+            spec.native_rules() if isinstance(spec, PairSpec) else None,
         )
 
     def run(self) -> None:

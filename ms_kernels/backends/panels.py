@@ -1,30 +1,19 @@
 """Streaming backend in plain PyTorch, for any device: O(panel * M) memory.
 
-A panel is a block of rows against all columns. Whole rows are present, so mining and weighting
-take one sweep. Half inputs are computed in float32.
+Whole rows of similarities are present, so mining and weighting take one sweep.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize as unit_rows
 from torch.nn.functional import softplus
 
 from ms_kernels.backends.interface import Side, Term
+from ms_kernels.backends.sides import Panel, Sides, full_precision, through_normalisation
+from ms_kernels.backends.sweep import sweep
 from ms_kernels.reference import RowStatistics, hardest, masked_log_sum_exp, row_loss
-from ms_kernels.settings import options
-from ms_kernels.spec import MultiSimilaritySpec
-
-
-class Panel(NamedTuple):
-    rows: slice
-    sim: Tensor  # (rows, M)
-    positive: Tensor
-    negative: Tensor
+from ms_kernels.spec import MultiSimilaritySpec, PairSpec
 
 
 def missing() -> str | None:
@@ -35,8 +24,8 @@ def row_statistics(
     anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec
 ) -> RowStatistics:
     """Statistics of each anchor."""
-    sides = _Sides(anchors, candidates, spec)
-    with _full_precision(sides.x):
+    sides = Sides(anchors, candidates, spec)
+    with full_precision(sides.x):
         parts = [_panel_statistics(panel, spec) for panel in sides.panels()]
         return _joined(parts, sides.x)
 
@@ -49,9 +38,9 @@ def embedding_gradient(
     column_term: Term | None,
 ) -> Tensor:
     """Gradient (N, D) with respect to the rows' embeddings, through their normalisation."""
-    sides = _Sides(rows, columns, spec)
+    sides = Sides(rows, columns, spec)
     dx = torch.zeros_like(sides.x)
-    with _full_precision(sides.x):
+    with full_precision(sides.x):
         for panel in sides.panels():
             weight = torch.zeros_like(panel.sim)
             if row_term is not None:
@@ -61,20 +50,28 @@ def embedding_gradient(
                 stats = RowStatistics(*(s[None, :] for s in column_term.stats))
                 weight += _pair_weight(panel, stats, spec) * column_term.dloss[None, :]
             dx[panel.rows] = weight @ sides.r
-    return _through_normalisation(dx, sides.x, rows.embeddings, spec)
+    return through_normalisation(dx, sides.x, rows.embeddings, spec)
 
 
 def loss_and_gradient(
-    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec, need_dx: bool, need_dr: bool
+    anchors: Side,
+    candidates: Side | None,
+    spec: MultiSimilaritySpec | PairSpec,
+    need_dx: bool,
+    need_dr: bool,
+    dloss: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Row losses, kept pairs and the gradients of the losses' sum, in one sweep of panels."""
-    sides = _Sides(anchors, candidates, spec)
+    if isinstance(spec, PairSpec):
+        rule, mining = spec.weighting.row_loss, spec.mining
+        return sweep(rule, mining, anchors, candidates, spec, need_dx, need_dr, dloss)
+    sides = Sides(anchors, candidates, spec)
     x, r = sides.x, sides.r
     dx = torch.zeros_like(x) if need_dx else None
     dr = torch.zeros_like(r) if need_dr and candidates is not None else None
     into_columns = dx if candidates is None else dr
     parts = []
-    with _full_precision(x):
+    with full_precision(x):
         for panel in sides.panels():
             stats = _panel_statistics(panel, spec)
             parts.append(stats)
@@ -87,58 +84,10 @@ def loss_and_gradient(
                 into_columns += weight.T @ x[panel.rows]
     stats = _joined(parts, x)
     if dx is not None:
-        dx = _through_normalisation(dx, x, anchors.embeddings, spec)
+        dx = through_normalisation(dx, x, anchors.embeddings, spec)
     if dr is not None and candidates is not None:
-        dr = _through_normalisation(dr, r, candidates.embeddings, spec)
+        dr = through_normalisation(dr, r, candidates.embeddings, spec)
     return row_loss(stats, spec.alpha, spec.beta), stats.pos_kept + stats.neg_kept, dx, dr
-
-
-def similarity_panels(
-    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec, temporaries: int = 1
-) -> Iterator[Panel]:
-    """Similarities and masks of all pairs, block of anchors by block, before mining.
-
-    temporaries: arrays of a panel's size that the caller makes of it; more make it lower. To be
-    used without autocast, which would round the similarities to half.
-    """
-    return _Sides(anchors, candidates, spec).panels(temporaries)
-
-
-class _Sides:
-    """Both sides in the compute dtype, normalised, and their panels."""
-
-    def __init__(self, rows: Side, columns: Side | None, spec: MultiSimilaritySpec) -> None:
-        if columns is None:
-            if rows.ids is None:
-                rows = rows._replace(ids=torch.arange(len(rows.labels), device=rows.labels.device))
-            columns = rows
-        self.rows, self.columns, self.spec = rows, columns, spec
-        self.x = _computed(rows, spec)
-        self.r = self.x if columns is rows else _computed(columns, spec)
-
-    def panels(self, temporaries: int = 1) -> Iterator[Panel]:
-        rows, columns, r = self.rows, self.columns, self.r
-        row_bytes = max(1, len(r) * r.element_size())
-        height = max(1, options.panel_bytes // temporaries // row_bytes)
-        for start in range(0, len(self.x), height):
-            block = slice(start, start + height)
-            sim = self.x[block] @ r.T
-            positive = rows.labels[block, None] == columns.labels[None, :]
-            negative = ~positive
-            if rows.ids is not None and columns.ids is not None:
-                other = rows.ids[block, None] != columns.ids[None, :]
-                positive &= other
-                negative &= other
-            if self.spec.max_positive_similarity is not None:
-                positive &= sim < self.spec.max_positive_similarity
-            yield Panel(block, sim, positive, negative)
-
-
-def _full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Autocast would round the similarities to half, and mine with them."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
-    return contextlib.nullcontext()
 
 
 def _joined(parts: list[RowStatistics], x: Tensor) -> RowStatistics:
@@ -146,22 +95,6 @@ def _joined(parts: list[RowStatistics], x: Tensor) -> RowStatistics:
         none, zero = x.new_zeros(0), torch.zeros(0, dtype=torch.int64, device=x.device)
         return RowStatistics(none, none, none, none, zero, zero)
     return RowStatistics(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-
-def _through_normalisation(
-    dx: Tensor, unit: Tensor, embeddings: Tensor, spec: MultiSimilaritySpec
-) -> Tensor:
-    if not spec.normalize:
-        return dx
-    norm = embeddings.to(dx.dtype).norm(dim=1, keepdim=True)
-    projected = (dx - (dx * unit).sum(1, keepdim=True) * unit) / norm
-    return torch.where(norm < 1e-12, dx / 1e-12, projected)  # a floored norm is a constant
-
-
-def _computed(side: Side, spec: MultiSimilaritySpec) -> Tensor:
-    x = side.embeddings
-    x = x if x.dtype == torch.float64 else x.float()
-    return unit_rows(x, dim=1) if spec.normalize else x
 
 
 def _panel_statistics(panel: Panel, spec: MultiSimilaritySpec) -> RowStatistics:

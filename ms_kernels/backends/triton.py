@@ -15,7 +15,7 @@ from torch import Tensor
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.reference import RowStatistics
 from ms_kernels.settings import options
-from ms_kernels.spec import MultiSimilaritySpec
+from ms_kernels.spec import MultiSimilaritySpec, PairSpec
 from ms_kernels.triton_kernels import tiles
 
 # Earlier ones have no float64 products and gave wrong float32 ones.
@@ -83,22 +83,33 @@ def embedding_gradient(
 
 
 def loss_and_gradient(
-    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec, need_dx: bool, need_dr: bool
+    anchors: Side,
+    candidates: Side | None,
+    spec: MultiSimilaritySpec | PairSpec,
+    need_dx: bool,
+    need_dr: bool,
+    dloss: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Row losses, 1 for the rows that keep a pair, and the gradients of the losses' sum."""
+    """Row losses, above 0 for the rows that keep a pair, and the gradients of the losses' sum."""
+    from ms_kernels.triton_kernels.launch_family import family_statistics
     from ms_kernels.triton_kernels.launch_gradient import Scan, gradient
     from ms_kernels.triton_kernels.launch_statistics import statistics
     from ms_kernels.triton_kernels.problem import Problem
 
     with _on_device_of(anchors.embeddings):
-        problem = Problem(anchors, candidates, spec)
         budget = options.workspace_bytes
-        stash_bytes = options.stash_bytes if need_dx else 0
-        found = statistics(problem, budget, exact=False, stash_bytes=stash_bytes)
+        if isinstance(spec, PairSpec):  # weights may be of any size, and nothing bounds a tile's
+            problem = Problem(anchors, candidates, spec, wide=True)
+            found = family_statistics(problem, spec.mining, dloss, budget)
+            tolerance = torch.zeros(1, dtype=found.terms.dtype, device=found.terms.device)
+        else:
+            problem = Problem(anchors, candidates, spec)
+            stash_bytes = options.stash_bytes if need_dx else 0
+            found = statistics(problem, budget, exact=False, stash_bytes=stash_bytes)
+            tolerance = _tolerance(found.terms)
         loss = found.loss
         row_poison = _poison(loss)
         poison = row_poison.sum().view(1)
-        tolerance = _tolerance(found.terms)
         scan = Scan(found.tile_mass, tolerance, found.stash, transposed=False)
         dx = dr = None
         if need_dx:

@@ -42,6 +42,7 @@ def gradient_kernel(
     poison_stride,
     MODE: tl.constexpr,
     ID_MODE: tl.constexpr,
+    RULES: tl.constexpr,
     HAS_ROW: tl.constexpr,
     HAS_COLUMN: tl.constexpr,
     BOUNDED: tl.constexpr,
@@ -99,6 +100,7 @@ def gradient_kernel(
                 HAS_COLUMN,
                 BOUNDED,
                 ID_MODE,
+                RULES,
             )
             weight = as_operand(weight, factor, other.dtype, MODE, WEIGHT_SCALE)
             sums = multiply_add(weight, other, sums, MODE)

@@ -41,6 +41,7 @@ def weights_kernel(
     scan_columns,
     MODE: tl.constexpr,
     ID_MODE: tl.constexpr,
+    RULES: tl.constexpr,
     HAS_ROW: tl.constexpr,
     HAS_COLUMN: tl.constexpr,
     BOUNDED: tl.constexpr,
@@ -101,6 +102,7 @@ def weights_kernel(
                         HAS_COLUMN,
                         BOUNDED,
                         ID_MODE,
+                        RULES,
                     )
         factor = tl.load(column_scale + columns)
         weight = as_operand(weight, factor, panel.dtype.element_ty, MODE, WEIGHT_SCALE)

@@ -113,7 +113,12 @@ class Launch:
         self.groups = int(triton.cdiv(rows.count, self.group))
         self.column_blocks = int(triton.cdiv(columns.count, self.group))
         self.given: Any = {"HAS_ROW": row_terms is not None, "HAS_COLUMN": column_terms is not None}
-        self.pairs: Any = {"ID_MODE": problem.id_mode, "BOUNDED": problem.bounded, **self.given}
+        self.pairs: Any = {
+            "ID_MODE": problem.id_mode,
+            "BOUNDED": problem.bounded,
+            "RULES": problem.rules,
+            **self.given,
+        }
         half = rows.copy.dtype == torch.float16
         self.common: Any = {
             "MODE": problem.mode,

@@ -15,6 +15,14 @@ from ms_kernels.triton_kernels.tiles import owner_of
 MOST_TILES = 8
 
 
+class NegativeScan(NamedTuple):
+    hardest: Tensor  # (padded): hardest negative, as what follows in label order
+    sums: Tensor
+    kept: Tensor  # if counted
+    tile_mass: Tensor  # (row blocks, column blocks); empty if exact
+    stash: Tensor | None  # exponentials, where they were asked for and fit
+
+
 class Statistics(NamedTuple):
     exact: RowStatistics | None  # in the caller's order, if asked for
     loss: Tensor  # (N) else, in the caller's order
@@ -35,19 +43,68 @@ def statistics(
     """
     rows, columns, tile = problem.rows, problem.columns, problem.tiles.scan
     new: Any = {"dtype": rows.dtype, "device": rows.device}
-    sides = (rows.copy, rows.scale)
-    others = (columns.copy, columns.scale, columns.ids, problem.options)
-    shape = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
-    common: Any = {
+    sides, others, common = arguments(problem)
+    hardest_positive = scan_positives(problem)
+    scan = scan_negatives(problem, hardest_positive, workspace_bytes, exact, stash_bytes)
+
+    exact_count, loss_count = (rows.count, 0) if exact else (0, rows.count)
+    floats = [torch.empty(exact_count, **new) for _ in range(4)]
+    integer: Any = {"dtype": torch.int64, "device": rows.device}
+    counts = [torch.empty(exact_count, **integer) for _ in range(2)]
+    loss, valid = torch.empty(loss_count, **new), torch.empty(loss_count, **integer)
+    terms = torch.empty(5, 0 if exact else rows.padded, **new)
+    positive_finish_kernel[(rows.padded // tile.block_m,)](
+        *sides,
+        rows.norm,
+        rows.ids,
+        problem.first,
+        problem.last,
+        rows.order,
+        *others[:3],
+        columns.poisoned,
+        problem.options,
+        hardest_positive,
+        scan.hardest,
+        scan.sums,
+        scan.kept,
+        terms,
+        *floats,
+        *counts,
+        loss,
+        valid,
+        rows.count,
+        columns.count,
+        rows.stride,
+        rows.padded,
+        BOUNDED=problem.bounded,
+        EXACT=exact,
+        **common,
+    )
+    stats = RowStatistics(*floats, *counts) if exact else None
+    return Statistics(stats, loss, valid, terms, scan.tile_mass, scan.stash)
+
+
+def arguments(problem: Problem) -> tuple[Any, Any, Any]:
+    """Those of rows, of columns, and the constants that the kernels of this tile share."""
+    rows, columns, tile = problem.rows, problem.columns, problem.tiles.scan
+    constants = {
         "MODE": problem.mode,
         "ID_MODE": problem.id_mode,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
         "BLOCK_K": problem.piece(tile.block_k),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
-        **shape,
     }
-    hardest_positive = torch.empty(rows.padded, **new)
-    row_blocks = triton.cdiv(max(rows.count, 1), tile.block_m)
+    others = (columns.copy, columns.scale, columns.ids, problem.options)
+    return (rows.copy, rows.scale), others, constants
+
+
+def scan_positives(problem: Problem) -> Tensor:
+    """(padded) hardest positives."""
+    rows, tile = problem.rows, problem.tiles.scan
+    sides, others, common = arguments(problem)
+    hardest_positive = torch.empty(rows.padded, dtype=rows.dtype, device=rows.device)
     positive_scan_kernel[(rows.padded // tile.block_m,)](
         *sides,
         rows.ids,
@@ -59,22 +116,41 @@ def statistics(
         rows.stride,
         **common,
     )
+    return hardest_positive
 
+
+def scan_negatives(
+    problem: Problem, bounds: Tensor, workspace_bytes: int, exact: bool, stash_bytes: int = 0
+) -> NegativeScan:
+    """bounds: hardest positives or, of the other losses, what `family_finish.py` says.
+
+    Goes by launches of as many row blocks as `workspace_bytes` of partial sums allow; each is
+    merged into the totals before the next.
+    """
+    rows, columns, tile = problem.rows, problem.columns, problem.tiles.scan
+    new: Any = {"dtype": rows.dtype, "device": rows.device}
+    sides, others, common = arguments(problem)
+    counted = exact or problem.rules != 0
+    row_blocks = triton.cdiv(max(rows.count, 1), tile.block_m)
     column_blocks = triton.cdiv(columns.count, tile.block_n)
     mass_shape = (0, 0) if exact else (row_blocks, max(column_blocks, 1))
     tile_mass = torch.empty(mass_shape, dtype=torch.bfloat16, device=rows.device)
     hardest_negative = torch.full((rows.padded,), -torch.inf, **new)
     negative_sum = torch.zeros(rows.padded, **new)
-    neg_kept = torch.zeros(rows.padded if exact else 0, dtype=torch.int32, device=rows.device)
+    neg_kept = torch.zeros(rows.padded if counted else 0, dtype=torch.int32, device=rows.device)
     work = row_blocks * column_blocks // (2 if problem.symmetric else 1)
     tiles = min(MOST_TILES, max(1, work // (4 * BUSY)))
     splits = triton.cdiv(column_blocks, tiles)
-    chunk = _chunk(problem, workspace_bytes, row_blocks, splits, exact)
+    chunk = _chunk(problem, workspace_bytes, row_blocks, splits, counted)
     row_cells, column_cells = chunk * tile.block_m, columns.padded if problem.symmetric else 0
-    row_partials = _partials(splits, row_cells, new, exact)
-    column_partials = _partials(chunk if problem.symmetric else 0, column_cells, new, exact)
+    row_partials = _partials(splits, row_cells, new, counted)
+    column_partials = _partials(chunk if problem.symmetric else 0, column_cells, new, counted)
     stash = _stash(problem, row_blocks, column_blocks, stash_bytes)
-    flags: Any = {"SYMMETRIC": problem.symmetric, "BOUNDED": problem.bounded, "EXACT": exact}
+    flags: Any = {
+        "SYMMETRIC": problem.symmetric,
+        "BOUNDED": problem.bounded,
+        "COUNT": counted,
+    }
     for first_block in range(0, row_blocks if column_blocks else 0, chunk):
         blocks = min(chunk, row_blocks - first_block)
         negative_scan_kernel[(blocks * splits,)](
@@ -83,7 +159,7 @@ def statistics(
             problem.first,
             problem.last,
             *others,
-            hardest_positive,
+            bounds,
             *row_partials,
             *column_partials,
             tile_mass if stash is None else stash,
@@ -97,6 +173,9 @@ def statistics(
             column_cells,
             column_blocks,
             tiles,
+            rows.padded,
+            RULES=problem.rules,
+            EXACT=exact,
             STASH=stash is not None,
             MAY_OVERFLOW=not problem.spec.normalize,
             **flags,
@@ -116,44 +195,10 @@ def statistics(
             column_cells,
             tiles,
             **flags,
-            **shape,
+            BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n,
         )
-
-    exact_count, loss_count = (rows.count, 0) if exact else (0, rows.count)
-    floats = [torch.empty(exact_count, **new) for _ in range(4)]
-    integer: Any = {"dtype": torch.int64, "device": rows.device}
-    counts = [torch.empty(exact_count, **integer) for _ in range(2)]
-    loss, valid = torch.empty(loss_count, **new), torch.empty(loss_count, **integer)
-    terms = torch.empty(5, 0 if exact else rows.padded, **new)
-    positive_finish_kernel[(rows.padded // tile.block_m,)](
-        *sides,
-        rows.norm,
-        rows.ids,
-        problem.first,
-        problem.last,
-        rows.order,
-        *others[:3],
-        columns.poisoned,
-        problem.options,
-        hardest_positive,
-        hardest_negative,
-        negative_sum,
-        neg_kept,
-        terms,
-        *floats,
-        *counts,
-        loss,
-        valid,
-        rows.count,
-        columns.count,
-        rows.stride,
-        rows.padded,
-        BOUNDED=problem.bounded,
-        EXACT=exact,
-        **common,
-    )
-    stats = RowStatistics(*floats, *counts) if exact else None
-    return Statistics(stats, loss, valid, terms, tile_mass, stash)
+    return NegativeScan(hardest_negative, negative_sum, neg_kept, tile_mass, stash)
 
 
 def _stash(problem: Problem, row_blocks: int, column_blocks: int, budget: int) -> Tensor | None:

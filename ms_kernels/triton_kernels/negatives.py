@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from ms_kernels.triton_kernels.family import CONTRASTIVE, negative_term
 from ms_kernels.triton_kernels.multi_similarity import (
     INFINITY,
     negative_exponential,
@@ -20,6 +21,14 @@ def rounded_up(mass):
     return tl.maximum(mass * (1 + 2.0**-6), least).to(tl.float32).to(tl.bfloat16)
 
 
+@triton.jit
+def unbounded(sim, kept, options, RULES: tl.constexpr):
+    """Mass of a tile whose pairs may weigh anything: infinite if one of them weighs something."""
+    if RULES == CONTRASTIVE:
+        kept &= sim >= tl.load(options + 2)
+    return tl.where(tl.max(tl.max(kept.to(tl.int32), 1), 0) > 0, INFINITY, 0).to(sim.dtype)
+
+
 @triton.jit(do_not_specialize=["first_block", "blocks", "tiles"])
 def negative_scan_kernel(
     x,
@@ -31,7 +40,7 @@ def negative_scan_kernel(
     column_scale,
     column_ids,
     options,
-    hardest_positive,
+    hardest_positive,  # with RULES the bounds (3, padded), see `family_finish.py`
     row_hardest,  # (splits, row_cells) out: partials of this launch's rows
     row_sum,
     row_kept,
@@ -49,12 +58,15 @@ def negative_scan_kernel(
     column_cells,
     column_blocks,
     tiles,  # blocks of columns of one program
+    padded,
     MODE: tl.constexpr,
     ID_MODE: tl.constexpr,
+    RULES: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     BOUNDED: tl.constexpr,
     MAY_OVERFLOW: tl.constexpr,
     EXACT: tl.constexpr,
+    COUNT: tl.constexpr,
     STASH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -63,8 +75,8 @@ def negative_scan_kernel(
     """One program owns BLOCK_M anchors and `tiles` blocks of columns; sums have one fixed order.
 
     SYMMETRIC: columns are anchors too, and only pairs above the diagonal are visited; each serves
-    its row and its column. EXACT also counts kept pairs and finds the hardest negative of anchors
-    that keep none. MAY_OVERFLOW: a similarity may not be finite, and makes its anchors' sums NaN.
+    its row and its column. COUNT kept pairs; EXACT also finds the hardest negative of anchors that
+    keep none. MAY_OVERFLOW: a similarity may not be finite, and makes its anchors' sums NaN.
     """
     T: tl.constexpr = row_scale.dtype.element_ty
     local = tl.program_id(0) % blocks
@@ -77,7 +89,11 @@ def negative_scan_kernel(
     end = tl.minimum(split * tiles + tiles, column_blocks)
 
     row_first, row_last = tl.load(first + rows), tl.load(last + rows)
-    row_threshold = negative_threshold(tl.load(hardest_positive + rows), options)
+    row_threshold = tl.load(hardest_positive + rows)
+    if RULES == 0:
+        row_threshold = negative_threshold(row_threshold, options)
+    else:
+        row_below = tl.load(hardest_positive + padded + rows)
     row_threshold = tl.where(rows < N, row_threshold, INFINITY)
     hardest = tl.full((BLOCK_M,), -INFINITY, T)
     sums = tl.zeros((BLOCK_M,), T)
@@ -100,7 +116,9 @@ def negative_scan_kernel(
 
         least = tl.min(row_threshold)
         if SYMMETRIC:
-            column_threshold = negative_threshold(tl.load(hardest_positive + columns), options)
+            column_threshold = tl.load(hardest_positive + columns)
+            if RULES == 0:
+                column_threshold = negative_threshold(column_threshold, options)
             column_threshold = tl.where(columns < M, column_threshold, INFINITY)
             least = tl.minimum(least, tl.min(column_threshold))
         mass = tl.zeros((), T)
@@ -118,25 +136,36 @@ def negative_scan_kernel(
             some = tl.max(sim) > least - slack
         if some:
             by_row = sim > row_threshold[:, None]
-            row_top = tl.max(sim, 1)
+            own = sim
+            if RULES != 0:
+                by_row &= sim < row_below[:, None]
+                own = tl.where(by_row, sim, -INFINITY)
+            row_top = tl.max(own, 1)
             new_hardest = tl.maximum(hardest, row_top)
             reference = tl.where(new_hardest == -INFINITY, 0, new_hardest)
-            e = negative_exponential(sim, reference[:, None], options, BOUNDED)
+            e = negative_term(sim, reference[:, None], options, BOUNDED, RULES)
             row_total = tl.sum(tl.where(by_row, e, 0), 1)
-            if BOUNDED:
+            if RULES != 0:
+                mass = unbounded(sim, by_row, options, RULES)
+            elif BOUNDED:
                 mass = tl.max(row_total)
             else:
+                mass = tl.where(tl.max(row_total) > 0, INFINITY, 0).to(T)
+            if not BOUNDED:
                 sums *= tl.where(
                     sums > 0, negative_exponential(hardest, reference, options, False), 0
                 )
-                mass = tl.where(tl.max(row_total) > 0, INFINITY, 0).to(T)
             sums += row_total
             hardest = new_hardest
-            if EXACT:
+            if COUNT:
                 kept += tl.sum(by_row.to(tl.int32), 1)
             if SYMMETRIC:
                 by_column = sim > column_threshold[None, :]
-                column_top = tl.max(sim, 0)
+                own = sim
+                if RULES != 0:
+                    by_column &= sim < tl.load(hardest_positive + padded + columns)[None, :]
+                    own = tl.where(by_column, sim, -INFINITY)
+                column_top = tl.max(own, 0)
                 if not BOUNDED:
                     reference = tl.where(column_top == -INFINITY, 0, column_top)
                     e = negative_exponential(sim, reference[None, :], options, BOUNDED)
@@ -146,10 +175,12 @@ def negative_scan_kernel(
                         stash, e, by_row, by_column, block, tile, column_blocks, BLOCK_M, BLOCK_N
                     )
                 column_mass = tl.max(column_total)
-                if not BOUNDED:
+                if RULES != 0:
+                    column_mass = unbounded(sim, by_column, options, RULES)
+                elif not BOUNDED:
                     column_mass = tl.where(column_mass > 0, INFINITY, 0).to(T)
                 mass = tl.maximum(mass, column_mass)
-                if EXACT:
+                if COUNT:
                     column_count = tl.sum(by_column.to(tl.int32), 0)
         if MAY_OVERFLOW:
             nan = float("nan")
@@ -160,14 +191,14 @@ def negative_scan_kernel(
             at = local.to(tl.int64) * column_cells + columns
             tl.store(column_hardest + at, column_top)
             tl.store(column_sum + at, column_total)
-            if EXACT:
+            if COUNT:
                 tl.store(column_kept + at, column_count)
         if not EXACT:
             tl.store(tile_mass + block.to(tl.int64) * column_blocks + tile, rounded_up(mass))
     at = split.to(tl.int64) * row_cells + local * BLOCK_M + tl.arange(0, BLOCK_M)
     tl.store(row_hardest + at, hardest)
     tl.store(row_sum + at, sums)
-    if EXACT:
+    if COUNT:
         tl.store(row_kept + at, kept)
 
 
@@ -182,7 +213,7 @@ def merged(
     more_kept,
     options,
     BOUNDED: tl.constexpr,
-    EXACT: tl.constexpr,
+    COUNT: tl.constexpr,
 ):
     """One more partial. Sums refer to `base` where BOUNDED, else to their partial's hardest."""
     top, total = tl.load(more_hardest + at), tl.load(more_sum + at)
@@ -197,7 +228,7 @@ def merged(
         )
         more = tl.where(total == 0, 0, total * negative_exponential(top, reference, options, False))
         sums = ours + more
-    if EXACT:
+    if COUNT:
         kept += tl.load(more_kept + at)
     return new, sums, kept
 
@@ -222,7 +253,7 @@ def merge_kernel(
     tiles,
     SYMMETRIC: tl.constexpr,
     BOUNDED: tl.constexpr,
-    EXACT: tl.constexpr,
+    COUNT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -233,7 +264,7 @@ def merge_kernel(
     sums = tl.load(negative_sum + rows)
     kept = tl.zeros((BLOCK_M,), tl.int32)
     wide = tl.zeros((BLOCK_M,), tl.int64)
-    if EXACT:
+    if COUNT:
         kept = tl.load(neg_kept + rows)
     if SYMMETRIC:
         # Row blocks whose tiles reach this block's columns: the scan starts at its own.
@@ -250,7 +281,7 @@ def merge_kernel(
                 column_kept,
                 options,
                 BOUNDED,
-                EXACT,
+                COUNT,
             )
     local = block - first_block
     if (local >= 0) & (local < blocks):
@@ -260,9 +291,9 @@ def merge_kernel(
         for split in range(start, splits):
             at = (wide + split) * row_cells + local * BLOCK_M + tl.arange(0, BLOCK_M)
             hardest, sums, kept = merged(
-                hardest, sums, kept, at, row_hardest, row_sum, row_kept, options, BOUNDED, EXACT
+                hardest, sums, kept, at, row_hardest, row_sum, row_kept, options, BOUNDED, COUNT
             )
     tl.store(hardest_negative + rows, hardest)
     tl.store(negative_sum + rows, sums)
-    if EXACT:
+    if COUNT:
         tl.store(neg_kept + rows, kept)

@@ -1,6 +1,5 @@
 """Both sides of the pairs as the kernels want them: sorted by label, copied, padded."""
 
-import math
 import struct
 
 import torch
@@ -8,7 +7,13 @@ import triton
 from torch import Tensor
 
 from ms_kernels.backends.interface import Side
-from ms_kernels.spec import MultiSimilaritySpec
+from ms_kernels.spec import MultiSimilaritySpec, PairSpec
+from ms_kernels.triton_kernels.family_options import (
+    OPTIONS,
+    family_options,
+    is_family_bounded,
+    reach_of,
+)
 from ms_kernels.triton_kernels.order import range_kernel, rank_kernel
 from ms_kernels.triton_kernels.pairs import DIAGONAL, GIVEN, NO_IDS
 from ms_kernels.triton_kernels.rows import copy_kernel, options_kernel
@@ -35,7 +40,9 @@ def rows_at_once(depth: int) -> tuple[int, int]:
 class Rows:
     """One side, in label order. Arrays are as long as `padded`; what is past `count` is inert."""
 
-    def __init__(self, side: Side, spec: MultiSimilaritySpec, tiles: Tiles, operand: torch.dtype):
+    def __init__(
+        self, side: Side, spec: MultiSimilaritySpec | PairSpec, tiles: Tiles, operand: torch.dtype
+    ):
         x = side.embeddings
         self.device = x.device
         self.count, self.width = int(x.shape[0]), int(x.shape[1])
@@ -119,9 +126,7 @@ def is_bounded(spec: MultiSimilaritySpec, count: int, dtype: torch.dtype) -> boo
 
     Of unit rows |S| <= 1.
     """
-    crowd = max(0.0, math.log(max(1, count) / 2**17))
-    reach = max(spec.beta * (1 - spec.base) + crowd, spec.beta * (1 + spec.base))
-    return spec.normalize and reach <= BOUND[dtype]
+    return spec.normalize and reach_of(spec.beta, spec.base, count) <= BOUND[dtype]
 
 
 class Problem:
@@ -131,7 +136,7 @@ class Problem:
         self,
         rows: Side,
         columns: Side | None,
-        spec: MultiSimilaritySpec,
+        spec: MultiSimilaritySpec | PairSpec,
         tiles: Tiles | None = None,  # default: those of the mode and device
         wide: bool = False,  # weights may be of any size
     ) -> None:
@@ -153,10 +158,17 @@ class Problem:
             self.id_mode = GIVEN.value
         else:
             self.id_mode = DIAGONAL.value if self.symmetric else NO_IDS.value
-        values = spec.pack()[:5]
-        values[3] = spec.narrow_epsilon(torch.finfo(self.rows.dtype).max)
-        self.options = _options_on(self.rows.device, self.rows.dtype, tuple(values))
-        self.bounded = is_bounded(spec, self.columns.count, self.rows.dtype)
+        dtype, count = self.rows.dtype, self.columns.count
+        if isinstance(spec, PairSpec):
+            self.rules = 1 + spec.native_code
+            values = family_options(spec)
+            self.bounded = is_family_bounded(spec, values, count, BOUND[dtype])
+        else:
+            self.rules = 0
+            values = [*spec.pack()[:5], 0.0, 0.0]
+            values[3] = spec.narrow_epsilon(torch.finfo(dtype).max)
+            self.bounded = is_bounded(spec, count, dtype)
+        self.options = _options_on(self.rows.device, dtype, tuple(values))
 
     def piece(self, block_k: int) -> int:
         """Of the depth; the copies' stride is a multiple of it."""
@@ -178,5 +190,7 @@ def _contiguous(side: Side) -> Side:
 def _options_on(device: torch.device, dtype: torch.dtype, values: tuple[float, ...]) -> Tensor:
     """On the device, so that no option is compiled in; by a launch, so that a graph can hold it."""
     options = torch.empty(len(values), dtype=dtype, device=device)
-    options_kernel[(1,)](options, *struct.unpack("5q", struct.pack("5d", *values)))
+    options_kernel[(1,)](
+        options, *struct.unpack(f"{OPTIONS}q", struct.pack(f"{OPTIONS}d", *values))
+    )
     return options

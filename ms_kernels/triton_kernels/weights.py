@@ -2,11 +2,15 @@
 
 `terms` points to five arrays of `padded` entries: neg_threshold, pos_threshold, neg_offset,
 pos_offset, dloss. Offsets are softplus of the log-sum-exps; a muted row passes no threshold.
+With RULES (`family.py`) they are eight: neg_above, pos_below, neg_offset, pos_offset, and, times
+dloss, the factor of negatives; neg_below; factor and constant of positives, times dloss.
 """
 
 import triton
 import triton.language as tl
 
+from ms_kernels.triton_kernels.family import negative_weight as family_negative
+from ms_kernels.triton_kernels.family import positive_weight as family_positive
 from ms_kernels.triton_kernels.multi_similarity import (
     INFINITY,
     is_positive,
@@ -62,6 +66,31 @@ def negative_weights(
 
 
 @triton.jit
+def one_side(terms, at, AS_ROW: tl.constexpr):
+    """An array of terms, shaped to broadcast over a tile of rows by columns."""
+    found = tl.load(terms + at)
+    return found[:, None] if AS_ROW else found[None, :]
+
+
+@triton.jit
+def family_negatives(sim, terms, at, padded, options, AS_ROW: tl.constexpr, RULES: tl.constexpr):
+    offset = one_side(terms, 2 * padded + at, AS_ROW)
+    factor = one_side(terms, 4 * padded + at, AS_ROW)
+    kept = sim > one_side(terms, at, AS_ROW)
+    kept &= sim < one_side(terms, 5 * padded + at, AS_ROW)
+    return tl.where(kept, family_negative(sim, offset, factor, options, RULES), 0)
+
+
+@triton.jit
+def family_positives(sim, terms, at, padded, options, AS_ROW: tl.constexpr, RULES: tl.constexpr):
+    offset = one_side(terms, 3 * padded + at, AS_ROW)
+    factor = one_side(terms, 6 * padded + at, AS_ROW)
+    constant = one_side(terms, 7 * padded + at, AS_ROW)
+    weight = family_positive(sim, offset, factor, constant, options, RULES)
+    return tl.where(sim < one_side(terms, padded + at, AS_ROW), weight, 0)
+
+
+@triton.jit
 def pair_weights(
     sim,
     row_terms,
@@ -80,34 +109,52 @@ def pair_weights(
     HAS_COLUMN: tl.constexpr,
     BOUNDED: tl.constexpr,
     ID_MODE: tl.constexpr,
+    RULES: tl.constexpr,
 ):
     """Weights of a tile; without POSITIVES it is known to hold none. Padding weighs nothing."""
-    weight = negative_weights(
-        sim,
-        row_terms,
-        rows,
-        row_padded,
-        column_terms,
-        columns,
-        column_padded,
-        options,
-        HAS_ROW,
-        HAS_COLUMN,
-        BOUNDED,
-    )
+    weight = tl.zeros(sim.shape, sim.dtype)
+    if RULES != 0:
+        if HAS_ROW:
+            weight += family_negatives(sim, row_terms, rows, row_padded, options, True, RULES)
+        if HAS_COLUMN:
+            weight += family_negatives(
+                sim, column_terms, columns, column_padded, options, False, RULES
+            )
+    else:
+        weight = negative_weights(
+            sim,
+            row_terms,
+            rows,
+            row_padded,
+            column_terms,
+            columns,
+            column_padded,
+            options,
+            HAS_ROW,
+            HAS_COLUMN,
+            BOUNDED,
+        )
     if POSITIVES:
         same = same_class(tl.load(first + rows), tl.load(last + rows), columns)
         positive = tl.zeros(sim.shape, sim.dtype)
-        if HAS_ROW:
-            threshold = tl.load(row_terms + row_padded + rows)[:, None]
-            offset = tl.load(row_terms + 3 * row_padded + rows)[:, None]
-            dloss = tl.load(row_terms + 4 * row_padded + rows)[:, None]
-            positive += positive_weight(sim, threshold, offset, dloss, options)
-        if HAS_COLUMN:
-            threshold = tl.load(column_terms + column_padded + columns)[None, :]
-            offset = tl.load(column_terms + 3 * column_padded + columns)[None, :]
-            dloss = tl.load(column_terms + 4 * column_padded + columns)[None, :]
-            positive += positive_weight(sim, threshold, offset, dloss, options)
+        if RULES != 0:
+            if HAS_ROW:
+                positive += family_positives(sim, row_terms, rows, row_padded, options, True, RULES)
+            if HAS_COLUMN:
+                positive += family_positives(
+                    sim, column_terms, columns, column_padded, options, False, RULES
+                )
+        else:
+            if HAS_ROW:
+                threshold = tl.load(row_terms + row_padded + rows)[:, None]
+                offset = tl.load(row_terms + 3 * row_padded + rows)[:, None]
+                dloss = tl.load(row_terms + 4 * row_padded + rows)[:, None]
+                positive += positive_weight(sim, threshold, offset, dloss, options)
+            if HAS_COLUMN:
+                threshold = tl.load(column_terms + column_padded + columns)[None, :]
+                offset = tl.load(column_terms + 3 * column_padded + columns)[None, :]
+                dloss = tl.load(column_terms + 4 * column_padded + columns)[None, :]
+                positive += positive_weight(sim, threshold, offset, dloss, options)
         positive = tl.where(is_positive(sim, same, options), positive, 0)
         weight = tl.where(same, positive, weight)
         weight = tl.where(distinct(rows, columns, row_ids, column_ids, ID_MODE), weight, 0)

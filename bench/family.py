@@ -1,0 +1,219 @@
+"""python -m bench family [quick]: every member against pytorch-metric-learning's class, in time and
+peak memory of a training step. quick: N = 512 alone.
+
+Settings are those that make both losses equal, and they are compared before they are timed.
+"""
+
+import functools
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+import ms_kernels
+from bench.baselines import Loss
+from bench.timing import Turns, rounds_for
+from ms_kernels.step_cost import peak_of
+
+SIZES = (512, 2048, 8192)
+DEPTH = 128
+PER_CLASS = 4
+MOST_SECONDS = 60  # of the peer's turns in one case
+PEER = "metric_learning"  # so named, bench.timing lets it sit out later rounds
+TOO_LARGE = "more than 16 GiB: it stores positive x negative pairs of the batch"
+TOO_MANY = "more than 16 GiB and two minutes: it sorts all triplets"
+
+
+class Member(NamedTuple):
+    ours: Loss
+    peer: Loss | None = None
+    most: int = SIZES[-1]  # rows; the peer is left out above
+    why: str = ""  # it is left out
+
+
+@functools.cache
+def members() -> dict[str, Member]:
+    from pytorch_metric_learning import losses, reducers
+    from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity
+    from pytorch_metric_learning.miners import MultiSimilarityMiner
+
+    mean, total = reducers.MeanReducer(), reducers.SumReducer()
+    cosine, raw = CosineSimilarity(), DotProductSimilarity(normalize_embeddings=False)
+    miner, mined = MultiSimilarityMiner(0.1), losses.MultiSimilarityLoss(2, 50, 0.5)
+    lifted = losses.GeneralizedLiftedStructureLoss(0.0, 1.0, distance=cosine)
+    contrastive = losses.ContrastiveLoss(1.0, 0.5, distance=cosine, reducer=total)
+    triplet = losses.TripletMarginLoss(0.1, distance=cosine, reducer=total)
+    k = ms_kernels
+    return {
+        "MultiSimilarity": Member(k.MultiSimilarityLoss(), lambda x, y: mined(x, y, miner(x, y))),
+        "Contrastive": Member(k.ContrastiveLoss(reduction="sum"), contrastive),
+        "BinomialDeviance": Member(k.BinomialDevianceLoss()),
+        "BinLifted": Member(k.PairLoss(k.BinLifted())),
+        "LiftedStructure": Member(k.LiftedStructureLoss(), lifted),
+        "Triplet": Member(k.TripletLoss(reduction="sum"), triplet),
+        "NPair": Member(
+            _first_pairs(k.NPairLoss(normalize=False)), losses.NPairsLoss(distance=raw)
+        ),
+        "NTXent": Member(k.NTXentLoss(0.07), losses.NTXentLoss(0.07), 512, TOO_LARGE),
+        "SupCon": Member(k.SupConLoss(0.1), losses.SupConLoss(0.1, reducer=mean)),
+        "NCA": Member(k.NCALoss(0.5), losses.NCALoss(softmax_scale=1)),
+        "Circle": Member(k.CircleLoss(), losses.CircleLoss(0.4, 80, reducer=mean)),
+        "Histogram": Member(k.HistogramLoss(), _quiet(losses.HistogramLoss(100)), 2048, TOO_MANY),
+    }
+
+
+def _first_pairs(loss: Callable[..., Tensor]) -> Loss:
+    """Of the first sample of each class against the second: the peer takes no others."""
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        q = len(x) // PER_CLASS
+        return loss(x[:q], y[:q], x[q : 2 * q], y[q : 2 * q])
+
+    return run
+
+
+def _quiet(loss: Loss) -> Loss:
+    """Without torch's warning of an index that is a list."""
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return loss(x, y)
+
+    return run
+
+
+def make_batch(n: int) -> tuple[Tensor, Tensor]:
+    """Unit rows around the centre of their class, whose similarity to each other is about 1/2."""
+    generator = torch.Generator().manual_seed(n)
+    classes = n // PER_CLASS
+    y = torch.arange(classes).repeat(PER_CLASS)
+    centres = normalize(torch.randn(classes, DEPTH, generator=generator), dim=1)
+    noise = normalize(torch.randn(len(y), DEPTH, generator=generator), dim=1)
+    return normalize(centres[y] + noise, dim=1), y
+
+
+def check(name: str) -> None:
+    """Refuses to time what is not the same: loss and gradient in float64."""
+    member = members()[name]
+    if member.peer is None:
+        return
+    x, y = make_batch(128)
+    found = []
+    for function in (member.ours, member.peer):
+        leaf = x.double().requires_grad_()
+        loss = function(leaf, y)
+        found.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
+    for what, ours, peer in zip(("loss", "gradient"), *found, strict=True):
+        worst, allowed = float((ours - peer).abs().max()), 1e-6 * float(peer.abs().max())
+        if not worst <= allowed:  # so put, NaN is refused too
+            raise AssertionError(
+                f"{name}: expected the peer's {what} within {allowed:.1e}, got {worst:.1e} off; "
+                "not timed"
+            )
+
+
+def times(name: str, n: int) -> dict[str, dict[str, float]]:
+    """Medians of interleaved rounds of each candidate."""
+    member = members()[name]
+    turns = Turns(*make_batch(n), with_gradient=True)
+    turns.baselines = {PEER: member.peer} if member.peer and n <= member.most else {}
+    turns.warm_up(member.ours)
+    for _ in range(rounds_for(n)):
+        if sum(turns.times.get(PEER, {}).get("step", [])) < MOST_SECONDS:
+            turns.others()
+        turns.run("ours", member.ours)
+    return turns.summary()
+
+
+def peak(name: str, candidate: str, n: int) -> int | None:
+    """Resident bytes at the peak of a step in a fresh process; None where it is not known."""
+    command = [sys.executable, "-m", "bench.family", name, candidate, str(n)]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: int | None = json.loads(shown)
+    return found
+
+
+def print_peak(name: str, candidate: str, n: int) -> None:
+    member = members()[name]
+    function = member.ours if candidate == "ours" else member.peer
+    assert function is not None
+    x, y = make_batch(n)
+
+    def step(x: Tensor) -> None:
+        function(x, y if len(x) == n else make_batch(len(x))[1]).backward()
+
+    # Small, or what the heap keeps of it would hide as much of the step that is measured.
+    step(make_batch(64)[0].requires_grad_())
+    print(json.dumps(peak_of(step, x.requires_grad_())))
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown: milliseconds and MiB of both, and how many times longer the peer takes."""
+    machine = found["machine"]
+    lines = [
+        f"One training step (loss and gradient), float32, D = {DEPTH}, {PER_CLASS} samples a "
+        f"class, {machine['threads']} threads of {machine['cpu']}, torch {machine['torch']}, "
+        f"pytorch-metric-learning {machine['pytorch_metric_learning']}, {machine['date']}. Medians "
+        "of interleaved rounds; peak resident memory beyond the embeddings and their gradient.",
+        "",
+        "| loss | N | ms_kernels | pytorch-metric-learning | times longer | memory | its memory |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in found["family"]:
+        ours, peer = row["times"]["ours"], row["times"].get(PEER)
+        theirs = ("", "")
+        if peer is not None:
+            theirs = (f"{peer['step'] * 1e3:.1f} ms", f"{peer['ratio']:.1f}x")
+        elif row["left_out"]:
+            theirs = (row["left_out"], "")
+        memory = " | ".join(_mebibytes(row["bytes"].get(who)) for who in ("ours", PEER))
+        lines.append(
+            f"| {row['member']} | {row['n']} | {ours['step'] * 1e3:.1f} ms | {theirs[0]} | "
+            f"{theirs[1]} | {memory} |"
+        )
+    return "\n".join(lines)
+
+
+def _mebibytes(number: int | None) -> str:
+    return "" if number is None else f"{number / 2**20:.1f} MiB"
+
+
+def measure(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    rows = []
+    jobs = [(name, n) for name in members() for n in sizes]
+    for name, n in (progress := tqdm(jobs, desc="family", unit="case")):
+        progress.set_postfix_str(f"{name} {n}")
+        check(name)
+        member = members()[name]
+        compared = member.peer is not None and n <= member.most
+        if member.peer is None:
+            left_out = "it has none"
+        else:
+            left_out = "" if compared else member.why
+        candidates = ("ours", PEER) if compared else ("ours",)
+        peaks = {who: peak(name, who, n) for who in candidates}
+        row = {"member": name, "n": n, "left_out": left_out, "bytes": peaks}
+        rows.append({**row, "times": times(name, n)})
+    return rows
+
+
+def run(machine: dict[str, object], quick: bool) -> None:
+    found = {"machine": machine, "family": measure(SIZES[:1] if quick else SIZES)}
+    name = "quick" if quick else machine["date"]
+    path = Path(__file__).parent / "results" / f"family-{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\nresults: {path}\n\n{table(found)}")
+
+
+if __name__ == "__main__":
+    print_peak(sys.argv[1], sys.argv[2], int(sys.argv[3]))

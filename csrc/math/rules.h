@@ -1,0 +1,31 @@
+// The codes of rules and their options, as a call gives them.
+#pragma once
+
+namespace msk {
+
+// In the order of ms_kernels/spec.py; NPair is NTXent.
+enum class WeightingRule : int {
+  multi_similarity,
+  contrastive,
+  binomial_deviance,
+  bin_lifted,
+  lifted_structure,
+  nt_xent,
+  sup_con,
+  nca,
+  circle,
+  count
+};
+
+// In the order of ms_kernels/spec.py.
+enum class MiningRule : int { none, multi_similarity, hardest, semi_hard, threshold, count };
+
+// Options of each rule in the order of its Python class.
+struct Rules {
+  WeightingRule weighting;
+  double weighting_options[3];
+  MiningRule mining;
+  double mining_options[2];
+};
+
+}  // namespace msk

@@ -1,0 +1,82 @@
+"""Both sides of the pairs in plain PyTorch, and their panels: blocks of rows against all columns.
+
+Half inputs are computed in float32.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize as unit_rows
+
+from ms_kernels.backends.interface import Side
+from ms_kernels.settings import options
+from ms_kernels.spec import MultiSimilaritySpec, PairSpec
+
+
+class Panel(NamedTuple):
+    rows: slice
+    sim: Tensor  # (rows, M)
+    positive: Tensor
+    negative: Tensor
+
+
+class Sides:
+    """Both sides in the compute dtype, normalised, and their panels."""
+
+    def __init__(
+        self, rows: Side, columns: Side | None, spec: MultiSimilaritySpec | PairSpec
+    ) -> None:
+        if columns is None:
+            if rows.ids is None:
+                rows = rows._replace(ids=torch.arange(len(rows.labels), device=rows.labels.device))
+            columns = rows
+        self.rows, self.columns, self.spec = rows, columns, spec
+        self.x = computed(rows.embeddings, spec.normalize)
+        self.r = self.x if columns is rows else computed(columns.embeddings, spec.normalize)
+
+    def panels(self, arrays: int = 1) -> Iterator[Panel]:
+        """Blocks of rows, so that `arrays` of a panel's size fit options.panel_bytes."""
+        r = self.r
+        height = max(1, options.panel_bytes // arrays // max(1, len(r) * r.element_size()))
+        for start in range(0, len(self.x), height):
+            block = slice(start, start + height)
+            yield self.panel(block, self.x, self.r)
+
+    def panel(self, block: slice, x: Tensor, r: Tensor) -> Panel:
+        """Of some rows: x and r are those of this object, or stand for them in a derivative."""
+        rows, columns = self.rows, self.columns
+        sim = x[block] @ r.T
+        positive = rows.labels[block, None] == columns.labels[None, :]
+        negative = ~positive
+        if rows.ids is not None and columns.ids is not None:
+            other = rows.ids[block, None] != columns.ids[None, :]
+            positive, negative = positive & other, negative & other
+        if self.spec.max_positive_similarity is not None:
+            positive = positive & (sim < self.spec.max_positive_similarity)
+        return Panel(block, sim, positive, negative)
+
+
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Autocast would round the similarities to half, and mine with them."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def through_normalisation(
+    dx: Tensor, unit: Tensor, embeddings: Tensor, spec: MultiSimilaritySpec | PairSpec
+) -> Tensor:
+    if not spec.normalize:
+        return dx
+    norm = embeddings.to(dx.dtype).norm(dim=1, keepdim=True)
+    projected = (dx - (dx * unit).sum(1, keepdim=True) * unit) / norm
+    return torch.where(norm < 1e-12, dx / 1e-12, projected)  # a floored norm is a constant
+
+
+def computed(x: Tensor, normalize: bool) -> Tensor:
+    """In the compute dtype, as unit rows if asked."""
+    x = x if x.dtype == torch.float64 else x.float()
+    return unit_rows(x, dim=1) if normalize else x

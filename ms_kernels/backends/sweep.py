@@ -1,0 +1,93 @@
+"""Any row loss in plain PyTorch, with its gradient, in one sweep of panels."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ms_kernels.backends.interface import Side
+from ms_kernels.backends.sides import Panel, Sides, full_precision, through_normalisation
+from ms_kernels.mining_rules import Mining
+from ms_kernels.spec import MultiSimilaritySpec, PairSpec
+
+RowFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+# A panel and its derivative need some dozen temporaries of its size.
+TEMPORARIES = 16
+
+
+def sweep(
+    row_function: RowFunction,
+    mining: Mining,
+    anchors: Side,
+    candidates: Side | None,
+    spec: MultiSimilaritySpec | PairSpec,
+    need_dx: bool,
+    need_dr: bool,
+    dloss: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Row losses (N,), kept pairs of each row (N,), gradients of the losses' sum.
+
+    row_function: as of `streamed_loss`. dloss: (N,) gradient of each row's loss instead of ones.
+    """
+    sides = Sides(anchors, candidates, spec)
+    x, r = sides.x, sides.r
+    dx = torch.zeros_like(x) if need_dx else None
+    dr = torch.zeros_like(r) if need_dr and candidates is not None else None
+    into_columns = dx if candidates is None else dr
+    # Allocated before the panels: what outlives them must not lie between their temporaries.
+    loss, kept = x.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    with full_precision(x):
+        for panel in sides.panels(TEMPORARIES):
+            wanted = dx is not None or into_columns is not None
+            some, count, weight = panel_loss(row_function, mining, panel, dloss, wanted)
+            loss[panel.rows], kept[panel.rows] = some, count
+            if dx is not None:
+                dx[panel.rows] += weight @ r
+            if into_columns is not None:
+                into_columns += weight.T @ x[panel.rows]
+    if dx is not None:
+        dx = through_normalisation(dx, x, anchors.embeddings, spec)
+    if dr is not None and candidates is not None:
+        dr = through_normalisation(dr, r, candidates.embeddings, spec)
+    return loss, kept, dx, dr
+
+
+def panel_loss(
+    row_function: RowFunction,
+    mining: Mining,
+    panel: Panel,
+    dloss: Tensor | None = None,
+    wanted: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and number of kept pairs of each row; the pairs' weights if wanted, (rows, M)."""
+    similarity = panel.sim.detach().requires_grad_(wanted)
+    with torch.set_grad_enabled(wanted):
+        loss, kept = row_losses(row_function, mining, similarity, panel.positive, panel.negative)
+    if not wanted:
+        return loss, kept, similarity
+    if not loss.requires_grad:  # a constant
+        return loss, kept, torch.zeros_like(similarity)
+    incoming = torch.ones_like(loss) if dloss is None else dloss[panel.rows].to(loss.dtype)
+    (weight,) = torch.autograd.grad(loss, similarity, incoming)
+    return loss.detach(), kept, weight.masked_fill(loss.detach().isnan()[:, None], math.nan)
+
+
+def row_losses(
+    row_function: RowFunction,
+    mining: Mining,
+    similarity: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """(rows,) losses after mining, NaN where a similarity is not finite, and the kept pairs."""
+    with torch.no_grad():
+        positive, negative = mining.keep(similarity, positive, negative)
+        poison = torch.where(similarity.isfinite().all(1), 0.0, math.nan)
+    loss = row_function(similarity, positive, negative)
+    rows = similarity.shape[:1]
+    if loss.shape != rows:
+        raise ValueError(
+            f"row_loss: expected a loss for each row, {tuple(rows)}, got {tuple(loss.shape)}"
+        )
+    return loss + poison.to(loss.dtype), positive.sum(1) + negative.sum(1)

@@ -1,0 +1,196 @@
+"""The family's fused kernels against the dense reference: several tiles, every pair of rules."""
+
+import math
+
+import pytest
+import torch
+from cases import assert_within_budget
+from test_family import MININGS, WEIGHTINGS, name_of
+
+import ms_kernels
+from ms_kernels import mining_rules as mine
+from ms_kernels import pair_loss
+from ms_kernels import weighting_rules as weigh
+from ms_kernels.settings import options
+from ms_kernels.spec import NATIVE, PairSpec
+
+# One tile and its edge, several tiles, candidates apart, few anchors.
+SHAPES = [(47, None, 5), (130, None, 16), (300, None, 33), (60, 310, 17), (1, 200, 7)]
+KERNELS = [rule for rule in WEIGHTINGS if type(rule) in NATIVE]
+pytestmark = pytest.mark.skipif(
+    not ms_kernels.backends()["cpu"].available, reason="the compiled module is not here"
+)
+
+
+def batch(n, m, d, dtype=torch.float64, seed=0):
+    new = {"generator": torch.Generator().manual_seed(seed), "dtype": torch.float64}
+    classes = max(2, n // 4)
+    centres = 0.8 * torch.randn(classes, d, **new)
+    sides = []
+    for count in (n,) if m is None else (n, m):
+        y = torch.randint(classes, (count,), generator=new["generator"])
+        sides += [(centres[y] + torch.randn(count, d, **new)).to(dtype), y]
+    return sides
+
+
+def step(sides, backend, reduction="none", **rules):
+    """Loss and the gradient of every side, of an incoming gradient that differs by row."""
+    x, y, *refs = sides
+    leaves = [side.detach().requires_grad_() for side in (x, *refs[:1])]
+    loss = pair_loss(
+        leaves[0], y, *leaves[1:], *refs[1:], backend=backend, reduction=reduction, **rules
+    )
+    incoming = torch.linspace(-1, 2, len(x)).to(loss) if reduction == "none" else None
+    loss.backward(incoming)
+    return [loss.detach(), *(leaf.grad for leaf in leaves)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("mining", MININGS, ids=name_of)
+@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
+def test_values_and_gradients(weighting, mining, shape):
+    sides = batch(*shape)
+    rules = {"weighting": weighting, "mining": mining}
+    for reduction in ("none", "mean_valid"):
+        want = step(sides, "reference", reduction, **rules)
+        for got, exact in zip(step(sides, "cpu", reduction, **rules), want, strict=True):
+            torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
+def test_errors_stay_within_the_budget(weighting, dtype):
+    for shape in ((130, None, 16), (60, 310, 17)):
+        sides = [side.to(dtype) if side.is_floating_point() else side for side in batch(*shape)]
+        wide = [side.double() if side.is_floating_point() else side for side in sides]
+        rules = {"weighting": weighting}
+        exact, dense = step(wide, "reference", **rules), step(sides, "reference", **rules)
+        for got, same, want in zip(step(sides, "cpu", **rules), dense, exact, strict=True):
+            assert got.dtype == dtype
+            assert_within_budget(got, same, want)
+
+
+@pytest.mark.parametrize("mining", MININGS, ids=name_of)
+@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
+def test_gradcheck(weighting, mining):
+    if isinstance(weighting, weigh.Circle):
+        pytest.skip("its weights count as constants: values and gradients are compared above")
+    x, y, r, z = batch(5, 7, 2)
+    assert torch.autograd.gradcheck(
+        lambda x, r: pair_loss(
+            x, y, r, z, weighting=weighting, mining=mining, reduction="none", backend="cpu"
+        ),
+        (x.requires_grad_(), r.requires_grad_()),
+        eps=1e-7,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("mining", MININGS, ids=name_of)
+@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
+def test_ids_caps_and_raw_rows(weighting, mining):
+    x, y = batch(90, None, 6)
+    ids = torch.arange(90) // 2  # two views of each sample
+    shared = {"ids": ids, "max_positive_similarity": 0.8, "normalize": False}
+    x = x / x.norm(dim=1, keepdim=True) * torch.linspace(0.5, 1.2, 90, dtype=x.dtype)[:, None]
+    rules = {"weighting": weighting, "mining": mining, **shared}
+    want = step((x, y), "reference", **rules)
+    for got, exact in zip(step((x, y), "cpu", **rules), want, strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "mining", [mine.NoMining(), mine.HardestMining(), mine.SemiHardMining()], ids=name_of
+)
+@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
+def test_bits_depend_on_no_thread_and_no_budget(weighting, mining, monkeypatch):
+    sides = batch(400, None, 20, torch.float32)
+    rules = {"weighting": weighting, "mining": mining}
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        want = step(sides, "cpu", "mean", **rules)
+        for threads, budget in ((2, 40 << 20), (3, 0), (1, 1 << 16)):
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(options, "_workspace_bytes", budget)
+            for got, same in zip(step(sides, "cpu", "mean", **rules), want, strict=True):
+                assert torch.equal(got, same)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("place", [0, 63, 200])
+@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
+def test_a_row_that_is_not_finite(weighting, place):
+    x, y, r, z = batch(300, 310, 8)
+    x[place, 1] = math.inf
+    rows, dx, dr = step((x, y, r, z), "cpu", weighting=weighting)
+    others = torch.arange(300) != place
+    assert rows[place].isnan() and rows[others].isfinite().all()
+    assert dx[place].isnan().all() and dx[others].isfinite().all() and dr.isnan().all()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_exponents_far_apart(scale):
+    """Temperatures at which one reference for all pairs of a tile would overflow or vanish."""
+    sides = batch(130, None, 6)
+    for weighting in (
+        weigh.NTXent(0.05 * scale),
+        weigh.SupCon(0.05 * scale),
+        weigh.NCA(0.05 * scale),
+        weigh.BinomialDeviance(2 / scale, 50 / scale),
+        weigh.BinLifted(2 / scale, 50 / scale),
+        weigh.Circle(0.25, 80 / max(1, scale)),
+    ):
+        for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-3)):
+            given = [sides[0].to(dtype), sides[1]]
+            want = step(given, "reference", weighting=weighting)
+            for got, exact in zip(step(given, "cpu", weighting=weighting), want, strict=True):
+                near = tolerance * float(exact.abs().max())
+                torch.testing.assert_close(got, exact, rtol=tolerance, atol=near)
+
+
+def test_all_rows_alike():
+    x, y = torch.ones(100, 3, dtype=torch.float64), torch.arange(100) // 5
+    for weighting in KERNELS:
+        for mining in MININGS:
+            rules = {"weighting": weighting, "mining": mining}
+            got, want = step((x, y), "cpu", **rules), step((x, y), "reference", **rules)
+            torch.testing.assert_close(got[0], want[0], rtol=1e-9, atol=1e-11)
+
+
+def test_what_the_kernels_do_not_know():
+    x, y = batch(20, None, 3)
+    for weighting in (weigh.Triplet(), weigh.Circle(0.9, 256.0)):
+        assert "cpu" not in PairSpec(weighting, mine.NoMining()).known_by
+        with pytest.raises(ValueError, match="'cpu' expected rules that its kernels know"):
+            pair_loss(x, y, weighting=weighting, backend="cpu")
+        torch.testing.assert_close(
+            pair_loss(x, y, weighting=weighting),
+            pair_loss(x, y, weighting=weighting, backend="reference"),
+        )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("name", ["NTXent", "Triplet"])
+def test_compiled_whole(name, reduction):
+    x, y = batch(60, None, 8)
+    rules = {"weighting": getattr(weigh, name)(), "reduction": reduction}
+    want_x, got_x = x.clone().requires_grad_(), x.clone().requires_grad_()
+    want = pair_loss(want_x, y, **rules)
+    run = torch.compile(
+        lambda x: pair_loss(x, y, **rules).sum(), fullgraph=True, backend="aot_eager"
+    )
+    got = run(got_x)
+    torch.testing.assert_close(got, want.sum())
+    want.sum().backward()
+    got.backward()
+    torch.testing.assert_close(got_x.grad, want_x.grad)
+
+
+def test_no_second_derivative_in_silence():
+    x, y = batch(20, None, 3)
+    x.requires_grad_()
+    loss = pair_loss(x, y, weighting=weigh.NCA(), reduction="none").sum()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, x, create_graph=True)

@@ -1,0 +1,118 @@
+"""The other pair losses in Triton: on a GPU if there is one, else in Triton's interpreter."""
+
+import math
+
+import pytest
+import torch
+from cases import assert_within_budget
+from test_family import MININGS, name_of
+from test_family_kernels import KERNELS, batch, step
+
+import ms_kernels
+from ms_kernels import mining_rules as mine
+from ms_kernels import pair_loss, reference
+from ms_kernels import weighting_rules as weigh
+from ms_kernels.settings import options
+from ms_kernels.spec import PairSpec
+
+pytest.importorskip("triton")
+if "triton" not in ms_kernels.dispatch.built():
+    pytest.skip(ms_kernels.backends()["triton"].note, allow_module_level=True)
+
+from ms_kernels.triton_kernels.tiles import interpreted  # noqa: E402
+
+DEVICE = "cpu" if interpreted() else "cuda"
+
+
+def on_device(sides):
+    return [side.to(DEVICE) for side in sides]
+
+
+def known(weighting):
+    """A circle of default gamma and margin is; one row past the limit is not."""
+    return "triton" in PairSpec(weighting, mine.NoMining()).known_by
+
+
+@pytest.mark.parametrize("shape", [(70, None, 16), (40, 90, 5)], ids=str)
+@pytest.mark.parametrize("mining", MININGS, ids=name_of)
+@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
+def test_values_and_gradients(weighting, mining, shape):
+    assert known(weighting)
+    sides = on_device(batch(*shape))
+    rules = {"weighting": weighting, "mining": mining}
+    want = step(sides, "reference", **rules)
+    for got, exact in zip(step(sides, "triton", **rules), want, strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-11)
+
+
+def dense_step(x, y, weighting):
+    """Plain PyTorch in the dtype of the rows; backend="reference" widens half rows first."""
+    leaf = x.detach().requires_grad_()
+    options = {"ids": None, "ref_ids": None, "max_positive_similarity": None, "normalize": True}
+    found = reference.labelled_similarities(leaf, y, None, None, **options)
+    loss = weighting.row_loss(*found).mean()
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
+def test_errors_stay_within_the_budget(weighting, dtype):
+    sides = on_device(batch(60, None, 20))
+    sides = [side.to(dtype) if side.is_floating_point() else side for side in sides]
+    wide = [side.double() if side.is_floating_point() else side for side in sides]
+    rules = {"weighting": weighting, "reduction": "mean"}
+    exact, dense = step(wide, "reference", **rules), dense_step(*sides, weighting)
+    for got, same, want in zip(step(sides, "triton", **rules), dense, exact, strict=True):
+        assert got.dtype == dtype
+        assert_within_budget(got, same, want)
+
+
+@pytest.mark.parametrize(
+    "weighting", [weigh.NTXent(0.005), weigh.BinLifted(2.0, 400.0)], ids=name_of
+)
+def test_sums_that_need_a_running_maximum(weighting):
+    for sides in (batch(70, None, 8), batch(40, 70, 8)):
+        for got, want in zip(
+            step(on_device(sides), "triton", weighting=weighting),
+            step(on_device(sides), "reference", weighting=weighting),
+            strict=True,
+        ):
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("weighting", [weigh.NTXent(), weigh.Contrastive()], ids=name_of)
+def test_deep_rows_go_by_panels(weighting, monkeypatch):
+    monkeypatch.setattr(options, "_workspace_bytes", 1 << 14)
+    sides = on_device(batch(70, 50, 130))
+    rules = {"weighting": weighting, "mining": mine.MultiSimilarityMining(), "reduction": "sum"}
+    want = step(sides, "reference", **rules)
+    for got, exact in zip(step(sides, "triton", **rules), want, strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
+def test_a_row_that_is_not_finite(weighting):
+    x, y, r, z = batch(40, 70, 8)
+    x[33, 1] = math.inf
+    rows, dx, dr = step(on_device((x, y, r, z)), "triton", weighting=weighting)
+    others = torch.arange(40) != 33
+    assert rows[33].isnan() and rows[others].isfinite().all()
+    assert dx[33].isnan().all() and dx[others].isfinite().all() and dr.isnan().all()
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 0, 0], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
+def test_degenerate_batches(weighting, labels):
+    y = torch.tensor(labels)
+    x = torch.randn(len(y), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for mining in (mine.NoMining(), mine.HardestMining()):
+        rules = {"weighting": weighting, "mining": mining, "reduction": "mean_valid"}
+        got, want = (step(on_device((x, y)), b, **rules) for b in ("triton", "reference"))
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+def test_what_the_kernels_do_not_know():
+    x, y = on_device(batch(20, None, 3))
+    for weighting in (weigh.Triplet(), weigh.Circle(0.25, 256.0)):
+        with pytest.raises(ValueError, match="'triton' expected rules that its kernels know"):
+            pair_loss(x, y, weighting=weighting, backend="triton")
