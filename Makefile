@@ -58,4 +58,4 @@ format: $(VENV)/extra-lint
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info ms_kernels/*.so demo.png
+	rm -rf $(VENV) build dist *.egg-info ms_kernels/*.so demo.png explain.png

@@ -2,6 +2,7 @@
 
 from ms_kernels.functional import multi_similarity_loss, row_statistics
 from ms_kernels.histogram import Histogram
+from ms_kernels.inspect import PairWeights, pair_weights
 from ms_kernels.losses import MultiSimilarityLoss
 from ms_kernels.mining import mined_pairs
 from ms_kernels.mining_rules import (
@@ -76,6 +77,7 @@ __all__ = [
     "NTXentLoss",
     "NoMining",
     "PairLoss",
+    "PairWeights",
     "RowStatistics",
     "SemiHardMining",
     "SupCon",
@@ -89,6 +91,7 @@ __all__ = [
     "multi_similarity_loss",
     "options",
     "pair_loss",
+    "pair_weights",
     "row_statistics",
     "streamed_loss",
 ]

@@ -1,4 +1,4 @@
-"""python -m ms_kernels info | demo | tune"""
+"""python -m ms_kernels info | demo | explain | tune"""
 
 import argparse
 import importlib
@@ -28,6 +28,9 @@ def main() -> None:
     demo = commands.add_parser("demo", help="train on handwritten digits and draw demo.png")
     demo.add_argument("--steps", type=int, default=200, help="training steps of each run")
     demo.add_argument("--output", default="demo.png", help="where the picture goes")
+    explain = commands.add_parser("explain", help="draw how losses weigh pairs: explain.png")
+    explain.add_argument("--steps", type=int, default=200, help="training steps")
+    explain.add_argument("--out", default="explain.png", help="where the picture goes")
     tune = commands.add_parser("tune", help="find this GPU's fastest tiles and keep them")
     tune.add_argument("--show", action="store_true", help="only print the tiles in use")
     tune.add_argument("--modes", nargs="+", metavar="MODE", help="half, tf32x3, tf32, float64")
@@ -38,6 +41,10 @@ def main() -> None:
         from ms_kernels import tune as tuner
 
         tuner.run(arguments.show, arguments.modes)
+    elif arguments.command == "explain":
+        from ms_kernels import explain as explainer
+
+        explainer.run(arguments.steps, arguments.out)
     else:
         from ms_kernels.demo import run
 

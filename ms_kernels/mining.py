@@ -3,10 +3,13 @@
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Side
-from ms_kernels.backends.panels import kept_pairs
+from ms_kernels.backends.sides import Sides
 from ms_kernels.checks import check_pairs
+from ms_kernels.mining_rules import NO_MINING, Mining, MultiSimilarityMining, check_rule
+from ms_kernels.ops import sides_of
 from ms_kernels.spec import MultiSimilaritySpec
+
+EPSILON = MultiSimilaritySpec().epsilon
 
 
 def mined_pairs(
@@ -17,26 +20,45 @@ def mined_pairs(
     *,
     ids: Tensor | None = None,
     ref_ids: Tensor | None = None,
-    epsilon: float | None = 0.1,
+    epsilon: float | None = EPSILON,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
+    mining: Mining | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Indices of the pairs that enter the loss: (anchor, positive, anchor, negative).
 
     A pair (i, j) says that anchor i keeps candidate j, a row of embeddings or of ref_emb. Pairs
     come row by row, columns ascending, as int64. Memory is one panel of similarities and the
-    result; the lengths depend on the data, so a GPU is waited for. Arguments and errors as in
-    `multi_similarity_loss`.
+    result; the lengths depend on the data, so a GPU is waited for.
+
+    mining: a mining rule, which takes the place of epsilon. Default: that of the Multi-Similarity
+        loss, MultiSimilarityMining(epsilon), or NoMining() for an epsilon of None.
+
+    Other arguments and errors as in `multi_similarity_loss`.
 
     >>> anchor, positive, also_anchor, negative = mined_pairs(embeddings, labels)
+    >>> mined_pairs(embeddings, labels, mining=HardestMining())
     """
     spec = MultiSimilaritySpec(
         epsilon=epsilon, max_positive_similarity=max_positive_similarity, normalize=normalize
     )
+    if mining is None:
+        mining = NO_MINING if spec.epsilon is None else MultiSimilarityMining(spec.epsilon)
+    elif epsilon != EPSILON:
+        raise ValueError(
+            f"epsilon: expected none because mining was given, got {epsilon}; use "
+            "mining=MultiSimilarityMining(epsilon), or mining=NoMining() for None"
+        )
+    check_rule("mining", mining, Mining)
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-    anchors = Side(embeddings, pairs.labels, pairs.ids)
-    candidates = None
-    if ref_emb is not None and pairs.ref_labels is not None:
-        candidates = Side(ref_emb, pairs.ref_labels, pairs.ref_ids)
-    with torch.no_grad():
-        return kept_pairs(anchors, candidates, spec)
+    none = torch.zeros(0, 2, dtype=torch.int64, device=embeddings.device)
+    found = [none], [none]
+    with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
+        for panel in Sides(*sides_of(pairs), spec).panels():
+            kept = mining.keep(panel.sim, panel.positive, panel.negative)
+            for mask, parts in zip(kept, found, strict=True):
+                indices = mask.nonzero()
+                indices[:, 0] += panel.rows.start
+                parts.append(indices)
+    positive, negative = (torch.cat(parts) for parts in found)
+    return positive[:, 0], positive[:, 1], negative[:, 0], negative[:, 1]

@@ -20,6 +20,14 @@ def check_number(name: str, value: object, above: float | None = None) -> None:
         raise ValueError(f"{name}: expected {wanted}, got {value}")
 
 
+def check_rule(name: str, rule: object, base: type) -> None:
+    """An instance of the base; else an error with name, got, wanted."""
+    if isinstance(rule, type) and issubclass(rule, base):
+        raise TypeError(f"{name}: expected a rule, got its class; use {rule.__name__}()")
+    if not isinstance(rule, base):
+        raise TypeError(f"{name}: expected a {base.__name__} rule, got {rule!r}")
+
+
 @dataclass(frozen=True)
 class Mining:
     """Base of the rules."""

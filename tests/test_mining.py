@@ -5,7 +5,17 @@ import torch
 from cases import SPECS, make_batch
 
 import ms_kernels
-from ms_kernels import mined_pairs, options
+from ms_kernels import (
+    HardestMining,
+    Mining,
+    MultiSimilarityMining,
+    NoMining,
+    SemiHardMining,
+    ThresholdMining,
+    mined_pairs,
+    options,
+    reference,
+)
 
 
 def dense_pairs(batch, spec):
@@ -59,3 +69,69 @@ def test_kept_counts_agree_with_the_pairs(backend):
     anchor, _, also_anchor, _ = mined_pairs(x, y, r, z)
     assert torch.equal(torch.bincount(anchor, minlength=130), stats.pos_kept)
     assert torch.equal(torch.bincount(also_anchor, minlength=130), stats.neg_kept)
+
+
+RULES = [
+    *[NoMining(), MultiSimilarityMining(0.05), HardestMining(), SemiHardMining(0.3)],
+    ThresholdMining(0.6, 0.2),
+]
+
+
+class BelowMean(Mining):
+    """A rule of one's own."""
+
+    def keep(self, similarity, positive, negative):
+        return positive & (similarity < similarity.mean(1, keepdim=True)), negative & False
+
+
+@pytest.mark.parametrize("panel_bytes", [1, 4000, 16 << 20])
+@pytest.mark.parametrize("cap", [None, 0.6], ids=["", "capped"])
+@pytest.mark.parametrize("shape", [(97, None, 64), (60, 500, 17), (5, None, 3)], ids=str)
+@pytest.mark.parametrize("rule", [*RULES, BelowMean()], ids=lambda r: type(r).__name__)
+def test_rules_keep_what_they_keep_of_the_dense_matrix(rule, shape, cap, panel_bytes, monkeypatch):
+    monkeypatch.setattr(options, "_panel_bytes", panel_bytes)
+    batch = make_batch(*shape, SPECS["default"], torch.float64)
+    dense = reference.labelled_similarities(
+        *batch, ids=None, ref_ids=None, max_positive_similarity=cap, normalize=True
+    )
+    found = mined_pairs(*batch, mining=rule, max_positive_similarity=cap)
+    if not isinstance(rule, HardestMining):
+        wanted = [mask.nonzero() for mask in rule.keep(*dense)]
+    else:  # a panel's product may differ in the last bit: which pair is hardest, not its value
+        least = dense[0].masked_fill(~dense[1], torch.inf)
+        most = dense[0].masked_fill(~dense[2], -torch.inf)
+        rows = torch.arange(len(least))
+        wanted = [torch.stack([rows, best], 1) for best in (least.argmin(1), most.argmax(1))]
+        has = dense[1].any(1), dense[2].any(1)
+        wanted = [pairs[some] for pairs, some in zip(wanted, has, strict=True)]
+    for got, want in zip((found[:2], found[2:]), wanted, strict=True):
+        assert torch.equal(torch.stack(got, 1), want)
+
+
+@pytest.mark.parametrize("epsilon", [None, 0.2, -0.3])
+def test_epsilon_is_a_mining_rule(epsilon):
+    x, y, r, z = make_batch(60, 500, 17, SPECS["default"], torch.float32)
+    rule = NoMining() if epsilon is None else MultiSimilarityMining(epsilon)
+    ours = mined_pairs(x, y, r, z, epsilon=epsilon)
+    for got, want in zip(mined_pairs(x, y, r, z, mining=rule), ours, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_mining_errors():
+    x, y = torch.randn(6, 4), torch.zeros(6, dtype=torch.long)
+    for epsilon in (None, 0.2):
+        with pytest.raises(ValueError, match=f"epsilon: .*mining was given, got {epsilon}; use"):
+            mined_pairs(x, y, mining=HardestMining(), epsilon=epsilon)
+    with pytest.raises(TypeError, match=r"mining: .*got its class; use HardestMining\(\)"):
+        mined_pairs(x, y, mining=HardestMining)
+    with pytest.raises(TypeError, match="mining: expected a Mining rule, got 0.1"):
+        mined_pairs(x, y, mining=0.1)
+    mined_pairs(x, y, mining=HardestMining(), epsilon=0.1)
+
+
+def test_autocast_does_not_touch_mining():
+    x, y = make_batch(97, None, 64, SPECS["default"], torch.float32)[:2]
+    want = mined_pairs(x, y, mining=SemiHardMining())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = mined_pairs(x, y, mining=SemiHardMining())
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))

@@ -90,24 +90,6 @@ def loss_and_gradient(
     return row_loss(stats, spec.alpha, spec.beta), stats.pos_kept + stats.neg_kept, dx, dr
 
 
-def kept_pairs(
-    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Indices (anchor, positive, anchor, negative) of the kept pairs, row by row."""
-    sides = Sides(anchors, candidates, spec)
-    found: list[list[Tensor]] = [[], []]
-    with full_precision(sides.x):
-        for panel in sides.panels():
-            least, most = hardest(panel.sim, panel.positive, panel.negative)
-            for kept, parts in zip(_kept(panel, least, most, spec), found, strict=True):
-                pairs = kept.nonzero()
-                pairs[:, 0] += panel.rows.start
-                parts.append(pairs)
-    none = torch.zeros(0, 2, dtype=torch.int64, device=sides.x.device)
-    positive, negative = (torch.cat([none, *parts]) for parts in found)
-    return positive[:, 0], positive[:, 1], negative[:, 0], negative[:, 1]
-
-
 def _joined(parts: list[RowStatistics], x: Tensor) -> RowStatistics:
     if not parts:
         none, zero = x.new_zeros(0), torch.zeros(0, dtype=torch.int64, device=x.device)
