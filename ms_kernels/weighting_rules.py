@@ -19,6 +19,8 @@ from ms_kernels.reference import masked_log_sum_exp
 
 # Above it softplus(z) is taken as z: exp(-40) is below the rounding of float64.
 FAR = 40
+# So many positives of an anchor are compared with all negatives one by one; more are sorted.
+FEW = 8
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,24 @@ class Triplet(Weighting):
     margin: float = 0.1
 
     def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        # On other devices, and in a compiled graph, their number would have to be waited for.
+        if similarity.device.type == "cpu" and not torch.compiler.is_compiling():
+            most = int(positive.sum(1).max()) if positive.numel() else 0
+            if most <= FEW:
+                return self._positive_by_positive(similarity, positive, negative, most)
+        return self._sorted(similarity, positive, negative)
+
+    def _positive_by_positive(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor, most: int
+    ) -> Tensor:
+        pos = similarity.masked_fill(~positive, math.inf).topk(most, 1, largest=False).values
+        neg = similarity.masked_fill(~negative, -math.inf)
+        loss = similarity.new_zeros(len(similarity)) + 0 * similarity[:, :0].sum(1)
+        for k in range(most):
+            loss = loss + (neg - (pos[:, k, None] - self.margin)).clamp(min=0).sum(1)
+        return loss
+
+    def _sorted(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         # In ascending order each negative is worth its distance to every positive before it.
         moved = torch.where(positive, similarity - self.margin, similarity)
         key, order = moved.sort(1)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 ARGUMENTS = {"ablation_digits": ["--quick"]}
@@ -35,13 +36,16 @@ def test_example(path):
 
 def test_readme_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    use, drop_in, family, weights, check = blocks
+    use, drop_in, family, own, weights, check = blocks
     scope = {}
     exec(use, scope)
     exec("import ms_kernels\n" + drop_in, scope)
     assert scope["loss"] == scope["multi_similarity_loss"](scope["embeddings"], scope["labels"])
     exec(family, scope)
     assert scope["loss"].isfinite() and scope["loss"].requires_grad
+    exec(own, scope)
+    built_in = scope["multi_similarity_loss"](scope["embeddings"], scope["labels"])
+    torch.testing.assert_close(scope["loss"], built_in)
     exec(weights, scope)
     assert scope["found"].weight.shape == (2, 512)
     exec(check, scope)
