@@ -42,9 +42,8 @@ struct MultiSimilarity {
     return {Shape::exponential, alpha, -base, T(0), T(-1)};
   }
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
-    return {row_loss(sums.positive, sums.negative),
-            {T(1), softplus(sums.negative)},
-            {T(1), softplus(sums.positive)}};
+    const T pos = softplus(sums.positive), neg = softplus(sums.negative);
+    return {pos / alpha + neg / beta, {T(1), neg}, {T(1), pos}};
   }
 };
 
