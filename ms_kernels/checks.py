@@ -1,10 +1,13 @@
 """Argument checks of the public functions: each names the argument, what it got and wanted."""
 
-from typing import NamedTuple
+import sys
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+LARGEST = sys.float_info.max
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -22,6 +25,41 @@ class Pairs(NamedTuple):
 def check_choice(name: str, got: str, wanted: tuple[str, ...]) -> None:
     if got not in wanted:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, wanted))}, got {got!r}")
+
+
+def check_number(
+    name: str, value: object, above: float | None = None, optional: bool = False
+) -> None:
+    """Finite, above a bound if there is one, or None where that is a choice."""
+    if value is None and optional:
+        return
+    wanted = "a finite number" if above is None else f"a finite number above {above:g}"
+    wanted += " or None" if optional else ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected {wanted}, got {value!r}")
+    # torch.compile has no isfinite of a symbol.
+    if not -LARGEST <= value <= LARGEST or (above is not None and value <= above):
+        raise ValueError(f"{name}: expected {wanted}, got {value}")
+
+
+def check_options(rule: Any, above_zero: tuple[str, ...] = ()) -> None:
+    """Every option of a rule, a dataclass of numbers."""
+    for field in fields(rule):
+        above = 0 if field.name in above_zero else None
+        check_number(f"{type(rule).__name__}.{field.name}", getattr(rule, field.name), above)
+
+
+def check_rule(name: str, rule: object, base: type) -> None:
+    """An instance of the base."""
+    if isinstance(rule, type) and issubclass(rule, base):
+        raise TypeError(f"{name}: expected a rule, got its class; use {rule.__name__}()")
+    if not isinstance(rule, base):
+        raise TypeError(f"{name}: expected a {base.__name__} rule, got {rule!r}")
+
+
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def check_pairs(

@@ -9,10 +9,10 @@ from torch import Tensor
 from ms_kernels.backends.interface import Side
 from ms_kernels.backends.sides import Panel, Sides
 from ms_kernels.backends.sweep import TEMPORARIES, panel_loss
-from ms_kernels.checks import check_pairs
+from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.histogram import Histogram
 from ms_kernels.losses import MultiSimilarityLoss
-from ms_kernels.mining_rules import NO_MINING, Mining, MultiSimilarityMining, check_rule
+from ms_kernels.mining_rules import NO_MINING, Mining, MultiSimilarityMining
 from ms_kernels.pair_losses import PairLoss
 from ms_kernels.spec import MultiSimilaritySpec
 from ms_kernels.weighting_rules import MultiSimilarity, Weighting

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.sides import Sides
-from ms_kernels.checks import check_pairs
-from ms_kernels.mining_rules import NO_MINING, Mining, MultiSimilarityMining, check_rule
+from ms_kernels.checks import check_pairs, check_rule
+from ms_kernels.mining_rules import NO_MINING, Mining, MultiSimilarityMining
 from ms_kernels.ops import sides_of
 from ms_kernels.spec import MultiSimilaritySpec
 

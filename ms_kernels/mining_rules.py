@@ -3,29 +3,12 @@
 A rule of your own is a frozen dataclass with the method `keep`.
 """
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from ms_kernels.checks import check_number, check_options
 from ms_kernels.reference import hardest
-
-
-def check_number(name: str, value: object, above: float | None = None) -> None:
-    """Finite, and above a bound if there is one; else an error with name, got, wanted."""
-    wanted = "a finite number" if above is None else f"a finite number above {above:g}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected {wanted}, got {value!r}")
-    if not math.isfinite(value) or (above is not None and value <= above):
-        raise ValueError(f"{name}: expected {wanted}, got {value}")
-
-
-def check_rule(name: str, rule: object, base: type) -> None:
-    """An instance of the base; else an error with name, got, wanted."""
-    if isinstance(rule, type) and issubclass(rule, base):
-        raise TypeError(f"{name}: expected a rule, got its class; use {rule.__name__}()")
-    if not isinstance(rule, base):
-        raise TypeError(f"{name}: expected a {base.__name__} rule, got {rule!r}")
 
 
 @dataclass(frozen=True)
@@ -39,10 +22,6 @@ class Mining:
         the anchor itself. Called without gradients: the kept sets are constants.
         """
         raise NotImplementedError
-
-    def _check_finite(self) -> None:
-        for field in fields(self):
-            check_number(f"{type(self).__name__}.{field.name}", getattr(self, field.name))
 
 
 @dataclass(frozen=True)
@@ -69,7 +48,7 @@ class MultiSimilarityMining(Mining):
     epsilon: float = 0.1
 
     def __post_init__(self) -> None:
-        self._check_finite()
+        check_options(self)
 
     def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         least, most = hardest(similarity, positive, negative)
@@ -121,7 +100,7 @@ class ThresholdMining(Mining):
     negative_above: float = 0.1
 
     def __post_init__(self) -> None:
-        self._check_finite()
+        check_options(self)
 
     def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         kept_positive = positive & (similarity < self.positive_below)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ms_kernels import dispatch, reference
 from ms_kernels.autograd import fused_loss, in_public_dtype, reduce_rows
 from ms_kernels.backends.sweep import row_losses
-from ms_kernels.checks import check_choice, check_pairs
+from ms_kernels.checks import check_choice, check_pairs, check_rule
 from ms_kernels.dispatch import NAMES
 from ms_kernels.functional import multi_similarity_loss, refuse_transforms
 from ms_kernels.histogram import Histogram, check_reduction, histogram_loss
@@ -115,11 +115,8 @@ def fused(weighting: Weighting, mining: Mining) -> bool:
 
 
 def check_rules(weighting: object, mining: object) -> None:
-    for name, rule, base in (("weighting", weighting, Weighting), ("mining", mining, Mining)):
-        if isinstance(rule, type) and issubclass(rule, base):
-            raise TypeError(f"{name}: expected a rule, got its class; use {rule.__name__}()")
-        if not isinstance(rule, base):
-            raise TypeError(f"{name}: expected a {base.__name__} rule, got {rule!r}")
+    check_rule("weighting", weighting, Weighting)
+    check_rule("mining", mining, Mining)
 
 
 def _dense(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ms_kernels.backends.interface import Side
 from ms_kernels.backends.sides import Sides
-from ms_kernels.checks import check_pairs
+from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.inspect import row_derivative, rules_of
 from ms_kernels.mining_rules import (
     HardestMining,
@@ -20,7 +20,6 @@ from ms_kernels.mining_rules import (
     MultiSimilarityMining,
     SemiHardMining,
     ThresholdMining,
-    check_rule,
 )
 from ms_kernels.plot_style import (
     NEGATIVE,

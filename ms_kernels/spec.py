@@ -2,10 +2,10 @@
 
 import functools
 import math
-import sys
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ms_kernels.checks import check_flag, check_number
 from ms_kernels.mining_rules import (
     HardestMining,
     Mining,
@@ -29,24 +29,6 @@ from ms_kernels.weighting_rules import (
     Weighting,
 )
 
-LARGEST = sys.float_info.max
-
-
-def _check_finite(name: str, value: object, optional: bool = False) -> None:
-    if value is None and optional:
-        return
-    wanted = "a finite number or None" if optional else "a finite number"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected {wanted}, got {value!r}")
-    if not -LARGEST <= value <= LARGEST:  # torch.compile has no isfinite of a symbol
-        raise ValueError(f"{name}: expected {wanted}, got {value}")
-
-
-def _check_shared(max_positive_similarity: object, normalize: object) -> None:
-    _check_finite("max_positive_similarity", max_positive_similarity, optional=True)
-    if not isinstance(normalize, bool):
-        raise TypeError(f"normalize: expected True or False, got {normalize!r}")
-
 
 @dataclass(frozen=True)
 class MultiSimilaritySpec:
@@ -67,13 +49,11 @@ class MultiSimilaritySpec:
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "base"):
-            _check_finite(name, getattr(self, name))
-        _check_finite("epsilon", self.epsilon, optional=True)
-        _check_shared(self.max_positive_similarity, self.normalize)
         for name in ("alpha", "beta"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
+            check_number(name, getattr(self, name), above=0)
+        check_number("base", self.base)
+        check_number("epsilon", self.epsilon, optional=True)
+        _check_shared(self)
 
     def by_name(self) -> dict[str, Any]:
         """The options as keywords; torch.compile of torch 2.11 cannot trace vars(spec)."""
@@ -90,6 +70,11 @@ class MultiSimilaritySpec:
     @staticmethod
     def unpack(packed: list[float]) -> "MultiSimilaritySpec":
         return _unpacked(tuple(packed))
+
+
+def _check_shared(spec: "MultiSimilaritySpec | PairSpec") -> None:
+    check_number("max_positive_similarity", spec.max_positive_similarity, optional=True)
+    check_flag("normalize", spec.normalize)
 
 
 NAMES = tuple(field.name for field in fields(MultiSimilaritySpec))
@@ -141,7 +126,7 @@ class PairSpec:
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        _check_shared(self.max_positive_similarity, self.normalize)
+        _check_shared(self)
 
     @staticmethod
     def packable(weighting: Weighting, mining: Mining) -> bool:

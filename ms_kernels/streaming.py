@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from ms_kernels.autograd import in_public_dtype, reduce_rows
 from ms_kernels.backends.sides import Sides
 from ms_kernels.backends.sweep import TEMPORARIES, RowFunction, row_losses
-from ms_kernels.checks import check_choice, check_pairs
+from ms_kernels.checks import check_choice, check_pairs, check_rule
 from ms_kernels.mining_rules import NO_MINING, Mining
 from ms_kernels.ops import sides_of
 from ms_kernels.reference import REDUCTIONS
@@ -54,8 +54,7 @@ def streamed_loss(
     >>> loss = streamed_loss(row_loss, embeddings, labels)
     """
     check_choice("reduction", reduction, REDUCTIONS)
-    if not isinstance(mining, Mining):
-        raise TypeError(f"mining: expected a rule such as NoMining(), got {mining!r}")
+    check_rule("mining", mining, Mining)
     spec = MultiSimilaritySpec(max_positive_similarity=max_positive_similarity, normalize=normalize)
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
     with torch.autocast(embeddings.device.type, enabled=False):

@@ -7,14 +7,14 @@ loss l; the weight of a pair is |dl/ds|. A rule of your own is a frozen dataclas
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ms_kernels.mining_rules import check_number
+from ms_kernels.checks import check_options
 from ms_kernels.reference import masked_log_sum_exp
 
 # Above it softplus(z) is taken as z: exp(-40) is below the rounding of float64.
@@ -30,10 +30,7 @@ class Weighting:
     above_zero: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            above = 0 if field.name in self.above_zero else None
-            name = f"{type(self).__name__}.{field.name}"
-            check_number(name, getattr(self, field.name), above)
+        check_options(self, self.above_zero)
 
     def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         """(rows,) losses of some anchors.

@@ -39,12 +39,12 @@ CASES = [
     ((X, Y), {"ref_ids": Y}, ValueError, "ref_ids: expected None without ref_emb"),
     ((X, Y, X, Y), {"ids": Y}, ValueError, "ref_ids: expected a tensor because ids was given"),
     ((X, Y, X, Y), {"ref_ids": Y}, ValueError, "ids: expected a tensor because ref_ids was given"),
-    ((X, Y), {"alpha": 0}, ValueError, "alpha: expected a number above 0, got 0"),
-    ((X, Y), {"beta": -1.0}, ValueError, "beta: expected a number above 0, got -1.0"),
+    ((X, Y), {"alpha": 0}, ValueError, "alpha: expected a finite number above 0, got 0"),
+    ((X, Y), {"beta": -1.0}, ValueError, "beta: expected a finite number above 0, got -1.0"),
     ((X, Y), {"base": float("nan")}, ValueError, "base: expected a finite number, got nan"),
     ((X, Y), {"epsilon": float("inf")}, ValueError, "epsilon: expected a finite number or None"),
-    ((X, Y), {"alpha": 10**400}, ValueError, "alpha: expected a finite number, got 1000"),
-    ((X, Y), {"alpha": "2"}, TypeError, "alpha: expected a finite number, got '2'"),
+    ((X, Y), {"alpha": 10**400}, ValueError, "alpha: expected a finite number above 0, got 1000"),
+    ((X, Y), {"alpha": "2"}, TypeError, "alpha: expected a finite number above 0, got '2'"),
     ((X, Y), {"normalize": 1}, TypeError, "normalize: expected True or False, got 1"),
     ((X, Y), {"reduction": "avg"}, ValueError, "reduction: expected one of 'mean'.*got 'avg'"),
     ((X, Y), {"backend": "gpu"}, ValueError, "backend: expected one of 'auto'.*got 'gpu'"),
@@ -72,7 +72,7 @@ def test_other_functions_check_too(function):
 
 
 def test_module_checks_when_it_is_made():
-    with pytest.raises(ValueError, match="alpha: expected a number above 0, got -2"):
+    with pytest.raises(ValueError, match="alpha: expected a finite number above 0, got -2"):
         ms_kernels.MultiSimilarityLoss(alpha=-2)
     with pytest.raises(ValueError, match="reduction: expected one of"):
         ms_kernels.MultiSimilarityLoss(reduction="avg")

@@ -18,7 +18,7 @@ CSRC = PACKAGE.parent / "csrc"
 # What each module may import of ours; nothing else may.
 MAY_IMPORT = {
     "reference": set(),
-    "spec": {"mining_rules", "weighting_rules"},
+    "spec": {"checks", "mining_rules", "weighting_rules"},
     "settings": set(),
     "checks": set(),
     "dispatch": set(),
@@ -130,8 +130,8 @@ MAY_IMPORT = {
     "functional": {"autograd", "ops", "dispatch", "checks", "reference", "spec"},
     "mining": {"backends.sides", "checks", "mining_rules", "ops", "spec"},
     "losses": {"functional", "checks", "dispatch", "reference", "spec"},
-    "mining_rules": {"reference"},
-    "weighting_rules": {"mining_rules", "reference"},
+    "mining_rules": {"checks", "reference"},
+    "weighting_rules": {"checks", "reference"},
     "streaming": {
         "autograd",
         "backends.sides",

@@ -121,8 +121,8 @@ def test_duplicates_drop_out_only_on_request():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (dict(alpha=0.0), ValueError, "alpha: expected a number above 0, got 0.0"),
-        (dict(beta=-1.0), ValueError, "beta: expected a number above 0, got -1.0"),
+        (dict(alpha=0.0), ValueError, "alpha: expected a finite number above 0, got 0.0"),
+        (dict(beta=-1.0), ValueError, "beta: expected a finite number above 0, got -1.0"),
         (dict(base=math.nan), ValueError, "base: expected a finite number, got nan"),
         (dict(epsilon="x"), TypeError, "epsilon: expected a finite number or None, got 'x'"),
     ],
