@@ -233,6 +233,8 @@ def test_the_workspace_is_the_budget_and_little_a_row(module):
         # A tile of rows with partial sums for all columns is the least, and 2^24 bounds the most.
         assert workspace(module, n, 40 << 20) < (40 << 20) + (64 << 20) + 256 * n
         assert workspace(module, n, 0) < (64 << 20) + 1024 * n
+    # The most rows there may be: more tiles of them than bounds.
+    assert workspace(module, 2**31 - 2048, 0) < 1024 * 2**31
     # Beyond the bounds of tiles, which stop growing at 2^18 rows, it is linear.
     sizes = [workspace(module, n, 40 << 20) for n in (2**18, 2**19, 2**20)]
     assert sizes[2] - sizes[1] < 2.1 * (sizes[1] - sizes[0]) + (1 << 20)

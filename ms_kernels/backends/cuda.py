@@ -118,12 +118,13 @@ class _Call(NativeCall):
     def run(self) -> None:
         size = self.native.plan(options.workspace_bytes)
         workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
-        index, stream = 0, 0
-        if self.device.type == "cuda":
-            index = self.device.index
-            stream = torch.cuda.current_stream(self.device).cuda_stream
         # Memory freed after the launch is reused in stream order only: the workspace may go.
-        self.native.run(workspace.data_ptr(), index, stream)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):  # as the module's own runtime will be
+                stream = torch.cuda.current_stream().cuda_stream
+                self.native.run(workspace.data_ptr(), self.device.index, stream)
+        else:
+            self.native.run(workspace.data_ptr(), 0, 0)
 
     def _side(self, side: Side) -> tuple[int, ...]:
         labels, ids, order = side.labels, side.ids, None

@@ -27,6 +27,7 @@ def few_tiles_are_many(folder):
         ("plan_tiled.cpp", "std::int64_t(1) << 24;", "20;"),
         ("geometry.h", "kListRun = 4;", "kListRun = 1;"),
         ("geometry.h", "kSegment = 32;", "kSegment = 2;"),
+        ("geometry.h", "kListStep = kThreads;", "kListStep = 2;"),
     ):
         source = (folder / "cuda" / name).read_text()
         assert before in source
