@@ -1,5 +1,7 @@
 """Autograd functions over the ops."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -103,7 +105,7 @@ class RowLoss(torch.autograd.Function):
     ) -> Tensor:
         stats = ops.row_statistics(*pairs, packed, backend)
         ctx.save_for_backward(*pairs, *stats[:4])
-        ctx.packed, ctx.backend = packed, backend
+        ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
         return ops.row_loss_of(list(stats), packed, backend)  # type: ignore[no-any-return]
 
     @staticmethod
@@ -114,15 +116,16 @@ class RowLoss(torch.autograd.Function):
         dx: Tensor | None = None
         dr: Tensor | None = None
         options = ctx.packed, ctx.backend
-        if ctx.needs_input_grad[0]:
-            both = term if r is None else []
-            dx = ops.embedding_gradient(
-                x, labels, ids, r, ref_labels, ref_ids, term, both, *options
-            ).to(x.dtype)
-        if ctx.needs_input_grad[1]:
-            dr = ops.embedding_gradient(
-                r, ref_labels, ref_ids, x, labels, ids, [], term, *options
-            ).to(x.dtype)
+        with _products_of(ctx.precision):
+            if ctx.needs_input_grad[0]:
+                both = term if r is None else []
+                dx = ops.embedding_gradient(
+                    x, labels, ids, r, ref_labels, ref_ids, term, both, *options
+                ).to(x.dtype)
+            if ctx.needs_input_grad[1]:
+                dr = ops.embedding_gradient(
+                    r, ref_labels, ref_ids, x, labels, ids, [], term, *options
+                ).to(x.dtype)
         return dx, dr, None, None, None
 
 
@@ -140,7 +143,7 @@ class PairRowLoss(torch.autograd.Function):
         backend: str,
     ) -> Tensor:
         ctx.save_for_backward(*pairs)
-        ctx.packed, ctx.backend = packed, backend
+        ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
         return ops.loss_and_gradient(*pairs, False, False, packed, backend)[0]  # type: ignore[no-any-return]
 
     @staticmethod
@@ -148,9 +151,10 @@ class PairRowLoss(torch.autograd.Function):
         refuse_second_derivative("ms_kernels")
         pairs = ctx.saved_tensors
         need_dx, need_dr, *_ = ctx.needs_input_grad
-        _, _, dx, dr = ops.loss_and_gradient(
-            *pairs, need_dx, need_dr, ctx.packed, ctx.backend, dloss
-        )
+        with _products_of(ctx.precision):
+            _, _, dx, dr = ops.loss_and_gradient(
+                *pairs, need_dx, need_dr, ctx.packed, ctx.backend, dloss
+            )
         dtype = pairs[0].dtype
         return (
             dx.to(dtype) if need_dx else None,
@@ -159,6 +163,31 @@ class PairRowLoss(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _precision() -> str | None:
+    """How torch takes float32 products now; None in a graph, which does not see it."""
+    return None if torch.compiler.is_compiling() else torch.get_float32_matmul_precision()
+
+
+def _products_of(precision: str | None) -> contextlib.AbstractContextManager[None]:
+    """As in the forward pass: other products would mine other pairs than the statistics are of."""
+    if precision is None or torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return _set_precision(precision)
+
+
+@contextlib.contextmanager
+def _set_precision(precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    if precision == before:
+        yield
+        return
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def refuse_second_derivative(name: str) -> None:

@@ -37,7 +37,7 @@ def run(steps: int, output: str) -> None:
     digits = load_digits()
     images = torch.tensor(digits.data / 16).view(-1, 1, 8, 8)
     labels = torch.tensor(digits.target)
-    backend = ms_kernels.dispatch.choose("cpu", ms_kernels.dispatch.built())
+    backend = ms_kernels.dispatch.choose("cpu", ms_kernels.dispatch.built("cpu"))
     print("Handwritten digits: train on classes 0-4, retrieve the unseen classes 5-9.")
     print(f"Once with the fused loss (backend {backend!r}), once with the dense reference.\n")
     fused = train(images, labels, steps, backend)

@@ -6,11 +6,10 @@ import os
 from types import ModuleType
 from typing import NamedTuple
 
+from ms_kernels.settings import ONE_LAUNCH
+
 # Fastest first. `device` is the only one that the backend serves, None for any.
 DEVICE_OF = {"cuda": "cuda", "cpu": "cpu", "triton": "cuda", "panels": None}
-# Up to so many anchors the cost is launches, of which cuda has one; above, it is products. From the
-# floors of one launch against tensor-core time, not yet from a measurement on a GPU.
-SMALL = 1024
 NAMES = ("auto", *DEVICE_OF, "reference")
 # Backends of any pair of rules, as far as their kernels know them; the others have the MS loss.
 FAMILY = ("cpu", "triton", "panels")
@@ -23,20 +22,20 @@ class Availability(NamedTuple):
     note: str
 
 
-def choose(device: str, built: frozenset[str], rows: int = 0) -> str:
-    """The fastest backend for `rows` anchors on a device type, among those that are built."""
+def choose(device: str, built: frozenset[str], samples: int = 0) -> str:
+    """The fastest of the built backends on a device type, for `samples` on the larger side."""
     for name, only in DEVICE_OF.items():
-        if name == "cuda" and rows > SMALL and "triton" in built:
+        if name == "cuda" and samples > ONE_LAUNCH and "triton" in built:
             continue
         if name in built and only in (None, device):
             return name
     return "reference"
 
 
-def resolve(name: str, device: str, rows: int = 0) -> str:
+def resolve(name: str, device: str, samples: int = 0) -> str:
     """The backend that `name` stands for; an explicit one never falls back to another."""
     if name == "auto":
-        return choose(device, built(), rows)
+        return choose(device, built(device), samples)
     if name in DEVICE_OF:
         only = DEVICE_OF[name]
         interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
@@ -54,7 +53,7 @@ def resolve_family(name: str, device: str, known_by: tuple[str, ...]) -> str:
     """The backend for rules beyond the MS loss; `known_by` names those whose kernels know them."""
     if name == "auto":
         serving = (n for n in FAMILY if n in known_by and DEVICE_OF[n] in (None, device))
-        return next(n for n in serving if n in built())
+        return next(n for n in serving if n in built(device))
     if name not in FAMILY:
         raise ValueError(
             f"backend: {name!r} runs MultiSimilarity with NoMining or MultiSimilarityMining; for "
@@ -75,13 +74,20 @@ def load(name: str) -> ModuleType:
 
 @functools.cache
 def why_missing(name: str) -> str | None:
-    reason: str | None = load(name).missing()
+    """None when the backend can be used here, else why not; asked once."""
+    try:
+        reason: str | None = load(name).missing()
+    except RuntimeError as error:  # what torch.cuda says in a forked process, or of a broken driver
+        return f"CUDA cannot be used in this process ({error})"
     return reason
 
 
 @functools.cache
-def built() -> frozenset[str]:
-    return frozenset(name for name in DEVICE_OF if why_missing(name) is None)
+def built(device: str | None = None) -> frozenset[str]:
+    """Backends that can be used; with a device type only those that serve it, others unasked: to
+    ask may start CUDA."""
+    serving = (n for n, only in DEVICE_OF.items() if device is None or only in (None, device))
+    return frozenset(name for name in serving if why_missing(name) is None)
 
 
 def backends() -> dict[str, Availability]:

@@ -6,6 +6,7 @@ inside.
 """
 
 import operator
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def _row_statistics(
     options: list[float],
     backend: str,
 ) -> tuple[Tensor, ...]:
-    module = dispatch.load(dispatch.resolve(backend, embeddings.device.type, len(embeddings)))
+    module = _module(backend, embeddings, ref_emb)
     anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
     return tuple(module.row_statistics(anchors, candidates, MultiSimilaritySpec.unpack(options)))
 
@@ -69,9 +70,7 @@ def _embedding_gradient(
     options: list[float],
     backend: str,
 ) -> Tensor:
-    # Of the refs' gradient the anchors are the columns: the backend must be that of the statistics.
-    anchors = embeddings if row_term or ref_emb is None else ref_emb
-    module = dispatch.load(dispatch.resolve(backend, embeddings.device.type, len(anchors)))
+    module = _module(backend, embeddings, ref_emb)
     rows, columns = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
     spec = MultiSimilaritySpec.unpack(options)
     term = _term(row_term)
@@ -96,11 +95,11 @@ def _loss_and_gradient(
     dloss: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     spec = unpack(options)
-    device, rows = embeddings.device.type, len(embeddings)
     if isinstance(spec, PairSpec):
+        device = embeddings.device.type
         module = dispatch.load(dispatch.resolve_family(backend, device, spec.known_by))
     else:
-        module = dispatch.load(dispatch.resolve(backend, device, rows))
+        module = _module(backend, embeddings, ref_emb)
     anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
     given = () if dloss is None else (dloss,)  # only a backend of the family takes one
     loss, kept, dx, dr = module.loss_and_gradient(
@@ -147,6 +146,12 @@ def _sides(
     if ref_emb is None or ref_labels is None:
         return anchors, None
     return anchors, Side(ref_emb, ref_labels, ref_ids)
+
+
+def _module(backend: str, embeddings: Tensor, ref_emb: Tensor | None) -> ModuleType:
+    # The same when the sides change places: the gradient of the refs goes with the statistics.
+    samples = max(len(embeddings), 0 if ref_emb is None else len(ref_emb))
+    return dispatch.load(dispatch.resolve(backend, embeddings.device.type, samples))
 
 
 def _term(tensors: list[Tensor]) -> Term | None:

@@ -1,5 +1,10 @@
 """Memory budgets and one tolerance, as attributes of `ms_kernels.options`."""
 
+# With so many samples on the larger side, or fewer, the cost of a GPU is launches: the cuda backend
+# has one, and backend="auto" takes it. Above, it is products. From the floors of a launch against
+# tensor-core time, not yet from a measurement on a GPU.
+ONE_LAUNCH = 1024
+
 
 class Options:
     """Budgets in bytes, which change speed and memory; and one bounded approximation.
@@ -11,13 +16,15 @@ class Options:
         the forward pass for the gradient, beyond one normalised copy of the embeddings; what the
         triton backend may spend on partial sums, and on a panel of weights. Default 40 MiB: all
         similarities up to N = 4096 on the CPU, less than the L2 cache of a large GPU.
-        The cuda backend holds similarities, partial sums and weights of as many rows as fit.
+        The cuda backend holds similarities, partial sums and weights of as many rows as fit, 64 at
+        least.
     panel_bytes: one panel of similarities of the panels backend. Default 16 MiB.
     stash_bytes: what the triton backend may spend on exponentials kept from the forward pass for
         the gradient of half embeddings deeper than 256. Default 288 MiB: up to N = 16384.
     skip_below: triton, and cuda by tiles, leave out tiles of negatives so light that no anchor
         loses more than this share of the greatest total weight that any anchor's negatives have.
-        Default 2^-24, the rounding of float32; 0 leaves out only what mining emptied.
+        Default 2^-24, the rounding of float32; 0 leaves out only what mining emptied. Of float64
+        embeddings it is 2^-29 of that share, in proportion to their rounding.
     """
 
     def __init__(self) -> None:
@@ -61,6 +68,10 @@ class Options:
         if not 0 <= value < 1:
             raise ValueError(f"options.skip_below: expected 0 <= number < 1, got {value}")
         self._skip_below = float(value)
+
+    def skip_below_of(self, wide: bool) -> float:
+        """The share that counts for embeddings that are float64 (`wide`) or not."""
+        return self._skip_below * (2.0**-29 if wide else 1.0)
 
     def __setattr__(self, name: str, value: float) -> None:
         if not name.startswith("_") and not hasattr(type(self), name):

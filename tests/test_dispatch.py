@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 
 import ms_kernels
 from ms_kernels import dispatch
+from ms_kernels.backends import cuda
 
 
 def test_auto_takes_the_fastest_that_serves_the_device():
@@ -22,6 +24,7 @@ def test_auto_takes_the_fastest_that_serves_the_device():
 def test_small_batches_take_the_single_launch():
     everything = frozenset({"cuda", "triton", "cpu", "panels"})
     assert dispatch.choose("cuda", everything, 1024) == "cuda"
+    assert dispatch.choose("cuda", everything, 1025) == "triton"
     assert dispatch.choose("cuda", everything - {"triton"}, 10**6) == "cuda"
     assert dispatch.choose("cpu", everything) == "cpu"
 
@@ -43,6 +46,7 @@ def test_backends_say_what_they_are():
 def test_a_pure_python_checkout_works():
     script = """
 import sys
+import types
 sys.modules["ms_kernels._cpu"] = None   # as if it had not been built
 import torch, ms_kernels
 state = ms_kernels.backends()["cpu"]
@@ -92,3 +96,48 @@ def test_an_old_triton_is_named(monkeypatch):
     assert backend.missing() is None
     monkeypatch.setattr(triton, "__version__", "3.2.0")
     assert "Triton 3.6 or newer is needed, this is 3.2.0" in backend.missing()
+
+
+def test_cpu_tensors_ask_nothing_of_cuda(monkeypatch):
+    """A query may start CUDA, and fails in a process that was forked after it."""
+
+    def missing(name):
+        assert dispatch.DEVICE_OF[name] != "cuda"
+        return None
+
+    monkeypatch.setattr(dispatch, "why_missing", missing)
+    dispatch.built.cache_clear()
+    try:
+        assert dispatch.resolve("auto", "cpu") == "cpu"
+        assert dispatch.resolve_family("auto", "cpu", known_by=("panels",)) == "panels"
+        assert dispatch.built("cpu") == {"cpu", "panels"}
+    finally:
+        dispatch.built.cache_clear()
+
+
+def test_a_process_that_cannot_use_cuda_says_so(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    monkeypatch.setattr(cuda, "_module", lambda: types.SimpleNamespace(architectures="80"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", refuse)
+    reason = dispatch.why_missing.__wrapped__("cuda")
+    assert "CUDA cannot be used in this process (Cannot re-initialize" in reason
+
+
+def test_each_gpu_is_asked_what_it_can_do(monkeypatch):
+    """The current one may be newer than that of the tensors."""
+    capability = {None: (9, 0), torch.device("cuda:0"): (9, 0), torch.device("cuda:1"): (7, 5)}
+    module = types.SimpleNamespace(architectures="80-real,90-real")
+    monkeypatch.setattr(cuda, "_module", lambda: module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability[device])
+    assert cuda.missing() is None
+    cuda._refuse.cache_clear()
+    try:
+        cuda._refuse(torch.device("cuda:0"))
+        with pytest.raises(ValueError, match="embeddings: on cuda:1, this GPU has .* 7.5, the ker"):
+            cuda._refuse(torch.device("cuda:1"))
+    finally:
+        cuda._refuse.cache_clear()

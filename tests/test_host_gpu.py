@@ -132,3 +132,24 @@ def test_float32_products_follow_the_precision_of_torch(backend, precision):
     ulp = {"high": 2.0**-11, "medium": 2.0**-8}[precision]
     assert 0 < abs(float(got.detach() - want)) < 50 * ulp * float(want)
     assert leaf.grad.isfinite().all()
+
+
+def test_a_backward_pass_takes_the_products_of_its_forward_pass(backend):
+    """Else pairs at their threshold would be kept by the statistics and not by the weights."""
+    x, y, _, _ = make_batch(70, None, 40, SPECS["unmined"], torch.float32)
+    before = torch.get_float32_matmul_precision()
+
+    def gradient(forward, backward):
+        leaf = x.clone().requires_grad_()
+        torch.set_float32_matmul_precision(forward)
+        loss = ms_kernels.multi_similarity_loss(leaf, y, reduction="none", backend=backend)
+        torch.set_float32_matmul_precision(backward)
+        loss.sum().backward()
+        assert torch.get_float32_matmul_precision() == backward
+        return leaf.grad
+
+    try:
+        found = [gradient("high", "high"), gradient("high", "highest"), gradient("highest", "high")]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])

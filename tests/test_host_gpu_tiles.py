@@ -31,8 +31,8 @@ def backend(monkeypatch, module):
 
 @pytest.fixture
 def skip_below(monkeypatch):
-    def choose(value):
-        monkeypatch.setattr(options, "_skip_below", value)
+    def choose(value):  # of batches that are float64
+        monkeypatch.setattr(options, "_skip_below", value * 2.0**29)
 
     return choose
 
@@ -202,7 +202,7 @@ def test_launches_do_not_grow_with_the_batch(backend, module):
 def test_the_size_of_a_batch_chooses_the_path(monkeypatch, module):
     backend = serve(monkeypatch, module, "one_launch")
     monkeypatch.setattr(cuda, "ONE_LAUNCH", 64)
-    for n, m, wanted in ((64, None, 1), (65, None, 10), (65, 64, 2), (64, 65, 2), (65, 65, 14)):
+    for n, m, wanted in ((64, None, 1), (65, None, 10), (64, 64, 2), (64, 65, 14), (65, 64, 14)):
         x, y, r, z = make_batch(n, m, 5, SPECS["default"], torch.float64)
         refs = () if r is None else (r, z)
         count, _ = counted(module, "launches", lambda: step(x, y, *refs))  # noqa: B023
@@ -233,6 +233,8 @@ def test_the_workspace_is_the_budget_and_little_a_row(module):
         # A tile of rows with partial sums for all columns is the least, and 2^24 bounds the most.
         assert workspace(module, n, 40 << 20) < (40 << 20) + (64 << 20) + 256 * n
         assert workspace(module, n, 0) < (64 << 20) + 1024 * n
+    # The most rows there may be: more tiles of them than bounds.
+    assert workspace(module, 2**31 - 2048, 0) < 1024 * 2**31
     # Beyond the bounds of tiles, which stop growing at 2^18 rows, it is linear.
     sizes = [workspace(module, n, 40 << 20) for n in (2**18, 2**19, 2**20)]
     assert sizes[2] - sizes[1] < 2.1 * (sizes[1] - sizes[0]) + (1 << 20)

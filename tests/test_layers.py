@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "spec": {"checks", "mining_rules", "weighting_rules"},
     "settings": set(),
     "checks": set(),
-    "dispatch": set(),
+    "dispatch": {"settings"},
     "backends.interface": {"reference"},
     "backends.sides": {"backends.interface", "settings", "spec"},
     "backends.sweep": {"backends.interface", "backends.sides", "mining_rules", "spec"},

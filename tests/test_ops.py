@@ -6,7 +6,7 @@ from cases import SPECS, make_batch
 from torch import library
 
 import ms_kernels
-from ms_kernels import dispatch, multi_similarity_loss, ops
+from ms_kernels import BinomialDeviance, dispatch, multi_similarity_loss, ops, pair_loss
 
 X, Y = make_batch(48, None, 48, SPECS["default"], torch.float32)[:2]
 R, Z = make_batch(97, None, 48, SPECS["default"], torch.float32)[:2]
@@ -195,3 +195,32 @@ def test_one_backend_serves_forward_and_backward(monkeypatch):
     y, z = torch.arange(6) % 2, torch.arange(20) % 2
     multi_similarity_loss(x, y, r, z, reduction="none").sum().backward()
     assert len({args for args in asked if len(args) == 3}) == 1
+
+
+@pytest.mark.parametrize(
+    ("weighting", "name"),
+    [(None, "embedding_gradient"), (BinomialDeviance(), "loss_and_gradient")],
+)
+def test_a_backward_pass_sees_the_precision_of_its_forward_pass(monkeypatch, weighting, name):
+    seen = []
+    real = getattr(ops, name)
+
+    def watch(*args):
+        seen.append(torch.get_float32_matmul_precision())
+        return real(*args)
+
+    monkeypatch.setattr(ops, name, watch)
+    before = torch.get_float32_matmul_precision()
+    x = X.clone().requires_grad_()
+    torch.set_float32_matmul_precision("high")
+    try:
+        if weighting is None:
+            loss = multi_similarity_loss(x, Y, reduction="none")
+        else:
+            loss = pair_loss(x, Y, weighting=weighting, reduction="none")
+        torch.set_float32_matmul_precision("medium")
+        loss.sum().backward()
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {"high"}

@@ -40,13 +40,13 @@ batch_kernel(const MSK_PARAMETER Problem p) {
       grid_barrier();
       if (statistics) {
         row_statistics<P>(p, first);
-        grid_barrier();
+        if (p.d_rows || first + p.panel < p.rows.count) grid_barrier();
       }
       if (gradient) {
         pair_weights<P>(p, first, statistics);
         grid_barrier();
+        // The next panel's similarities touch nothing that this reads; a barrier follows them.
         embedding_gradient<P>(p, first);
-        grid_barrier();
       }
     }
   }
@@ -54,6 +54,7 @@ batch_kernel(const MSK_PARAMETER Problem p) {
 
 template <class P, typename Input>
 void launch_batch(const Problem& p, int device, void* stream) {
+  static_assert(kSharedBytes<P> <= kMostShared);
   launch_cooperative<batch_kernel<P, Input>>("batch_kernel", p.blocks, kThreads, kSharedBytes<P>,
                                              device, stream, p);
 }

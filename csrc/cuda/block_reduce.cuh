@@ -1,4 +1,4 @@
-// Reductions over the threads of a block, in one fixed order.
+// Reductions over the threads of a block, in one fixed order, and what is commonly reduced.
 #pragma once
 
 #include "cuda/product.cuh"
@@ -21,5 +21,36 @@ template <typename T>
 MSK_DEVICE T exchange(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
+
+struct Any {
+  int value;
+  MSK_DEVICE Any exchanged(int mask) const { return {exchange(value, mask)}; }
+  MSK_DEVICE static Any either(const Any& a, const Any& b) { return {a.value | b.value}; }
+};
+
+// NaN only if all of them are: what one row lost says nothing of the others.
+template <typename T>
+struct Greatest {
+  T value;
+  MSK_DEVICE Greatest exchanged(int mask) const { return {exchange(value, mask)}; }
+  MSK_DEVICE static Greatest greater(const Greatest& a, const Greatest& b) {
+    return {std::fmax(a.value, b.value)};
+  }
+};
+template <typename T>
+struct Least {
+  T value;
+  MSK_DEVICE Least exchanged(int mask) const { return {exchange(value, mask)}; }
+  MSK_DEVICE static Least lesser(const Least& a, const Least& b) {
+    return {std::fmin(a.value, b.value)};
+  }
+};
+
+template <typename T>
+struct Sum {
+  T value;
+  MSK_DEVICE Sum exchanged(int mask) const { return {exchange(value, mask)}; }
+  MSK_DEVICE static Sum plus(const Sum& a, const Sum& b) { return {a.value + b.value}; }
+};
 
 }  // namespace msk::gpu

@@ -1,6 +1,7 @@
 // Sizes that the plan and the kernels share.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "math/host_device.h"
@@ -18,9 +19,17 @@ constexpr int kListRun = 4;  // listed tiles whose weights one block takes
 constexpr int kSegment = 32;
 static_assert(kSegment % kListRun == 0, "a block's tiles lie in one segment");
 
+constexpr int kListStep = kThreads;  // tiles of columns that may enter a list at a time
+
+// Of one block; more must be asked for, kernel by kernel.
+constexpr std::size_t kMostShared = 48 << 10;
+
+MSK_HOST_DEVICE inline std::int64_t divided(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
 // A whole number of tiles.
 MSK_HOST_DEVICE inline std::int64_t padded(std::int64_t count) {
-  return (count + kTile - 1) / kTile * kTile;
+  return divided(count, kTile) * kTile;
 }
 
 }  // namespace msk::gpu

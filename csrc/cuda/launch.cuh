@@ -16,22 +16,12 @@ namespace msk::gpu {
 // All blocks of the launch, with their writes to global memory, are here before any goes on.
 inline __device__ __noinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
 
-// The device of the call, for this scope. The runtime is linked statically: what device torch made
-// current in its own copy is not known here.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    check(cudaGetDevice(&before_), "cudaGetDevice");
-    if (device != before_)
-      check(cudaSetDevice(device), "cudaSetDevice(" + std::to_string(device) + ")");
-  }
-  ~OnDevice() { cudaSetDevice(before_); }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
- private:
-  int before_ = 0;
-};
+// The caller has made the device current in its own copy of the runtime; this one is linked
+// statically and may still be at another. It stays: to go back could make a context on a GPU that
+// the process never uses.
+inline void go_to(int device) {
+  check(cudaSetDevice(device), "cudaSetDevice(" + std::to_string(device) + ")");
+}
 
 // Blocks of a kernel that the device holds at once; asked of the driver once for each device.
 template <auto kernel>
@@ -59,7 +49,7 @@ inline std::string described(const char* name, std::int64_t grid, int threads, s
 template <auto kernel, typename Argument>
 void launch_cooperative(const char* name, int blocks, int threads, std::size_t shared, int device,
                         void* stream, const Argument& argument) {
-  const OnDevice on(device);
+  go_to(device);
   const int grid = std::min(blocks, resident_blocks<kernel>(name, device, threads, shared));
   void* arguments[] = {const_cast<Argument*>(&argument)};
   check(
@@ -73,7 +63,7 @@ template <auto kernel, typename Argument>
 void launch_blocks(const char* name, std::int64_t blocks, int threads, std::size_t shared,
                    int device, void* stream, const Argument& argument) {
   if (blocks == 0) return;
-  const OnDevice on(device);
+  go_to(device);
   void* arguments[] = {const_cast<Argument*>(&argument)};
   check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(unsigned(blocks)),
                          dim3(threads), arguments, shared, static_cast<cudaStream_t>(stream)),

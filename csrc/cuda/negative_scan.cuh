@@ -6,20 +6,6 @@
 
 namespace msk::gpu {
 
-struct Any {
-  int value;
-  MSK_DEVICE Any exchanged(int mask) const { return {exchange(value, mask)}; }
-};
-
-template <typename T>
-struct Greatest {
-  T value;
-  MSK_DEVICE Greatest exchanged(int mask) const { return {exchange(value, mask)}; }
-  MSK_DEVICE static Greatest greater(const Greatest& a, const Greatest& b) {
-    return {a.value > b.value ? a.value : b.value};
-  }
-};
-
 // Partial sums in global memory, one array for each part of them.
 template <typename T>
 struct Partials {
@@ -143,8 +129,7 @@ negative_scan_kernel(const MSK_PARAMETER Problem p) {
       const SimilarityTile<P> similarities(pairs, tile, column);
       const Scalar bar = scan.bar(tile, column);
       Any any{similarities.any([&](Scalar s) { return s > bar || !std::isfinite(s); })};
-      any = block_reduce(any, scan.any_room,
-                         [](const Any& a, const Any& b) { return Any{a.value | b.value}; });
+      any = block_reduce(any, scan.any_room, Any::either);
       if (any.value || p.job == Job::statistics) {
         similarities.share();
         own = scan.sum_of_line(tile, column, mirrored);
@@ -168,7 +153,8 @@ negative_scan_kernel(const MSK_PARAMETER Problem p) {
   if (half() == 0) of_rows.write((run * t.chunk + local) * kTile + line(), total);
 }
 
-// One thread a row: adds the partial sums of a launch to what was there, in the order of columns.
+// One thread a row of the launch before and, in self mode, a column of it: adds the partial sums to
+// what was there, in the order of columns.
 template <class P>
 MSK_KERNEL(kThreads, 2)
 merge_kernel(const MSK_PARAMETER Problem p) {
@@ -180,14 +166,14 @@ merge_kernel(const MSK_PARAMETER Problem p) {
                                 p.row_room.neg_kept);
   const Partials<Scalar> of_rows(t.row_hardest, t.row_sum, t.row_kept);
   const Partials<Scalar> of_columns(t.column_hardest, t.column_sum, t.column_kept);
-  const std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x, tile = i / kTile;
+  const std::int64_t k = std::int64_t(blockIdx.x) * kThreads + threadIdx.x, local = k / kTile;
+  const std::int64_t i = t.first * kTile + k, tile = t.first + local;
   if (tile >= pairs.row_tiles) return;
   NegativeSum<Scalar> total = totals.read(i);
-  const std::int64_t local = tile - t.first;
   if (pairs.self)
     for (std::int64_t above = 0; above < t.count && above < local; ++above)
       total.merge(of_columns.read(above * pairs.column_tiles * kTile + i), beta);
-  if (local >= 0 && local < t.count) {
+  if (local < t.count) {
     const std::int64_t runs = (pairs.column_tiles + t.run - 1) / t.run;
     for (std::int64_t run = pairs.self ? tile / t.run : 0; run < runs; ++run)
       total.merge(of_rows.read((run * t.chunk + local) * kTile + i % kTile), beta);

@@ -23,22 +23,28 @@ std::int64_t layout(Problem& p, std::byte* workspace, std::int64_t budget) {
   const std::int64_t drawn = p.self ? (tiles + n / kTile) / 2 : tiles;
   p.splits =
       int(std::clamp<std::int64_t>(kWantedBlocks / std::max<std::int64_t>(drawn, 1), 1, useful));
-  const std::int64_t height = std::max(n, p.d_columns ? m : 0);
-  const std::int64_t width = std::max(m, p.d_columns ? n : 0);
-  const std::int64_t row_bytes = width * (scalar * p.splits + operand);
-  const std::int64_t fitting = row_bytes ? budget / row_bytes / kTile * kTile : height;
-  p.panel = std::clamp<std::int64_t>(fitting, kTile, std::max<std::int64_t>(height, kTile));
-  const std::int64_t similarity_items = std::max(n, m) / kTile * (width / kTile) * p.splits;
-  const std::int64_t items = std::max({height, similarity_items, std::int64_t(1)});
+  // A panel of the rows of either side whose pairs fit the budget, one tile of rows at least.
+  const auto panel = [&](std::int64_t height, std::int64_t width) {
+    const std::int64_t row_bytes = width * (scalar * p.splits + operand);
+    const std::int64_t fitting = row_bytes ? budget / row_bytes / kTile * kTile : height;
+    return std::clamp<std::int64_t>(fitting, kTile, std::max<std::int64_t>(height, kTile));
+  };
+  p.panel = panel(n, m);
+  p.exchanged_panel = p.d_columns ? panel(m, n) : 0;
+  const std::int64_t rows = std::max(p.panel, p.exchanged_panel);
+  const std::int64_t pairs = std::max(p.panel * m, p.exchanged_panel * n);
+  const std::int64_t similarity_items = divided(pairs, kTile * kTile) * p.splits;
+  const std::int64_t gradient_items = rows / kTile * (p.padded_depth / kTile);
+  const std::int64_t items = std::max({n, m, similarity_items, gradient_items, std::int64_t(1)});
   p.blocks = int(std::min<std::int64_t>(items, std::numeric_limits<int>::max()));
 
   Carver carver(workspace);
   carve_sides(p, carver);
-  p.similarities = carver.take(p.splits * p.panel * width * scalar);
+  p.similarities = carver.take(p.splits * pairs * scalar);
   const bool gradient = p.job != Job::statistics;
-  p.weights = carver.take(gradient ? p.panel * width * operand : 0);
-  p.unscale = carver.take(p.panel * scalar);
-  p.dot = carver.take(p.panel * scalar);
+  p.weights = carver.take(gradient ? pairs * operand : 0);
+  p.unscale = carver.take(rows * scalar);
+  p.dot = carver.take(rows * scalar);
   return carver.bytes();
 }
 

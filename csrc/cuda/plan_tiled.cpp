@@ -16,8 +16,6 @@ constexpr std::int64_t kLongestRun = 8;
 // Bounds of mass that are kept: above N = 262,144 several tiles share one.
 constexpr std::int64_t kMostMasses = std::int64_t(1) << 24;
 
-std::int64_t divided(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 }  // namespace
 
 std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget) {
@@ -29,7 +27,8 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
 
   // Powers of two, so that a run is a whole number of spans.
   t.span = t.run = 1;
-  while (row_tiles * divided(column_tiles, t.span) > kMostMasses) t.span *= 2;
+  while (t.span < column_tiles && row_tiles * divided(column_tiles, t.span) > kMostMasses)
+    t.span *= 2;
   const std::int64_t work = row_tiles * column_tiles / (p.self ? 2 : 1);
   while (t.run < kLongestRun && t.run * 2 * kManyBlocks <= work) t.run *= 2;
   t.run = std::max(t.run, t.span);
@@ -42,8 +41,9 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
                                      std::max<std::int64_t>(row_tiles, 1));
   const std::int64_t height = std::max(p.d_rows ? row_tiles : 0, p.d_columns ? column_tiles : 0);
   t.width = std::max(p.d_rows ? column_tiles : 0, p.d_columns ? row_tiles : 0);
+  const std::int64_t lift = p.dtype == DType::float16 ? scalar : 0;
   const std::int64_t listed_bytes =
-      t.width * 4 + kTile * (kSegment * (kTile * operand + scalar) + 2 * scalar);
+      t.width * 4 + kTile * (kSegment * (kTile * operand + scalar + lift) + 2 * scalar);
   t.panel = std::clamp<std::int64_t>(budget / std::max<std::int64_t>(listed_bytes, 1), 1,
                                      std::max<std::int64_t>(height, 1));
 
@@ -75,6 +75,7 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
   t.tiles = static_cast<std::int32_t*>(lists.take(panel * t.width * 4));
   t.counts = static_cast<std::int32_t*>(lists.take(panel * 4));
   t.weights = lists.take(panel * kSegment * kTile * kTile * operand);
+  t.unlifts = lists.take(panel * kSegment * kTile * lift);
   t.dots = lists.take(panel * kSegment * kTile * scalar);
   t.dots_so_far = lists.take(2 * panel * kTile * scalar);
   return std::max(partials.bytes(), lists.bytes());

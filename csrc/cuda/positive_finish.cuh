@@ -1,8 +1,9 @@
-// Sums over the kept positives, and all that follows for a row: statistics, or loss and terms.
+// Sums over the kept positives, and what follows for rows and tiles of them.
 #pragma once
 
 #include "cuda/negative_scan.cuh"
 #include "cuda/positive_scan.cuh"
+#include "cuda/row_finish.cuh"
 
 namespace msk::gpu {
 
@@ -66,7 +67,6 @@ MSK_KERNEL(kThreads, 2)
 positive_finish_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   const OrderedPairs<P> pairs(p);
-  const MultiSimilarity<Scalar>& loss = pairs.loss;
   auto* const least_room = reinterpret_cast<Least<Scalar>*>(shared_memory());
   auto* const greatest_room = reinterpret_cast<Greatest<Scalar>*>(least_room + kThreads / 32);
   const std::int64_t tile = blockIdx.x, i = tile * kTile + line();
@@ -80,32 +80,16 @@ positive_finish_kernel(const MSK_PARAMETER Problem p) {
       found.sum += static_cast<const Scalar*>(p.tiled.positives)[at];
       found.kept += p.tiled.pos_kept[at];
     }
-    const Scalar hardest_positive = static_cast<const Scalar*>(side.hardest_positive)[i];
     const NegativeSum<Scalar> negative =
         Partials<Scalar>(side.hardest_negative, side.negative_sum, side.neg_kept).read(i);
-    const Scalar poison = std::isnan(negative.sum) ? kNaN<Scalar> : Scalar(0);
-    const Scalar pos_lse =
-        (found.kept ? loss.pos_lse(hardest_positive, found.sum) : -kInfinity<Scalar>)+poison;
-    neg_lse =
-        (negative.kept ? loss.neg_lse(negative.hardest, negative.sum) : -kInfinity<Scalar>)+poison;
-    const std::int64_t sample = p.rows.sample(i);
-    if (p.job == Job::statistics) {
-      static_cast<Scalar*>(p.statistics.hardest_positive)[sample] = hardest_positive + poison;
-      static_cast<Scalar*>(p.statistics.hardest_negative)[sample] = negative.hardest + poison;
-      static_cast<Scalar*>(p.statistics.pos_lse)[sample] = pos_lse;
-      static_cast<Scalar*>(p.statistics.neg_lse)[sample] = neg_lse;
-      p.statistics.pos_kept[sample] = found.kept;
-      p.statistics.neg_kept[sample] = negative.kept;
-    } else {
-      static_cast<Scalar*>(p.row_loss)[sample] = loss.row_loss(pos_lse, neg_lse);
-      p.kept[sample] = std::int64_t(found.kept) + negative.kept;
-      pairs.rows.set_term(i, loss, hardest_positive, negative.hardest, pos_lse, neg_lse, Scalar(1));
-      if (std::isnan(poison)) *side.poisoned = 1;
-    }
+    const bool finite = !std::isnan(negative.sum);
+    neg_lse = finish_row<P>(p, pairs, i,
+                            {static_cast<const Scalar*>(side.hardest_positive)[i], negative.hardest,
+                             found.sum, negative.sum, found.kept, negative.kept, finite});
+    if (!finite && p.job != Job::statistics) *side.poisoned = 1;
   }
   if (p.job == Job::statistics) return;
   tile_bounds<P>(side, tile, softplus(neg_lse), owner, least_room, greatest_room);
-  if (threadIdx.x == 0) static_cast<Scalar*>(side.largest_dloss)[tile] = Scalar(1);
 }
 
 }  // namespace msk::gpu

@@ -13,15 +13,6 @@ struct HardestPositive {
   bool finite;
 };
 
-template <typename T>
-struct Least {
-  T value;
-  MSK_DEVICE Least exchanged(int mask) const { return {exchange(value, mask)}; }
-  MSK_DEVICE static Least lesser(const Least& a, const Least& b) {
-    return {a.value < b.value ? a.value : b.value};
-  }
-};
-
 // A tile of rows, and which part of the tiles of columns that overlap with it: a block each, so
 // that few rows or large classes keep a GPU busy too.
 struct PositivePart {

@@ -15,11 +15,6 @@ struct Extent {
     return {exchange(largest, mask), exchange(int(finite), mask) != 0};
   }
 };
-template <typename T>
-struct Sum {
-  T value;
-  MSK_DEVICE Sum exchanged(int mask) const { return {exchange(value, mask)}; }
-};
 
 // One block a row. `Input` is the type of the embeddings, P::Operand that of the copy.
 template <class P, typename Input>
@@ -41,7 +36,6 @@ MSK_PHASE void prepare(const Problem& p, const SideInput& in, const SideRoom& ro
       extent.finite = extent.finite && std::isfinite(x);
       extent.largest = x > extent.largest ? x : extent.largest;
     }
-    __syncthreads();  // both rooms may still be read for the row before
     extent = block_reduce(extent, extents, [](const Extent<Scalar>& a, const Extent<Scalar>& b) {
       return Extent<Scalar>{a.largest > b.largest ? a.largest : b.largest, a.finite && b.finite};
     });
@@ -58,9 +52,7 @@ MSK_PHASE void prepare(const Problem& p, const SideInput& in, const SideRoom& ro
       x = Scalar(widen(out[d]));
       square.value += double(x) * x;
     }
-    square = block_reduce(square, sums, [](const Sum<double>& a, const Sum<double>& b) {
-      return Sum<double>{a.value + b.value};
-    });
+    square = block_reduce(square, sums, Sum<double>::plus);
     if (threadIdx.x != 0) continue;
     Scalar scale = Scalar(1), residue = Scalar(0), inverse = Scalar(1), projection = Scalar(0);
     if (normalize && square.value > 0) {

@@ -39,7 +39,6 @@ struct SideRoom {
   std::int32_t* neg_kept;
   // Of tiles of rows:
   void *least_threshold, *least_offset, *greatest_offset;  // of the negatives
-  void* largest_dloss;
   std::int32_t* poisoned;  // one flag: a row loss, or its incoming gradient, is NaN
 };
 
@@ -66,6 +65,7 @@ struct Tiled {
   void* mass;                    // (tiles of rows, spans): log of what a row or column sums to
   std::int32_t *tiles, *counts;  // (panel, width) tiles that the gradient visits, (panel)
   void* weights;                 // (panel * tile, segment * tile), in the operand type
+  void* unlifts;      // float16 only, (segment, panel * tile): true weight = unlift * weight
   void* dots;         // (segment, panel * tile): parts of the unit row times its gradient
   void* dots_so_far;  // (2, panel * tile): of earlier segments; one is read, one written
 };
@@ -93,7 +93,8 @@ struct Problem {
   bool prepared;  // copies and terms are in the workspace
   std::int64_t padded_depth;
   std::int64_t panel;  // rows whose similarities are held at a time, a multiple of the tile
-  int splits;          // parts of the depth of one similarity, summed in order
+  std::int64_t exchanged_panel;  // the same when the sides have changed places
+  int splits;                    // parts of the depth of one similarity, summed in order
   SideRoom row_room, column_room;
   void* similarities;  // (splits, panel, padded columns)
   void* weights;       // (panel, padded columns), in the operand type
@@ -107,6 +108,7 @@ inline Problem exchanged(const Problem& problem) {
   Problem other = problem;
   std::swap(other.rows, other.columns);
   std::swap(other.row_room, other.column_room);
+  other.panel = problem.exchanged_panel;
   other.job = Job::gradient;
   other.terms = column_term;
   other.prepared = true;

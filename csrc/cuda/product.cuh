@@ -18,6 +18,7 @@ MSK_DEVICE int lane() { return threadIdx.x % 32; }
 template <int rows, int columns>
 struct TensorSums {
   float total[rows][columns][4] = {};
+  MSK_DEVICE void settle() {}
   MSK_DEVICE float value(int m, int n, int e) const { return total[m][n][e]; }
 };
 
@@ -64,6 +65,16 @@ struct HalfProduct {
         for (int e = 0; e < 4; ++e) sums.total[m][n][e] += part[e];
       }
   }
+  // The same, each row times a power of two of its own.
+  MSK_DEVICE static void multiply_scaled(Sums& sums, const Left& left, const Right& right,
+                                         const float (&factor)[kRowParts][kElements]) {
+    for (int m = 0; m < kRowParts; ++m)
+      for (int n = 0; n < kColumnParts; ++n) {
+        float part[4] = {};
+        mma_m16n8k16(part, left.part[m], right.part[n], T{});
+        for (int e = 0; e < 4; ++e) sums.total[m][n][e] += part[e] * factor[m][e];
+      }
+  }
   MSK_DEVICE static int row(int m, int e) { return m * 16 + lane() / 4 + e / 2 * 8; }
   MSK_DEVICE static int column(int n, int e) { return n * 8 + lane() % 4 * 2 + e % 2; }
 
@@ -91,12 +102,20 @@ struct Tf32Product {
   struct Right {
     std::uint32_t part[kWords][kColumnParts][2];
   };
-  // The products with a low part are 2^-11 of the whole: there the cut does no harm.
+  // The products with a low part are 2^-11 of the whole: there the cut does no harm. Over thousands
+  // of products one chain of float32 additions would err more than the dense code's: it is settled
+  // from time to time.
   struct SplitSums {
+    float settled[kRowParts][kColumnParts][4] = {};
     float total[kRowParts][kColumnParts][4] = {};
     float low_high[kRowParts][kColumnParts][4] = {}, high_low[kRowParts][kColumnParts][4] = {};
+    MSK_DEVICE void settle() {
+      for (int m = 0; m < kRowParts; ++m)
+        for (int n = 0; n < kColumnParts; ++n)
+          for (int e = 0; e < 4; ++e) settled[m][n][e] += total[m][n][e], total[m][n][e] = 0;
+    }
     MSK_DEVICE float value(int m, int n, int e) const {
-      return total[m][n][e] + (low_high[m][n][e] + high_low[m][n][e]);
+      return (settled[m][n][e] + total[m][n][e]) + (low_high[m][n][e] + high_low[m][n][e]);
     }
   };
   using Sums = std::conditional_t<split, SplitSums, TensorSums<kRowParts, kColumnParts>>;
@@ -152,7 +171,7 @@ struct DoubleProduct {
   using Operand = double;
   using Scalar = double;
   static constexpr int kDepth = 4, kRowParts = 4, kColumnParts = 4, kElements = 2;
-  static constexpr int kPad = 2;
+  static constexpr int kPad = 4;
 
   struct Left {
     double part[kRowParts];
@@ -162,6 +181,7 @@ struct DoubleProduct {
   };
   struct Sums {
     double part[kRowParts][kColumnParts][2] = {};
+    MSK_DEVICE void settle() {}
     MSK_DEVICE double value(int m, int n, int e) const { return part[m][n][e]; }
   };
 

@@ -11,9 +11,9 @@
 #define MSK_DEVICE __device__ __forceinline__
 // A phase of a kernel: called, not inlined, so that its registers are its own.
 #define MSK_PHASE __device__ __noinline__
-// `blocks` of them fit one multiprocessor.
 // A parameter that functions may take the address of, left where the launch put it.
 #define MSK_PARAMETER __grid_constant__
+// `blocks` of them fit one multiprocessor.
 #define MSK_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 
 namespace msk::gpu {

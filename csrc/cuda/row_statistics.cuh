@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/block_reduce.cuh"
-#include "cuda/side.cuh"
+#include "cuda/row_finish.cuh"
 
 namespace msk::gpu {
 
@@ -15,8 +15,6 @@ struct Hardest {
   }
 };
 
-// Sums of exp(scale (S - hardest)): the hardest pair is kept when any is, so the greatest exponent
-// of a kept pair is 0 and nothing overflows for any beta.
 template <typename T>
 struct KeptSums {
   T positive, negative;
@@ -50,7 +48,6 @@ MSK_PHASE void row_statistics(const Problem& p, std::int64_t first) {
       else if (s < loss.max_positive_similarity)
         hardest.positive = s < hardest.positive ? s : hardest.positive;
     }
-    __syncthreads();  // both rooms may still be read for the row before
     hardest =
         block_reduce(hardest, hardest_room, [](const Hardest<Scalar>& a, const Hardest<Scalar>& b) {
           return Hardest<Scalar>{a.positive < b.positive ? a.positive : b.positive,
@@ -77,23 +74,9 @@ MSK_PHASE void row_statistics(const Problem& p, std::int64_t first) {
                               a.pos_kept + b.pos_kept, a.neg_kept + b.neg_kept};
     });
     if (threadIdx.x != 0) continue;
-    const Scalar poison = hardest.finite ? Scalar(0) : kNaN<Scalar>;
-    const Scalar pos_lse =
-        (sums.pos_kept ? loss.pos_lse(hardest.positive, sums.positive) : -kInfinity<Scalar>)+poison;
-    const Scalar neg_lse =
-        (sums.neg_kept ? loss.neg_lse(hardest.negative, sums.negative) : -kInfinity<Scalar>)+poison;
-    if (p.job == Job::statistics) {
-      static_cast<Scalar*>(p.statistics.hardest_positive)[i] = hardest.positive + poison;
-      static_cast<Scalar*>(p.statistics.hardest_negative)[i] = hardest.negative + poison;
-      static_cast<Scalar*>(p.statistics.pos_lse)[i] = pos_lse;
-      static_cast<Scalar*>(p.statistics.neg_lse)[i] = neg_lse;
-      p.statistics.pos_kept[i] = sums.pos_kept;
-      p.statistics.neg_kept[i] = sums.neg_kept;
-    } else {
-      static_cast<Scalar*>(p.row_loss)[i] = loss.row_loss(pos_lse, neg_lse);
-      p.kept[i] = std::int64_t(sums.pos_kept) + sums.neg_kept;
-      pass.rows.set_term(i, loss, hardest.positive, hardest.negative, pos_lse, neg_lse, Scalar(1));
-    }
+    finish_row<P>(p, pass, i,
+                  {hardest.positive, hardest.negative, sums.positive, sums.negative, sums.pos_kept,
+                   sums.neg_kept, hardest.finite});
   }
 }
 

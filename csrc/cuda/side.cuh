@@ -109,7 +109,8 @@ struct Pairs {
   MSK_DEVICE Scalar through_normalisation(Scalar g, Scalar dot, std::int64_t i, std::int64_t d,
                                           std::int64_t depth) const {
     if (!normalize) return g;
-    if (depth == 1) return g - g;  // a normalised number is its sign: 0, or NaN if the weights are
+    // A normalised number is its sign, unless its norm is floored: 0, or NaN if the weights are.
+    if (depth == 1 && rows.projection[i] != Scalar(0)) return g - g;
     const Scalar u = Scalar(widen(rows.copy[i * rows.stride + d])) * rows.scale[i];
     return (g - rows.projection[i] * dot * u) * rows.inverse[i];
   }

@@ -16,8 +16,9 @@ template <class P>
 struct SimilarityTile {
   using Scalar = typename P::Scalar;
   using Product = TileProduct<P, Right::rows>;
-  // Lanes are at neighbouring rows or columns: an odd stride keeps both in different banks.
-  static constexpr int kStride = kTile + 1;
+  // Lanes are at neighbouring rows or columns: an odd stride keeps both in different banks. That
+  // of 5 more spreads the elements of a product too, which lie in eight rows.
+  static constexpr int kStride = kTile + 5;
   static constexpr std::size_t kTileBytes = kTile * kStride * sizeof(Scalar);
   // Where rooms of other uses begin: past the stages, which warps leave one after the other.
   static constexpr std::size_t kStageBytes =

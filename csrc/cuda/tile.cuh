@@ -8,6 +8,14 @@ namespace msk::gpu {
 // How the right operand lies in memory.
 enum class Right { rows, columns };
 
+// Rows of the left operand are as they should be.
+struct Unscaled {};
+
+template <typename P>
+struct RowFactors {
+  typename P::Scalar of[P::kRowParts][P::kElements];
+};
+
 template <typename P, Right layout>
 struct TileProduct {
   using T = typename P::Operand;
@@ -16,6 +24,8 @@ struct TileProduct {
   // The wider pad of direct loads: four rows of depth fall into different banks.
   static constexpr int kRightStride =
       layout == Right::rows ? kLeftStride : kTile + (sizeof(T) == 2 ? P::kPad : 32 / sizeof(T));
+  // Stages after which sums are settled: a chain of so many additions loses little.
+  static constexpr int kSettled = 4;
   static constexpr int kLeft = kTile * kLeftStride;
   static constexpr int kRight = (layout == Right::rows ? kTile : kStep) * kRightStride;
   static constexpr std::size_t kSharedBytes = 2 * (kLeft + kRight) * sizeof(T);
@@ -31,14 +41,17 @@ struct TileProduct {
   }
 
   // The same; the right operand of step k begins at right(k), and the sums stay where they are.
-  template <typename At>
+  // What row r adds in step k is multiplied by row_factor(k, r), unless that is Unscaled.
+  template <typename At, typename RowFactor = Unscaled>
   MSK_DEVICE static typename P::Sums multiply(const T* left, std::int64_t left_stride, At right,
-                                              std::int64_t right_stride, std::int64_t steps) {
+                                              std::int64_t right_stride, std::int64_t steps,
+                                              RowFactor row_factor = {}) {
     typename P::Sums sums;
     T* const stages = reinterpret_cast<T*>(shared_memory());
     __syncthreads();  // the stages may still be read for the tile before
     if (steps > 0) load(stages, left, left_stride, right(0), right_stride);
     for (std::int64_t k = 0; k < steps; ++k) {
+      const auto factors = factors_of(row_factor, k);
       cp_async_wait_all();
       __syncthreads();  // stage k is there for all, and all have left the other stage
       if (k + 1 < steps) {
@@ -46,7 +59,8 @@ struct TileProduct {
         load(stages + (k + 1) % 2 * (kLeft + kRight), left, left_stride, right(k + 1),
              right_stride);
       }
-      add(sums, stages + k % 2 * (kLeft + kRight));
+      add(sums, stages + k % 2 * (kLeft + kRight), factors);
+      if ((k + 1) % kSettled == 0) sums.settle();
     }
     return sums;
   }
@@ -87,7 +101,20 @@ struct TileProduct {
                   from + c / chunks * from_stride + c % chunks * width);
   }
 
-  MSK_DEVICE static void add(typename P::Sums& sums, const T* stage) {
+  MSK_DEVICE static Unscaled factors_of(Unscaled, std::int64_t) { return {}; }
+  // Of the rows that this thread's elements are in.
+  template <typename RowFactor>
+  MSK_DEVICE static RowFactors<P> factors_of(RowFactor row_factor, std::int64_t k) {
+    RowFactors<P> factors;
+#pragma unroll
+    for (int m = 0; m < P::kRowParts; ++m)
+#pragma unroll
+      for (int e = 0; e < P::kElements; ++e) factors.of[m][e] = row_factor(k, row(m, e));
+    return factors;
+  }
+
+  template <typename Factors>
+  MSK_DEVICE static void add(typename P::Sums& sums, const T* stage, const Factors& factors) {
 #pragma unroll 1
     for (int k = 0; k < kStep; k += P::kDepth) {
       typename P::Left left;
@@ -99,7 +126,10 @@ struct TileProduct {
       else
         P::load_columns_of_right(right, stage + kLeft + k * kRightStride + warp_column(),
                                  kRightStride);
-      P::multiply(sums, left, right);
+      if constexpr (std::is_same_v<Factors, Unscaled>)
+        P::multiply(sums, left, right);
+      else
+        P::multiply_scaled(sums, left, right, factors.of);
     }
   }
 };

@@ -7,11 +7,11 @@ namespace msk::gpu {
 
 template <class P>
 constexpr std::size_t kGradientSharedBytes =
-    TileProduct<P, Right::columns>::kSharedBytes + kTile * 2 * sizeof(typename P::Scalar) +
-    kThreads / 32 * sizeof(Greatest<typename P::Scalar>);
+    TileProduct<P, Right::columns>::kSharedBytes + kTile * 2 * sizeof(typename P::Scalar);
 
 // One block owns 64 x 64 of the gradient and goes through a segment of its list. What earlier
-// segments gave lies in the output; the last one takes it through the normalisation.
+// segments gave lies in the output; the last one takes it through the normalisation. Each tile is
+// brought to the true size of its weights as it is added.
 template <class P>
 MSK_KERNEL(kThreads, 2)
 tile_gradient_kernel(const MSK_PARAMETER Problem p) {
@@ -38,17 +38,24 @@ tile_gradient_kernel(const MSK_PARAMETER Problem p) {
   for (std::int64_t slot = half(); slot < listed; slot += kThreads / kTile)
     dot += static_cast<const Scalar*>(t.dots)[(slot * t.panel + local) * kTile + line()];
   store_shared(room + threadIdx.x, dot);
-  const Scalar unlift =
-      Scalar(1) / weight_lift<P>(p, reinterpret_cast<Greatest<Scalar>*>(room + kThreads));
 
   const std::int32_t* const tiles = t.tiles + local * t.width + t.slot;
   const auto right = [&](std::int64_t k) {
     const std::int64_t row = tiles[k / kSteps] * std::int64_t(kTile) + k % kSteps * Product::kStep;
     return columns.copy + row * columns.stride + depth_first;
   };
-  const typename P::Sums sums =
-      Product::multiply(static_cast<const Operand*>(t.weights) + local * kTile * kSegment * kTile,
-                        kSegment * kTile, right, columns.stride, listed * kSteps);
+  const auto multiply = [&](auto row_factor) {
+    return Product::multiply(
+        static_cast<const Operand*>(t.weights) + local * kTile * kSegment * kTile, kSegment * kTile,
+        right, columns.stride, listed * kSteps, row_factor);
+  };
+  typename P::Sums sums;
+  if constexpr (kFewExponents<Operand>)
+    sums = multiply([&](std::int64_t k, int r) {
+      return static_cast<const Scalar*>(t.unlifts)[(k / kSteps * t.panel + local) * kTile + r];
+    });
+  else
+    sums = multiply(Unscaled{});
   const auto dot_of = [&](int r) { return load_shared(room + r) + load_shared(room + kTile + r); };
   if (!last_segment && depth_first == 0 && half() == 0)
     *so_far(t.slot / kSegment + 1) = dot_of(line());
@@ -65,8 +72,8 @@ tile_gradient_kernel(const MSK_PARAMETER Problem p) {
       return;
     }
     const bool poisoned = all || ((p.terms & row_term) && std::isnan(rows.dloss[i]));
-    const Scalar g = poisoned ? kNaN<Scalar> : value * unlift;
-    out = pairs.through_normalisation(g, dot_of(r) * unlift, i, d, p.depth);
+    const Scalar g = poisoned ? kNaN<Scalar> : value;
+    out = pairs.through_normalisation(g, dot_of(r), i, d, p.depth);
   });
 }
 

@@ -40,17 +40,18 @@ struct LightTiles {
     if (p.terms & row_term) offset = static_cast<const Scalar*>(p.row_room.least_offset)[row_tile];
     if (p.terms & column_term) {
       const Scalar other = static_cast<const Scalar*>(p.column_room.least_offset)[column_tile];
-      offset = other < offset ? other : offset;
+      offset = std::fmin(offset, other);
     }
     return static_cast<const Scalar*>(t.mass)[a * spans + b / t.span] - offset <= bar;
   }
 };
 
-// One block a tile of rows of the panel; 128 tiles of columns at a time, each listed in its order.
+// One block a tile of rows of the panel; kListStep tiles of columns at a time, in their order.
 template <class P>
 MSK_KERNEL(kThreads, 2)
 tile_list_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
+  constexpr int kShare = kThreads / kListStep;  // threads a tile of columns
   const Tiled& t = p.tiled;
   const OrderedPairs<P> pairs(p);
   auto* const room = reinterpret_cast<Greatest<Scalar>*>(shared_memory());
@@ -60,10 +61,10 @@ tile_list_kernel(const MSK_PARAMETER Problem p) {
   std::int32_t count = 0;
   if (t.mass) {
     const LightTiles<P> light(p, pairs, room);
-    for (std::int64_t first = 0; first < pairs.column_tiles; first += kThreads) {
-      const std::int64_t column = first + threadIdx.x;
-      const bool listed =
-          column < pairs.column_tiles && (pairs.overlap(tile, column) || !light(tile, column));
+    for (std::int64_t first = 0; first < pairs.column_tiles; first += kListStep) {
+      const std::int64_t column = first + threadIdx.x / kShare;
+      const bool listed = threadIdx.x % kShare == 0 && column < pairs.column_tiles &&
+                          (pairs.overlap(tile, column) || !light(tile, column));
       const unsigned lanes = __ballot_sync(0xffffffffu, listed);
       __syncthreads();  // the counts may still be read for the tiles before
       if (lane() == 0) store_shared(warp_counts + threadIdx.x / 32, std::int32_t(__popc(lanes)));

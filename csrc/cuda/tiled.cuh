@@ -20,25 +20,17 @@ prepare_kernel(const MSK_PARAMETER Problem p) {
     *p.row_room.poisoned = *p.column_room.poisoned = 0;
 }
 
-// One block a tile: terms from statistics that the caller gives.
+// One thread a row: terms from statistics that the caller gives.
 template <class P, bool of_rows>
 MSK_KERNEL(kThreads, 2)
 read_term_kernel(const MSK_PARAMETER Problem p) {
-  using Scalar = typename P::Scalar;
   const SideInput& input = of_rows ? p.rows : p.columns;
   const SideRoom& room = of_rows ? p.row_room : p.column_room;
   const Side<P> side(input, room, p.padded_depth);
-  auto* const reduce_room = reinterpret_cast<Greatest<Scalar>*>(shared_memory());
-  const std::int64_t tile = blockIdx.x, i = tile * kTile + line();
-  Greatest<Scalar> most{Scalar(0)};
-  if (half() == 0 && i < side.count) {
-    const Scalar dloss =
-        read_term_of<P>(input, side, of_rows ? p.row_term : p.column_term, p.options, i);
-    most.value = std::fabs(dloss);
-    if (std::isnan(dloss)) *room.poisoned = 1;
-  }
-  most = block_reduce(most, reduce_room, Greatest<Scalar>::greater);
-  if (threadIdx.x == 0) static_cast<Scalar*>(room.largest_dloss)[tile] = most.value;
+  const std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= side.count) return;
+  const TermInput& term = of_rows ? p.row_term : p.column_term;
+  if (std::isnan(read_term_of<P>(input, side, term, p.options, i))) *room.poisoned = 1;
 }
 
 template <class P, typename Input>
@@ -62,43 +54,48 @@ class TiledLaunches {
   // Of kernels that only reduce over the block.
   static constexpr std::size_t kLittle = 1024;
 
-  template <auto kernel>
-  void launch(const char* name, std::int64_t blocks, std::size_t shared, const Problem& p) const {
+  template <auto kernel, std::size_t shared>
+  void launch(const char* name, std::int64_t blocks, const Problem& p) const {
+    static_assert(shared <= kMostShared);
     launch_blocks<kernel>(name, blocks, kThreads, shared, device_, stream_, p);
   }
-  static std::int64_t tiles(const SideInput& side) { return padded(side.count) / kTile; }
+  static std::int64_t tiles(const SideInput& side) { return divided(side.count, kTile); }
 
   void prepare() const {
     // One block at least: it also lowers flags.
     const std::int64_t blocks = std::max(padded(p_.rows.count), std::int64_t(1));
-    launch<prepare_kernel<P, Input, true>>("prepare_kernel", blocks, kLittle, p_);
+    launch<prepare_kernel<P, Input, true>, kLittle>("prepare_kernel", blocks, p_);
     if (!p_.self)
-      launch<prepare_kernel<P, Input, false>>("prepare_kernel", padded(p_.columns.count), kLittle,
-                                              p_);
+      launch<prepare_kernel<P, Input, false>, kLittle>("prepare_kernel", padded(p_.columns.count),
+                                                       p_);
   }
   void read_terms() const {
     if (p_.terms & row_term)
-      launch<read_term_kernel<P, true>>("read_term_kernel", tiles(p_.rows), kLittle, p_);
+      launch<read_term_kernel<P, true>, 0>("read_term_kernel", divided(p_.rows.count, kThreads),
+                                           p_);
     if (p_.terms & column_term)
-      launch<read_term_kernel<P, false>>("read_term_kernel", tiles(p_.columns), kLittle, p_);
+      launch<read_term_kernel<P, false>, 0>("read_term_kernel", divided(p_.columns.count, kThreads),
+                                            p_);
   }
   void statistics() const {
     const std::int64_t rows = tiles(p_.rows), columns = tiles(p_.columns);
     constexpr std::size_t shared = NegativeScan<P>::kSharedBytes;
     const std::int64_t parts = rows * p_.tiled.parts;
-    launch<positive_scan_kernel<P>>("positive_scan_kernel", parts, shared, p_);
-    launch<open_sums_kernel<P>>("open_sums_kernel", rows, kLittle, p_);
+    launch<positive_scan_kernel<P>, shared>("positive_scan_kernel", parts, p_);
+    launch<open_sums_kernel<P>, kLittle>("open_sums_kernel", rows, p_);
     Problem part = p_;
-    const std::int64_t runs = (columns + p_.tiled.run - 1) / p_.tiled.run;
+    const std::int64_t runs = divided(columns, p_.tiled.run);
     for (std::int64_t first = 0; first < rows && columns > 0; first += p_.tiled.chunk) {
       part.tiled.first = first;
       part.tiled.count = std::min(p_.tiled.chunk, rows - first);
-      launch<negative_scan_kernel<P>>("negative_scan_kernel", part.tiled.count * runs, shared,
-                                      part);
-      launch<merge_kernel<P>>("merge_kernel", (rows * kTile + kThreads - 1) / kThreads, 0, part);
+      launch<negative_scan_kernel<P>, shared>("negative_scan_kernel", part.tiled.count * runs,
+                                              part);
+      // In self mode a row of tiles also serves the columns under it.
+      const std::int64_t known = p_.self ? rows - first : part.tiled.count;
+      launch<merge_kernel<P>, 0>("merge_kernel", divided(known * kTile, kThreads), part);
     }
-    launch<positive_sums_kernel<P>>("positive_sums_kernel", parts, shared, p_);
-    launch<positive_finish_kernel<P>>("positive_finish_kernel", rows, kLittle, p_);
+    launch<positive_sums_kernel<P>, shared>("positive_sums_kernel", parts, p_);
+    launch<positive_finish_kernel<P>, kLittle>("positive_finish_kernel", rows, p_);
   }
   void gradient(const Problem& p) const {
     const std::int64_t rows = tiles(p.rows), columns = tiles(p.columns);
@@ -106,17 +103,16 @@ class TiledLaunches {
     for (std::int64_t first = 0; first < rows; first += p.tiled.panel) {
       part.tiled.first = first;
       part.tiled.count = std::min(p.tiled.panel, rows - first);
-      launch<tile_list_kernel<P>>("tile_list_kernel", part.tiled.count, kLittle, part);
+      launch<tile_list_kernel<P>, kLittle>("tile_list_kernel", part.tiled.count, part);
       // One segment at least: it also writes the gradient where there are no columns.
       for (std::int64_t slot = 0; slot == 0 || slot < columns; slot += kSegment) {
         part.tiled.slot = slot;
         const std::int64_t most = std::min(columns - slot, std::int64_t(kSegment));
-        const std::int64_t runs = (most + kListRun - 1) / kListRun;
-        launch<tile_weights_kernel<P>>("tile_weights_kernel", part.tiled.count * runs,
-                                       TileWeights<P>::kSharedBytes, part);
-        launch<tile_gradient_kernel<P>>("tile_gradient_kernel",
-                                        part.tiled.count * (p.padded_depth / kTile),
-                                        kGradientSharedBytes<P>, part);
+        const std::int64_t runs = divided(most, kListRun);
+        launch<tile_weights_kernel<P>, TileWeights<P>::kSharedBytes>("tile_weights_kernel",
+                                                                     part.tiled.count * runs, part);
+        launch<tile_gradient_kernel<P>, kGradientSharedBytes<P>>(
+            "tile_gradient_kernel", part.tiled.count * (p.padded_depth / kTile), part);
       }
     }
   }

@@ -37,7 +37,7 @@ inline void carve_terms(const Problem& p, std::int64_t n, SideRoom& room, Carver
        {&room.neg_threshold, &room.pos_threshold, &room.neg_offset, &room.pos_offset, &room.dloss})
     *array = carver.take(n * scalar);
   if (!p.by_tiles) return;
-  for (void** array : {&room.least_offset, &room.greatest_offset, &room.largest_dloss})
+  for (void** array : {&room.least_offset, &room.greatest_offset})
     *array = carver.take(n / kTile * scalar);
   room.poisoned = static_cast<std::int32_t*>(carver.take(sizeof(std::int32_t)));
 }

@@ -11,13 +11,11 @@ from torch import Tensor
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.backends.native import NativeCall, native_dtype, native_options
 from ms_kernels.reference import RowStatistics
-from ms_kernels.settings import options
+from ms_kernels.settings import ONE_LAUNCH, options
 from ms_kernels.spec import MultiSimilaritySpec
 
-# With so many samples on either side, or fewer, one launch. From the floors of a launch against
-# tensor-core time, not yet from a measurement on a GPU. The same for rows and columns exchanged:
-# only within one path has a pair the same bits in statistics and gradients.
-ONE_LAUNCH = 1024
+# Earlier GPUs have no bfloat16 and no asynchronous copies.
+LEAST_CAPABILITY = 80
 
 
 def missing() -> str | None:
@@ -76,11 +74,21 @@ def _unsupported(capability: tuple[int, int], architectures: str) -> str | None:
         # A cubin runs on later minors of its major; PTX is compiled for anything later.
         if found >= built and (kind != "real" or found // 10 == built // 10):
             return None
+    has = f"this GPU has compute capability {capability[0]}.{capability[1]}"
+    if found < LEAST_CAPABILITY:
+        return f"{has}, the kernels need 8.0 or newer; use backend='panels'"
     return (
-        f"this GPU has compute capability {capability[0]}.{capability[1]}, the module is built for "
-        f"{architectures}; use backend='triton' or 'panels', or build with "
-        f"CMAKE_CUDA_ARCHITECTURES={found}"
+        f"{has}, the module is built for {architectures}; use backend='triton' or 'panels', or "
+        f"build with CMAKE_CUDA_ARCHITECTURES={found}"
     )
+
+
+@functools.cache
+def _refuse(device: torch.device) -> None:
+    """Of several GPUs the current one, which `missing` asked about, may be newer."""
+    reason = _unsupported(torch.cuda.get_device_capability(device), _module().architectures)
+    if reason is not None:
+        raise ValueError(f"embeddings: on {device}, {reason}")
 
 
 class _Call(NativeCall):
@@ -89,8 +97,12 @@ class _Call(NativeCall):
     ) -> None:
         super().__init__(rows, columns)
         module = _module()
-        smallest = min(len(side.labels) for side in (rows, columns) if side is not None)
-        self.by_tiles = smallest > ONE_LAUNCH
+        if self.device.type == "cuda":
+            _refuse(self.device)
+        # The same when rows and columns change places: only within one path has a pair the same
+        # bits in statistics and gradients.
+        largest = max(len(side.labels) for side in (rows, columns) if side is not None)
+        self.by_tiles = largest > ONE_LAUNCH
         self.native = module.Call(
             getattr(module.Job, job),
             native_dtype(module, rows.embeddings),
@@ -99,19 +111,20 @@ class _Call(NativeCall):
             self._side(rows),
             None if columns is None else self._side(columns),
             native_options(spec, self.dtype),
-            options.skip_below,
+            options.skip_below_of(self.dtype == torch.float64),
             self.by_tiles,
         )
 
     def run(self) -> None:
         size = self.native.plan(options.workspace_bytes)
         workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
-        index, stream = 0, 0
-        if self.device.type == "cuda":
-            index = self.device.index
-            stream = torch.cuda.current_stream(self.device).cuda_stream
         # Memory freed after the launch is reused in stream order only: the workspace may go.
-        self.native.run(workspace.data_ptr(), index, stream)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):  # as the module's own runtime will be
+                stream = torch.cuda.current_stream().cuda_stream
+                self.native.run(workspace.data_ptr(), self.device.index, stream)
+        else:
+            self.native.run(workspace.data_ptr(), 0, 0)
 
     def _side(self, side: Side) -> tuple[int, ...]:
         labels, ids, order = side.labels, side.ids, None

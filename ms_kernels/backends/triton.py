@@ -132,7 +132,7 @@ def _poison(statistic: Tensor) -> Tensor:
 
 def _tolerance(terms: Tensor) -> Tensor:
     """Weight that each row may lose: `skip_below` of the greatest total weight of any row."""
-    share = options.skip_below
+    share = options.skip_below_of(terms.dtype == torch.float64)
     if share == 0:
         return torch.zeros(1, dtype=terms.dtype, device=terms.device)
     # The weights of a row's negatives sum to 1 - exp(-offset).

@@ -12,7 +12,7 @@ def serve(monkeypatch, module, path="one_launch"):
     """`path`: one_launch or by_tiles, whatever the size of the batch; the backend's name."""
     built, why_missing = dispatch.built(), dispatch.why_missing
     monkeypatch.setitem(dispatch.DEVICE_OF, "cuda", "cpu")
-    monkeypatch.setattr(dispatch, "built", lambda: built)
+    monkeypatch.setattr(dispatch, "built", lambda *_: built)
     monkeypatch.setattr(dispatch, "why_missing", lambda n: None if n == "cuda" else why_missing(n))
     monkeypatch.setattr(cuda, "_module", lambda: module)
     monkeypatch.setattr(cuda, "ONE_LAUNCH", {"one_launch": 2**31, "by_tiles": -1}[path])
@@ -27,6 +27,7 @@ def few_tiles_are_many(folder):
         ("plan_tiled.cpp", "std::int64_t(1) << 24;", "20;"),
         ("geometry.h", "kListRun = 4;", "kListRun = 1;"),
         ("geometry.h", "kSegment = 32;", "kSegment = 2;"),
+        ("geometry.h", "kListStep = kThreads;", "kListStep = 2;"),
     ):
         source = (folder / "cuda" / name).read_text()
         assert before in source

@@ -1,0 +1,191 @@
+"""The CUDA kernels, executed on the CPU, on rows and incoming gradients of extreme size."""
+
+import math
+
+import pytest
+import torch
+from cases import DTYPES, SPECS, assert_within_budget, case_id, make_batch
+from host_gpu import build
+from host_gpu.serve import serve
+
+from ms_kernels import MultiSimilaritySpec, multi_similarity_loss, options, reference
+from ms_kernels.backends import cuda
+from ms_kernels.backends.interface import Side, Term
+
+pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+
+ULP = {torch.float64: 2.0**-40, torch.float32: 2.0**-18, torch.bfloat16: 2.0**-7}
+ULP[torch.float16] = 2.0**-9
+
+
+@pytest.fixture(params=["one_launch", "by_tiles"])
+def backend(monkeypatch, request):
+    return serve(monkeypatch, build.module(), request.param)
+
+
+def gradients(function, x, r=None, dloss=None):
+    """Of function(x, r), by each of them that is given; `dloss`: of each row loss."""
+    leaves = [v.clone().requires_grad_() for v in (x, r) if v is not None]
+    loss = function(*leaves)
+    loss.backward(torch.ones_like(loss) if dloss is None else dloss.to(loss.dtype))
+    return [leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
+@pytest.mark.parametrize("with_refs", [False, True], ids=["self", "refs"])
+def test_rows_of_one_number_under_the_floor_of_the_norm(backend, dtype, with_refs):
+    """Normalised, a number is its sign and learns nothing; one under 1e-12 is times 1e12."""
+    small = [3e-13, -1e-13] if dtype != torch.float16 else [0.0, 0.0]
+    x = torch.tensor([*small, 0.0, 2.0, -3.0, 0.5], dtype=dtype)[:, None]
+    y = torch.tensor([0, 1, 0, 1, 1, 2])
+    refs = (x.flip(0), y.flip(0) % 2) if with_refs else (None, None)
+    wide = [v.double() for v in (x, *refs[:1]) if v is not None]
+
+    def loss(x, r=None):
+        z = None if r is None else refs[1]
+        kept = {"base": 0.0, "epsilon": None, "reduction": "sum"}
+        return reference.multi_similarity_loss(x, y, r, z, **kept)
+
+    candidates = Side(*refs, None) if with_refs else None
+    spec = MultiSimilaritySpec(base=0.0, epsilon=None)
+    got = cuda.loss_and_gradient(Side(x, y, None), candidates, spec, True, True)[2:]
+    for side, g, exact in zip(wide, got, gradients(loss, *wide), strict=False):
+        # Opposite weights, each rounded to the operand type, may cancel.
+        torch.testing.assert_close(g.double(), exact, rtol=ULP[dtype], atol=1e12 * ULP[dtype])
+        assert exact.abs().max() > 1e11 and not g[side.abs() > 0.1].any()
+
+
+def terms_of(use, x, y, r, z, dloss, spec):
+    """The cuda backend's gradient of sum(dloss * row loss) by the rows, or by the candidates."""
+    anchors, candidates = Side(x, y, None), None if use == "self" else Side(r, z, None)
+    term = Term(cuda.row_statistics(anchors, candidates, spec), dloss)
+    if use == "columns":
+        return cuda.embedding_gradient(candidates, anchors, spec, None, term)
+    return cuda.embedding_gradient(
+        anchors, candidates, spec, term, term if candidates is None else None
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
+@pytest.mark.parametrize("use", ["self", "rows", "columns"])
+@pytest.mark.parametrize("value", [1.0, 1e8, 1e12, 1e30, math.inf, math.nan])
+def test_the_incoming_gradient_of_one_row_takes_nothing_from_others(backend, dtype, use, value):
+    spec = SPECS["unmined"]
+    x, y, r, z = make_batch(70, None if use == "self" else 90, 16, spec, dtype)
+    dloss = torch.rand(70, dtype=torch.float64) + 0.1
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    alone, rest = torch.zeros(70, dtype=torch.float64), dloss.clone()
+    alone[3], rest[3], dloss[3] = 1, 0, value
+    got = terms_of(use, x, y, r, z, dloss.to(compute), spec).double()
+
+    def dense(dtype, dloss):
+        def loss(x, r=None):
+            kept = {"epsilon": None, "reduction": "none"}
+            return reference.multi_similarity_loss(x, y, r, z if r is not None else None, **kept)
+
+        sides = [None if v is None else v.to(dtype) for v in (x, r)]
+        return gradients(loss, *sides, dloss)[-1 if use == "columns" else 0].double()
+
+    # The dense code of the dtype may not hold the value: its two parts do.
+    same_dtype = dense(dtype, rest)
+    if math.isfinite(value):
+        same_dtype = same_dtype + value * dense(dtype, alone)
+    exact = dense(torch.float64, dloss)
+    found = got.isfinite().all(1) if not math.isfinite(value) else torch.ones(len(got)).bool()
+    if use == "rows":
+        assert found.sum() >= len(got) - 1
+    assert not got[~found].isfinite().any()  # a weight that is not finite
+    size = exact[found].abs().amax(1, keepdim=True)  # every row by its own
+    parts = (v[found] / size for v in (got, same_dtype, exact))
+    assert_within_budget(*parts, 0.0 if dtype == torch.float64 else 2.0)
+
+
+def test_what_mining_keeps_apart_does_not_share_its_range(backend):
+    """Two groups of classes; the gradient of one row of the first is large."""
+    x = torch.zeros(8, 4).half()
+    x[:4, 0] = x[4:, 2] = 1
+    x[:4, 1] = x[4:, 3] = torch.tensor([0.0, 0.3, 0.6, 0.9])
+    y = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    dloss = torch.ones(8)
+    dloss[0] = 1e12
+    got = terms_of("self", x, y, None, None, dloss, MultiSimilaritySpec())
+    want = gradients(
+        lambda x: reference.multi_similarity_loss(x, y, reduction="none"), x.double(), None, dloss
+    )[0]
+    for group in (slice(4), slice(4, 8)):
+        error = (got[group].double() - want[group]).abs().max()
+        assert error <= 2.0**-9 * want[group].abs().max()
+
+
+def step(x, y, **chosen):
+    return gradients(lambda x: multi_similarity_loss(x, y, reduction="sum", **chosen), x)[0]
+
+
+def test_losses_so_small_that_float16_has_no_such_weights(backend):
+    """The incoming gradient that a loss scaler gives brings the result back into its range."""
+    for base in (0.55, 0.6):
+        apart = torch.eye(96)[:, :96] * 1e-4
+        corner = torch.zeros(3, 2)
+        corner[1, 0] = corner[2, 1] = 1
+        for x in (apart, corner):
+            x, y = x.half(), torch.arange(len(x))
+            kept = {"epsilon": None, "base": base}
+
+            def scaled(x, backend, y=y, kept=kept):
+                loss = multi_similarity_loss(x, y, reduction="sum", backend=backend, **kept)
+                return loss * 65504
+
+            (got,) = gradients(lambda x: scaled(x, backend), x)
+            (want,) = gradients(lambda x: scaled(x, "reference"), x.double())
+            normal = want.abs() < 65504  # not those of a row of zeros, times 1e12
+            got, want = got[normal].double(), want[normal]
+            assert want.abs().max() > 2.0**-24
+            limit = 2.0**-9 * float(want.abs().max()) + 2.0**-25
+            assert (got - want).abs().max() <= limit
+
+
+# Similarities of float16 rows are float32 numbers: they cannot overflow.
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=case_id)
+@pytest.mark.parametrize("place", [1, 16, 31, 63])
+def test_a_row_that_overflows_hides_no_other_of_its_tile(backend, dtype, place):
+    """Row 0 has its negatives in the tile of columns that no other row weighs."""
+    x = torch.zeros(64, 3, dtype=torch.float64)
+    x[0, 0], x[1:, 1] = 1, 1
+    r = torch.zeros(128, 3, dtype=torch.float64)
+    r[1:64, 1], r[64:, 0] = 2, 0.5 + torch.arange(64) / 512
+    huge = math.sqrt(torch.finfo(dtype).max) * 2
+    x[place] = r[0] = torch.tensor([0, 0, huge], dtype=x.dtype)  # overflows with its only positive
+    y, z = torch.arange(64), torch.arange(100, 228)
+    z[0] = y[place]
+    x, r = x.to(dtype), r.to(dtype)
+    chosen = {"normalize": False, "epsilon": None, "reduction": "sum"}
+    got = gradients(lambda x: multi_similarity_loss(x, y, r, z, backend=backend, **chosen), x)[0]
+    others = torch.arange(64) != place
+    want = gradients(
+        lambda x: reference.multi_similarity_loss(x, y[others], r.double(), z, **chosen),
+        x[others].double(),
+    )[0]
+    assert got[place].isnan().all() and want[0, 0] > 0.1
+    torch.testing.assert_close(got[others].double(), want, rtol=2 * ULP[dtype], atol=1e-9)
+
+
+def test_float64_by_tiles_is_exact(monkeypatch):
+    """Without mining distant classes weigh little, but not little enough for float64."""
+    backend = serve(monkeypatch, build.module(), "by_tiles")
+    y = torch.arange(320) // 64
+    x = torch.eye(16, dtype=torch.float64)[y] + 0.02 * torch.randn(320, 16, dtype=torch.float64)
+    x[y == 1] = x[y == 0] + 0.05 * x[y == 1]
+    assert options.skip_below > 0
+    got, want = (step(x, y, epsilon=None, backend=name) for name in (backend, "reference"))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-13 * float(want.abs().max()))
+
+
+def test_float32_sums_over_a_great_depth(backend):
+    """Products of one sign: every addition to a sum rounds it."""
+    x = torch.randn(33, 8448, dtype=torch.float64).relu().float()
+    y = torch.arange(33) % 6
+    spec = MultiSimilaritySpec(epsilon=None)
+    got = cuda.row_statistics(Side(x, y, None), None, spec)
+    same, exact = (reference.row_statistics(v, y, epsilon=None) for v in (x, x.double()))
+    for k in range(4):
+        assert_within_budget(got[k], same[k], exact[k])
