@@ -12,6 +12,7 @@
 #include <string>
 
 #include "call.h"
+#include "math/rules.h"
 
 namespace msk {
 
@@ -40,9 +41,29 @@ inline Options options_from(const OptionNumbers& o) {
   return {o[0], o[1], o[2], o[3], o[4], o[5] != 0};
 }
 
+// (weighting rule, its three options, mining rule, its two options): see math/rules.h
+using RuleNumbers = std::array<double, 7>;
+
+inline Rules rules_of(const Options& options, const std::optional<RuleNumbers>& given) {
+  if (!given) {
+    const bool mined = options.epsilon != std::numeric_limits<double>::infinity();
+    return {WeightingRule::multi_similarity,
+            {options.alpha, options.beta, options.base},
+            mined ? MiningRule::multi_similarity : MiningRule::none,
+            {options.epsilon, 0}};
+  }
+  const RuleNumbers& r = *given;
+  if (!(r[0] >= 0 && r[0] < double(WeightingRule::count) && r[4] >= 0 &&
+        r[4] < double(MiningRule::count)))
+    throw std::invalid_argument("rules: expected codes that exist, got " + std::to_string(r[0]) +
+                                " and " + std::to_string(r[4]));
+  return {WeightingRule(int(r[0])), {r[1], r[2], r[3]}, MiningRule(int(r[4])), {r[5], r[6]}};
+}
+
 template <class Problem>
 class ModuleCall {
  public:
+  void read_dloss(std::int64_t dloss) { problem_.dloss = pointer(dloss); }
   void write_statistics(const std::array<std::int64_t, 6>& out) {
     problem_.statistics = {pointer<void>(out[0]),         pointer<void>(out[1]),
                            pointer<void>(out[2]),         pointer<void>(out[3]),
@@ -66,7 +87,8 @@ class ModuleCall {
   using Side = decltype(Problem::rows);
 
   ModuleCall(Job job, DType dtype, std::int64_t depth, const Side& rows,
-             const std::optional<Side>& columns, const OptionNumbers& options) {
+             const std::optional<Side>& columns, const OptionNumbers& options,
+             const std::optional<RuleNumbers>& rules) {
     problem_.job = job;
     problem_.dtype = dtype;
     problem_.depth = depth;
@@ -74,6 +96,7 @@ class ModuleCall {
     problem_.self = !columns;
     if (columns) problem_.columns = *columns;
     problem_.options = options_from(options);
+    problem_.rules = rules_of(problem_.options, rules);
   }
 
   Problem problem_{};
@@ -96,6 +119,7 @@ pybind11::class_<Call> bind_call(pybind11::module_& m) {
   return py::class_<Call>(m, "Call", py::module_local())
       .def("write_statistics", &Call::write_statistics, py::arg("out"))
       .def("write_loss", &Call::write_loss, py::arg("row_loss"), py::arg("kept"))
+      .def("read_dloss", &Call::read_dloss, py::arg("dloss"))
       .def("read_terms", &Call::read_terms, py::arg("row_term"), py::arg("column_term"))
       .def("write_gradients", &Call::write_gradients, py::arg("d_rows"), py::arg("d_columns"));
 }

@@ -23,26 +23,6 @@ msk::SideInput side(const SideIntegers& a) {
           pointer<const std::int64_t>(a[4])};
 }
 
-// (weighting rule, its three options, mining rule, its two options): see math/rules.h
-using RuleNumbers = std::array<double, 7>;
-
-msk::Rules rules_of(const msk::Options& options, const std::optional<RuleNumbers>& given) {
-  if (!given) {
-    const bool mined = options.epsilon != std::numeric_limits<double>::infinity();
-    return {msk::WeightingRule::multi_similarity,
-            {options.alpha, options.beta, options.base},
-            mined ? msk::MiningRule::multi_similarity : msk::MiningRule::none,
-            {options.epsilon, 0}};
-  }
-  const RuleNumbers& r = *given;
-  if (!(r[0] >= 0 && r[0] < double(msk::WeightingRule::count) && r[4] >= 0 &&
-        r[4] < double(msk::MiningRule::count)))
-    throw std::invalid_argument("rules: expected codes that exist, got " + std::to_string(r[0]) +
-                                " and " + std::to_string(r[4]));
-  return {
-      msk::WeightingRule(int(r[0])), {r[1], r[2], r[3]}, msk::MiningRule(int(r[4])), {r[5], r[6]}};
-}
-
 // Builds that this machine can run, the fastest first.
 std::vector<msk::Kernels> runnable() {
   std::vector<msk::Kernels> found;
@@ -99,13 +79,9 @@ class Call : public msk::ModuleCall<msk::Problem> {
  public:
   Call(msk::Job job, msk::DType dtype, std::int64_t depth, const SideIntegers& rows,
        const std::optional<SideIntegers>& columns, const msk::OptionNumbers& options,
-       const std::optional<RuleNumbers>& rules)
+       const std::optional<msk::RuleNumbers>& rules)
       : ModuleCall(job, dtype, depth, side(rows),
-                   columns ? std::optional(side(*columns)) : std::nullopt, options) {
-    problem_.rules = rules_of(problem_.options, rules);
-  }
-
-  void read_dloss(std::int64_t dloss) { problem_.dloss = pointer(dloss); }
+                   columns ? std::optional(side(*columns)) : std::nullopt, options, rules) {}
 
   std::int64_t plan(int threads, std::int64_t budget) {
     problem_.threads = threads;
@@ -156,10 +132,9 @@ PYBIND11_MODULE(_cpu, m) {
   msk::bind_call<Call>(m)
       .def(py::init<msk::Job, msk::DType, std::int64_t, const SideIntegers&,
                     const std::optional<SideIntegers>&, const msk::OptionNumbers&,
-                    const std::optional<RuleNumbers>&>(),
+                    const std::optional<msk::RuleNumbers>&>(),
            py::arg("job"), py::arg("dtype"), py::arg("depth"), py::arg("rows"), py::arg("columns"),
            py::arg("options"), py::arg("rules") = std::nullopt)
-      .def("read_dloss", &Call::read_dloss, py::arg("dloss"))
       .def("plan", &Call::plan, py::arg("threads"), py::arg("budget"))
       .def("run", &Call::run, py::arg("workspace"), py::call_guard<py::gil_scoped_release>());
 }

@@ -10,9 +10,8 @@ from ms_kernels.settings import ONE_LAUNCH
 
 # Fastest first. `device` is the only one that the backend serves, None for any.
 DEVICE_OF = {"cuda": "cuda", "cpu": "cpu", "triton": "cuda", "panels": None}
+ALL = tuple(DEVICE_OF)
 NAMES = ("auto", *DEVICE_OF, "reference")
-# Backends of any pair of rules, as far as their kernels know them; the others have the MS loss.
-FAMILY = ("cpu", "triton", "panels")
 
 
 class Availability(NamedTuple):
@@ -32,11 +31,19 @@ def choose(device: str, built: frozenset[str], samples: int = 0) -> str:
     return "reference"
 
 
-def resolve(name: str, device: str, samples: int = 0) -> str:
-    """The backend that `name` stands for; an explicit one never falls back to another."""
+def resolve(name: str, device: str, samples: int = 0, known_by: tuple[str, ...] = ALL) -> str:
+    """The backend that `name` stands for; an explicit one never falls back to another.
+
+    known_by: the backends whose kernels know the rules.
+    """
     if name == "auto":
-        return choose(device, built(device), samples)
+        return choose(device, built(device) & frozenset(known_by), samples)
     if name in DEVICE_OF:
+        if name not in known_by:
+            others = ", ".join(repr(n) for n in ("auto", *known_by, "reference"))
+            raise ValueError(
+                f"backend: {name!r} expected rules that its kernels know; use one of {others}"
+            )
         only = DEVICE_OF[name]
         interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
         if only not in (None, device) and not interpreted:
@@ -47,23 +54,6 @@ def resolve(name: str, device: str, samples: int = 0) -> str:
         if reason is not None:
             raise ValueError(f"backend: {name!r} is not built: {reason}; or use backend='panels'")
     return name
-
-
-def resolve_family(name: str, device: str, known_by: tuple[str, ...]) -> str:
-    """The backend for rules beyond the MS loss; `known_by` names those whose kernels know them."""
-    if name == "auto":
-        serving = (n for n in FAMILY if n in known_by and DEVICE_OF[n] in (None, device))
-        return next(n for n in serving if n in built(device))
-    if name not in FAMILY:
-        raise ValueError(
-            f"backend: {name!r} runs MultiSimilarity with NoMining or MultiSimilarityMining; for "
-            f"other rules use {', '.join(map(repr, ('auto', *FAMILY, 'reference')))}"
-        )
-    if name not in known_by:
-        raise ValueError(
-            f"backend: {name!r} expected rules that its kernels know; use 'auto' or 'panels'"
-        )
-    return resolve(name, device)
 
 
 @functools.cache

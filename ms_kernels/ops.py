@@ -95,11 +95,8 @@ def _loss_and_gradient(
     dloss: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     spec = unpack(options)
-    if isinstance(spec, PairSpec):
-        device = embeddings.device.type
-        module = dispatch.load(dispatch.resolve_family(backend, device, spec.known_by))
-    else:
-        module = _module(backend, embeddings, ref_emb)
+    known_by = spec.known_by if isinstance(spec, PairSpec) else dispatch.ALL
+    module = _module(backend, embeddings, ref_emb, known_by)
     anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
     given = () if dloss is None else (dloss,)  # only a backend of the family takes one
     loss, kept, dx, dr = module.loss_and_gradient(
@@ -148,10 +145,15 @@ def _sides(
     return anchors, Side(ref_emb, ref_labels, ref_ids)
 
 
-def _module(backend: str, embeddings: Tensor, ref_emb: Tensor | None) -> ModuleType:
+def _module(
+    backend: str,
+    embeddings: Tensor,
+    ref_emb: Tensor | None,
+    known_by: tuple[str, ...] = dispatch.ALL,
+) -> ModuleType:
     # The same when the sides change places: the gradient of the refs goes with the statistics.
     samples = max(len(embeddings), 0 if ref_emb is None else len(ref_emb))
-    return dispatch.load(dispatch.resolve(backend, embeddings.device.type, samples))
+    return dispatch.load(dispatch.resolve(backend, embeddings.device.type, samples, known_by))
 
 
 def _term(tensors: list[Tensor]) -> Term | None:

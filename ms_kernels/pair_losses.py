@@ -57,8 +57,9 @@ def pair_loss(
             SemiHardMining, ThresholdMining; or your own. The gradient holds kept pairs fixed.
         backend: MultiSimilarity with NoMining or MultiSimilarityMining runs on every backend of
             `backends()`. Any other pair of rules of this package runs on "panels" (any device,
-            O(panel * M) memory); all but Triplet, and circles of great gamma, also on "cpu" and
-            "triton". Rules of your own are streamed. "reference" is dense. Default: the fastest.
+            O(panel * M) memory); all but Triplet also on "cpu", "cuda" and "triton", circles of
+            great gamma not on all of them. Rules of your own are streamed. "reference" is dense.
+            Default: the fastest.
         The rest as in `multi_similarity_loss`.
 
     Returns:
@@ -92,7 +93,7 @@ def pair_loss(
         return _dense(weighting, mining, *tensors, **shared)
     if not PairSpec.packable(weighting, mining):
         if backend not in ("auto", "panels"):
-            dispatch.resolve_family(backend, embeddings.device.type, known_by=("panels",))
+            dispatch.resolve(backend, embeddings.device.type, known_by=("panels",))
         return streamed_loss(weighting.row_loss, *tensors, mining=mining, **shared)
     spec = PairSpec(weighting, mining, max_positive_similarity, normalize)
     chosen = _resolve(backend, embeddings.device.type, spec.known_by)
@@ -106,7 +107,7 @@ def pair_loss(
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _resolve(backend: str, device: str, known_by: tuple[str, ...]) -> str:
-    return dispatch.resolve_family(backend, device, known_by)
+    return dispatch.resolve(backend, device, known_by=known_by)
 
 
 def fused(weighting: Weighting, mining: Mining) -> bool:

@@ -155,7 +155,7 @@ class PairSpec:
             # to on the CPU; the Triton kernels add exponentials as they are.
             cpu = gamma * square <= MOST_EXPONENT
             triton = self.normalize and gamma * max(square, 1 - square) <= MOST_EXPONENT
-        return (*["cpu"] * cpu, *["triton"] * triton, "panels")
+        return ("cuda", *["cpu"] * cpu, *["triton"] * triton, "panels")
 
     @property
     def native_code(self) -> int:

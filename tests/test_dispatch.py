@@ -109,7 +109,7 @@ def test_cpu_tensors_ask_nothing_of_cuda(monkeypatch):
     dispatch.built.cache_clear()
     try:
         assert dispatch.resolve("auto", "cpu") == "cpu"
-        assert dispatch.resolve_family("auto", "cpu", known_by=("panels",)) == "panels"
+        assert dispatch.resolve("auto", "cpu", known_by=("panels",)) == "panels"
         assert dispatch.built("cpu") == {"cpu", "panels"}
     finally:
         dispatch.built.cache_clear()

@@ -293,7 +293,7 @@ def test_modules_call_the_function(name):
         (
             lambda x, y: pair_loss(x, y, weighting=weigh.NCA(), backend="cuda"),
             ValueError,
-            "'cuda' runs MultiSimilarity with NoMining or .*use 'auto', 'cpu', 'triton'",
+            "'cuda' expected tensors on cuda, got cpu; use backend='auto'",
         ),
         (lambda x, y: streamed_loss(lambda s, p, n: s, x, y), ValueError, "loss for each row"),
     ],

@@ -1,8 +1,8 @@
 // The forms of pair_form.h for vectors of pairs.
 #pragma once
 
+#include "../math/pair_loss.h"
 #include "exp.h"
-#include "pair_loss.h"
 
 namespace msk::MSK_ISA {
 

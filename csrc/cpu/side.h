@@ -3,12 +3,12 @@
 
 #include <cmath>
 
+#include "../math/pair_loss.h"
 #include "carve.h"
 #include "codes.h"
 #include "exp.h"
 #include "grid.h"
 #include "multiply.h"
-#include "pair_loss.h"
 #include "problem.h"
 
 namespace msk::MSK_ISA {

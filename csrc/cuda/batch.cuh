@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/embedding_gradient.cuh"
+#include "cuda/family_statistics.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/pair_weights.cuh"
 #include "cuda/prepare.cuh"
@@ -39,7 +40,10 @@ batch_kernel(const MSK_PARAMETER Problem p) {
       similarities<P>(p, first);
       grid_barrier();
       if (statistics) {
-        row_statistics<P>(p, first);
+        if (p.family)
+          family_statistics<P>(p, first);
+        else
+          row_statistics<P>(p, first);
         if (p.d_rows || first + p.panel < p.rows.count) grid_barrier();
       }
       if (gradient) {

@@ -7,6 +7,7 @@
 
 #include "call.h"
 #include "math/host_device.h"
+#include "math/rules.h"
 
 namespace msk::gpu {
 
@@ -34,6 +35,8 @@ struct SideRoom {
   void* projection;  // 1 where the norm is above the floor and rows are normalised, else 0
   // Of a pair with similarity s, when this side weighs it.
   void *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
+  // Of a family member besides, whose negatives' factor stands for dloss; see Term.
+  void *neg_below, *pos_below, *pos_factor, *pos_constant;
   // The tiled path only. Of rows:
   void *hardest_positive, *hardest_negative, *negative_sum;  // what the scans found so far
   std::int32_t* neg_kept;
@@ -79,6 +82,9 @@ struct Problem {
   std::int64_t depth;
   SideInput rows, columns;
   Options options;
+  Rules rules;
+  bool family;        // any rules, in one launch; else the MS loss with its own mining
+  const void* dloss;  // of a family member: of each row's loss; null: ones
   TermInput row_term, column_term;  // Job::gradient only
   StatisticsOutput statistics;      // Job::statistics only
   void* row_loss;                   // Job::loss_and_gradient only: (rows.count), and

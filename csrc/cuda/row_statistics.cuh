@@ -25,7 +25,34 @@ struct KeptSums {
   }
 };
 
-// One block a row; the sums of a row's depth parts replace the first part.
+// Of row i, to all its threads. The similarities, of which a row's depth parts are summed, replace
+// the first part.
+template <class P>
+MSK_DEVICE Hardest<typename P::Scalar> hardest_pairs(const Pass<P>& pass, std::int64_t first,
+                                                     std::int64_t i,
+                                                     typename P::Scalar max_positive_similarity,
+                                                     Hardest<typename P::Scalar>* room) {
+  using Scalar = typename P::Scalar;
+  Scalar* const row = pass.similarities + (i - first) * pass.width;
+  const std::int64_t label = pass.rows.labels[i];
+  Hardest<Scalar> hardest{kInfinity<Scalar>, -kInfinity<Scalar>, true};
+  for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads) {
+    const Scalar s = pass.similarity(first, i, j);
+    row[j] = s;
+    hardest.finite = hardest.finite && std::isfinite(s);
+    if (pass.self_pair(i, j)) continue;
+    if (pass.columns.labels[j] != label)
+      hardest.negative = s > hardest.negative ? s : hardest.negative;
+    else if (s < max_positive_similarity)
+      hardest.positive = s < hardest.positive ? s : hardest.positive;
+  }
+  return block_reduce(hardest, room, [](const Hardest<Scalar>& a, const Hardest<Scalar>& b) {
+    return Hardest<Scalar>{a.positive < b.positive ? a.positive : b.positive,
+                           a.negative > b.negative ? a.negative : b.negative, a.finite && b.finite};
+  });
+}
+
+// One block a row.
 template <class P>
 MSK_PHASE void row_statistics(const Problem& p, std::int64_t first) {
   const Pass<P> pass(p);
@@ -35,25 +62,10 @@ MSK_PHASE void row_statistics(const Problem& p, std::int64_t first) {
   const MultiSimilarity<Scalar>& loss = pass.loss;
   const std::int64_t last = first + pass.height(first);
   for (std::int64_t i = first + blockIdx.x; i < last && i < pass.rows.count; i += gridDim.x) {
-    Scalar* const row = pass.similarities + (i - first) * pass.width;
+    const Scalar* const row = pass.similarities + (i - first) * pass.width;
     const std::int64_t label = pass.rows.labels[i];
-    Hardest<Scalar> hardest{kInfinity<Scalar>, -kInfinity<Scalar>, true};
-    for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads) {
-      const Scalar s = pass.similarity(first, i, j);
-      row[j] = s;
-      hardest.finite = hardest.finite && std::isfinite(s);
-      if (pass.self_pair(i, j)) continue;
-      if (pass.columns.labels[j] != label)
-        hardest.negative = s > hardest.negative ? s : hardest.negative;
-      else if (s < loss.max_positive_similarity)
-        hardest.positive = s < hardest.positive ? s : hardest.positive;
-    }
-    hardest =
-        block_reduce(hardest, hardest_room, [](const Hardest<Scalar>& a, const Hardest<Scalar>& b) {
-          return Hardest<Scalar>{a.positive < b.positive ? a.positive : b.positive,
-                                 a.negative > b.negative ? a.negative : b.negative,
-                                 a.finite && b.finite};
-        });
+    const Hardest<Scalar> hardest =
+        hardest_pairs(pass, first, i, loss.max_positive_similarity, hardest_room);
     const Scalar neg_threshold = loss.negative_threshold(hardest.positive);
     const Scalar pos_threshold = loss.positive_threshold(hardest.negative);
     KeptSums<Scalar> sums{Scalar(0), Scalar(0), 0, 0};

@@ -5,7 +5,7 @@
 
 #include "cuda/problem.h"
 #include "cuda/product.cuh"
-#include "math/multi_similarity.h"
+#include "math/pair_loss.h"
 
 namespace msk::gpu {
 
@@ -37,6 +37,22 @@ struct Term {
   }
 };
 
+// The same for any weighting and mining rule: bounds of the pairs' values, and how they weigh.
+template <typename T>
+struct FamilyTerm {
+  T neg_above, neg_below, pos_above, pos_below;
+  KindTerm<T> negative, positive;  // the incoming gradient in coefficient and constant
+
+  MSK_DEVICE T weight(const PairLoss<T>& loss, T s, bool is_positive, bool is_negative) const {
+    if (is_negative && s > neg_above && s < neg_below) return weight_of(loss.negative, s, negative);
+    const T value = loss.positive.sign * s;
+    if (is_positive && value > pos_above && value < pos_below)
+      return loss.positive.sign * weight_of(loss.positive, value, positive);
+    // NaN for a row whose loss is NaN, whatever is kept.
+    return negative.coefficient - negative.coefficient;
+  }
+};
+
 template <class P>
 struct Side {
   using Scalar = typename P::Scalar;
@@ -44,6 +60,7 @@ struct Side {
   typename P::Operand* copy;
   Scalar *scale, *residue, *inverse, *projection;
   Scalar *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
+  Scalar *neg_below, *pos_below, *pos_factor, *pos_constant;  // of a family member
   const std::int64_t *labels, *ids;
 
   MSK_DEVICE Side(const SideInput& in, const SideRoom& room, std::int64_t stride)
@@ -59,11 +76,31 @@ struct Side {
         neg_offset(static_cast<Scalar*>(room.neg_offset)),
         pos_offset(static_cast<Scalar*>(room.pos_offset)),
         dloss(static_cast<Scalar*>(room.dloss)),
+        neg_below(static_cast<Scalar*>(room.neg_below)),
+        pos_below(static_cast<Scalar*>(room.pos_below)),
+        pos_factor(static_cast<Scalar*>(room.pos_factor)),
+        pos_constant(static_cast<Scalar*>(room.pos_constant)),
         labels(in.labels),
         ids(in.ids) {}
 
   MSK_DEVICE Term<Scalar> term(std::int64_t i) const {
     return {neg_threshold[i], pos_threshold[i], neg_offset[i], pos_offset[i], dloss[i]};
+  }
+  MSK_DEVICE FamilyTerm<Scalar> family_term(std::int64_t i) const {
+    return {neg_threshold[i],          neg_below[i],
+            pos_threshold[i],          pos_below[i],
+            {dloss[i], neg_offset[i]}, {pos_factor[i], pos_offset[i], pos_constant[i]}};
+  }
+  MSK_DEVICE void set_family_term(std::int64_t i, const FamilyTerm<Scalar>& term) const {
+    neg_threshold[i] = term.neg_above;
+    neg_below[i] = term.neg_below;
+    pos_threshold[i] = term.pos_above;
+    pos_below[i] = term.pos_below;
+    dloss[i] = term.negative.coefficient;
+    neg_offset[i] = term.negative.offset;
+    pos_factor[i] = term.positive.coefficient;
+    pos_offset[i] = term.positive.offset;
+    pos_constant[i] = term.positive.constant;
   }
   MSK_DEVICE void set_term(std::int64_t i, const MultiSimilarity<Scalar>& loss,
                            Scalar hardest_positive, Scalar hardest_negative, Scalar pos_lse,

@@ -36,6 +36,8 @@ inline void carve_terms(const Problem& p, std::int64_t n, SideRoom& room, Carver
   for (void** array :
        {&room.neg_threshold, &room.pos_threshold, &room.neg_offset, &room.pos_offset, &room.dloss})
     *array = carver.take(n * scalar);
+  for (void** array : {&room.neg_below, &room.pos_below, &room.pos_factor, &room.pos_constant})
+    *array = carver.take(p.family ? n * scalar : 0);
   if (!p.by_tiles) return;
   for (void** array : {&room.least_offset, &room.greatest_offset})
     *array = carver.take(n / kTile * scalar);

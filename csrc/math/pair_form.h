@@ -61,6 +61,55 @@ MSK_HOST_DEVICE inline KindTerm<T> term_if(bool some, T coefficient, T offset, T
   return some ? KindTerm<T>{coefficient, offset, constant} : no_term<T>();
 }
 
+// A circle's a.
+template <typename T>
+MSK_HOST_DEVICE inline T circle_factor(const Form<T>& form, T value) {
+  const T reach = value - form.base + form.margin;
+  return form.scale * (reach > T(0) ? reach : T(0));
+}
+
+// z, without an offset.
+template <typename T>
+MSK_HOST_DEVICE inline T exponent_of(const Form<T>& form, T value) {
+  const T u = value - form.base;
+  if (form.shape == Shape::circle) return circle_factor(form, value) * (u - form.margin);
+  return form.scale * u;
+}
+
+template <typename T>
+MSK_HOST_DEVICE inline bool is_log_sum(const Form<T>& form) {
+  return form.shape == Shape::exponential || form.shape == Shape::circle;
+}
+
+template <typename T>
+MSK_HOST_DEVICE inline T sigmoid(T z) {
+  return T(1) / (T(1) + std::exp(-z));
+}
+
+// What a pair adds to a plain sum.
+template <typename T>
+MSK_HOST_DEVICE inline T summand(const Form<T>& form, T value, T offset) {
+  const T z = exponent_of(form, value);
+  if (form.shape == Shape::sigmoid) return softplus(z - offset);
+  return z > T(0) ? z : T(0);
+}
+
+// What a kept pair weighs, as dl/d(value).
+template <typename T>
+MSK_HOST_DEVICE inline T weight_of(const Form<T>& form, T value, const KindTerm<T>& term) {
+  const T z = exponent_of(form, value);
+  switch (form.shape) {
+    case Shape::sigmoid:
+      return term.coefficient * sigmoid(z - term.offset);
+    case Shape::hinge:
+      return z >= T(0) ? term.coefficient : T(0);
+    case Shape::circle:
+      return term.coefficient * circle_factor(form, value) * std::exp(z - term.offset);
+    default:
+      return term.coefficient * std::exp(z - term.offset) + term.constant;
+  }
+}
+
 template <typename T>
 MSK_HOST_DEVICE inline T at_least_one(T count) {
   return count > T(1) ? count : T(1);

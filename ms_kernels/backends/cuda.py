@@ -12,7 +12,7 @@ from ms_kernels.backends.interface import Side, Term
 from ms_kernels.backends.native import NativeCall, native_dtype, native_options
 from ms_kernels.reference import RowStatistics
 from ms_kernels.settings import ONE_LAUNCH, options
-from ms_kernels.spec import MultiSimilaritySpec
+from ms_kernels.spec import MultiSimilaritySpec, PairSpec
 
 # Earlier GPUs have no bfloat16 and no asynchronous copies.
 LEAST_CAPABILITY = 80
@@ -51,10 +51,17 @@ def embedding_gradient(
 
 
 def loss_and_gradient(
-    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec, need_dx: bool, need_dr: bool
+    anchors: Side,
+    candidates: Side | None,
+    spec: MultiSimilaritySpec | PairSpec,
+    need_dx: bool,
+    need_dr: bool,
+    dloss: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Row losses (N,), kept pairs of each row (N,), gradients of the losses' sum."""
     call = _Call("loss_and_gradient", anchors, candidates, spec)
+    if dloss is not None:
+        call.native.read_dloss(call.address(dloss.to(call.dtype)))
     return call.loss_and_gradient(need_dx, need_dr)
 
 
@@ -93,7 +100,7 @@ def _refuse(device: torch.device) -> None:
 
 class _Call(NativeCall):
     def __init__(
-        self, job: str, rows: Side, columns: Side | None, spec: MultiSimilaritySpec
+        self, job: str, rows: Side, columns: Side | None, spec: MultiSimilaritySpec | PairSpec
     ) -> None:
         super().__init__(rows, columns)
         module = _module()
@@ -102,7 +109,8 @@ class _Call(NativeCall):
         # The same when rows and columns change places: only within one path has a pair the same
         # bits in statistics and gradients.
         largest = max(len(side.labels) for side in (rows, columns) if side is not None)
-        self.by_tiles = largest > ONE_LAUNCH
+        # Tiles know the MS loss alone; any rules go through the one launch, panel by panel.
+        self.by_tiles = largest > ONE_LAUNCH and not isinstance(spec, PairSpec)
         self.native = module.Call(
             getattr(module.Job, job),
             native_dtype(module, rows.embeddings),
@@ -113,6 +121,7 @@ class _Call(NativeCall):
             native_options(spec, self.dtype),
             options.skip_below_of(self.dtype == torch.float64),
             self.by_tiles,
+            spec.native_rules() if isinstance(spec, PairSpec) else None,
         )
 
     def run(self) -> None:

@@ -1,0 +1,82 @@
+"""The family of pair losses in the CUDA kernels, executed on the CPU."""
+
+import math
+
+import pytest
+import torch
+from cases import assert_within_budget
+from host_gpu import build
+from host_gpu.serve import serve
+from test_family import MININGS, name_of
+from test_family_kernels import KERNELS, batch, step
+from test_triton_family import case_of, dense_step
+
+from ms_kernels import mining_rules as mine
+from ms_kernels import weighting_rules as weigh
+from ms_kernels.settings import options
+
+pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+
+# Every weighting with bounds on both sides and with none, every mining rule with one weighting.
+CASES = [
+    *[((70, None, 16), rule, mine.SemiHardMining(0.5)) for rule in KERNELS],
+    *[((40, 90, 5), rule, mine.NoMining()) for rule in KERNELS],
+    *[((70, None, 16), weigh.NTXent(0.2), rule) for rule in MININGS],
+]
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    return serve(monkeypatch, build.module())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("shape", "weighting", "mining"), CASES, ids=case_of)
+def test_values_and_gradients(backend, shape, weighting, mining, reduction):
+    sides = batch(*shape)
+    rules = {"weighting": weighting, "mining": mining, "reduction": reduction}
+    want = step(sides, "reference", **rules)
+    for got, exact in zip(step(sides, backend, **rules), want, strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
+def test_errors_stay_within_the_budget(backend, weighting, dtype):
+    x, y = batch(70, None, 20)
+    rules = {"weighting": weighting, "reduction": "mean"}
+    x = x.to(dtype)
+    exact, dense = step((x.double(), y), "reference", **rules), dense_step(x, y, weighting)
+    for got, same, want in zip(step((x, y), backend, **rules), dense, exact, strict=True):
+        assert got.dtype == dtype
+        assert_within_budget(got, same, want)
+
+
+@pytest.mark.parametrize("weighting", [weigh.NTXent(0.005), weigh.Circle(0.9, 256.0)], ids=name_of)
+def test_exponents_far_apart_and_panel_by_panel(backend, weighting, monkeypatch):
+    monkeypatch.setattr(options, "_workspace_bytes", 0)
+    for sides in (batch(70, None, 8), batch(40, 70, 8)):
+        want = step(sides, "reference", weighting=weighting)
+        for got, exact in zip(step(sides, backend, weighting=weighting), want, strict=True):
+            torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
+def test_a_row_that_is_not_finite(backend, weighting):
+    x, y, r, z = batch(40, 70, 8)
+    x[33, 1] = math.inf
+    rows, dx, dr = step((x, y, r, z), backend, weighting=weighting)
+    others = torch.arange(40) != 33
+    assert rows[33].isnan() and rows[others].isfinite().all()
+    assert dx[33].isnan().all() and dx[others].isfinite().all() and dr.isnan().all()
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 0, 0], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
+def test_degenerate_batches(backend, weighting, labels):
+    y = torch.tensor(labels)
+    x = torch.randn(len(y), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    rules = {"weighting": weighting, "mining": mine.HardestMining(), "reduction": "mean_valid"}
+    found = step((x, y), backend, **rules)
+    for got, want in zip(found, step((x, y), "reference", **rules), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
