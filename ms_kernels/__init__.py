@@ -14,6 +14,7 @@ from ms_kernels.mining_rules import (
     ThresholdMining,
 )
 from ms_kernels.pair_losses import (
+    BinLiftedLoss,
     BinomialDevianceLoss,
     CircleLoss,
     ContrastiveLoss,
@@ -54,6 +55,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BinLifted",
     "BinomialDeviance",
+    "BinLiftedLoss",
     "BinomialDevianceLoss",
     "Circle",
     "CircleLoss",

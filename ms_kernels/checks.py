@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 LARGEST = sys.float_info.max
+MOST_OPTION = 1e30
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -43,10 +44,15 @@ def check_number(
 
 
 def check_options(rule: Any, above_zero: tuple[str, ...] = ()) -> None:
-    """Every option of a rule, a dataclass of numbers."""
+    """Every option of a rule, a dataclass of numbers that a float32 holds; so their inverses."""
     for field in fields(rule):
-        above = 0 if field.name in above_zero else None
-        check_number(f"{type(rule).__name__}.{field.name}", getattr(rule, field.name), above)
+        name, value = f"{type(rule).__name__}.{field.name}", getattr(rule, field.name)
+        check_number(name, value, 0 if field.name in above_zero else None)
+        least = 1 / MOST_OPTION if field.name in above_zero else -MOST_OPTION
+        if not least <= value <= MOST_OPTION:
+            raise ValueError(
+                f"{name}: expected a number from {least:g} to {MOST_OPTION:g}, got {value:g}"
+            )
 
 
 def check_rule(name: str, rule: object, base: type) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ms_kernels import reference
 from ms_kernels.autograd import in_public_dtype, refuse_second_derivative
-from ms_kernels.backends.sides import Sides, computed
+from ms_kernels.backends.sides import Sides, computed, full_precision
 from ms_kernels.checks import Pairs, check_pairs
 from ms_kernels.mining_rules import Mining
 from ms_kernels.ops import sides_of
@@ -175,16 +175,16 @@ class _StreamedHistogram(torch.autograd.Function):
         slopes = torch.stack([-negative_share[:-1], positive_share[1:]]) / counts * (bins / 2)
         slopes = torch.cat([slopes.flatten(), slopes.new_zeros(bins)]) * dloss
         slopes = slopes.to(x.dtype)
-        for rows, similarity, positive, negative in _panels(
-            x, refs, Pairs(*tensors), bins, mining, cap
-        ):
-            inside = similarity.abs() <= 1
-            cell, _ = _places(similarity, bins)
-            weight = slopes.take(cell + _first(positive & inside, negative & inside, bins))
-            if ctx.needs_input_grad[0]:
-                dx[rows] += weight @ r
-            if refs is None or ctx.needs_input_grad[1]:
-                dr += weight.T @ x[rows]
+        panels = _panels(x, refs, Pairs(*tensors), bins, mining, cap)
+        with full_precision(x):  # the backward pass may be called under autocast
+            for rows, similarity, positive, negative in panels:
+                inside = similarity.abs() <= 1
+                cell, _ = _places(similarity, bins)
+                weight = slopes.take(cell + _first(positive & inside, negative & inside, bins))
+                if ctx.needs_input_grad[0]:
+                    dx[rows] += weight @ r
+                if refs is None or ctx.needs_input_grad[1]:
+                    dr += weight.T @ x[rows]
         return dx, None if refs is None else dr, None, None, None, None
 
 

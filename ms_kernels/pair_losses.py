@@ -1,5 +1,6 @@
 """General Pair Weighting: any mining rule with any weighting rule, and the family as modules."""
 
+import inspect
 from dataclasses import fields
 from typing import Any
 
@@ -15,10 +16,11 @@ from ms_kernels.functional import multi_similarity_loss, refuse_transforms
 from ms_kernels.histogram import Histogram, check_reduction, histogram_loss
 from ms_kernels.mining_rules import NO_MINING, Mining, MultiSimilarityMining, NoMining
 from ms_kernels.reference import REDUCTIONS
-from ms_kernels.spec import PairSpec
+from ms_kernels.spec import NATIVE, PairSpec, check_shared
 from ms_kernels.streaming import streamed_loss
 from ms_kernels.weighting_rules import (
     NCA,
+    BinLifted,
     BinomialDeviance,
     Circle,
     Contrastive,
@@ -73,6 +75,8 @@ def pair_loss(
     check_rules(weighting, mining)
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("backend", backend, NAMES)
+    check_shared(max_positive_similarity, normalize)
+    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
     tensors = (embeddings, labels, ref_emb, ref_labels)
     shared: dict[str, Any] = {
         "ids": ids,
@@ -92,21 +96,27 @@ def pair_loss(
     if backend == "reference":
         return _dense(weighting, mining, *tensors, **shared)
     if not PairSpec.packable(weighting, mining):
-        if backend not in ("auto", "panels"):
-            dispatch.resolve(backend, embeddings.device.type, known_by=("panels",))
+        _resolve(backend, embeddings.device.type, ("panels",), f"{weighting!r}, {mining!r}")
         return streamed_loss(weighting.row_loss, *tensors, mining=mining, **shared)
     spec = PairSpec(weighting, mining, max_positive_similarity, normalize)
-    chosen = _resolve(backend, embeddings.device.type, spec.known_by)
+    chosen = _resolve(backend, embeddings.device.type, spec.known_by, type(weighting).__name__)
     if chosen == "panels" and torch.compiler.is_compiling():
         # The op of a compiled graph runs where autograd, which panels need, is switched off.
         return streamed_loss(weighting.row_loss, *tensors, mining=mining, **shared)
-    pairs = check_pairs(*tensors, ids, ref_ids)
     refuse_transforms(embeddings=embeddings, ref_emb=ref_emb)
     return in_public_dtype(fused_loss(pairs, spec, reduction, backend), embeddings)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _resolve(backend: str, device: str, known_by: tuple[str, ...]) -> str:
+def _resolve(backend: str, device: str, known_by: tuple[str, ...], got: str) -> str:
+    if backend in dispatch.ALL and backend not in known_by:
+        others = ", ".join(repr(name) for name in ("auto", *known_by, "reference"))
+        known = ", ".join(sorted(rule.__name__ for rule in NATIVE))
+        raise ValueError(
+            f"backend: {backend!r} expected a rule that its kernels know ({known}, with any mining "
+            f"rule of this package; Circle by limits of gamma, with unit rows), got {got}; use one "
+            f"of {others}"
+        )
     return dispatch.resolve(backend, device, known_by=known_by)
 
 
@@ -158,7 +168,7 @@ class PairLoss(nn.Module):
     def __init__(
         self,
         weighting: Weighting,
-        mining: Mining = NO_MINING,
+        mining: Mining | None = None,
         *,
         max_positive_similarity: float | None = None,
         normalize: bool = True,
@@ -166,10 +176,12 @@ class PairLoss(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        mining = NoMining() if mining is None else mining
         check_rules(weighting, mining)
         check_choice("reduction", reduction, REDUCTIONS)
         check_reduction(weighting, reduction)
         check_choice("backend", backend, NAMES)
+        check_shared(max_positive_similarity, normalize)
         self.weighting, self.mining = weighting, mining
         self.options: dict[str, Any] = {
             "max_positive_similarity": max_positive_similarity,
@@ -202,13 +214,16 @@ class PairLoss(nn.Module):
 
 def _member(weighting: type[Weighting]) -> type[PairLoss]:
     """The module of a weighting rule: options of the rule first, then those of `PairLoss`."""
+    names = [field.name for field in fields(weighting)]
 
     class Member(PairLoss):
-        def __init__(self, *args: float, mining: Mining = NO_MINING, **options: Any) -> None:
-            names = options.keys() & {field.name for field in fields(weighting)}
-            own = {name: options.pop(name) for name in names}
-            super().__init__(weighting(*args, **own), mining, **options)
+        def __init__(self, *args: float, **options: Any) -> None:
+            own = {name: options.pop(name) for name in names if name in options}
+            super().__init__(weighting(*args, **own), **options)
 
+    rule, shared = (inspect.signature(c).parameters.values() for c in (weighting, PairLoss))
+    others = [p.replace(kind=p.KEYWORD_ONLY) for p in shared if p.name != "weighting"]
+    Member.__signature__ = inspect.Signature([*rule, *others])  # type: ignore[attr-defined]
     Member.__name__ = Member.__qualname__ = f"{weighting.__name__}Loss"
     Member.__doc__ = f"`PairLoss` of the weighting rule {weighting.__name__}: {weighting.__doc__}"
     return Member
@@ -216,6 +231,7 @@ def _member(weighting: type[Weighting]) -> type[PairLoss]:
 
 ContrastiveLoss = _member(Contrastive)
 BinomialDevianceLoss = _member(BinomialDeviance)
+BinLiftedLoss = _member(BinLifted)
 LiftedStructureLoss = _member(LiftedStructure)
 TripletLoss = _member(Triplet)
 NPairLoss = _member(NPair)

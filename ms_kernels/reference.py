@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize as unit_rows
+from torch.nn.functional import normalize as divided_by_norm
 from torch.nn.functional import softplus
 
 REDUCTIONS = ("mean", "sum", "none", "mean_valid")
@@ -98,7 +98,7 @@ def labelled_similarities(
     if ref_labels is None:
         raise ValueError("ref_labels: expected a tensor because ref_emb was given, got None")
     if normalize:
-        embeddings, ref_emb = unit_rows(embeddings, dim=1), unit_rows(ref_emb, dim=1)
+        embeddings, ref_emb = unit_rows(embeddings), unit_rows(ref_emb)
     sim = embeddings @ ref_emb.T  # (N, M)
 
     same_label = labels[:, None] == ref_labels[None, :]
@@ -110,6 +110,21 @@ def labelled_similarities(
     if max_positive_similarity is not None:
         positive = positive & (sim < max_positive_similarity)
     return sim, positive, negative
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows divided by their L2 norm, floored at 1e-12, also where the squares would overflow."""
+    return divided_by_norm(x / row_scale(x), dim=1)
+
+
+def row_scale(x: Tensor) -> Tensor:
+    """(rows, 1): 1 where the norm is finite, else the greatest element, as a constant."""
+    x = x.detach()
+    norm = x.norm(dim=1, keepdim=True)
+    one = torch.ones_like(norm)
+    if x.shape[1] == 0:
+        return one
+    return torch.where(norm.isfinite(), one, x.abs().amax(1, keepdim=True))
 
 
 def hardest(similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:

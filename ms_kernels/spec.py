@@ -53,7 +53,7 @@ class MultiSimilaritySpec:
             check_number(name, getattr(self, name), above=0)
         check_number("base", self.base)
         check_number("epsilon", self.epsilon, optional=True)
-        _check_shared(self)
+        check_shared(self.max_positive_similarity, self.normalize)
 
     def by_name(self) -> dict[str, Any]:
         """The options as keywords; torch.compile of torch 2.11 cannot trace vars(spec)."""
@@ -72,9 +72,10 @@ class MultiSimilaritySpec:
         return _unpacked(tuple(packed))
 
 
-def _check_shared(spec: "MultiSimilaritySpec | PairSpec") -> None:
-    check_number("max_positive_similarity", spec.max_positive_similarity, optional=True)
-    check_flag("normalize", spec.normalize)
+def check_shared(max_positive_similarity: object, normalize: object) -> None:
+    """The options that all losses share."""
+    check_number("max_positive_similarity", max_positive_similarity, optional=True)
+    check_flag("normalize", normalize)
 
 
 NAMES = tuple(field.name for field in fields(MultiSimilaritySpec))
@@ -126,7 +127,7 @@ class PairSpec:
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        _check_shared(self)
+        check_shared(self.max_positive_similarity, self.normalize)
 
     @staticmethod
     def packable(weighting: Weighting, mining: Mining) -> bool:

@@ -1,18 +1,22 @@
 """Losses of your own, streamed: any function of a panel of similarities, in O(panel * M) memory."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ms_kernels.autograd import in_public_dtype, reduce_rows
+from ms_kernels.autograd import in_public_dtype, reduce, reduce_rows, refuse_second_derivative
+from ms_kernels.backends.interface import Side
 from ms_kernels.backends.sides import Sides
-from ms_kernels.backends.sweep import TEMPORARIES, RowFunction, row_losses
-from ms_kernels.checks import check_choice, check_pairs, check_rule
+from ms_kernels.backends.sweep import TEMPORARIES, RowFunction, row_losses, sweep
+from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule
 from ms_kernels.mining_rules import NO_MINING, Mining
 from ms_kernels.ops import sides_of
-from ms_kernels.reference import REDUCTIONS
-from ms_kernels.settings import options
+from ms_kernels.reference import REDUCTIONS, count_valid
 from ms_kernels.spec import MultiSimilaritySpec
+
+Given = tuple[RowFunction, Mining, MultiSimilaritySpec]
 
 
 def streamed_loss(
@@ -57,29 +61,96 @@ def streamed_loss(
     check_rule("mining", mining, Mining)
     spec = MultiSimilaritySpec(max_positive_similarity=max_positive_similarity, normalize=normalize)
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+    given = (row_loss, mining, spec)
     with torch.autocast(embeddings.device.type, enabled=False):
-        sides = Sides(*sides_of(pairs), spec)
+        if torch.compiler.is_compiling() or _learns(pairs, *given):
+            loss = _checkpointed(pairs, *given, reduction)
+        else:
+            x, r = pairs.embeddings, pairs.ref_emb
+            loss = _Swept.apply(x, r, pairs, given, reduction)  # type: ignore[no-untyped-call]
+    return in_public_dtype(loss, embeddings)
 
-        def panel(x: Tensor, r: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-            some = sides.panel(slice(start, stop), x, r)
-            return row_losses(row_loss, mining, some.sim, some.positive, some.negative)
 
-        n = len(sides.x)
-        width = max(1, len(sides.r) * sides.r.element_size())
-        height = max(1, options.panel_bytes // TEMPORARIES // width)
-        losses, kept = [], []
-        for start in range(0, max(n, 1), height):
-            # Without the state of the random generators: reading it would wait for a GPU.
-            loss, count = checkpoint(
-                panel,
-                sides.x,
-                sides.r,
-                start,
-                min(n, start + height),
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-            losses.append(loss)
-            kept.append(count)
-        rows = reduce_rows(torch.cat(losses), torch.cat(kept), reduction)
-    return in_public_dtype(rows, embeddings)
+class _Swept(torch.autograd.Function):
+    """Losses and gradient in one sweep; single losses are swept again, with what they are worth."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        r: Tensor | None,
+        pairs: Pairs,
+        given: Given,
+        reduction: str,
+    ) -> Tensor:
+        later = reduction == "none"
+        row_loss, mining, spec = given
+        dx_too, dr_too = (wanted and not later for wanted in ctx.needs_input_grad[:2])
+        sides = sides_of(pairs)
+        rows, kept, dx, dr = sweep(row_loss, mining, *sides, spec, dx_too, dr_too)
+        valid = count_valid(kept) if reduction == "mean_valid" else None
+        ctx.given, ctx.reduction, ctx.count = given, reduction, max(len(rows), 1)
+        ctx.dtype = x.dtype
+        ctx.save_for_backward(dx, dr, valid, *(pairs if later else ()))
+        return reduce_rows(rows, kept, reduction)
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("streamed_loss")
+        dx, dr, valid, *pairs = ctx.saved_tensors
+        if ctx.reduction == "none":
+            row_loss, mining, spec = ctx.given
+            dx_too, dr_too = ctx.needs_input_grad[:2]
+            sides = sides_of(Pairs(*pairs))
+            _, _, dx, dr = sweep(row_loss, mining, *sides, spec, dx_too, dr_too, dloss)
+        else:
+            scale = reduce(dloss, ctx.reduction, ctx.count, valid)
+            dx, dr = (None if d is None else d * scale for d in (dx, dr))
+        dx, dr = (None if d is None else d.to(ctx.dtype) for d in (dx, dr))
+        return dx, dr, None, None, None
+
+
+def _learns(pairs: Pairs, row_loss: RowFunction, mining: Mining, spec: MultiSimilaritySpec) -> bool:
+    """Whether row_loss depends on a tensor that requires a gradient: a learnable temperature."""
+    if not torch.is_grad_enabled():
+        return False
+    anchors, candidates = sides_of(pairs)
+    one = Side(*(None if t is None else t[:1].detach() for t in anchors))  # type: ignore[arg-type]
+    panel = next(Sides(one, candidates or anchors, spec).panels(), None)
+    if panel is None:
+        return False
+    with torch.enable_grad():
+        loss, _ = row_losses(row_loss, mining, panel.sim.detach(), panel.positive, panel.negative)
+    return loss.requires_grad
+
+
+def _checkpointed(
+    pairs: Pairs,
+    row_loss: RowFunction,
+    mining: Mining,
+    spec: MultiSimilaritySpec,
+    reduction: str,
+) -> Tensor:
+    """As autograd sees it: what a compiled graph can trace, and what row_loss learns besides."""
+    sides = Sides(*sides_of(pairs), spec)
+
+    def panel(x: Tensor, r: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        some = sides.panel(slice(start, stop), x, r)
+        return row_losses(row_loss, mining, some.sim, some.positive, some.negative)
+
+    n, height = len(sides.x), sides.height(TEMPORARIES)
+    losses, kept = [], []
+    for start in range(0, max(n, 1), height):
+        # Without the state of the random generators: reading it would wait for a GPU.
+        loss, count = checkpoint(
+            panel,
+            sides.x,
+            sides.r,
+            start,
+            min(n, start + height),
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        losses.append(loss)
+        kept.append(count)
+    return reduce_rows(torch.cat(losses), torch.cat(kept), reduction)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ms_kernels.checks import check_options
-from ms_kernels.reference import masked_log_sum_exp
+from ms_kernels.reference import hardest, masked_log_sum_exp
 
 # Above it softplus(z) is taken as z: exp(-40) is below the rounding of float64.
 FAR = 40
@@ -162,14 +162,17 @@ class Triplet(Weighting):
     ) -> Tensor:
         pos = similarity.masked_fill(~positive, math.inf).topk(most, 1, largest=False).values
         neg = similarity.masked_fill(~negative, -math.inf)
-        loss = similarity.new_zeros(len(similarity)) + 0 * similarity[:, :0].sum(1)
+        loss = similarity[:, :0].sum(1)  # zeros that are connected to the graph
         for k in range(most):
             loss = loss + (neg - (pos[:, k, None] - self.margin)).clamp(min=0).sum(1)
         return loss
 
     def _sorted(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        # In ascending order each negative is worth its distance to every positive before it.
-        moved = torch.where(positive, similarity - self.margin, similarity)
+        # In ascending order each negative is worth its distance to every positive before it. Sums
+        # of distances to the least positive, as of similarities they would cancel.
+        least, _ = hardest(similarity.detach(), positive, negative)
+        near = similarity - torch.where(least.isfinite(), least, 0)
+        moved = torch.where(positive, near - self.margin, near)
         key, order = moved.sort(1)
         is_positive = positive.gather(1, order)
         is_negative = negative.gather(1, order)
@@ -246,9 +249,7 @@ class NCA(Weighting):
     def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         logits = similarity / self.temperature
         pos_lse, neg_lse = (masked_log_sum_exp(logits, kept) for kept in (positive, negative))
-        some = positive.any(1)
-        # Without positives the difference is infinite, and so would be its gradient.
-        return softplus(neg_lse - torch.where(some, pos_lse, math.inf), threshold=FAR)
+        return _where_both(softplus(neg_lse - pos_lse, threshold=FAR), positive, negative)
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,12 @@ class Circle(Weighting):
         push = self.gamma * (fixed + self.m).clamp(min=0)
         pos_lse = masked_log_sum_exp(-pull * (similarity - (1 - self.m)), positive)
         neg_lse = masked_log_sum_exp(push * (similarity - self.m), negative)
-        return softplus(pos_lse + neg_lse, threshold=FAR)
+        return _where_both(softplus(pos_lse + neg_lse, threshold=FAR), positive, negative)
+
+
+def _where_both(loss: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """0, without a gradient, for an anchor with only one kind of pair."""
+    return torch.where(positive.any(1) & negative.any(1), loss, 0)
 
 
 def _masked_sum(values: Tensor, kept: Tensor) -> Tensor:

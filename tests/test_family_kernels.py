@@ -163,7 +163,7 @@ def test_what_the_kernels_do_not_know():
     x, y = batch(20, None, 3)
     for weighting in (weigh.Triplet(), weigh.Circle(0.9, 256.0)):
         assert "cpu" not in PairSpec(weighting, mine.NoMining()).known_by
-        with pytest.raises(ValueError, match="'cpu' expected rules that its kernels know"):
+        with pytest.raises(ValueError, match="'cpu' expected a rule that its kernels know"):
             pair_loss(x, y, weighting=weighting, backend="cpu")
         torch.testing.assert_close(
             pair_loss(x, y, weighting=weighting),

@@ -230,7 +230,7 @@ def test_the_module_calls_the_function():
         (
             lambda x, y: pair_loss(x, y, weighting=Histogram(), backend="cpu"),
             ValueError,
-            "'cpu' expected rules that its kernels know",
+            "'cpu' expected a rule that its kernels know",
         ),
         (
             lambda x, y: streamed_loss(Histogram().row_loss, x, y),

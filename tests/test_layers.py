@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "checks": set(),
     "dispatch": {"settings"},
     "backends.interface": {"reference"},
-    "backends.sides": {"backends.interface", "settings", "spec"},
+    "backends.sides": {"backends.interface", "reference", "settings", "spec"},
     "backends.sweep": {"backends.interface", "backends.sides", "mining_rules", "spec"},
     "backends.panels": {
         "backends.interface",
@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "triton_kernels.stash": set(),
     "triton_kernels.tile_list": {"triton_kernels.multi_similarity", "triton_kernels.pairs"},
     "triton_kernels.family": {"triton_kernels.multi_similarity"},
-    "triton_kernels.family_options": {"spec", "weighting_rules"},
+    "triton_kernels.family_options": {"mining_rules", "spec", "weighting_rules"},
     "triton_kernels.family_finish": {
         "triton_kernels.family",
         "triton_kernels.multi_similarity",
@@ -134,13 +134,13 @@ MAY_IMPORT = {
     "weighting_rules": {"checks", "reference"},
     "streaming": {
         "autograd",
+        "backends.interface",
         "backends.sides",
         "backends.sweep",
         "checks",
         "mining_rules",
         "ops",
         "reference",
-        "settings",
         "spec",
     },
     "histogram": {

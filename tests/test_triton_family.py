@@ -38,6 +38,9 @@ CASES = [
     *[((70, None, 16), rule, mine.SemiHardMining(0.5)) for rule in KERNELS],
     *[((40, 90, 5), rule, mine.NoMining()) for rule in KERNELS],
     *[((70, None, 16), weigh.NTXent(0.2), rule) for rule in MININGS],
+    # Depths that scan and gradient take in other pieces: bounds lie beside the hardest pairs.
+    *[((40, None, d), weigh.NTXent(0.2), mine.HardestMining()) for d in (20, 40, 64)],
+    ((40, 50, 64), weigh.Contrastive(1.0, -1.0), mine.HardestMining()),
 ]
 
 
@@ -124,5 +127,5 @@ def test_degenerate_batches(weighting, labels):
 def test_what_the_kernels_do_not_know():
     x, y = on_device(batch(20, None, 3))
     for weighting in (weigh.Triplet(), weigh.Circle(0.25, 256.0)):
-        with pytest.raises(ValueError, match="'triton' expected rules that its kernels know"):
+        with pytest.raises(ValueError, match="'triton' expected a rule that its kernels know"):
             pair_loss(x, y, weighting=weighting, backend="triton")

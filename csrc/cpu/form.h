@@ -33,6 +33,7 @@ template <typename T, Shape shape>
 struct VectorForm : Form<T> {
   explicit VectorForm(const Form<T>& form) : Form<T>(form) {}
 
+  static constexpr Shape kShape = shape;
   static constexpr bool log_sum = shape == Shape::exponential || shape == Shape::circle;
 
   // Of log-sums: z of a value less z of a reference, which is at least as great as z of any value

@@ -96,6 +96,8 @@ class Solver {
       side.hardest_negative[k] = read(term.hardest_negative);
       side.pos_sum[k] = read(term.pos_lse);
       side.neg_sum[k] = read(term.neg_lse);
+      side.moment[k] = T(0);  // the MS loss asks for neither
+      side.pos_kept[k] = side.neg_kept[k] = 0;
       set_term(side, k, w_.loss, read(term.dloss));
       if (std::isnan(side.neg_sum[k])) side.poisoned[k] = 1;
       if (side.poisoned[k]) mute(side, k);

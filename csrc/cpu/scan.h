@@ -85,6 +85,7 @@ struct TileScan {
   int stride, rows, vectors;
   Bounds<T> row_bounds, column_bounds;
   Form<T> form;
+  bool same_offsets;     // all are 0
   Cells<T> row, column;  // out
 
   void find_hardest() const {
@@ -237,7 +238,8 @@ struct TileScan {
         moment += by_row ? of_row.slope : Vec<T>{};
         kept -= by_row;
         if (both) {
-          const MassAndSlope<T> of_column = shaped.add(s, load(column_bounds.offset + c));
+          MassAndSlope<T> of_column = of_row;
+          if (!same_offsets) of_column = shaped.add(s, load(column_bounds.offset + c));
           add_to_columns(c, by_column, of_column.mass, of_column.slope);
         }
         list(bits<T>(either & shaped.active(s)), values, r, c, pairs, capacity, count);

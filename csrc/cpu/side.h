@@ -187,11 +187,13 @@ T set_term(Side<T>& side, std::int64_t k, const PairLoss<T>& loss, T dloss) {
   set_positive_bounds(side, k, loss);
   const RowTerm<T> term = loss.finish(
       {side.pos_sum[k], side.neg_sum[k], side.moment[k], T(side.pos_kept[k]), T(side.neg_kept[k])});
-  side.neg_offset[k] = term.negative.offset;
-  side.pos_offset[k] = term.positive.offset;
-  side.neg_factor[k] = dloss * term.negative.coefficient;
-  side.pos_factor[k] = dloss * term.positive.coefficient;
-  side.pos_constant[k] = dloss * term.positive.constant;
+  const KindTerm<T> negative = times_dloss(term.negative, dloss);
+  const KindTerm<T> positive = times_dloss(term.positive, dloss);
+  side.neg_offset[k] = negative.offset;
+  side.pos_offset[k] = positive.offset;
+  side.neg_factor[k] = negative.coefficient;
+  side.pos_factor[k] = positive.coefficient;
+  side.pos_constant[k] = positive.constant;
   return term.loss;
 }
 

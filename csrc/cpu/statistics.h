@@ -96,6 +96,7 @@ class Statistics {
     scan.vectors = (columns_.axis.valid(t.column) + kLanes<T> - 1) / kLanes<T>;
     scan.row_bounds = bounds<kind>(rows_, row);
     scan.column_bounds = bounds<kind>(columns_, column);
+    scan.same_offsets = of_negatives(kind) || !w_.loss.offsets_positives();
     scan.row = partial(scratch, 0, general);
     scan.column = partial(scratch, 4, general);
 

@@ -38,7 +38,10 @@ class KindWeights {
     };
     span(row.bounds.offset, rows);
     span(column.bounds.offset, columns);
-    if constexpr (!Shaped::log_sum) return;
+    if constexpr (!Shaped::log_sum) {
+      same_offsets_ = !(most_ > T(0)) && !(least < T(0));  // all of them 0
+      return;
+    }
     shared_ = !(most_ - least > kSharedSpread<T>);
     if (!shared_) return;
     row_.factor = scaled(row, rows, row_room);
@@ -107,11 +110,17 @@ class KindWeights {
         of_column = exp<T>(z - column.offset);
       }
     } else {
-      of_row = form_.add(value, row.offset).slope;
-      of_column = form_.add(value, column.offset).slope;
+      // A row that weighs nothing has an infinite offset, which is not for the other side.
+      of_row = of_column = form_.add(value, same_offsets_ ? Vec<T>{} : row.offset).slope;
+      if (!same_offsets_) of_column = form_.add(value, column.offset).slope;
     }
-    of_row *= row.factor;
-    of_column *= column.factor;
+    if constexpr (Shaped::log_sum) {
+      of_row *= row.factor;
+      of_column *= column.factor;
+    } else {  // selected: a pair without slope weighs nothing whatever its anchor's factor
+      of_row = of_row > T(0) ? of_row * row.factor : Vec<T>{};
+      of_column = of_column > T(0) ? of_column * column.factor : Vec<T>{};
+    }
     if constexpr (shape == Shape::circle) {
       const Vec<T> a = form_.factor(value);
       of_row *= a;
@@ -133,7 +142,7 @@ class KindWeights {
   Shaped form_;
   Asked<T> row_, column_;
   T most_ = T(0);
-  bool shared_ = false;
+  bool shared_ = false, same_offsets_ = false;
 };
 
 // dl/dS of the pairs of one tile.
@@ -193,22 +202,18 @@ class TileWeights {
     return kept;
   }
 
-  // visit(negative, positive): the forms that rules pair with each other.
+  // visit(negative, positive) with their forms as types.
   template <class Visit>
   void each_kind(Visit visit) const {
-    constexpr Shape exponential = Shape::exponential, sigmoid = Shape::sigmoid;
-    if (!loss_.general)
-      visit(kind<exponential, false>(true), kind<exponential, false>(false));
-    else if (loss_.negative.shape == Shape::hinge)
-      visit(kind<Shape::hinge, true>(true), kind<Shape::hinge, true>(false));
-    else if (loss_.negative.shape == Shape::circle)
-      visit(kind<Shape::circle, true>(true), kind<Shape::circle, true>(false));
-    else if (loss_.negative.shape == sigmoid)
-      visit(kind<sigmoid, true>(true), kind<sigmoid, true>(false));
-    else if (loss_.positive.shape == sigmoid)
-      visit(kind<exponential, true>(true), kind<sigmoid, true>(false));
-    else
-      visit(kind<exponential, true>(true), kind<exponential, true>(false));
+    if (!loss_.general) {
+      visit(kind<Shape::exponential, false>(true), kind<Shape::exponential, false>(false));
+      return;
+    }
+    with_shape<T>(loss_.negative, [&](auto negative) {
+      with_shape<T>(loss_.positive, [&](auto positive) {
+        visit(kind<negative.kShape, true>(true), kind<positive.kShape, true>(false));
+      });
+    });
   }
 
   template <Shape shape, bool general>

@@ -117,11 +117,9 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
     static_cast<Scalar*>(p.row_loss)[i] = found.loss + poison;
     p.kept[i] = std::int64_t(peaks.pos_kept) + peaks.neg_kept;
     const Scalar dloss = (p.dloss ? static_cast<const Scalar*>(p.dloss)[i] : Scalar(1)) + poison;
-    term.negative = found.negative;
-    term.positive = found.positive;
-    term.negative.coefficient *= dloss;
-    term.positive.coefficient *= dloss;
-    term.positive.constant *= dloss;
+    term.negative = times_dloss(found.negative, dloss);
+    term.positive = times_dloss(found.positive, dloss);
+    if (!hardest.finite) term.negative.coefficient = kNaN<Scalar>;
     pass.rows.set_family_term(i, term);
   }
 }

@@ -16,6 +16,7 @@ struct Mining {
   T a, b;  // options of the rule, in the order of its Python class
 
   static constexpr T kUnbounded = std::numeric_limits<T>::infinity();
+  static constexpr T kTiny = std::numeric_limits<T>::min();
 
   // The negatives' bounds need their own hardest pair, which costs a scan of its own.
   MSK_HOST_DEVICE bool negatives_need_hardest_negative() const {
@@ -24,8 +25,7 @@ struct Mining {
   // A number under x, or over it, that keeps what ties with x. Where the processor takes denormal
   // numbers for 0, the neighbours of 0 would not.
   MSK_HOST_DEVICE static T beside(T x, T direction) {
-    const T tiny = std::numeric_limits<T>::min();
-    if (std::fabs(x) <= tiny) return direction < T(0) ? -2 * tiny : 2 * tiny;
+    if (std::fabs(x) <= kTiny) return direction < T(0) ? -2 * kTiny : 2 * kTiny;
     return std::nextafter(x, direction);
   }
   MSK_HOST_DEVICE T negative_above(T hardest_positive, T hardest_negative) const {

@@ -110,6 +110,16 @@ MSK_HOST_DEVICE inline T weight_of(const Form<T>& form, T value, const KindTerm<
   }
 }
 
+// For an incoming gradient of the row's loss: what weighs nothing does not become NaN by it.
+template <typename T>
+MSK_HOST_DEVICE inline T times_dloss(T factor, T dloss) {
+  return factor == T(0) ? T(0) : factor * dloss;
+}
+template <typename T>
+MSK_HOST_DEVICE inline KindTerm<T> times_dloss(const KindTerm<T>& term, T dloss) {
+  return {times_dloss(term.coefficient, dloss), term.offset, times_dloss(term.constant, dloss)};
+}
+
 template <typename T>
 MSK_HOST_DEVICE inline T at_least_one(T count) {
   return count > T(1) ? count : T(1);

@@ -49,7 +49,7 @@ struct PairLoss {
         return NCA<T>{a}.finish(sums);
       case WeightingRule::circle:
         return Circle<T>{a, b}.finish(sums);
-      default:
+      default:  // multi_similarity; module_call.h lets no other code pass
         return MultiSimilarity<T>{a, b, c, T(0), T(0)}.finish(sums);
     }
   }
@@ -67,8 +67,11 @@ struct PairLoss {
                                 : mining.positive_below(hardest_positive, hardest_negative);
   }
   // A sigmoid's, while positives are summed: what is known of the row then is its negatives.
+  MSK_HOST_DEVICE bool offsets_positives() const {
+    return rules.weighting == WeightingRule::nt_xent;
+  }
   MSK_HOST_DEVICE T positive_offset(T negative_sum) const {
-    return rules.weighting == WeightingRule::nt_xent ? -negative_sum : T(0);
+    return offsets_positives() ? -negative_sum : T(0);
   }
 
  private:
@@ -90,7 +93,7 @@ struct PairLoss {
         return NCA<T>{a}.negative();
       case WeightingRule::circle:
         return Circle<T>{a, b}.negative();
-      default:
+      default:  // multi_similarity; module_call.h lets no other code pass
         return MultiSimilarity<T>{a, b, c, T(0), T(0)}.negative();
     }
   }
@@ -112,7 +115,7 @@ struct PairLoss {
         return NCA<T>{a}.positive();
       case WeightingRule::circle:
         return Circle<T>{a, b}.positive();
-      default:
+      default:  // multi_similarity; module_call.h lets no other code pass
         return MultiSimilarity<T>{a, b, c, T(0), T(0)}.positive();
     }
   }

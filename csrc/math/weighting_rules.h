@@ -16,7 +16,8 @@ struct Contrastive {
     return {Shape::hinge, T(1), -positive_margin, T(0), T(-1)};
   }
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
-    return {sums.positive + sums.negative, {T(1), T(0)}, {T(1), T(0)}};
+    return {sums.positive + sums.negative, term_if(sums.neg_kept > T(0), T(1), T(0)),
+            term_if(sums.pos_kept > T(0), T(1), T(0))};
   }
 };
 
@@ -28,7 +29,9 @@ struct BinomialDeviance {
   MSK_HOST_DEVICE Form<T> positive() const { return {Shape::sigmoid, alpha, -base, T(0), T(-1)}; }
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
     const T pos = at_least_one(sums.pos_kept), neg = at_least_one(sums.neg_kept);
-    return {sums.positive / pos + sums.negative / neg, {beta / neg, T(0)}, {alpha / pos, T(0)}};
+    return {sums.positive / pos + sums.negative / neg,
+            term_if(sums.neg_kept > T(0), beta / neg, T(0)),
+            term_if(sums.pos_kept > T(0), alpha / pos, T(0))};
   }
 };
 
@@ -43,7 +46,8 @@ struct BinLifted {
   }
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
     const T neg = softplus(sums.negative), pos = softplus(sums.positive);
-    return {pos + neg, {beta, neg}, {alpha, pos}};
+    return {pos + neg, term_if(sums.neg_kept > T(0), beta, neg),
+            term_if(sums.pos_kept > T(0), alpha, pos)};
   }
 };
 

@@ -9,11 +9,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize as unit_rows
 
 from ms_kernels.backends.interface import Side
+from ms_kernels.reference import row_scale, unit_rows
 from ms_kernels.settings import options
 from ms_kernels.spec import MultiSimilaritySpec, PairSpec
+
+# A product of fewer rows, and the sum into all columns after it, would cost more than they share.
+BUSY_ROWS = 32
 
 
 class Panel(NamedTuple):
@@ -38,12 +41,16 @@ class Sides:
         self.r = self.x if columns is rows else computed(columns.embeddings, spec.normalize)
 
     def panels(self, arrays: int = 1) -> Iterator[Panel]:
-        """Blocks of rows, so that `arrays` of a panel's size fit options.panel_bytes."""
-        r = self.r
-        height = max(1, options.panel_bytes // arrays // max(1, len(r) * r.element_size()))
+        """Blocks of rows, so that `arrays` of a panel's size fit options.panel_bytes; of many
+        columns as many rows as keep a product busy, if one such array fits."""
+        height = self.height(arrays)
         for start in range(0, len(self.x), height):
             block = slice(start, start + height)
             yield self.panel(block, self.x, self.r)
+
+    def height(self, arrays: int) -> int:
+        fitting = options.panel_bytes // max(1, len(self.r) * self.r.element_size())
+        return max(1, fitting // arrays, min(BUSY_ROWS, fitting))
 
     def panel(self, block: slice, x: Tensor, r: Tensor) -> Panel:
         """Of some rows: x and r are those of this object, or stand for them in a derivative."""
@@ -71,7 +78,9 @@ def through_normalisation(
 ) -> Tensor:
     if not spec.normalize:
         return dx
-    norm = embeddings.to(dx.dtype).norm(dim=1, keepdim=True)
+    wide = embeddings.to(dx.dtype)
+    scale = row_scale(wide)
+    norm = (wide / scale).norm(dim=1, keepdim=True) * scale
     projected = (dx - (dx * unit).sum(1, keepdim=True) * unit) / norm
     return torch.where(norm < 1e-12, dx / 1e-12, projected)  # a floored norm is a constant
 
@@ -79,4 +88,4 @@ def through_normalisation(
 def computed(x: Tensor, normalize: bool) -> Tensor:
     """In the compute dtype, as unit rows if asked."""
     x = x if x.dtype == torch.float64 else x.float()
-    return unit_rows(x, dim=1) if normalize else x
+    return unit_rows(x) if normalize else x

@@ -71,7 +71,8 @@ def panel_loss(
             raise RuntimeError("panels: expected autograd to be there, it is switched off")
         return loss, kept, torch.zeros_like(similarity)
     incoming = torch.ones_like(loss) if dloss is None else dloss[panel.rows].to(loss.dtype)
-    (weight,) = torch.autograd.grad(loss, similarity, incoming)
+    (weight,) = torch.autograd.grad(loss, similarity, incoming, allow_unused=True)
+    weight = torch.zeros_like(similarity) if weight is None else weight
     return loss.detach(), kept, weight.masked_fill(loss.detach().isnan()[:, None], math.nan)
 
 
@@ -85,11 +86,13 @@ def row_losses(
     """(rows,) losses after mining, NaN where a similarity is not finite, and the kept pairs."""
     with torch.no_grad():
         positive, negative = mining.keep(similarity, positive, negative)
+        kept = positive.sum(1) + negative.sum(1)
         poison = torch.where(similarity.isfinite().all(1), 0.0, math.nan)
     loss = row_function(similarity, positive, negative)
     rows = similarity.shape[:1]
-    if loss.shape != rows:
+    if not isinstance(loss, Tensor) or not loss.is_floating_point() or loss.shape != rows:
+        got = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise ValueError(
-            f"row_loss: expected a loss for each row, {tuple(rows)}, got {tuple(loss.shape)}"
+            f"row_loss: expected a floating-point loss for each row, {tuple(rows)}, got {got}"
         )
-    return loss + poison.to(loss.dtype), positive.sum(1) + negative.sum(1)
+    return loss + poison.to(loss.dtype), kept

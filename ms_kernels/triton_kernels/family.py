@@ -2,9 +2,9 @@
 
 RULES names the loss: 0 is the MS loss with its own mining, which has functions of its own
 (`multi_similarity.py`); else it is 1 + the code of csrc/math/rules.h, with any mining, whose bounds
-come as arrays. `options` points to scale of positives, scale of negatives, base of negatives, 0,
-max_positive_similarity, base of positives, margin. BOUNDED says that partial sums are simply
-added: they are no exponentials, or such that neither overflow nor underflow.
+come as arrays. `options` points to scale of positives, scale of negatives, base of negatives,
+slack of MS mining, max_positive_similarity, base of positives, margin. BOUNDED says that partial
+sums are simply added: they are no exponentials, or such that neither overflow nor underflow.
 """
 
 import triton
@@ -88,20 +88,22 @@ def finish(pos, neg, moment, pos_kept, neg_kept, options, RULES: tl.constexpr):
     # As for both kinds; where one is missing the results are selected away.
     joined = tl.maximum(p, n) + log1p_of_unit(tl.exp(-tl.abs(p - n)))
     lse = tl.where(both, joined, tl.where(some_pos, p, n))
+    # Without kept pairs of a kind its factor is 0: an incoming NaN stays with those who have some.
+    one_pos, one_neg = tl.where(some_pos, zero + 1, 0), tl.where(some_neg, zero + 1, 0)
     if RULES == CONTRASTIVE:
-        return pos + neg, zero + 1, zero, zero + 1, zero, zero
+        return pos + neg, one_neg, zero, one_pos, zero, zero
     elif RULES == BINOMIAL:
         count = tl.maximum(neg_kept, 1)
         loss = pos / many + neg / count
-        return loss, tl.load(options + 1) / count, zero, each / many, zero, zero
+        return loss, one_neg * tl.load(options + 1) / count, zero, one_pos * each / many, zero, zero
     elif RULES == MULTI_SIMILARITY:
         pos_offset, neg_offset = softplus(pos), softplus(neg)
         loss = pos_offset / each + neg_offset / tl.load(options + 1)
-        return loss, zero + 1, neg_offset, zero + 1, pos_offset, zero
+        return loss, one_neg, neg_offset, one_pos, pos_offset, zero
     elif RULES == BIN_LIFTED:
         pos_offset, neg_offset = softplus(pos), softplus(neg)
         loss = pos_offset + neg_offset
-        return loss, zero + tl.load(options + 1), neg_offset, each, pos_offset, zero
+        return loss, one_neg * tl.load(options + 1), neg_offset, one_pos * each, pos_offset, zero
     elif RULES == LIFTED:
         active = both & (p + n >= 0)
         weight = tl.where(active, 1, zero)
@@ -112,12 +114,13 @@ def finish(pos, neg, moment, pos_kept, neg_kept, options, RULES: tl.constexpr):
     elif RULES == SUP_CON:
         weight = tl.where(some_pos, each, 0)
         loss = tl.where(some_pos, lse - moment * each / many, 0)
-        return loss, weight, lse, weight, lse, -weight / many
+        return loss, weight * one_neg, lse, weight, lse, -weight / many
     elif RULES == NCA:
         weight = tl.where(both, each, 0)
         loss = tl.where(both, softplus(n - p), 0)
         return loss, weight, lse, -weight, p + softplus(p - n), zero
     else:
+        tl.static_assert(RULES == CIRCLE)
         weight = tl.where(both, zero + 1, 0)
         share = softplus(-(p + n))
         return tl.where(both, softplus(p + n), 0), weight, n + share, weight, p + share, zero

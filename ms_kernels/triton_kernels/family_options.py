@@ -2,6 +2,7 @@
 
 import math
 
+from ms_kernels.mining_rules import MultiSimilarityMining
 from ms_kernels.spec import PairSpec
 from ms_kernels.weighting_rules import (
     BinLifted,
@@ -16,8 +17,8 @@ OPTIONS = 7
 
 
 def family_options(spec: PairSpec) -> list[float]:
-    """Scale of positives, of negatives, base of negatives, 0, max_positive_similarity, base of
-    positives, margin."""
+    """Scale of positives, of negatives, base of negatives, slack of MS mining, else 0,
+    max_positive_similarity, base of positives, margin."""
     rule = spec.weighting
     most = math.inf if spec.max_positive_similarity is None else spec.max_positive_similarity
     margin = 0.0
@@ -32,7 +33,8 @@ def family_options(spec: PairSpec) -> list[float]:
     else:  # those of a temperature
         scale = 1 / rule.temperature  # type: ignore[attr-defined]
         scales, bases = (scale, scale), (0.0, 0.0)
-    return [*scales, bases[1], 0.0, most, bases[0], margin]
+    slack = spec.mining.epsilon if isinstance(spec.mining, MultiSimilarityMining) else 0.0
+    return [*scales, bases[1], slack, most, bases[0], margin]
 
 
 def reach_of(scale: float, base: float, count: int) -> float:

@@ -138,8 +138,9 @@ def negative_scan_kernel(
             by_row = sim > row_threshold[:, None]
             own = sim
             if RULES != 0:
-                by_row &= sim < row_below[:, None]
-                own = tl.where(by_row, sim, -INFINITY)
+                under = sim < row_below[:, None]
+                by_row &= under
+                own = tl.where(under, sim, -INFINITY)
             row_top = tl.max(own, 1)
             new_hardest = tl.maximum(hardest, row_top)
             reference = tl.where(new_hardest == -INFINITY, 0, new_hardest)
@@ -163,8 +164,9 @@ def negative_scan_kernel(
                 by_column = sim > column_threshold[None, :]
                 own = sim
                 if RULES != 0:
-                    by_column &= sim < tl.load(hardest_positive + padded + columns)[None, :]
-                    own = tl.where(by_column, sim, -INFINITY)
+                    under = sim < tl.load(hardest_positive + padded + columns)[None, :]
+                    by_column &= under
+                    own = tl.where(under, sim, -INFINITY)
                 column_top = tl.max(own, 0)
                 if not BOUNDED:
                     reference = tl.where(column_top == -INFINITY, 0, column_top)

@@ -1,0 +1,248 @@
+"""The family where it is easily wrong: bad input, odd modes, incoming gradients, its memory."""
+
+import inspect
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_family import MININGS, WEIGHTINGS, batch, five_lines, name_of
+
+import ms_kernels
+from ms_kernels import mining_rules as mine
+from ms_kernels import pair_loss, streamed_loss
+from ms_kernels import weighting_rules as weigh
+
+BACKENDS = ["reference", "panels", "cpu"]
+
+
+def gradient(call, x):
+    leaf = x.detach().requires_grad_()
+    return torch.autograd.grad(call(leaf), leaf)[0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=name_of)
+def test_a_gradient_that_is_not_finite_stays_with_its_anchor(weighting, backend, bad):
+    """An anchor that costs nothing has no gradient, whatever is asked of it."""
+    if isinstance(weighting, weigh.Triplet) and backend == "cpu":
+        pytest.skip("by panels alone")
+    x = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    y = torch.tensor([0, 0, 1, 1, 2, 3])
+    incoming = torch.ones(6, dtype=x.dtype)
+    incoming[5] = bad  # only negatives
+    rules = {"weighting": weighting, "reduction": "none", "backend": backend}
+    rows = pair_loss(x, y, **rules)
+    got = gradient(lambda x: (pair_loss(x, y, **rules) * incoming).sum(), x)
+    assert got.isfinite().all() or rows[5] != 0
+
+
+@pytest.mark.parametrize("backend", ["auto", "panels", "reference"])
+def test_rows_whose_squares_overflow(backend):
+    x, y = batch(n=30)
+    x = x.float()
+    for weighting in (weigh.Triplet(), weigh.NTXent(), ms_kernels.Histogram(20)):
+        want = pair_loss(x, y, weighting=weighting, backend=backend)
+        got = pair_loss(x * 2.0**70, y, weighting=weighting, backend=backend)
+        torch.testing.assert_close(got, want)
+        small = gradient(lambda x, w=weighting: pair_loss(x, y, weighting=w, backend=backend), x)
+        large = gradient(
+            lambda x, w=weighting: pair_loss(x, y, weighting=w, backend=backend), x * 2.0**70
+        )
+        torch.testing.assert_close(large * 2.0**70, small, rtol=1e-4, atol=1e-6)
+
+
+def test_backward_under_autocast():
+    x, y = batch(n=40, d=16)
+    x = x.float()
+    for weighting in (ms_kernels.Histogram(1000), weigh.NTXent(), weigh.Triplet()):
+        want = gradient(lambda x, w=weighting: pair_loss(x, y, weighting=w), x)
+        leaf = x.clone().requires_grad_()
+        loss = pair_loss(leaf, y, weighting=weighting)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss.backward()
+        torch.testing.assert_close(leaf.grad, want)
+
+
+def test_labels_that_change_after_the_forward_pass():
+    x, y = batch(n=40)
+    want = gradient(lambda x: streamed_loss(five_lines, x, y), x)
+    leaf, changed = x.clone().requires_grad_(), y.clone()
+    loss = streamed_loss(five_lines, leaf, changed)
+    changed.zero_()
+    loss.backward()
+    torch.testing.assert_close(leaf.grad, want)
+    loss = streamed_loss(five_lines, leaf, changed, reduction="none")
+    changed += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.sum().backward()
+
+
+def test_a_row_loss_that_learns():
+    x, y = batch(n=40)
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+
+    def own(similarity, positive, negative):
+        return torch.where(negative, (scale * similarity).exp(), 0).sum(1)
+
+    got = torch.autograd.grad(streamed_loss(own, x, y), scale)[0]
+    assert got > 0
+    leaf = x.clone().requires_grad_()
+    both = torch.autograd.grad(streamed_loss(own, leaf, y), (scale, leaf))
+    torch.testing.assert_close(both[0], got)
+    fixed = gradient(
+        lambda x: streamed_loss(lambda s, p, n: torch.where(n, (2 * s).exp(), 0).sum(1), x, y),
+        x,
+    )
+    torch.testing.assert_close(both[1], fixed)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none", "mean_valid"])
+def test_your_own_loss_swept_is_the_built_in(reduction):
+    x, y, r, z = batch(n=40, m=30)
+    found = []
+    for run in (
+        lambda *tensors: streamed_loss(five_lines, *tensors, reduction=reduction),
+        lambda *tensors: pair_loss(
+            *tensors, weighting=weigh.MultiSimilarity(), reduction=reduction
+        ),
+    ):
+        leaves = [side.detach().requires_grad_() for side in (x, r)]
+        loss = run(leaves[0], y, leaves[1], z)
+        loss.sum().backward()
+        found.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(
+    "row_loss",
+    [
+        lambda s, p, n: (s > 0).sum(1),
+        lambda s, p, n: 1.0,
+        lambda s, p, n: s.sum(1).to(torch.cfloat),
+    ],
+    ids=["integers", "no tensor", "complex"],
+)
+def test_what_is_no_loss(row_loss):
+    with pytest.raises(ValueError, match="expected a floating-point loss for each row"):
+        streamed_loss(row_loss, *batch())
+
+
+def test_masks_that_a_row_loss_edits():
+    x, y = batch(n=40)
+
+    def edits(similarity, positive, negative):
+        negative &= False
+        return torch.where(positive, 1 - similarity, 0).sum(1)
+
+    got = streamed_loss(edits, x, y, reduction="mean_valid")
+    want = streamed_loss(lambda s, p, n: torch.where(p, 1 - s, 0).sum(1), x, y)
+    torch.testing.assert_close(got, want)  # every anchor keeps a pair
+
+
+@pytest.mark.parametrize("backend", ["auto", "panels", "reference"])
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"max_positive_similarity": math.nan}, ValueError), ({"normalize": "no"}, TypeError)],
+)
+def test_shared_options_are_checked_everywhere(options, error, backend):
+    x, y = batch()
+    for weighting in (weigh.NTXent(), ms_kernels.Histogram()):
+        with pytest.raises(error, match=next(iter(options))):
+            pair_loss(x, y, weighting=weighting, backend=backend, **options)
+    with pytest.raises(error, match=next(iter(options))):
+        ms_kernels.NTXentLoss(backend=backend, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: weigh.NTXent(10**400), ValueError, "NTXent.temperature"),
+        (lambda: weigh.NTXent(1e-39), ValueError, "temperature: expected a number from 1e-30"),
+        (lambda: weigh.BinomialDeviance(1e39), ValueError, "BinomialDeviance.alpha"),
+        (lambda: mine.MultiSimilarityMining(10**400), ValueError, "MultiSimilarityMining.epsilon"),
+        (
+            lambda: pair_loss([[1.0]], torch.arange(1), weighting=weigh.NTXent()),
+            TypeError,
+            "embeddings: expected a tensor, got list",
+        ),
+        (
+            lambda: pair_loss(*batch(), weighting=weigh.Triplet(), backend="cpu"),
+            ValueError,
+            r"'cpu' expected a rule that its kernels know \(.*NTXent.*got Triplet; use one of",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_options_that_change_in_a_compiled_graph():
+    x, y = batch()
+    run = torch.compile(
+        lambda x, t: pair_loss(x, y, weighting=weigh.NTXent(t)), fullgraph=True, backend="aot_eager"
+    )
+    for temperature in (0.1, 0.2, 0.3):
+        want = pair_loss(x, y, weighting=weigh.NTXent(temperature))
+        torch.testing.assert_close(run(x, temperature), want)
+
+
+def test_members_say_their_options():
+    parameters = inspect.signature(ms_kernels.NTXentLoss).parameters
+    assert list(parameters)[:2] == ["temperature", "mining"]
+    assert parameters["temperature"].default == 0.07
+
+
+def test_many_positives_of_an_anchor_are_as_exact_as_few():
+    """Sums of similarities would cancel where classes are large and rows near each other."""
+    generator = torch.Generator().manual_seed(0)
+    s = 0.9 + 0.001 * torch.rand(4, 600, generator=generator, dtype=torch.float64)
+    positive = torch.arange(600).expand(4, -1) < 300
+    rule = weigh.Triplet(0.0)
+    want = rule._positive_by_positive(s, positive, ~positive, 300)
+    got = rule._sorted(s.float(), positive, ~positive)
+    direct = rule._positive_by_positive(s.float(), positive, ~positive, 300)
+    budget = 2 * (direct - want).abs().max() + 2.0**-22 * want.abs().max()
+    assert (got - want).abs().max() <= budget
+
+
+MEASURE = """
+import sys, torch, ms_kernels as m
+from ms_kernels import weighting_rules as w
+def now(what): return int(open('/proc/self/status').read().split(what)[1].split()[0]) / 1024
+x, y = torch.randn(4096, 128), torch.arange(4096) // 4
+own = lambda s, p, n: w.NTXent().row_loss(s, p, n)
+loss = {'own': lambda x, y: m.streamed_loss(own, x, y)}.get(sys.argv[1])
+loss = loss or (lambda x, y: m.pair_loss(x, y, weighting=getattr(w, sys.argv[1])()))
+loss(x[:64].clone().requires_grad_(), y[:64]).backward()
+x.requires_grad_()
+before = now('VmRSS:')
+loss(x, y).backward()
+print(now('VmHWM:') - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
+@pytest.mark.parametrize("name", ["own", "NTXent", "Triplet"])
+def test_memory_does_not_grow_with_the_pairs(name):
+    """4096 x 4096 similarities would be 64 MiB, and several of them."""
+    done = subprocess.run([sys.executable, "-c", MEASURE, name], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 64
+
+
+@pytest.mark.parametrize("mining", MININGS, ids=name_of)
+def test_weights_of_a_loss_that_ignores_similarity(mining):
+    x, y = batch()
+    learned = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    class Constant(weigh.Weighting):
+        def row_loss(self, similarity, positive, negative):
+            return learned * torch.ones_like(similarity[:, 0])
+
+    found = ms_kernels.pair_weights(ms_kernels.PairLoss(Constant(), mining), x, y)
+    assert not found.weight.any()
