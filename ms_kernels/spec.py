@@ -109,9 +109,9 @@ MININGS: tuple[type[Mining], ...] = (
     ThresholdMining,
 )
 # What the compiled kernels know, and under which code.
-NATIVE = {rule: code for code, rule in enumerate(WEIGHTINGS[:9])} | {
-    NPair: WEIGHTINGS.index(NTXent)
-}
+NATIVE_WEIGHTINGS = WEIGHTINGS[: WEIGHTINGS.index(NPair)]
+NATIVE = {rule: code for code, rule in enumerate(NATIVE_WEIGHTINGS)}
+NATIVE[NPair] = NATIVE[NTXent]
 MOST_OPTIONS = 3
 # e to this power, 2^23 times, is a float32; so is its inverse.
 MOST_EXPONENT = 70

@@ -22,11 +22,12 @@ def rounded_up(mass):
 
 
 @triton.jit
-def unbounded(sim, kept, options, RULES: tl.constexpr):
+def unbounded(sim, kept, count, options, RULES: tl.constexpr):
     """Mass of a tile whose pairs may weigh anything: infinite if one of them weighs something."""
+    some = tl.max(count)
     if RULES == CONTRASTIVE:
-        kept &= sim >= tl.load(options + 2)
-    return tl.where(tl.max(kept.to(tl.int32)) > 0, INFINITY, 0).to(sim.dtype)
+        some = tl.max((kept & (sim >= tl.load(options + 2))).to(tl.int32))
+    return tl.where(some > 0, INFINITY, 0).to(sim.dtype)
 
 
 @triton.jit(do_not_specialize=["first_block", "blocks", "tiles"])
@@ -146,8 +147,11 @@ def negative_scan_kernel(
             reference = tl.where(new_hardest == -INFINITY, 0, new_hardest)
             e = negative_term(sim, reference[:, None], options, BOUNDED, RULES)
             row_total = tl.sum(tl.where(by_row, e, 0), 1)
+            if COUNT:
+                row_count = tl.sum(by_row.to(tl.int32), 1)
+                kept += row_count
             if RULES != 0:
-                mass = unbounded(sim, by_row, options, RULES)
+                mass = unbounded(sim, by_row, row_count, options, RULES)
             elif BOUNDED:
                 mass = tl.max(row_total)
             else:
@@ -158,8 +162,6 @@ def negative_scan_kernel(
                 )
             sums += row_total
             hardest = new_hardest
-            if COUNT:
-                kept += tl.sum(by_row.to(tl.int32), 1)
             if SYMMETRIC:
                 by_column = sim > column_threshold[None, :]
                 own = sim
@@ -176,14 +178,14 @@ def negative_scan_kernel(
                     write_stash(
                         stash, e, by_row, by_column, block, tile, column_blocks, BLOCK_M, BLOCK_N
                     )
+                if COUNT:
+                    column_count = tl.sum(by_column.to(tl.int32), 0)
                 column_mass = tl.max(column_total)
                 if RULES != 0:
-                    column_mass = unbounded(sim, by_column, options, RULES)
+                    column_mass = unbounded(sim, by_column, column_count, options, RULES)
                 elif not BOUNDED:
                     column_mass = tl.where(column_mass > 0, INFINITY, 0).to(T)
                 mass = tl.maximum(mass, column_mass)
-                if COUNT:
-                    column_count = tl.sum(by_column.to(tl.int32), 0)
         if MAY_OVERFLOW:
             nan = float("nan")
             sums += tl.where(tl.max(broken.to(tl.int32), 1) > 0, nan, 0)
