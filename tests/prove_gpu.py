@@ -16,7 +16,15 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-GPU_TESTS = ("test_triton", "test_triton_lists", "test_gpu", "test_gpu_symmetry", "test_gpu_cuda")
+GPU_TESTS = (
+    "test_triton",
+    "test_triton_lists",
+    "test_triton_family",
+    "test_gpu",
+    "test_gpu_symmetry",
+    "test_gpu_cuda",
+    "test_gpu_family",
+)
 REPORT = ROOT / "build" / "gpu.xml"
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 STEPS = ("build", "info", "kernels", "suite", *SANITIZERS, "bench", "small")
