@@ -83,7 +83,8 @@ def check_pairs(
     if isinstance(ref_emb, (tuple, list)):
         raise TypeError(
             f"ref_emb: expected a tensor, got {type(ref_emb).__name__}; mining is inside the loss: "
-            "leave the miner's pairs out"
+            "leave the miner's pairs out, and give losses other than the MS loss a rule, such as "
+            "mining=MultiSimilarityMining()"
         )
     if (ref_emb is None) != (ref_labels is None):
         given, missing = ("ref_labels", "ref_emb") if ref_emb is None else ("ref_emb", "ref_labels")

@@ -197,6 +197,7 @@ class PairLoss(nn.Module):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
+        """The reduced loss of (N, D) embeddings and their (N,) labels: see `pair_loss`."""
         return pair_loss(
             embeddings,
             labels,
@@ -216,16 +217,26 @@ def _member(weighting: type[Weighting]) -> type[PairLoss]:
     """The module of a weighting rule: options of the rule first, then those of `PairLoss`."""
     names = [field.name for field in fields(weighting)]
 
+    rule, shared = (inspect.signature(c).parameters.values() for c in (weighting, PairLoss))
+    others = [p.replace(kind=p.KEYWORD_ONLY) for p in shared if p.name != "weighting"]
+
     class Member(PairLoss):
         def __init__(self, *args: float, **options: Any) -> None:
             own = {name: options.pop(name) for name in names if name in options}
+            if unknown := options.keys() - {p.name for p in others}:
+                known = ", ".join([*names, *(p.name for p in others)])
+                raise TypeError(
+                    f"{Member.__name__}: expected options among {known}, "
+                    f"got {', '.join(sorted(unknown))}"
+                )
             super().__init__(weighting(*args, **own), **options)
 
-    rule, shared = (inspect.signature(c).parameters.values() for c in (weighting, PairLoss))
-    others = [p.replace(kind=p.KEYWORD_ONLY) for p in shared if p.name != "weighting"]
     Member.__signature__ = inspect.Signature([*rule, *others])  # type: ignore[attr-defined]
     Member.__name__ = Member.__qualname__ = f"{weighting.__name__}Loss"
-    Member.__doc__ = f"`PairLoss` of the weighting rule {weighting.__name__}: {weighting.__doc__}"
+    Member.__doc__ = (
+        f"`PairLoss` of the weighting rule {weighting.__name__}; every pair is kept unless mining\n"
+        f"is given, such as mining=MultiSimilarityMining().\n\n    {weighting.__doc__}"
+    )
     return Member
 
 

@@ -25,7 +25,18 @@ FEW = 8
 
 @dataclass(frozen=True)
 class Weighting:
-    """Base of the rules. Every option is a finite number; those in `above_zero` are above 0."""
+    """Base of the rules. Every option is a finite number; those in `above_zero` are above 0.
+
+    A rule of your own:
+
+    >>> @dataclass(frozen=True)
+    ... class Cubic(Weighting):
+    ...     scale: float = 2.0
+    ...     def row_loss(self, similarity, positive, negative):
+    ...         pushed = torch.where(negative, similarity.clamp(min=0) ** 3, 0).sum(1)
+    ...         return self.scale * pushed - torch.where(positive, similarity, 0).sum(1)
+    >>> PairLoss(Cubic(), MultiSimilarityMining())(embeddings, labels)
+    """
 
     above_zero: ClassVar[tuple[str, ...]] = ()
 
@@ -37,7 +48,9 @@ class Weighting:
 
         similarity: (rows, M); positive, negative: (rows, M) bool, the kept pairs.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__}: define row_loss(self, similarity, positive, negative)"
+        )
 
 
 @dataclass(frozen=True)
