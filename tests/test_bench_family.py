@@ -1,7 +1,6 @@
 """The benchmark of the family compares equals, and its table says what was measured."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -59,13 +58,6 @@ def test_a_case_is_measured_with_its_peer_or_says_why_not(monkeypatch):
     assert set(with_peer["times"]) == set(with_peer["bytes"]) == {"ours", family.PEER}
     assert set(without["times"]) == set(too_large["bytes"]) == {"ours"}
     assert without["left_out"] == "it has none" and too_large["left_out"] == family.TOO_LARGE
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc")
-@pytest.mark.parametrize("name", ["Histogram", "LiftedStructure", "NTXent"])
-def test_memory_of_2048_rows_is_that_of_panels(name):
-    assert family.peak(name, "ours", 2048) < 64 << 20 < family.peak("SupCon", family.PEER, 2048)
 
 
 def test_table_has_times_ratios_memory_and_what_is_left_out():

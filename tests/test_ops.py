@@ -194,7 +194,7 @@ def test_one_backend_serves_forward_and_backward(monkeypatch):
     x, r = torch.randn(6, 3, requires_grad=True), torch.randn(20, 3, requires_grad=True)
     y, z = torch.arange(6) % 2, torch.arange(20) % 2
     multi_similarity_loss(x, y, r, z, reduction="none").sum().backward()
-    assert len({args for args in asked if len(args) == 3}) == 1
+    assert len({args for args in asked if len(args) > 2}) == 1
 
 
 @pytest.mark.parametrize(
