@@ -21,7 +21,10 @@ LEAST_CAPABILITY = 80
 def missing() -> str | None:
     """None when the compiled module and a GPU that it serves are here; else why not."""
     if torch.version.cuda is None and not torch.cuda.is_available():
-        return f"this torch, {torch.__version__}, is built without CUDA and sees no CUDA device; install a CUDA build"
+        return (
+            f"this torch, {torch.__version__}, is built without CUDA and sees no CUDA device; "
+            "install a CUDA build"
+        )
     try:
         module = _module()
     except ImportError as error:

@@ -28,7 +28,10 @@ def missing() -> str | None:
     """None when Triton and a GPU are here, or its interpreter is asked for; else why not."""
     cpu_only = torch.version.cuda is None and torch.version.hip is None
     if cpu_only and os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
-        return f"this torch, {torch.__version__}, is built without CUDA and sees no CUDA device; install a CUDA build"
+        return (
+            f"this torch, {torch.__version__}, is built without CUDA and sees no CUDA device; "
+            "install a CUDA build"
+        )
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; pip install 'triton>=3.6'"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
