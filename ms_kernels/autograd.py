@@ -1,7 +1,7 @@
 """Autograd functions over the ops."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -58,12 +58,17 @@ def reduce(total: Tensor, reduction: str, count: int, valid: Tensor | None) -> T
     return total / (count if valid is None else valid)
 
 
-def reduce_rows(row_loss: Tensor, kept: Tensor, reduction: str) -> Tensor:
-    """From losses and kept pairs of each row, in plain torch."""
+def reduce_rows(
+    row_loss: Tensor,
+    kept: Tensor,
+    reduction: str,
+    total: Callable[[Tensor], Tensor] = torch.sum,
+) -> Tensor:
+    """From losses and kept pairs of each row; `total` sums them."""
     if reduction == "none":
         return row_loss
     valid = count_valid(kept) if reduction == "mean_valid" else None
-    return reduce(row_loss.sum(), reduction, max(len(row_loss), 1), valid)
+    return reduce(total(row_loss), reduction, max(row_loss.shape[0], 1), valid)
 
 
 def in_public_dtype(loss: Tensor, embeddings: Tensor) -> Tensor:
@@ -81,10 +86,7 @@ def fused_loss(
     wanted = torch.is_grad_enabled() and (x.requires_grad or (r is not None and r.requires_grad))
     if not wanted:
         loss, kept, _, _ = ops.loss_and_gradient(*pairs, False, False, spec.pack(), backend)
-        if reduction == "none":
-            return loss  # type: ignore[no-any-return]
-        valid = count_valid(kept) if reduction == "mean_valid" else None
-        return reduce(ops.total(loss), reduction, max(x.shape[0], 1), valid)
+        return reduce_rows(loss, kept, reduction, ops.total)
     if reduction != "none":
         return ReducedLoss.apply(x, r, pairs, reduction, spec.pack(), backend)  # type: ignore[no-any-return, no-untyped-call]
     by_row = PairRowLoss if isinstance(spec, PairSpec) else RowLoss

@@ -10,14 +10,12 @@ from torch import Tensor
 from ms_kernels import reference
 from ms_kernels.autograd import in_public_dtype, refuse_second_derivative
 from ms_kernels.backends.sides import Sides, computed, full_precision
+from ms_kernels.backends.sweep import TEMPORARIES
 from ms_kernels.checks import Pairs, check_pairs
 from ms_kernels.mining_rules import Mining
 from ms_kernels.ops import sides_of
 from ms_kernels.spec import MultiSimilaritySpec
 from ms_kernels.weighting_rules import Weighting
-
-# What a panel needs beside its similarities, masks and cells included, in panels.
-TEMPORARIES = 16
 
 
 @dataclass(frozen=True)

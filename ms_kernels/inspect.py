@@ -12,7 +12,8 @@ from ms_kernels.backends.sweep import TEMPORARIES, panel_loss
 from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.histogram import Histogram
 from ms_kernels.losses import MultiSimilarityLoss
-from ms_kernels.mining_rules import NO_MINING, Mining, MultiSimilarityMining
+from ms_kernels.mining_rules import NO_MINING, Mining
+from ms_kernels.ops import compute_dtype
 from ms_kernels.pair_losses import PairLoss
 from ms_kernels.spec import MultiSimilaritySpec
 from ms_kernels.weighting_rules import MultiSimilarity, Weighting
@@ -104,9 +105,10 @@ def pair_weights(
         chosen = Side(
             embeddings[index], pairs.labels[index], None if own_ids is None else own_ids[index]
         )
-        wide = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
         shape, device = (len(index), len(candidates.labels)), embeddings.device
-        numbers = [torch.empty(shape, dtype=wide, device=device) for _ in range(2)]
+        numbers = [
+            torch.empty(shape, dtype=compute_dtype(embeddings), device=device) for _ in range(2)
+        ]
         masks = [torch.empty(shape, dtype=torch.bool, device=device) for _ in range(2)]
         found = PairWeights(*numbers, *masks)
         for panel in Sides(chosen, candidates, spec).panels(TEMPORARIES):
@@ -125,8 +127,7 @@ def rules_of(loss: object) -> Rules:
     if isinstance(loss, MultiSimilarityLoss):
         spec = loss.spec
         weighting = MultiSimilarity(spec.alpha, spec.beta, spec.base)
-        mining = NO_MINING if spec.epsilon is None else MultiSimilarityMining(spec.epsilon)
-        return Rules(weighting, mining, spec.max_positive_similarity, spec.normalize)
+        return Rules(weighting, spec.mining, spec.max_positive_similarity, spec.normalize)
     if isinstance(loss, Weighting):
         rules = Rules(loss, NO_MINING)
     elif isinstance(loss, PairLoss):

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ms_kernels.backends.sides import Sides
 from ms_kernels.checks import check_pairs, check_rule
-from ms_kernels.mining_rules import NO_MINING, Mining, MultiSimilarityMining
+from ms_kernels.mining_rules import Mining
 from ms_kernels.ops import sides_of
 from ms_kernels.spec import MultiSimilaritySpec
 
@@ -43,7 +43,7 @@ def mined_pairs(
         epsilon=epsilon, max_positive_similarity=max_positive_similarity, normalize=normalize
     )
     if mining is None:
-        mining = NO_MINING if spec.epsilon is None else MultiSimilarityMining(spec.epsilon)
+        mining = spec.mining
     elif epsilon != EPSILON:
         raise ValueError(
             f"epsilon: expected none because mining was given, got {epsilon}; use "

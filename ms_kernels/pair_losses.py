@@ -15,6 +15,7 @@ from ms_kernels.dispatch import NAMES
 from ms_kernels.functional import multi_similarity_loss, refuse_transforms
 from ms_kernels.histogram import Histogram, check_reduction, histogram_loss
 from ms_kernels.mining_rules import NO_MINING, Mining, MultiSimilarityMining, NoMining
+from ms_kernels.ops import compute_dtype
 from ms_kernels.reference import REDUCTIONS
 from ms_kernels.spec import NATIVE, PairSpec, check_shared
 from ms_kernels.streaming import streamed_loss
@@ -145,7 +146,7 @@ def _dense(
     reduction: str,
 ) -> Tensor:
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-    wide = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    wide = compute_dtype(embeddings)
     with torch.autocast(embeddings.device.type, enabled=False):
         sim, positive, negative = reference.labelled_similarities(
             embeddings.to(wide),

@@ -7,6 +7,7 @@ from typing import Any
 
 from ms_kernels.checks import check_flag, check_number
 from ms_kernels.mining_rules import (
+    NO_MINING,
     HardestMining,
     Mining,
     MultiSimilarityMining,
@@ -54,6 +55,11 @@ class MultiSimilaritySpec:
         check_number("base", self.base)
         check_number("epsilon", self.epsilon, optional=True)
         check_shared(self.max_positive_similarity, self.normalize)
+
+    @property
+    def mining(self) -> Mining:
+        """Its own mining, as a rule."""
+        return NO_MINING if self.epsilon is None else MultiSimilarityMining(self.epsilon)
 
     def by_name(self) -> dict[str, Any]:
         """The options as keywords; torch.compile of torch 2.11 cannot trace vars(spec)."""

@@ -92,7 +92,7 @@ class _Swept(torch.autograd.Function):
         ctx.given, ctx.reduction, ctx.count = given, reduction, max(len(rows), 1)
         ctx.dtype = x.dtype
         ctx.save_for_backward(dx, dr, valid, *(pairs if later else ()))
-        return reduce_rows(rows, kept, reduction)
+        return rows if later else reduce(rows.sum(), reduction, ctx.count, valid)
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:

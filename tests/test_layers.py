@@ -146,6 +146,7 @@ MAY_IMPORT = {
     "histogram": {
         "autograd",
         "backends.sides",
+        "backends.sweep",
         "checks",
         "mining_rules",
         "ops",
@@ -161,6 +162,7 @@ MAY_IMPORT = {
         "functional",
         "histogram",
         "mining_rules",
+        "ops",
         "reference",
         "spec",
         "streaming",
@@ -174,6 +176,7 @@ MAY_IMPORT = {
         "histogram",
         "losses",
         "mining_rules",
+        "ops",
         "pair_losses",
         "spec",
         "weighting_rules",
