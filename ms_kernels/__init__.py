@@ -1,6 +1,6 @@
 """Pair losses for deep metric learning, above all the Multi-Similarity loss."""
 
-from ms_kernels.functional import multi_similarity_loss, row_statistics
+from ms_kernels.functional import multi_similarity_loss, pair_loss, row_statistics
 from ms_kernels.histogram import Histogram
 from ms_kernels.inspect import PairWeights, pair_weights
 from ms_kernels.losses import MultiSimilarityLoss
@@ -26,7 +26,6 @@ from ms_kernels.pair_losses import (
     PairLoss,
     SupConLoss,
     TripletLoss,
-    pair_loss,
 )
 from ms_kernels.reference import RowStatistics
 from ms_kernels.settings import options

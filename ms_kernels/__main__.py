@@ -30,7 +30,7 @@ def main() -> None:
     demo.add_argument("--output", default="demo.png", help="where the picture goes")
     explain = commands.add_parser("explain", help="draw how losses weigh pairs: explain.png")
     explain.add_argument("--steps", type=int, default=200, help="training steps")
-    explain.add_argument("--out", default="explain.png", help="where the picture goes")
+    explain.add_argument("--output", default="explain.png", help="where the picture goes")
     tune = commands.add_parser("tune", help="find this GPU's fastest tiles and keep them")
     tune.add_argument("--show", action="store_true", help="only print the tiles in use")
     tune.add_argument("--modes", nargs="+", metavar="MODE", help="half, tf32x3, tf32, float64")
@@ -44,7 +44,7 @@ def main() -> None:
     elif arguments.command == "explain":
         from ms_kernels import explain as explainer
 
-        explainer.run(arguments.steps, arguments.out)
+        explainer.run(arguments.steps, arguments.output)
     else:
         from ms_kernels.demo import run
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ms_kernels import ops
 from ms_kernels.checks import Pairs
 from ms_kernels.reference import count_valid
-from ms_kernels.spec import MultiSimilaritySpec, PairSpec
+from ms_kernels.spec import PairSpec, Spec
 
 
 class ReducedLoss(torch.autograd.Function):
@@ -78,9 +78,7 @@ def in_public_dtype(loss: Tensor, embeddings: Tensor) -> Tensor:
     return loss.to(embeddings.dtype)
 
 
-def fused_loss(
-    pairs: Pairs, spec: MultiSimilaritySpec | PairSpec, reduction: str, backend: str
-) -> Tensor:
+def fused_loss(pairs: Pairs, spec: Spec, reduction: str, backend: str) -> Tensor:
     """The reduced loss through the ops, in the compute dtype."""
     x, r = pairs.embeddings, pairs.ref_emb
     wanted = torch.is_grad_enabled() and (x.requires_grad or (r is not None and r.requires_grad))

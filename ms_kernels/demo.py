@@ -14,6 +14,7 @@ from ms_kernels.step_cost import measure
 RANKS = (1, 2, 4, 8)
 SIZE = 12  # pixels of an image once it is placed
 BATCH = 200
+MEASURED = ((BATCH, 32), (4096, 128))  # (N, D) of a step of the loss alone
 # In float64 no rounding flips a mined pair: what differs is the two implementations alone.
 TOLERANCE = 1e-6
 
@@ -128,7 +129,7 @@ def print_table(fused: Run, dense: Run, difference: float, backend: str) -> None
         print(row(f"Recall@{k} trained (%)", f"{after:.1f}", f"{other:.1f}"))
     print(row("training (s)", f"{fused.seconds:.1f}", f"{dense.seconds:.1f}"))
     print("\nOne step of the loss alone, float32, in a process of its own:")
-    for n, d in ((BATCH, 32), (4096, 128)):
+    for n, d in MEASURED:
         cost = [measure(name, n, d) for name in (backend, "reference")]
         print(row(f"N={n} D={d} time (ms)", *(f"{c['milliseconds']:.2f}" for c in cost)))
         peaks = [c["peak_bytes"] for c in cost]

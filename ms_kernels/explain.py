@@ -29,7 +29,7 @@ Look at
 def run(steps: int, output: str) -> None:
     """Train briefly, draw the plots of `ms_kernels.plots` as one PNG, say what they show."""
     if not Path(output).absolute().parent.is_dir():
-        sys.exit(f"--out: expected a file in a folder that exists, got {output!r}")
+        sys.exit(f"--output: expected a file in a folder that exists, got {output!r}")
     try:
         from matplotlib.figure import Figure
         from sklearn.datasets import load_digits

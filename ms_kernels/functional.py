@@ -1,16 +1,79 @@
 """Public functions: check the arguments, choose the route, reduce."""
 
-import contextlib
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from ms_kernels import dispatch, ops, reference
-from ms_kernels.autograd import fused_loss, in_public_dtype
-from ms_kernels.checks import check_choice, check_pairs
+from ms_kernels.autograd import fused_loss, in_public_dtype, reduce_rows
+from ms_kernels.backends.sweep import row_losses
+from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule
+from ms_kernels.histogram import Histogram, histogram_loss
+from ms_kernels.mining_rules import NO_MINING, Mining, mining_of
+from ms_kernels.ops import compute_dtype
 from ms_kernels.reference import REDUCTIONS, RowStatistics
-from ms_kernels.spec import MultiSimilaritySpec
+from ms_kernels.spec import NATIVE, MultiSimilaritySpec, PairOptions, PairSpec, spec_of
+from ms_kernels.streaming import streamed
+from ms_kernels.weighting_rules import MultiSimilarity, Weighting
+
+
+def pair_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    weighting: Weighting,
+    mining: Mining = NO_MINING,
+    ids: Tensor | None = None,
+    ref_ids: Tensor | None = None,
+    max_positive_similarity: float | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """A pair loss = which pairs are kept x how a kept pair is weighted.
+
+    Args:
+        weighting: a rule of `weighting_rules`, with its formula: MultiSimilarity, Contrastive,
+            BinomialDeviance, BinLifted, LiftedStructure, Triplet, NPair, NTXent, SupCon, NCA,
+            Circle; Histogram, whose loss is of the batch (reduction "mean" alone); or your own.
+        mining: a rule of `mining_rules`: NoMining, MultiSimilarityMining, HardestMining,
+            SemiHardMining, ThresholdMining; or your own. The gradient holds kept pairs fixed.
+        backend: MultiSimilarity with NoMining or MultiSimilarityMining runs on every backend of
+            `backends()`. Any other pair of rules of this package runs on "panels" (any device,
+            O(panel * M) memory); all but Triplet also on "cpu", "cuda" and "triton", circles of
+            great gamma not on all of them. Rules of your own are streamed. "reference" is dense.
+            Default: the fastest.
+        The rest as in `multi_similarity_loss`.
+
+    Returns:
+        The reduced loss; an anchor without a kept pair costs 0 and has no gradient.
+
+    Raises:
+        TypeError, ValueError: before any work, for an argument that does not fit.
+
+    >>> pair_loss(x, y, weighting=BinomialDeviance(), mining=MultiSimilarityMining())
+    """
+    check_rules(weighting, mining)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("backend", backend, dispatch.NAMES)
+    shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
+    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+    if isinstance(weighting, Histogram) and backend in ("auto", "panels", "reference"):
+        return histogram_loss(weighting, pairs, mining, shared, reduction, backend == "reference")
+    if backend == "reference":
+        return _dense(weighting, pairs, mining, shared, reduction)
+    spec = spec_of(weighting, mining, shared)
+    known_by = ("panels",) if spec is None else spec.known_by
+    got = f"{type(weighting).__name__} with {type(mining).__name__}"
+    chosen = _resolve(backend, embeddings.device.type, known_by, got)
+    # The op of a compiled graph runs where autograd, which panels need, is switched off.
+    traced = chosen == "panels" and torch.compiler.is_compiling()
+    if spec is None or (traced and isinstance(spec, PairSpec)):
+        return streamed(weighting.row_loss, pairs, mining, shared, reduction)
+    refuse_transforms(embeddings=embeddings, ref_emb=ref_emb)
+    return in_public_dtype(fused_loss(pairs, spec, reduction, backend), embeddings)
 
 
 def multi_similarity_loss(
@@ -68,39 +131,69 @@ def multi_similarity_loss(
 
     Source: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019, equation 15.
     """
-    spec = MultiSimilaritySpec(alpha, beta, base, epsilon, max_positive_similarity, normalize)
-    check_choice("reduction", reduction, REDUCTIONS)
-    check_choice("backend", backend, dispatch.NAMES)
-    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-    if not torch.compiler.is_compiling():  # an op checks too, but it is traced by its shapes only
-        dispatch.resolve(backend, embeddings.device.type)
-    if backend == "reference":
-        wide, wide_ref, full_precision = _for_reference(embeddings, ref_emb)
-        with full_precision:
-            loss = reference.multi_similarity_loss(
-                wide,
-                pairs.labels,
-                wide_ref,
-                pairs.ref_labels,
-                ids=pairs.ids,
-                ref_ids=pairs.ref_ids,
-                reduction=reduction,
-                **spec.by_name(),
-            )
-        return in_public_dtype(loss, embeddings)
-    refuse_transforms(embeddings=embeddings, ref_emb=ref_emb)
-    return in_public_dtype(fused_loss(pairs, spec, reduction, backend), embeddings)
+    return pair_loss(
+        embeddings,
+        labels,
+        ref_emb,
+        ref_labels,
+        weighting=MultiSimilarity(alpha, beta, base),
+        mining=mining_of(epsilon),
+        ids=ids,
+        ref_ids=ref_ids,
+        max_positive_similarity=max_positive_similarity,
+        normalize=normalize,
+        reduction=reduction,
+        backend=backend,
+    )
 
 
-def _for_reference(
-    x: Tensor, r: Tensor | None
-) -> tuple[Tensor, Tensor | None, contextlib.AbstractContextManager[object]]:
-    """Both sides in the compute dtype, which autocast must not narrow: it would mine with half."""
-    device = x.device.type
-    autocast = torch.is_autocast_enabled(device)
-    scope = torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext()
-    dtype = ops.compute_dtype(x)
-    return x.to(dtype), None if r is None else r.to(dtype), scope
+def check_rules(weighting: object, mining: object) -> None:
+    check_rule("weighting", weighting, Weighting)
+    check_rule("mining", mining, Mining)
+
+
+def _resolve(backend: str, device: str, known_by: tuple[str, ...], got: str) -> str:
+    if backend in dispatch.ALL and backend not in known_by:
+        others = ", ".join(repr(name) for name in ("auto", *known_by, "reference"))
+        known = ", ".join(sorted(rule.__name__ for rule in NATIVE))
+        raise ValueError(
+            f"backend: {backend!r} expected a rule that its kernels know ({known}, with any mining "
+            f"rule of this package; Circle by limits of gamma, with unit rows), got {got}; use one "
+            f"of {others}"
+        )
+    return dispatch.resolve(backend, device, known_by=known_by)
+
+
+# A compiled graph takes the answer as a constant. torch.compiler.assume_constant_result sets this
+# too, but imports the compiler, which takes as long as the rest of torch.
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _dense(
+    weighting: Weighting,
+    pairs: Pairs,
+    mining: Mining,
+    shared: PairOptions,
+    reduction: str,
+) -> Tensor:
+    with torch.autocast(pairs.embeddings.device.type, enabled=False):
+        sim, positive, negative = reference.labelled_similarities(
+            *_wide(pairs),
+            ids=pairs.ids,
+            ref_ids=pairs.ref_ids,
+            max_positive_similarity=shared.max_positive_similarity,
+            normalize=shared.normalize,
+        )
+        rows, kept = row_losses(weighting.row_loss, mining, sim, positive, negative)
+        loss = reduce_rows(rows, kept, reduction)
+    return in_public_dtype(loss, pairs.embeddings)
+
+
+def _wide(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Both sides in the compute dtype, with their labels."""
+    dtype = compute_dtype(pairs.embeddings)
+    refs = None if pairs.ref_emb is None else pairs.ref_emb.to(dtype)
+    return pairs.embeddings.to(dtype), pairs.labels, refs, pairs.ref_labels
 
 
 def _tangent(x: Tensor) -> Tensor | None:
@@ -151,17 +244,9 @@ def row_statistics(
     spec = MultiSimilaritySpec(alpha, beta, base, epsilon, max_positive_similarity, normalize)
     check_choice("backend", backend, dispatch.NAMES)
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
         if dispatch.resolve(backend, embeddings.device.type) == "reference":
-            wide, wide_ref, full_precision = _for_reference(embeddings, ref_emb)
-            with full_precision:
-                return reference.row_statistics(
-                    wide,
-                    pairs.labels,
-                    wide_ref,
-                    pairs.ref_labels,
-                    ids=pairs.ids,
-                    ref_ids=pairs.ref_ids,
-                    **spec.by_name(),
-                )
+            return reference.row_statistics(
+                *_wide(pairs), ids=pairs.ids, ref_ids=pairs.ref_ids, **spec.by_name()
+            )
         return RowStatistics(*ops.row_statistics(*pairs, spec.pack(), backend))

@@ -11,10 +11,10 @@ from ms_kernels import reference
 from ms_kernels.autograd import in_public_dtype, refuse_second_derivative
 from ms_kernels.backends.sides import Sides, computed, full_precision
 from ms_kernels.backends.sweep import TEMPORARIES
-from ms_kernels.checks import Pairs, check_pairs
+from ms_kernels.checks import Pairs
 from ms_kernels.mining_rules import Mining
 from ms_kernels.ops import sides_of
-from ms_kernels.spec import MultiSimilaritySpec
+from ms_kernels.spec import PairOptions
 from ms_kernels.weighting_rules import Weighting
 
 
@@ -75,25 +75,17 @@ def check_reduction(weighting: Weighting, reduction: str) -> None:
 
 def histogram_loss(
     weighting: Histogram,
-    embeddings: Tensor,
-    labels: Tensor,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
-    *,
+    pairs: Pairs,
     mining: Mining,
-    ids: Tensor | None,
-    ref_ids: Tensor | None,
-    max_positive_similarity: float | None,
-    normalize: bool,
+    shared: PairOptions,
     reduction: str,
     dense: bool,
 ) -> Tensor:
     """`pair_loss` of the rule Histogram: all similarities at once if dense, else in panels."""
     check_reduction(weighting, reduction)
-    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-    with torch.autocast(embeddings.device.type, enabled=False):
-        x = computed(embeddings, normalize)
-        refs = None if pairs.ref_emb is None else computed(pairs.ref_emb, normalize)
+    with torch.autocast(pairs.embeddings.device.type, enabled=False):
+        x = computed(pairs.embeddings, shared.normalize)
+        refs = None if pairs.ref_emb is None else computed(pairs.ref_emb, shared.normalize)
         if dense:
             similarity, positive, negative = reference.labelled_similarities(
                 x,
@@ -102,7 +94,7 @@ def histogram_loss(
                 pairs.ref_labels,
                 ids=pairs.ids,
                 ref_ids=pairs.ref_ids,
-                max_positive_similarity=max_positive_similarity,
+                max_positive_similarity=shared.max_positive_similarity,
                 normalize=False,
             )
             with torch.no_grad():
@@ -110,9 +102,9 @@ def histogram_loss(
             loss = weighting.batch_loss(similarity, positive, negative) + _poison(similarity)
         else:
             loss = _StreamedHistogram.apply(  # type: ignore[no-untyped-call]
-                x, refs, pairs, weighting.bins, mining, max_positive_similarity
+                x, refs, pairs, weighting.bins, mining, shared.max_positive_similarity
             )
-    return in_public_dtype(loss, embeddings)
+    return in_public_dtype(loss, pairs.embeddings)
 
 
 def _poison(similarity: Tensor) -> Tensor:
@@ -206,8 +198,8 @@ def _panels(
     max_positive_similarity: float | None,
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Some rows at a time, their similarities (rows, M), and the masks of kept pairs."""
-    spec = MultiSimilaritySpec(max_positive_similarity=max_positive_similarity, normalize=False)
-    sides = Sides(*sides_of(pairs._replace(embeddings=x, ref_emb=refs)), spec)
+    shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=False)
+    sides = Sides(*sides_of(pairs._replace(embeddings=x, ref_emb=refs)), shared)
     row_bytes = max(1, len(sides.r) * x.element_size())
     for panel in sides.panels(max(TEMPORARIES, 3 * (bins + 1) * 16 // row_bytes)):
         kept = mining.keep(panel.sim, panel.positive, panel.negative)

@@ -15,8 +15,8 @@ from ms_kernels.losses import MultiSimilarityLoss
 from ms_kernels.mining_rules import NO_MINING, Mining
 from ms_kernels.ops import compute_dtype
 from ms_kernels.pair_losses import PairLoss
-from ms_kernels.spec import MultiSimilaritySpec
-from ms_kernels.weighting_rules import MultiSimilarity, Weighting
+from ms_kernels.spec import PairOptions
+from ms_kernels.weighting_rules import Weighting
 
 
 class PairWeights(NamedTuple):
@@ -84,7 +84,7 @@ def pair_weights(
     >>> found.weight[0][found.negative[0]]
     """
     rules = rules_of(loss)
-    spec = MultiSimilaritySpec(
+    shared = PairOptions(
         max_positive_similarity=rules.max_positive_similarity, normalize=rules.normalize
     )
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
@@ -111,7 +111,7 @@ def pair_weights(
         ]
         masks = [torch.empty(shape, dtype=torch.bool, device=device) for _ in range(2)]
         found = PairWeights(*numbers, *masks)
-        for panel in Sides(chosen, candidates, spec).panels(TEMPORARIES):
+        for panel in Sides(chosen, candidates, shared).panels(TEMPORARIES):
             positive, negative = rules.mining.keep(panel.sim, panel.positive, panel.negative)
             derivative = row_derivative(rules.weighting, panel.sim, positive, negative)
             parts = panel.sim, derivative, positive, negative
@@ -126,8 +126,7 @@ def rules_of(loss: object) -> Rules:
         check_rule("loss", loss, Weighting)
     if isinstance(loss, MultiSimilarityLoss):
         spec = loss.spec
-        weighting = MultiSimilarity(spec.alpha, spec.beta, spec.base)
-        return Rules(weighting, spec.mining, spec.max_positive_similarity, spec.normalize)
+        return Rules(spec.weighting, spec.mining, spec.max_positive_similarity, spec.normalize)
     if isinstance(loss, Weighting):
         rules = Rules(loss, NO_MINING)
     elif isinstance(loss, PairLoss):

@@ -48,12 +48,18 @@ class MultiSimilarityMining(Mining):
     epsilon: float = 0.1
 
     def __post_init__(self) -> None:
-        check_options(self)
+        check_number("MultiSimilarityMining.epsilon", self.epsilon)
 
     def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         least, most = hardest(similarity, positive, negative)
         kept_positive = positive & (similarity < most + self.epsilon)
         return kept_positive, negative & (similarity > least - self.epsilon)
+
+
+def mining_of(epsilon: float | None) -> Mining:
+    """The mining of the Multi-Similarity loss; an epsilon of None keeps every pair."""
+    check_number("epsilon", epsilon, optional=True)
+    return NO_MINING if epsilon is None else MultiSimilarityMining(epsilon)
 
 
 @dataclass(frozen=True)

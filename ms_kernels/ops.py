@@ -16,7 +16,7 @@ from ms_kernels import dispatch
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.checks import Pairs
 from ms_kernels.reference import RowStatistics, row_loss
-from ms_kernels.spec import MultiSimilaritySpec, PairSpec, unpack
+from ms_kernels.spec import MultiSimilaritySpec, unpack
 
 LARGEST_SUM = 16384
 
@@ -95,8 +95,7 @@ def _loss_and_gradient(
     dloss: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     spec = unpack(options)
-    known_by = spec.known_by if isinstance(spec, PairSpec) else dispatch.ALL
-    module = _module(backend, embeddings, ref_emb, known_by)
+    module = _module(backend, embeddings, ref_emb, spec.known_by)
     anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
     given = () if dloss is None else (dloss,)  # only a backend of the family takes one
     loss, kept, dx, dr = module.loss_and_gradient(

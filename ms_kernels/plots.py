@@ -32,7 +32,7 @@ from ms_kernels.plot_style import (
     own_axes,
 )
 from ms_kernels.reference import hardest
-from ms_kernels.spec import MultiSimilaritySpec
+from ms_kernels.spec import PairOptions
 from ms_kernels.weighting_rules import (
     NCA,
     BinLifted,
@@ -203,7 +203,7 @@ def _counts(side: Side, mining: Mining) -> tuple[Tensor, Tensor, Tensor]:
     counts = torch.zeros(4, BINS, dtype=torch.int64, device=side.labels.device)
     extremes = [side.embeddings.new_zeros(0)], [side.embeddings.new_zeros(0)]
     # A bin's number is int64: with the masks some five times a panel.
-    for panel in Sides(side, None, MultiSimilaritySpec()).panels(5):
+    for panel in Sides(side, None, PairOptions()).panels(5):
         bins = ((panel.sim + 1) * (BINS / 2)).long().clamp(0, BINS - 1)
         kept = mining.keep(panel.sim, panel.positive, panel.negative)
         for row, mask in zip(counts, (panel.positive, panel.negative, *kept), strict=True):

@@ -5,15 +5,16 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ms_kernels.checks import check_flag, check_number
+from ms_kernels.checks import MOST_OPTION, check_flag, check_number
+from ms_kernels.dispatch import ALL
 from ms_kernels.mining_rules import (
-    NO_MINING,
     HardestMining,
     Mining,
     MultiSimilarityMining,
     NoMining,
     SemiHardMining,
     ThresholdMining,
+    mining_of,
 )
 from ms_kernels.weighting_rules import (
     NCA,
@@ -57,9 +58,14 @@ class MultiSimilaritySpec:
         check_shared(self.max_positive_similarity, self.normalize)
 
     @property
+    def weighting(self) -> MultiSimilarity:
+        """Its scales and base, as a rule."""
+        return MultiSimilarity(self.alpha, self.beta, self.base)
+
+    @property
     def mining(self) -> Mining:
         """Its own mining, as a rule."""
-        return NO_MINING if self.epsilon is None else MultiSimilarityMining(self.epsilon)
+        return mining_of(self.epsilon)
 
     def by_name(self) -> dict[str, Any]:
         """The options as keywords; torch.compile of torch 2.11 cannot trace vars(spec)."""
@@ -73,13 +79,28 @@ class MultiSimilaritySpec:
         """epsilon for a dtype of greatest number `most`: finite stays finite, None is infinity."""
         return math.inf if self.epsilon is None else max(-most, min(most, self.epsilon))
 
+    @property
+    def known_by(self) -> tuple[str, ...]:
+        """The backends whose kernels know it: all."""
+        return ALL
+
     @staticmethod
     def unpack(packed: list[float]) -> "MultiSimilaritySpec":
         return _unpacked(tuple(packed))
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairOptions:
+    """What all losses share; as in `MultiSimilaritySpec`."""
+
+    max_positive_similarity: float | None = None
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        check_shared(self.max_positive_similarity, self.normalize)
+
+
 def check_shared(max_positive_similarity: object, normalize: object) -> None:
-    """The options that all losses share."""
     check_number("max_positive_similarity", max_positive_similarity, optional=True)
     check_flag("normalize", normalize)
 
@@ -113,6 +134,7 @@ MININGS: tuple[type[Mining], ...] = (
     HardestMining,
     SemiHardMining,
     ThresholdMining,
+    mining_of,
 )
 # What the compiled kernels know, and under which code.
 NATIVE_WEIGHTINGS = WEIGHTINGS[: WEIGHTINGS.index(NPair)]
@@ -124,21 +146,11 @@ MOST_EXPONENT = 70
 
 
 @dataclass(frozen=True)
-class PairSpec:
+class PairSpec(PairOptions):
     """A weighting rule with a mining rule, and the options that all of them share."""
 
     weighting: Weighting
     mining: Mining
-    max_positive_similarity: float | None = None
-    normalize: bool = True
-
-    def __post_init__(self) -> None:
-        check_shared(self.max_positive_similarity, self.normalize)
-
-    @staticmethod
-    def packable(weighting: Weighting, mining: Mining) -> bool:
-        """Whether both are rules of this package, that an op can be told of."""
-        return type(weighting) in WEIGHTINGS and type(mining) in MININGS
 
     def pack(self) -> list[float]:
         """Codes and options as numbers: what an op can take."""
@@ -153,7 +165,7 @@ class PairSpec:
     @property
     def known_by(self) -> tuple[str, ...]:
         """The backends whose kernels know the rules."""
-        if type(self.weighting) not in NATIVE:
+        if type(self.weighting) not in NATIVE or not self._fits_float32():
             return ("panels",)
         cpu = triton = True
         if isinstance(self.weighting, Circle):
@@ -163,6 +175,11 @@ class PairSpec:
             cpu = gamma * square <= MOST_EXPONENT
             triton = self.normalize and gamma * max(square, 1 - square) <= MOST_EXPONENT
         return ("cuda", *["cpu"] * cpu, *["triton"] * triton, "panels")
+
+    def _fits_float32(self) -> bool:
+        """The kernels take options in the compute dtype, some of them inverted."""
+        options = [*vars(self.weighting).values(), *vars(self.mining).values()]
+        return all(not v or 1 / MOST_OPTION <= abs(v) <= MOST_OPTION for v in options)
 
     @property
     def native_code(self) -> int:
@@ -181,13 +198,13 @@ def _numbers(rule: Weighting | Mining, known: tuple[type, ...]) -> list[float]:
     return [float(known.index(type(rule))), *values, *[0.0] * (MOST_OPTIONS - len(values))]
 
 
-def unpack(packed: list[float]) -> MultiSimilaritySpec | PairSpec:
+def unpack(packed: list[float]) -> "Spec":
     """Of either kind of options, told apart by their number."""
     return _unpacked_any(tuple(packed))
 
 
 @functools.lru_cache(maxsize=64)
-def _unpacked_any(packed: tuple[float, ...]) -> MultiSimilaritySpec | PairSpec:
+def _unpacked_any(packed: tuple[float, ...]) -> "Spec":
     if len(packed) == len(NAMES):
         return MultiSimilaritySpec.unpack(list(packed))
     one = 1 + MOST_OPTIONS
@@ -195,9 +212,30 @@ def _unpacked_any(packed: tuple[float, ...]) -> MultiSimilaritySpec | PairSpec:
     return PairSpec(
         _rule(packed[:one], WEIGHTINGS),
         _rule(packed[one : 2 * one], MININGS),
-        None if math.isinf(most) else most,
-        bool(packed[2 * one + 1]),
+        max_positive_similarity=None if math.isinf(most) else most,
+        normalize=bool(packed[2 * one + 1]),
     )
+
+
+Spec = MultiSimilaritySpec | PairSpec
+Options = MultiSimilaritySpec | PairOptions
+
+
+def spec_of(weighting: Weighting, mining: Mining, options: PairOptions) -> Spec | None:
+    """What an op can be told of a pair of rules; None of rules that are not of this package.
+
+    The MS loss with its own mining, or with none, has kernels of its own.
+    """
+    shared = options.max_positive_similarity, options.normalize
+    if type(weighting) is MultiSimilarity and type(mining) in (NoMining, MultiSimilarityMining):
+        epsilon = mining.epsilon if isinstance(mining, MultiSimilarityMining) else None
+        return MultiSimilaritySpec(
+            weighting.alpha, weighting.beta, weighting.base, epsilon, *shared
+        )
+    if type(weighting) in WEIGHTINGS and type(mining) in MININGS:
+        cap, normalize = shared
+        return PairSpec(weighting, mining, max_positive_similarity=cap, normalize=normalize)
+    return None
 
 
 def _rule(packed: tuple[float, ...], known: tuple[type, ...]) -> Any:

@@ -1,9 +1,9 @@
 """Time and peak memory of one training step of the loss, in a process of its own.
 
-    python -m ms_kernels.step_cost cpu 4096 128 [workspace_bytes]
+    python -m ms_kernels.step_cost cpu 4096 128 [timed steps [workspace_bytes]]
 
 prints {"milliseconds": ..., "peak_bytes": ...}. The peak is resident memory beyond the embeddings
-and their gradient, and is known on Linux only (null elsewhere).
+and their gradient, and is known on Linux only (null elsewhere); of no timed step the time is null.
 """
 
 import json
@@ -19,9 +19,10 @@ from torch import Tensor
 import ms_kernels
 
 
-def measure(backend: str, n: int, d: int, *budget: int) -> dict[str, float | None]:
+def measure(backend: str, n: int, d: int, steps: int = 5, *budget: int) -> dict[str, float | None]:
     """The cost in a fresh process, whose memory nothing else has touched."""
-    command = [sys.executable, "-m", "ms_kernels.step_cost", backend, *map(str, (n, d, *budget))]
+    numbers = map(str, (n, d, steps, *budget))
+    command = [sys.executable, "-m", "ms_kernels.step_cost", backend, *numbers]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, float | None] = json.loads(done.stdout)
     return found
@@ -44,9 +45,10 @@ def _resident(field: str) -> int:
 
 
 def main() -> None:
-    backend, n, d = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    if len(sys.argv) > 4:
-        ms_kernels.options.workspace_bytes = int(sys.argv[4])
+    backend, (n, d, *rest) = sys.argv[1], map(int, sys.argv[2:])
+    steps = rest[0] if rest else 5
+    if rest[1:]:
+        ms_kernels.options.workspace_bytes = rest[1]
     torch.manual_seed(0)
     y = torch.arange(n) // 8
 
@@ -59,11 +61,12 @@ def main() -> None:
     x = torch.randn(n, d, requires_grad=True)
     peak = peak_of(step, x)
     times = []
-    for _ in range(5):
+    for _ in range(steps):
         start = time.perf_counter()
         step(x)
         times.append(time.perf_counter() - start)
-    print(json.dumps({"milliseconds": 1e3 * statistics.median(times), "peak_bytes": peak}))
+    milliseconds = 1e3 * statistics.median(times) if times else None
+    print(json.dumps({"milliseconds": milliseconds, "peak_bytes": peak}))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule
 from ms_kernels.mining_rules import NO_MINING, Mining
 from ms_kernels.ops import sides_of
 from ms_kernels.reference import REDUCTIONS, count_valid
-from ms_kernels.spec import MultiSimilaritySpec
+from ms_kernels.spec import PairOptions
 
-Given = tuple[RowFunction, Mining, MultiSimilaritySpec]
+Given = tuple[RowFunction, Mining, PairOptions]
 
 
 def streamed_loss(
@@ -59,16 +59,23 @@ def streamed_loss(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     check_rule("mining", mining, Mining)
-    spec = MultiSimilaritySpec(max_positive_similarity=max_positive_similarity, normalize=normalize)
+    shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-    given = (row_loss, mining, spec)
-    with torch.autocast(embeddings.device.type, enabled=False):
+    return streamed(row_loss, pairs, mining, shared, reduction)
+
+
+def streamed(
+    row_loss: RowFunction, pairs: Pairs, mining: Mining, shared: PairOptions, reduction: str
+) -> Tensor:
+    """`streamed_loss` of checked arguments."""
+    given = (row_loss, mining, shared)
+    with torch.autocast(pairs.embeddings.device.type, enabled=False):
         if torch.compiler.is_compiling() or _learns(pairs, *given):
             loss = _checkpointed(pairs, *given, reduction)
         else:
             x, r = pairs.embeddings, pairs.ref_emb
             loss = _Swept.apply(x, r, pairs, given, reduction)  # type: ignore[no-untyped-call]
-    return in_public_dtype(loss, embeddings)
+    return in_public_dtype(loss, pairs.embeddings)
 
 
 class _Swept(torch.autograd.Function):
@@ -84,10 +91,10 @@ class _Swept(torch.autograd.Function):
         reduction: str,
     ) -> Tensor:
         later = reduction == "none"
-        row_loss, mining, spec = given
+        row_loss, mining, shared = given
         dx_too, dr_too = (wanted and not later for wanted in ctx.needs_input_grad[:2])
         sides = sides_of(pairs)
-        rows, kept, dx, dr = sweep(row_loss, mining, *sides, spec, dx_too, dr_too)
+        rows, kept, dx, dr = sweep(row_loss, mining, *sides, shared, dx_too, dr_too)
         valid = count_valid(kept) if reduction == "mean_valid" else None
         ctx.given, ctx.reduction, ctx.count = given, reduction, max(len(rows), 1)
         ctx.dtype = x.dtype
@@ -99,10 +106,10 @@ class _Swept(torch.autograd.Function):
         refuse_second_derivative("streamed_loss")
         dx, dr, valid, *pairs = ctx.saved_tensors
         if ctx.reduction == "none":
-            row_loss, mining, spec = ctx.given
+            row_loss, mining, shared = ctx.given
             dx_too, dr_too = ctx.needs_input_grad[:2]
             sides = sides_of(Pairs(*pairs))
-            _, _, dx, dr = sweep(row_loss, mining, *sides, spec, dx_too, dr_too, dloss)
+            _, _, dx, dr = sweep(row_loss, mining, *sides, shared, dx_too, dr_too, dloss)
         else:
             scale = reduce(dloss, ctx.reduction, ctx.count, valid)
             dx, dr = (None if d is None else d * scale for d in (dx, dr))
@@ -110,13 +117,13 @@ class _Swept(torch.autograd.Function):
         return dx, dr, None, None, None
 
 
-def _learns(pairs: Pairs, row_loss: RowFunction, mining: Mining, spec: MultiSimilaritySpec) -> bool:
+def _learns(pairs: Pairs, row_loss: RowFunction, mining: Mining, shared: PairOptions) -> bool:
     """Whether row_loss depends on a tensor that requires a gradient: a learnable temperature."""
     if not torch.is_grad_enabled():
         return False
     anchors, candidates = sides_of(pairs)
     one = Side(*(None if t is None else t[:1].detach() for t in anchors))  # type: ignore[arg-type]
-    panel = next(Sides(one, candidates or anchors, spec).panels(), None)
+    panel = next(Sides(one, candidates or anchors, shared).panels(), None)
     if panel is None:
         return False
     with torch.enable_grad():
@@ -128,11 +135,11 @@ def _checkpointed(
     pairs: Pairs,
     row_loss: RowFunction,
     mining: Mining,
-    spec: MultiSimilaritySpec,
+    shared: PairOptions,
     reduction: str,
 ) -> Tensor:
     """As autograd sees it: what a compiled graph can trace, and what row_loss learns besides."""
-    sides = Sides(*sides_of(pairs), spec)
+    sides = Sides(*sides_of(pairs), shared)
 
     def panel(x: Tensor, r: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         some = sides.panel(slice(start, stop), x, r)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ms_kernels.checks import check_options
+from ms_kernels.checks import check_number, check_options
 from ms_kernels.reference import hardest, masked_log_sum_exp
 
 # Above it softplus(z) is taken as z: exp(-40) is below the rounding of float64.
@@ -65,7 +65,12 @@ class MultiSimilarity(Weighting):
     alpha: float = 2.0
     beta: float = 50.0
     base: float = 0.5
-    above_zero = ("alpha", "beta")
+
+    def __post_init__(self) -> None:
+        # Its own kernels take what any float64 holds.
+        for name in ("alpha", "beta"):
+            check_number(f"MultiSimilarity.{name}", getattr(self, name), above=0)
+        check_number("MultiSimilarity.base", self.base)
 
     def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         pos_lse = masked_log_sum_exp(-self.alpha * (similarity - self.base), positive)

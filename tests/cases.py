@@ -29,6 +29,13 @@ BATCHES = [
     *[(2, 1), (5, 3), (47, 16), (48, 48), (49, 129), (97, 64)],
     *[(193, 47), (256, 193), (257, 16), (389, 200), (1030, 33)],
 ]
+# Every shape with and without mining, a few of them with the other options.
+BATCH_CASES = [(name, shape) for name in ("default", "unmined") for shape in BATCHES] + [
+    (name, shape)
+    for name in SPECS
+    for shape in [(5, 3), (49, 129), (389, 200), (1030, 33)]
+    if name not in ("default", "unmined")
+]
 # (N, M, D) with candidates of their own.
 REFS = [(1, 7, 3), (7, 1, 3), (60, 500, 17), (500, 60, 48), (130, 1100, 70), (1100, 97, 200)]
 

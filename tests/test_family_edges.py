@@ -171,7 +171,7 @@ def test_shared_options_are_checked_everywhere(options, error, backend):
         (
             lambda: pair_loss(*batch(), weighting=weigh.Triplet(), backend="cpu"),
             ValueError,
-            r"'cpu' expected a rule that its kernels know \(.*NTXent.*got Triplet; use one of",
+            r"'cpu' expected a rule that its kernels know \(.*NTXent.*got Triplet with NoMining; use one of",
         ),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import (
-    BATCHES,
+    BATCH_CASES,
     DTYPES,
     REFS,
     SPECS,
@@ -43,8 +43,7 @@ def check(batch, spec, dtype, backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
-@pytest.mark.parametrize("shape", BATCHES, ids=case_id)
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize(("name", "shape"), BATCH_CASES, ids=case_id)
 def test_batch(backend, dtype, shape, name):
     n, d = shape
     check(make_batch(n, None, d, SPECS[name], dtype), SPECS[name], dtype, backend)

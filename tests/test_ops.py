@@ -190,7 +190,9 @@ def test_one_backend_serves_forward_and_backward(monkeypatch):
     """Another would take other bits for similarities, and mine other pairs."""
     asked = []
     real = dispatch.resolve
-    monkeypatch.setattr(dispatch, "resolve", lambda *args: asked.append(args) or real(*args))
+    monkeypatch.setattr(
+        dispatch, "resolve", lambda *args, **known: asked.append(args) or real(*args, **known)
+    )
     x, r = torch.randn(6, 3, requires_grad=True), torch.randn(20, 3, requires_grad=True)
     y, z = torch.arange(6) % 2, torch.arange(20) % 2
     multi_similarity_loss(x, y, r, z, reduction="none").sum().backward()

@@ -185,10 +185,10 @@ except ImportError as error:
 def test_explain(tmp_path):
     pytest.importorskip("sklearn")
     target = tmp_path / "explain.png"
-    command = [sys.executable, "-m", "ms_kernels", "explain", "--steps", "3", "--out"]
+    command = [sys.executable, "-m", "ms_kernels", "explain", "--steps", "3", "--output"]
     shown = subprocess.run([*command, target], check=True, capture_output=True, text=True).stdout
     assert "Look at" in shown and f"Picture: {target}" in shown
     assert target.read_bytes().startswith(b"\x89PNG") and target.stat().st_size > 50_000
     missing = tmp_path / "missing" / "explain.png"
     failed = subprocess.run([*command, missing], capture_output=True, text=True)
-    assert failed.returncode == 1 and "--out: expected a file in a folder that" in failed.stderr
+    assert failed.returncode == 1 and "--output: expected a file in a folder that" in failed.stderr

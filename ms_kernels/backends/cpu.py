@@ -11,7 +11,7 @@ from ms_kernels.backends.interface import Side, Term
 from ms_kernels.backends.native import NativeCall, native_dtype, native_options
 from ms_kernels.reference import RowStatistics
 from ms_kernels.settings import options
-from ms_kernels.spec import MultiSimilaritySpec, PairSpec
+from ms_kernels.spec import MultiSimilaritySpec, PairSpec, Spec
 
 
 def missing() -> str | None:
@@ -47,7 +47,7 @@ def embedding_gradient(
 def loss_and_gradient(
     anchors: Side,
     candidates: Side | None,
-    spec: MultiSimilaritySpec | PairSpec,
+    spec: Spec,
     need_dx: bool,
     need_dr: bool,
     dloss: Tensor | None = None,
@@ -127,9 +127,7 @@ def _check_columns(rows: Side, columns: Side) -> None:
 
 
 class _Call(NativeCall):
-    def __init__(
-        self, job: str, rows: Side, columns: Side | None, spec: MultiSimilaritySpec | PairSpec
-    ) -> None:
+    def __init__(self, job: str, rows: Side, columns: Side | None, spec: Spec) -> None:
         _check_side("rows", rows)
         if columns is not None:
             _check_side("columns", columns)

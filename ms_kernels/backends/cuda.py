@@ -12,7 +12,7 @@ from ms_kernels.backends.interface import Side, Term
 from ms_kernels.backends.native import NativeCall, native_dtype, native_options
 from ms_kernels.reference import RowStatistics
 from ms_kernels.settings import ONE_LAUNCH, options
-from ms_kernels.spec import MultiSimilaritySpec, PairSpec
+from ms_kernels.spec import MultiSimilaritySpec, PairSpec, Spec
 
 # Earlier GPUs have no bfloat16 and no asynchronous copies.
 LEAST_CAPABILITY = 80
@@ -58,7 +58,7 @@ def embedding_gradient(
 def loss_and_gradient(
     anchors: Side,
     candidates: Side | None,
-    spec: MultiSimilaritySpec | PairSpec,
+    spec: Spec,
     need_dx: bool,
     need_dr: bool,
     dloss: Tensor | None = None,
@@ -104,9 +104,7 @@ def _refuse(device: torch.device) -> None:
 
 
 class _Call(NativeCall):
-    def __init__(
-        self, job: str, rows: Side, columns: Side | None, spec: MultiSimilaritySpec | PairSpec
-    ) -> None:
+    def __init__(self, job: str, rows: Side, columns: Side | None, spec: Spec) -> None:
         super().__init__(rows, columns)
         module = _module()
         if self.device.type == "cuda":

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.reference import RowStatistics
-from ms_kernels.spec import MultiSimilaritySpec, PairSpec
+from ms_kernels.spec import MultiSimilaritySpec, PairSpec, Spec
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -19,7 +19,7 @@ def native_dtype(module: Any, x: Tensor) -> Any:
     return getattr(module.DType, str(x.dtype).removeprefix("torch."))
 
 
-def native_options(spec: MultiSimilaritySpec | PairSpec, dtype: torch.dtype) -> tuple[float, ...]:
+def native_options(spec: Spec, dtype: torch.dtype) -> tuple[float, ...]:
     """In the order of csrc/call.h; what is not given is infinite."""
     if isinstance(spec, PairSpec):  # its other options go with the rules
         spec = MultiSimilaritySpec(

@@ -13,7 +13,7 @@ from ms_kernels.backends.interface import Side, Term
 from ms_kernels.backends.sides import Panel, Sides, full_precision, through_normalisation
 from ms_kernels.backends.sweep import sweep
 from ms_kernels.reference import RowStatistics, hardest, masked_log_sum_exp, row_loss
-from ms_kernels.spec import MultiSimilaritySpec, PairSpec
+from ms_kernels.spec import MultiSimilaritySpec, PairSpec, Spec
 
 
 def missing() -> str | None:
@@ -56,7 +56,7 @@ def embedding_gradient(
 def loss_and_gradient(
     anchors: Side,
     candidates: Side | None,
-    spec: MultiSimilaritySpec | PairSpec,
+    spec: Spec,
     need_dx: bool,
     need_dr: bool,
     dloss: Tensor | None = None,

@@ -13,7 +13,7 @@ from torch import Tensor
 from ms_kernels.backends.interface import Side
 from ms_kernels.reference import row_scale, unit_rows
 from ms_kernels.settings import options
-from ms_kernels.spec import MultiSimilaritySpec, PairSpec
+from ms_kernels.spec import Options
 
 # A product of fewer rows, and the sum into all columns after it, would cost more than they share.
 BUSY_ROWS = 32
@@ -29,9 +29,7 @@ class Panel(NamedTuple):
 class Sides:
     """Both sides in the compute dtype, normalised, and their panels."""
 
-    def __init__(
-        self, rows: Side, columns: Side | None, spec: MultiSimilaritySpec | PairSpec
-    ) -> None:
+    def __init__(self, rows: Side, columns: Side | None, spec: Options) -> None:
         if columns is None:
             if rows.ids is None:
                 rows = rows._replace(ids=torch.arange(len(rows.labels), device=rows.labels.device))
@@ -73,9 +71,7 @@ def full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def through_normalisation(
-    dx: Tensor, unit: Tensor, embeddings: Tensor, spec: MultiSimilaritySpec | PairSpec
-) -> Tensor:
+def through_normalisation(dx: Tensor, unit: Tensor, embeddings: Tensor, spec: Options) -> Tensor:
     if not spec.normalize:
         return dx
     wide = embeddings.to(dx.dtype)

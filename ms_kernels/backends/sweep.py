@@ -9,7 +9,7 @@ from torch import Tensor
 from ms_kernels.backends.interface import Side
 from ms_kernels.backends.sides import Panel, Sides, full_precision, through_normalisation
 from ms_kernels.mining_rules import Mining
-from ms_kernels.spec import MultiSimilaritySpec, PairSpec
+from ms_kernels.spec import Options
 
 RowFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 # A panel and its derivative need some dozen temporaries of its size.
@@ -21,7 +21,7 @@ def sweep(
     mining: Mining,
     anchors: Side,
     candidates: Side | None,
-    spec: MultiSimilaritySpec | PairSpec,
+    spec: Options,
     need_dx: bool,
     need_dr: bool,
     dloss: Tensor | None = None,

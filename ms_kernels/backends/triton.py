@@ -15,7 +15,7 @@ from torch import Tensor
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.reference import RowStatistics
 from ms_kernels.settings import options
-from ms_kernels.spec import MultiSimilaritySpec, PairSpec
+from ms_kernels.spec import MultiSimilaritySpec, PairSpec, Spec
 from ms_kernels.triton_kernels import tiles
 
 # Earlier ones have no float64 products and gave wrong float32 ones.
@@ -91,7 +91,7 @@ def embedding_gradient(
 def loss_and_gradient(
     anchors: Side,
     candidates: Side | None,
-    spec: MultiSimilaritySpec | PairSpec,
+    spec: Spec,
     need_dx: bool,
     need_dr: bool,
     dloss: Tensor | None = None,

@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from ms_kernels.backends.interface import Side
-from ms_kernels.spec import MultiSimilaritySpec, PairSpec
+from ms_kernels.spec import MultiSimilaritySpec, PairSpec, Spec
 from ms_kernels.triton_kernels.family_options import (
     OPTIONS,
     family_options,
@@ -37,9 +37,7 @@ def rows_at_once(depth: int) -> tuple[int, int]:
 class Rows:
     """One side, in label order. Arrays are as long as `padded`; what is past `count` is inert."""
 
-    def __init__(
-        self, side: Side, spec: MultiSimilaritySpec | PairSpec, tiles: Tiles, operand: torch.dtype
-    ):
+    def __init__(self, side: Side, spec: Spec, tiles: Tiles, operand: torch.dtype):
         x = side.embeddings
         self.device = x.device
         self.count, self.width = int(x.shape[0]), int(x.shape[1])
@@ -133,7 +131,7 @@ class Problem:
         self,
         rows: Side,
         columns: Side | None,
-        spec: MultiSimilaritySpec | PairSpec,
+        spec: Spec,
         tiles: Tiles | None = None,  # default: those of the mode and device
         wide: bool = False,  # weights may be of any size
     ) -> None:
