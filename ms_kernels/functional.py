@@ -12,9 +12,12 @@ from ms_kernels.histogram import Histogram, histogram_loss
 from ms_kernels.mining_rules import NO_MINING, Mining, mining_of
 from ms_kernels.ops import compute_dtype
 from ms_kernels.reference import REDUCTIONS, RowStatistics
-from ms_kernels.spec import NATIVE, MultiSimilaritySpec, PairOptions, PairSpec, spec_of
+from ms_kernels.spec import MultiSimilaritySpec, PairOptions, PairSpec, known_rules, spec_of
 from ms_kernels.streaming import streamed
-from ms_kernels.weighting_rules import MultiSimilarity, Weighting
+from ms_kernels.weighting_rules import MultiSimilarity, Triplet, Weighting
+
+# Samples of one class; docs/performance.md has the measurement.
+CROWD = 512
 
 
 def pair_loss(
@@ -42,7 +45,7 @@ def pair_loss(
             SemiHardMining, ThresholdMining; or your own. The gradient holds kept pairs fixed.
         backend: MultiSimilarity with NoMining or MultiSimilarityMining runs on every backend of
             `backends()`. Any other pair of rules of this package runs on "panels" (any device,
-            O(panel * M) memory); all but Triplet also on "cpu", "cuda" and "triton", circles of
+            O(panel * M) memory), "cpu", and, all but Triplet, "cuda" and "triton"; circles of
             great gamma not on all of them. Rules of your own are streamed. "reference" is dense.
             Default: the fastest.
         The rest as in `multi_similarity_loss`.
@@ -70,6 +73,8 @@ def pair_loss(
     chosen = _resolve(backend, embeddings.device.type, known_by, got)
     # The op of a compiled graph runs where autograd, which panels need, is switched off.
     traced = chosen == "panels" and torch.compiler.is_compiling()
+    if backend == "auto" and chosen == "cpu" and isinstance(weighting, Triplet):
+        backend = "panels" if _is_crowded(pairs) else "cpu"
     if spec is None or (traced and isinstance(spec, PairSpec)):
         return streamed(weighting.row_loss, pairs, mining, shared, reduction)
     refuse_transforms(embeddings=embeddings, ref_emb=ref_emb)
@@ -155,7 +160,7 @@ def check_rules(weighting: object, mining: object) -> None:
 def _resolve(backend: str, device: str, known_by: tuple[str, ...], got: str) -> str:
     if backend in dispatch.ALL and backend not in known_by:
         others = ", ".join(repr(name) for name in ("auto", *known_by, "reference"))
-        known = ", ".join(sorted(rule.__name__ for rule in NATIVE))
+        known = ", ".join(sorted(rule.__name__ for rule in known_rules(backend)))
         raise ValueError(
             f"backend: {backend!r} expected a rule that its kernels know ({known}, with any mining "
             f"rule of this package; Circle by limits of gamma, with unit rows), got {got}; use one "
@@ -167,6 +172,16 @@ def _resolve(backend: str, device: str, known_by: tuple[str, ...], got: str) -> 
 # A compiled graph takes the answer as a constant. torch.compiler.assume_constant_result sets this
 # too, but imports the compiler, which takes as long as the rest of torch.
 _resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _is_crowded(pairs: Pairs) -> bool:
+    """Whether a class has so many candidates that to sort them, as panels do, is faster than to
+    compare each negative with each of them."""
+    labels = pairs.labels if pairs.ref_labels is None else pairs.ref_labels
+    if torch.compiler.is_compiling() or len(labels) <= CROWD:
+        return False
+    _, counts = torch.unique(labels, return_counts=True)
+    return int(counts.max()) > CROWD
 
 
 def _dense(

@@ -125,8 +125,8 @@ WEIGHTINGS: tuple[type[Weighting], ...] = (
     SupCon,
     NCA,
     Circle,
-    NPair,
     Triplet,
+    NPair,
 )
 MININGS: tuple[type[Mining], ...] = (
     NoMining,
@@ -134,12 +134,13 @@ MININGS: tuple[type[Mining], ...] = (
     HardestMining,
     SemiHardMining,
     ThresholdMining,
-    mining_of,
 )
 # What the compiled kernels know, and under which code.
 NATIVE_WEIGHTINGS = WEIGHTINGS[: WEIGHTINGS.index(NPair)]
 NATIVE = {rule: code for code, rule in enumerate(NATIVE_WEIGHTINGS)}
 NATIVE[NPair] = NATIVE[NTXent]
+# Its lists of positives are as long as the classes, which only a CPU knows before it starts.
+CPU_ALONE = (Triplet,)
 MOST_OPTIONS = 3
 # e to this power, 2^23 times, is a float32; so is its inverse.
 MOST_EXPONENT = 70
@@ -167,6 +168,8 @@ class PairSpec(PairOptions):
         """The backends whose kernels know the rules."""
         if type(self.weighting) not in NATIVE or not self._fits_float32():
             return ("panels",)
+        if type(self.weighting) in CPU_ALONE:
+            return ("cpu", "panels")
         cpu = triton = True
         if isinstance(self.weighting, Circle):
             gamma, square = self.weighting.gamma, self.weighting.m**2
@@ -215,6 +218,11 @@ def _unpacked_any(packed: tuple[float, ...]) -> "Spec":
         max_positive_similarity=None if math.isinf(most) else most,
         normalize=bool(packed[2 * one + 1]),
     )
+
+
+def known_rules(backend: str) -> list[type[Weighting]]:
+    """The weighting rules that the kernels of a backend know."""
+    return [rule for rule in NATIVE if backend == "cpu" or rule not in CPU_ALONE]
 
 
 Spec = MultiSimilaritySpec | PairSpec

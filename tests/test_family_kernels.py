@@ -8,9 +8,10 @@ from cases import assert_within_budget
 from test_family import MININGS, WEIGHTINGS, name_of
 
 import ms_kernels
+from ms_kernels import functional, pair_loss
 from ms_kernels import mining_rules as mine
-from ms_kernels import pair_loss
 from ms_kernels import weighting_rules as weigh
+from ms_kernels.autograd import fused_loss
 from ms_kernels.settings import options
 from ms_kernels.spec import NATIVE, PairSpec
 
@@ -161,14 +162,60 @@ def test_all_rows_alike():
 
 def test_what_the_kernels_do_not_know():
     x, y = batch(20, None, 3)
-    for weighting in (weigh.Triplet(), weigh.Circle(0.9, 256.0)):
-        assert "cpu" not in PairSpec(weighting, mine.NoMining()).known_by
-        with pytest.raises(ValueError, match="'cpu' expected a rule that its kernels know"):
-            pair_loss(x, y, weighting=weighting, backend="cpu")
-        torch.testing.assert_close(
-            pair_loss(x, y, weighting=weighting),
-            pair_loss(x, y, weighting=weighting, backend="reference"),
-        )
+    weighting = weigh.Circle(0.9, 256.0)
+    assert "cpu" not in PairSpec(weighting, mine.NoMining()).known_by
+    with pytest.raises(ValueError, match="'cpu' expected a rule that its kernels know"):
+        pair_loss(x, y, weighting=weighting, backend="cpu")
+    torch.testing.assert_close(
+        pair_loss(x, y, weighting=weighting),
+        pair_loss(x, y, weighting=weighting, backend="reference"),
+    )
+
+
+@pytest.mark.parametrize("margin", [-0.2, 0.0, 0.1, 1.5])
+@pytest.mark.parametrize("mining", MININGS, ids=name_of)
+@pytest.mark.parametrize(
+    ("n", "m", "classes"), [(300, None, 2), (70, 330, 3), (330, 70, 3), (230, None, 40)]
+)
+def test_triplets_of_long_lists(n, m, classes, mining, margin, monkeypatch):
+    """Classes of more candidates than an anchor lists at once, 64 of rows so short; and tiles with
+    many violations, with few, with none."""
+    new = {"generator": torch.Generator().manual_seed(n)}
+    sides = []
+    for count in (n,) if m is None else (n, m):
+        sides += [torch.randn(count, 5, dtype=torch.float64, **new)]
+        sides += [torch.randint(classes, (count,), **new)]
+    rules = {"weighting": weigh.Triplet(margin), "mining": mining}
+    for reduction in ("none", "mean_valid"):
+        want = step(sides, "reference", reduction, **rules)
+        got = step(sides, "cpu", reduction, **rules)
+        for mine_, exact in zip(got, want, strict=True):
+            torch.testing.assert_close(mine_, exact, rtol=1e-11, atol=1e-11)
+        monkeypatch.setattr(options, "_workspace_bytes", 0)
+        for mine_, same in zip(step(sides, "cpu", reduction, **rules), got, strict=True):
+            assert torch.equal(mine_, same)
+
+
+def test_triplets_that_tie_with_the_margin():
+    """A triplet on its margin costs 0 and pulls, as in the reference."""
+    x = torch.tensor([[1.0, 0.0], [0.5, 1.0], [0.25, 1.0], [0.5, 3.0], [0.0, 1.0]])
+    y = torch.tensor([0, 0, 1, 1, 1])
+    rules = {"weighting": weigh.Triplet(0.25), "normalize": False}
+    got, want = (step((x, y), backend, **rules) for backend in ("cpu", "reference"))
+    assert all(map(torch.equal, got, want))
+
+
+def test_triplets_of_a_crowd_are_sorted(monkeypatch):
+    seen = []
+    monkeypatch.setattr(functional, "CROWD", 5)
+    monkeypatch.setattr(
+        functional, "fused_loss", lambda *args: seen.append(args[-1]) or fused_loss(*args)
+    )
+    x, y = torch.randn(12, 3), torch.arange(12) // 6
+    for labels in (y, torch.arange(12) // 4):
+        pair_loss(x, labels, weighting=weigh.Triplet())
+        pair_loss(x, labels, weighting=weigh.Triplet(), backend="cpu")
+    assert seen == ["panels", "cpu", "cpu", "cpu"]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -110,7 +110,7 @@ void with_shape(const Form<T>& form, Visit visit) {
       return visit(VectorForm<T, Shape::circle>(form));
     case Shape::sigmoid:
       return visit(VectorForm<T, Shape::sigmoid>(form));
-    case Shape::hinge:
+    default:  // ranked sums are plain ones too; ranked_scan.h makes them
       return visit(VectorForm<T, Shape::hinge>(form));
   }
 }

@@ -14,13 +14,14 @@ class Gradient {
   explicit Gradient(Workspace<T>& w)
       : w_(w), rows_(w.rows), columns_(w.columns()), grid_(w.grid), wave_(w.wave) {}
 
-  // Called by every thread of a parallel region; both sides have their terms set.
-  void run(Scratch<T>& scratch) {
+  // Called by every thread of a parallel region; both sides have their terms set. Of several
+  // rounds each adds to what those before have left.
+  void run(Scratch<T>& scratch, bool first_round, bool last_round) {
     const int targets = grid_.rows.blocks + (w_.problem.d_columns ? grid_.columns.blocks : 0);
     const int first_target = w_.problem.d_rows ? 0 : grid_.rows.blocks;
     const int chunks = int((w_.depth + Scratch<T>::kChunk - 1) / Scratch<T>::kChunk);
-    if (w_.problem.d_rows) clear(rows_, static_cast<T*>(w_.problem.d_rows));
-    if (w_.problem.d_columns) clear(columns_, static_cast<T*>(w_.problem.d_columns));
+    if (first_round && w_.problem.d_rows) clear(rows_, static_cast<T*>(w_.problem.d_rows));
+    if (first_round && w_.problem.d_columns) clear(columns_, static_cast<T*>(w_.problem.d_columns));
     for (;;) {
 #pragma omp single
       wave_.collect(grid_, w_.problem.job == Job::gradient ? nullptr : w_.states);
@@ -31,6 +32,7 @@ class Gradient {
       for (int task = first_target * chunks; task < targets * chunks; ++task)
         add_products(task / chunks, task % chunks, scratch);
     }
+    if (!last_round) return;
     if (w_.problem.d_rows) finish(rows_, static_cast<T*>(w_.problem.d_rows));
     if (w_.problem.d_columns) finish(columns_, static_cast<T*>(w_.problem.d_columns));
   }

@@ -1,10 +1,8 @@
 // Statistics of one tile: hardest pair, sum over the kept pairs and their number, of rows and
 // columns.
-//
-// Pairs have values (pair_form.h); mostly harder is greater.
 #pragma once
 
-#include "form.h"
+#include "cells.h"
 #include "mask.h"
 
 namespace msk::MSK_ISA {
@@ -13,69 +11,6 @@ namespace msk::MSK_ISA {
 // an ulp of this number.
 template <typename T>
 constexpr T kSharedSpread = sizeof(T) == 8 ? T(400) : T(8);
-
-// A kept pair of a tile. `value` is its similarity, later its weight.
-template <typename T>
-struct Pair {
-  T value;
-  std::uint8_t row, column;  // within the tile
-  std::uint16_t by_column;   // the k-th pair in column order is pair[k].by_column
-};
-
-// Partial statistics, one of each for every row of an axis. sum = sum over kept pairs of
-// exp(z - z of hardest), or of what the form says; the hardest is that of pairs under the cap.
-template <typename T>
-struct Cells {
-  T *hardest, *sum;
-  Code<T>* kept;
-  T* moment;  // null but for general forms
-
-  Cells at(std::int64_t row) const {
-    return {hardest + row, sum + row, kept + row, moment ? moment + row : nullptr};
-  }
-  void clear(int count) const {
-    for (int i = 0; i < count; ++i) hardest[i] = -kInfinity<T>;
-    clear_sums(count);
-  }
-  void clear_sums(int count) const {
-    std::memset(sum, 0, count * sizeof(T));
-    std::memset(kept, 0, count * sizeof(T));
-    if (moment) std::memset(moment, 0, count * sizeof(T));
-  }
-};
-
-// Adds `count` cells (a whole number of vectors) to others.
-template <typename T>
-void merge(const Cells<T>& into, const Cells<T>& from, int count, const Form<T>& of) {
-  with_shape<T>(of, [&](auto form) {
-    for (int i = 0; i < count; i += kLanes<T>) {
-      const Vec<T> a = load(into.hardest + i), b = load(from.hardest + i);
-      const Vec<T> a_sum = load(into.sum + i), b_sum = load(from.sum + i);
-      const Vec<T> hardest = greater(a, b);
-      store(into.hardest + i, hardest);
-      if constexpr (form.log_sum) {
-        // An empty sum has hardest = -inf, and -inf minus -inf is NaN: select after the product.
-        const Vec<T> a_part =
-            a_sum > T(0) ? a_sum * exp<T>(form.relative_to_hardest(a, hardest)) : Vec<T>{};
-        const Vec<T> b_part =
-            b_sum > T(0) ? b_sum * exp<T>(form.relative_to_hardest(b, hardest)) : Vec<T>{};
-        store(into.sum + i, a_part + b_part);
-      } else {
-        store(into.sum + i, a_sum + b_sum);
-      }
-      store(into.kept + i, load_codes<T>(into.kept + i) + load_codes<T>(from.kept + i));
-      if (into.moment && from.moment)
-        store(into.moment + i, load(into.moment + i) + load(from.moment + i));
-    }
-  });
-}
-
-// Of one kind of pair, what each row of an axis asks: kept are values above `above` and, of a
-// general kind, below `below`; `offset` is that of a sigmoid.
-template <typename T>
-struct Bounds {
-  const T *above, *below, *offset;
-};
 
 // `both` says that columns are anchors too (self mode). `general` kinds have bounds below and a
 // moment, or another form than the exponential.
@@ -87,6 +22,36 @@ struct TileScan {
   Form<T> form;
   bool same_offsets;     // all are 0
   Cells<T> row, column;  // out
+
+  struct Kept {
+    Mask<T> by_row, by_column;
+  };
+
+  Vec<T> values(int r, int v) const {
+    return load(value + std::int64_t(r) * stride + v * kLanes<T>);
+  }
+  Kept kept(Vec<T> s, int r, int v) const {
+    Kept found{between(s, broadcast(row_bounds.above[r]), broadcast(below(row_bounds, r))), {}};
+    if (both)
+      found.by_column = between(s, load(column_bounds.above + v * kLanes<T>), column_below(v));
+    return found;
+  }
+  void clear_sums() const {
+    for (int r = 0; r < rows; ++r) clear_row(r);
+    clear_columns();
+  }
+  // Adds pairs of a vector to the list as long as there is room, and counts all of them.
+  static void list(std::uint32_t lanes, Vec<T> s, int r, int c, Pair<T>* pairs, int capacity,
+                   int& count) {
+    for (; lanes; lanes &= lanes - 1, ++count) {
+      if (count >= capacity) {
+        count += __builtin_popcount(lanes);
+        break;
+      }
+      const int lane = __builtin_ctz(lanes);
+      pairs[count] = {s[lane], std::uint8_t(r), std::uint8_t(c + lane), 0};
+    }
+  }
 
   void find_hardest() const {
     for (int v = 0; both && v < vectors; ++v)
@@ -199,7 +164,7 @@ struct TileScan {
           if (!shared) column_e = exp<T>(shaped.relative(s, load(column.hardest + c)));
           add_to_columns(c, by_column, column_e, s);
         }
-        list(lanes, values, r, c, pairs, capacity, count);
+        list(lanes, s, r, c, pairs, capacity, count);
       }
       row.sum[r] = sum_lanes<T>(sum);
       row.kept[r] = sum_lanes_of_codes<T>(kept);
@@ -242,7 +207,7 @@ struct TileScan {
           if (!same_offsets) of_column = shaped.add(s, load(column_bounds.offset + c));
           add_to_columns(c, by_column, of_column.mass, of_column.slope);
         }
-        list(bits<T>(either & shaped.active(s)), values, r, c, pairs, capacity, count);
+        list(bits<T>(either & shaped.active(s)), s, r, c, pairs, capacity, count);
       }
       row.sum[r] = sum_lanes<T>(sum);
       row.kept[r] = sum_lanes_of_codes<T>(kept);
@@ -270,18 +235,6 @@ struct TileScan {
     store(column.kept + c, load_codes<T>(column.kept + c) - kept);
     if (general) store(column.moment + c, load(column.moment + c) + (kept ? moment : Vec<T>{}));
   }
-  static void list(std::uint32_t lanes, const T* values, int r, int c, Pair<T>* pairs, int capacity,
-                   int& count) {
-    for (; lanes; lanes &= lanes - 1, ++count) {
-      if (count >= capacity) {
-        count += __builtin_popcount(lanes);
-        break;
-      }
-      const int lane = __builtin_ctz(lanes);
-      pairs[count] = {values[c + lane], std::uint8_t(r), std::uint8_t(c + lane), 0};
-    }
-  }
-
   // From exp(z - z of the reference) to exp(z - z of the hardest). Arrays are padded.
   template <class Shaped>
   static void refer_to_hardest(const Shaped& shaped, const Cells<T>& cells, int count,

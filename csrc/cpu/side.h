@@ -10,6 +10,7 @@
 #include "grid.h"
 #include "multiply.h"
 #include "problem.h"
+#include "ranks.h"
 
 namespace msk::MSK_ISA {
 
@@ -32,8 +33,9 @@ struct Side {
   // constant, the incoming gradient within both.
   T *neg_above, *neg_below, *pos_above, *pos_below;
   T *neg_offset, *pos_offset, *neg_factor, *pos_factor, *pos_constant;
+  Ranks<T> ranks;  // of anchors of a ranked loss
 
-  Side(std::int64_t count, std::int64_t depth, bool ids, Carver& carver)
+  Side(std::int64_t count, std::int64_t depth, bool ids, int rank_capacity, Carver& carver)
       : axis(count), stride((depth + kLanes<T> - 1) / kLanes<T> * kLanes<T> + 64 / sizeof(T)) {
     const std::int64_t n = axis.padded();
     x = carver.take<T>(n * stride);
@@ -48,6 +50,7 @@ struct Side {
       *array = carver.take<T>(n);
     pos_kept = carver.take<Code<T>>(n);
     neg_kept = carver.take<Code<T>>(n);
+    ranks = Ranks<T>(n, axis.block, rank_capacity, carver);
   }
 
   const T* block(int b) const { return x + std::int64_t(b) * axis.block * stride; }

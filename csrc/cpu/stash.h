@@ -24,6 +24,8 @@ class Stash {
     units_ = bytes / 64;
   }
 
+  void empty() { next_.store(0, std::memory_order_relaxed); }
+
   bool reserve(std::int64_t bytes, std::uint32_t& place) {
     const std::int64_t units = (bytes + 63) / 64;
     if (next_.load(std::memory_order_relaxed) + units > units_) return false;

@@ -2,6 +2,7 @@
 // positives. Each is all tiles, then a merge of each row's cells in a fixed order.
 #pragma once
 
+#include "ranked_scan.h"
 #include "workspace.h"
 
 namespace msk::MSK_ISA {
@@ -26,10 +27,13 @@ class Statistics {
   template <bool general>
   void run(Scratch<T>& scratch) {
     scan<Scan::hardest_positive, false>(scratch);
-    if (w_.loss.mining.negatives_need_hardest_negative())
+    const auto& mining = w_.loss.mining;
+    const bool ranked = w_.loss.ranked();
+    if (mining.negatives_need_hardest_negative() || (ranked && mining.positives_need_negatives()))
       scan<Scan::hardest_negative, false>(scratch);
+    if (ranked) scan<Scan::positives, general>(scratch);  // negatives are compared with these
     scan<Scan::negatives, general>(scratch);
-    scan<Scan::positives, general>(scratch);
+    if (!ranked) scan<Scan::positives, general>(scratch);
   }
 
   static constexpr bool of_negatives(Scan kind) {
@@ -111,7 +115,7 @@ class Statistics {
       const bool keep = (w_.problem.d_rows || w_.problem.d_columns) && kind == Scan::negatives &&
                         !may_have_positives(rows_, columns_, t);
       const int capacity = keep ? most_listed(grid_) : 0;
-      const int kept = scan.sum_kept(range, scratch.pairs(), capacity);
+      const int kept = sum_kept<kind>(scan, range, t, scratch.pairs(), capacity);
       state.kept += kept;
       if (keep && kept) keep_for_gradient(state, kept, similarities, scratch);
     }
@@ -119,6 +123,22 @@ class Statistics {
     if (both)
       merge(w_.cells_of(t.row / grid_.rows.super, column), scan.column, grid_.columns.block,
             scan.form);
+  }
+
+  template <Scan kind, bool both, bool general>
+  int sum_kept(const TileScan<T, both, general>& scan,
+               const typename TileScan<T, both, general>::Range& range, Tile t, Pair<T>* pairs,
+               int capacity) const {
+    if constexpr (general) {
+      if (w_.loss.ranked()) {
+        const std::int64_t row = rows_.first(t.row), column = columns_.first(t.column);
+        const RankedScan<T, both> ranked{scan, rows_.ranks.block_at(row),
+                                         columns_.ranks.block_at(column)};
+        return of_negatives(kind) ? ranked.sum_negatives(pairs, capacity)
+                                  : ranked.list_positives(w_.loss.a, row, column);
+      }
+    }
+    return scan.sum_kept(range, pairs, capacity);
   }
 
   static Cells<T> partial(const Scratch<T>& s, int k, bool general) {
@@ -175,6 +195,9 @@ class Statistics {
       if (w_.active[grid_.super_index(super, s)])
         merge(total, w_.cells_of(s, first), grid_.rows.block, form<kind>());
     for (int r = 0; r < grid_.rows.block; ++r) finish_row<kind>(first + r, total.at(r));
+    if (kind == Scan::positives && w_.loss.ranked())
+      for (int r = 0; r < grid_.rows.block; ++r)
+        rows_.neg_offset[first + r] = rows_.ranks.block_at(first).least(r);
     // Rows past the count keep nothing and take no part in any range.
     for (std::int64_t k = first + rows_.axis.valid(b); k < first + grid_.rows.block; ++k)
       mute(rows_, k);
@@ -186,13 +209,16 @@ class Statistics {
       rows_.hardest_positive[k] = -*total.hardest;
       rows_.hardest_negative[k] = -kInfinity<T>;
       set_negative_bounds(rows_, k, w_.loss);
+      set_positive_bounds(rows_, k, w_.loss);
     } else if constexpr (kind == Scan::hardest_negative) {
       rows_.hardest_negative[k] = *total.hardest;
       set_negative_bounds(rows_, k, w_.loss);
+      set_positive_bounds(rows_, k, w_.loss);
     } else if constexpr (kind == Scan::negatives) {
+      const T earlier = rows_.ranks.passed ? rows_.neg_sum[k] : T(0);
       rows_.hardest_negative[k] = *total.hardest;
       rows_.neg_kept[k] = *total.kept;
-      rows_.neg_sum[k] = sum_of(w_.loss.negative, total);
+      rows_.neg_sum[k] = sum_of(w_.loss.negative, total) + earlier;
       set_positive_bounds(rows_, k, w_.loss);
     } else {
       rows_.pos_kept[k] = *total.kept;

@@ -54,6 +54,8 @@ struct Wave {
     return grid.rows.blocks + (grid.symmetric ? 0 : grid.columns.blocks);
   }
 
+  void restart() { super_tile = 0, skip = 0; }
+
   // Collects the next tiles in which a pair is kept; serial.
   void collect(const Grid& grid, TileState* states) {
     size = buffers_used = 0;

@@ -1,6 +1,7 @@
 // dl/dS of the kept pairs of a tile, times the incoming gradients of their rows.
 #pragma once
 
+#include "ranked_weights.h"
 #include "similarity.h"
 
 namespace msk::MSK_ISA {
@@ -209,6 +210,12 @@ class TileWeights {
       visit(kind<Shape::exponential, false>(true), kind<Shape::exponential, false>(false));
       return;
     }
+    if (loss_.ranked()) {
+      visit(RankedNegatives<T>{ask(rows_, columns_, true, false), ask(columns_, rows_, true, true)},
+            RankedPositives<T>{ask(rows_, columns_, false, false),
+                               ask(columns_, rows_, false, true)});
+      return;
+    }
     with_shape<T>(loss_.negative, [&](auto negative) {
       with_shape<T>(loss_.positive, [&](auto positive) {
         visit(kind<negative.kShape, true>(true), kind<positive.kShape, true>(false));
@@ -226,6 +233,13 @@ class TileWeights {
             columns_.axis.block,
             scratch_.small(room),
             scratch_.small(room + 1)};
+  }
+
+  RankedAsk<T> ask(const Side<T>& side, const Side<T>& other, bool negative, bool columns) const {
+    const std::int64_t at = side.first(columns ? tile_.column : tile_.row);
+    const Asked<T> asked(side, at, negative);
+    return {asked.bounds.above, asked.bounds.below, asked.factor, side.ranks.block_at(at),
+            other.first(columns ? tile_.row : tile_.column)};
   }
 
   const Side<T>& rows_;

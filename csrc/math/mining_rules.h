@@ -22,6 +22,9 @@ struct Mining {
   MSK_HOST_DEVICE bool negatives_need_hardest_negative() const {
     return rule == MiningRule::hardest;
   }
+  MSK_HOST_DEVICE bool positives_need_negatives() const {
+    return rule == MiningRule::multi_similarity;
+  }
   // A number under x, or over it, that keeps what ties with x. Where the processor takes denormal
   // numbers for 0, the neighbours of 0 would not.
   MSK_HOST_DEVICE static T beside(T x, T direction) {

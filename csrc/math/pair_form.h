@@ -15,7 +15,9 @@ namespace msk {
 //                                                             margin)
 //   sigmoid      sum softplus(z),  sigmoid(z),                z = scale (value - base) - offset
 //   hinge        sum max(0, z),    1 where z >= 0, else 0,    z = value - base
-enum class Shape { exponential, circle, sigmoid, hinge };
+//   ranked       a hinge for each listed base of the anchor; of a listed pair itself, how many
+//                pairs of the other kind reach its base
+enum class Shape { exponential, circle, sigmoid, hinge, ranked };
 
 template <typename T>
 struct Form {

@@ -49,6 +49,8 @@ struct PairLoss {
         return NCA<T>{a}.finish(sums);
       case WeightingRule::circle:
         return Circle<T>{a, b}.finish(sums);
+      case WeightingRule::triplet:
+        return Triplet<T>{a}.finish(sums);
       default:  // multi_similarity; module_call.h lets no other code pass
         return MultiSimilarity<T>{a, b, c, T(0), T(0)}.finish(sums);
     }
@@ -66,6 +68,7 @@ struct PairLoss {
     return positive.sign < T(0) ? kNever<T>
                                 : mining.positive_below(hardest_positive, hardest_negative);
   }
+  MSK_HOST_DEVICE bool ranked() const { return rules.weighting == WeightingRule::triplet; }
   // A sigmoid's, while positives are summed: what is known of the row then is its negatives.
   MSK_HOST_DEVICE bool offsets_positives() const {
     return rules.weighting == WeightingRule::nt_xent;
@@ -93,6 +96,8 @@ struct PairLoss {
         return NCA<T>{a}.negative();
       case WeightingRule::circle:
         return Circle<T>{a, b}.negative();
+      case WeightingRule::triplet:
+        return Triplet<T>{a}.negative();
       default:  // multi_similarity; module_call.h lets no other code pass
         return MultiSimilarity<T>{a, b, c, T(0), T(0)}.negative();
     }
@@ -115,6 +120,8 @@ struct PairLoss {
         return NCA<T>{a}.positive();
       case WeightingRule::circle:
         return Circle<T>{a, b}.positive();
+      case WeightingRule::triplet:
+        return Triplet<T>{a}.positive();
       default:  // multi_similarity; module_call.h lets no other code pass
         return MultiSimilarity<T>{a, b, c, T(0), T(0)}.positive();
     }

@@ -14,6 +14,7 @@ enum class WeightingRule : int {
   sup_con,
   nca,
   circle,
+  triplet,
   count
 };
 

@@ -126,4 +126,17 @@ struct Circle {
   }
 };
 
+// Every kept negative against every kept positive: bases are the positives' S - margin.
+template <typename T>
+struct Triplet {
+  T margin;
+
+  MSK_HOST_DEVICE Form<T> negative() const { return {Shape::ranked, T(1), T(0)}; }
+  MSK_HOST_DEVICE Form<T> positive() const { return {Shape::ranked, T(1), T(0), T(0), T(-1)}; }
+  MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
+    const bool some = sums.pos_kept > T(0) && sums.neg_kept > T(0);
+    return {sums.negative, term_if(some, T(1), T(0)), term_if(some, T(1), T(0))};
+  }
+};
+
 }  // namespace msk
