@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import ms_kernels
 from bench.baselines import Loss
+from bench.family_report import PEER, publish, table
 from bench.timing import Turns, rounds_for
 from ms_kernels.step_cost import peak_of
 
@@ -27,7 +28,6 @@ SIZES = (512, 2048, 8192)
 DEPTH = 128
 PER_CLASS = 4
 MOST_SECONDS = 60  # of the peer's turns in one case
-PEER = "metric_learning"  # so named, bench.timing lets it sit out later rounds
 TOO_LARGE = "more than 16 GiB: it stores positive x negative pairs of the batch"
 TOO_MANY = "more than 16 GiB and two minutes: it sorts all triplets"
 
@@ -156,37 +156,6 @@ def print_peak(name: str, candidate: str, n: int) -> None:
     print(json.dumps(peak_of(step, x.requires_grad_())))
 
 
-def table(found: dict[str, Any]) -> str:
-    """Markdown: milliseconds and MiB of both, and how many times longer the peer takes."""
-    machine = found["machine"]
-    lines = [
-        f"One training step (loss and gradient), float32, D = {DEPTH}, {PER_CLASS} samples a "
-        f"class, {machine['threads']} threads of {machine['cpu']}, torch {machine['torch']}, "
-        f"pytorch-metric-learning {machine['pytorch_metric_learning']}, {machine['date']}. Medians "
-        "of interleaved rounds; peak resident memory beyond the embeddings and their gradient.",
-        "",
-        "| loss | N | ms_kernels | pytorch-metric-learning | times longer | memory | its memory |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in found["family"]:
-        ours, peer = row["times"]["ours"], row["times"].get(PEER)
-        theirs = ("", "")
-        if peer is not None:
-            theirs = (f"{peer['step'] * 1e3:.1f} ms", f"{peer['ratio']:.1f}x")
-        elif row["left_out"]:
-            theirs = (row["left_out"], "")
-        memory = " | ".join(_mebibytes(row["bytes"].get(who)) for who in ("ours", PEER))
-        lines.append(
-            f"| {row['member']} | {row['n']} | {ours['step'] * 1e3:.1f} ms | {theirs[0]} | "
-            f"{theirs[1]} | {memory} |"
-        )
-    return "\n".join(lines)
-
-
-def _mebibytes(number: int | None) -> str:
-    return "" if number is None else f"{number / 2**20:.1f} MiB"
-
-
 def measure(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
     rows = []
     jobs = [(name, n) for name in members() for n in sizes]
@@ -207,12 +176,17 @@ def measure(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
 
 
 def run(machine: dict[str, object], quick: bool) -> None:
-    found = {"machine": machine, "family": measure(SIZES[:1] if quick else SIZES)}
+    shape = {"d": DEPTH, "per_class": PER_CLASS}
+    rows = measure(SIZES[:1] if quick else SIZES)
+    found = {"machine": machine, "shape": shape, "family": rows}
     name = "quick" if quick else machine["date"]
     path = Path(__file__).parent / "results" / f"family-{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"\nresults: {path}\n\n{table(found)}")
+    if not quick:
+        publish(found)
+        print("\npage and plot: docs/benchmark_family.md, docs/bench_family.png")
 
 
 if __name__ == "__main__":

@@ -45,9 +45,9 @@ def pair_loss(
             SemiHardMining, ThresholdMining; or your own. The gradient holds kept pairs fixed.
         backend: MultiSimilarity with NoMining or MultiSimilarityMining runs on every backend of
             `backends()`. Any other pair of rules of this package runs on "panels" (any device,
-            O(panel * M) memory), "cpu", and, all but Triplet, "cuda" and "triton"; circles of
-            great gamma not on all of them. Rules of your own are streamed. "reference" is dense.
-            Default: the fastest.
+            O(panel * M) memory), "cpu", "cuda" and "triton", but Triplet not on "triton" and
+            circles of great gamma not on all of them. Rules of your own are streamed. "reference"
+            is dense. Default: the fastest.
         The rest as in `multi_similarity_loss`.
 
     Returns:

@@ -160,8 +160,8 @@ class Triplet(Weighting):
     """sum over P and N of max(0, s_n - s_p + margin): all triplets of an anchor.
 
     Weights: of a negative the number of positives, of a positive the number of negatives, with
-    which it violates the margin. Only positives, or only negatives: 0. Memory is that of the
-    similarities, not of the triplets. Source: Schroff et al., CVPR 2015; the paper's equation 5.
+    which it violates the margin; a triplet just on it counts. Only positives, or only negatives: 0.
+    Triplets are never listed. Source: Schroff et al., CVPR 2015; the paper's equation 5.
     pytorch-metric-learning's TripletMarginLoss with CosineSimilarity and SumReducer is its sum.
     """
 

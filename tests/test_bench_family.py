@@ -70,8 +70,11 @@ def test_table_has_times_ratios_memory_and_what_is_left_out():
 
     machine = dict(threads=2, cpu="Test CPU", torch="2", date="2030-01-01")
     machine["pytorch_metric_learning"] = "9"
+    shape = {"d": 128, "per_class": 4}
     rows = [row("NCA", 512, peer=True), row("NTXent", 8192, "too large")]
-    text = family.table(json.loads(json.dumps({"machine": machine, "family": rows})))
+    text = family.table(
+        json.loads(json.dumps({"machine": machine, "shape": shape, "family": rows}))
+    )
     assert "2 threads of Test CPU, torch 2, pytorch-metric-learning 9, 2030-01-01" in text
     assert "| NCA | 512 | 2.0 ms | 5.0 ms | 2.5x | 3.0 MiB |  |" in text
     assert "| NTXent | 8192 | 2.0 ms | too large |  | 3.0 MiB |  |" in text

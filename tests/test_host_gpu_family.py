@@ -80,3 +80,22 @@ def test_degenerate_batches(backend, weighting, labels):
     found = step((x, y), backend, **rules)
     for got, want in zip(found, step((x, y), "reference", **rules), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("mining", MININGS, ids=name_of)
+@pytest.mark.parametrize(("n", "m"), [(150, None), (40, 140), (140, 40)])
+def test_triplets_of_long_lists(backend, n, m, mining, monkeypatch):
+    """Classes of more candidates than one launch compares, 64; in one panel and in several."""
+    new = {"generator": torch.Generator().manual_seed(n)}
+    sides = []
+    for count in (n,) if m is None else (n, m):
+        sides += [torch.randn(count, 5, dtype=torch.float64, **new)]
+        sides += [torch.arange(count) * 7 % 3 // 2]
+    rules = {"weighting": weigh.Triplet(0.3), "mining": mining}
+    want = step(sides, "reference", **rules)
+    got = step(sides, backend, **rules)
+    for found, exact in zip(got, want, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-11)
+    monkeypatch.setattr(options, "_workspace_bytes", 0)
+    for found, same in zip(step(sides, backend, **rules), got, strict=True):
+        assert torch.equal(found, same)

@@ -6,6 +6,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/pair_weights.cuh"
 #include "cuda/prepare.cuh"
+#include "cuda/ranked_statistics.cuh"
 #include "cuda/read_term.cuh"
 #include "cuda/row_statistics.cuh"
 #include "cuda/similarity.cuh"
@@ -24,11 +25,17 @@ constexpr std::size_t kSharedBytes =
 template <class P, typename Input>
 MSK_KERNEL(kThreads, 2)
 batch_kernel(const MSK_PARAMETER Problem p) {
+  if (p.round && !p.wanted_rounds[p.round]) return;
   if (!p.prepared) {
     prepare<P, Input>(p, p.rows, p.row_room);
     if (!p.self) prepare<P, Input>(p, p.columns, p.column_room);
     read_term<P>(p, p.rows, p.row_room, p.row_term);
     read_term<P>(p, p.columns, p.column_room, p.column_term);
+    if (p.ranked) {
+      clear_rounds<P>(p);
+      grid_barrier();
+      count_classes<P>(p);
+    }
     grid_barrier();
   }
   // A batch of one panel goes through once: its similarities are still there for the gradient.
@@ -40,7 +47,9 @@ batch_kernel(const MSK_PARAMETER Problem p) {
       similarities<P>(p, first);
       grid_barrier();
       if (statistics) {
-        if (p.family)
+        if (p.ranked)
+          ranked_statistics<P>(p, first);
+        else if (p.family)
           family_statistics<P>(p, first);
         else
           row_statistics<P>(p, first);

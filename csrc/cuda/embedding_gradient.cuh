@@ -23,8 +23,10 @@ MSK_PHASE void embedding_gradient(const Problem& p, std::int64_t first) {
                  pass.columns.stride, pass.width / Product::kStep, [&](int r, int c, Scalar value) {
                    const std::int64_t i = first + row + r, d = column + c;
                    if (i >= rows.count || d >= depth) return;
-                   dx[i * depth + d] = pass.through_normalisation(value * pass.unscale[row + r],
-                                                                  pass.dot[row + r], i, d, depth);
+                   const Scalar found = pass.through_normalisation(value * pass.unscale[row + r],
+                                                                   pass.dot[row + r], i, d, depth);
+                   Scalar& out = dx[i * depth + d];
+                   out = p.round ? out + found : found;
                  });
   }
 }

@@ -19,6 +19,8 @@ constexpr int kListRun = 4;  // listed tiles whose weights one block takes
 constexpr int kSegment = 32;
 static_assert(kSegment % kListRun == 0, "a block's tiles lie in one segment");
 
+constexpr int kRankSlots = 64;  // positives of an anchor that one launch compares
+
 constexpr int kListStep = kThreads;  // tiles of columns that may enter a list at a time
 
 // Of one block; more must be asked for, kernel by kernel.

@@ -34,8 +34,12 @@ Launch chosen(const Problem& p) {
 
 void launch(const Problem& problem, int device, void* stream) {
   const Launch run = chosen(problem);
-  run(problem, device, stream);
-  if (problem.d_columns && !problem.by_tiles) run(exchanged(problem), device, stream);
+  Problem p = problem;
+  for (p.round = 0; p.round < problem.rounds; ++p.round) {
+    p.prepared = p.round > 0;
+    run(p, device, stream);
+    if (p.d_columns && !p.by_tiles) run(exchanged(p), device, stream);
+  }
 }
 
 }  // namespace msk::gpu

@@ -3,14 +3,44 @@
 
 #include "cuda/block_reduce.cuh"
 #include "cuda/half_range.cuh"
+#include "cuda/ranks.cuh"
 #include "cuda/side.cuh"
 
 namespace msk::gpu {
 
+// What anchor k adds to a pair with candidate j of the other side.
+template <class P>
+MSK_DEVICE Term<typename P::Scalar> term_for(const MultiSimilarity<typename P::Scalar>&,
+                                             const Side<P>& side, std::int64_t k) {
+  return side.term(k);
+}
+template <class P>
+MSK_DEVICE FamilyTerm<typename P::Scalar> term_for(const PairLoss<typename P::Scalar>&,
+                                                   const Side<P>& side, std::int64_t k) {
+  return side.family_term(k);
+}
+template <class P>
+MSK_DEVICE RankedTerm<typename P::Scalar> term_for(const RankedLoss<typename P::Scalar>&,
+                                                   const Side<P>& side, std::int64_t k) {
+  return ranked_term(side, k);
+}
+template <class P, class AnyTerm, class Loss>
+MSK_DEVICE typename P::Scalar weight_for(const AnyTerm& term, const Loss& loss,
+                                         typename P::Scalar s, bool positive, bool negative,
+                                         const Side<P>&, std::int64_t) {
+  return term.weight(loss, s, positive, negative);
+}
+template <class P>
+MSK_DEVICE typename P::Scalar weight_for(const RankedTerm<typename P::Scalar>& term,
+                                         const RankedLoss<typename P::Scalar>& loss,
+                                         typename P::Scalar s, bool positive, bool negative,
+                                         const Side<P>& candidates, std::int64_t j) {
+  return term.weight(loss, s, positive, negative, positive ? candidates.ordinal[j] : 0);
+}
+
 // One block a row. The weights include the scale of their column, so that they multiply copies.
-// `finished`: the panel already holds similarities (row_statistics put them there). `loss` and
-// terms are those of the MS loss or, if `family`, of any rules.
-template <class P, bool family, class Loss>
+// `finished`: the panel already holds similarities (row_statistics put them there).
+template <class P, class Loss>
 MSK_PHASE void pair_weights(const Problem& p, const Loss& loss, std::int64_t first, bool finished) {
   const Pass<P> pass(p);
   const bool by_row = p.terms & row_term, by_column = p.terms & column_term;
@@ -22,14 +52,8 @@ MSK_PHASE void pair_weights(const Problem& p, const Loss& loss, std::int64_t fir
     const std::int64_t i = first + r;
     const bool present = i < pass.rows.count;
     const std::int64_t label = present ? pass.rows.labels[i] : 0;
-    const auto term_of = [](const Side<P>& side, std::int64_t k) {
-      if constexpr (family)
-        return side.family_term(k);
-      else
-        return side.term(k);
-    };
-    decltype(term_of(pass.rows, i)) own{};
-    if (by_row && present) own = term_of(pass.rows, i);
+    decltype(term_for(loss, pass.rows, i)) own{};
+    if (by_row && present) own = term_for(loss, pass.rows, i);
     Scalar* const row = pass.similarities + r * pass.width;
     Operand* const out = pass.weights + r * pass.width;
     const auto weight = [&](std::int64_t j, Scalar s) {
@@ -37,8 +61,9 @@ MSK_PHASE void pair_weights(const Problem& p, const Loss& loss, std::int64_t fir
       const bool positive = same && !self && s < loss.max_positive_similarity;
       const bool negative = !same && !self;
       Scalar w = Scalar(0);
-      if (by_row) w += own.weight(loss, s, positive, negative);
-      if (by_column) w += term_of(pass.columns, j).weight(loss, s, positive, negative);
+      if (by_row) w += weight_for(own, loss, s, positive, negative, pass.columns, j);
+      if (by_column)
+        w += weight_for(term_for(loss, pass.columns, j), loss, s, positive, negative, pass.rows, i);
       return w * pass.columns.scale[j];
     };
     const std::int64_t filled = present ? pass.columns.count : 0;
@@ -73,11 +98,13 @@ MSK_PHASE void pair_weights(const Problem& p, const Loss& loss, std::int64_t fir
 template <class P>
 MSK_PHASE void pair_weights(const Problem& p, std::int64_t first, bool finished) {
   using Scalar = typename P::Scalar;
-  if (p.family)
-    pair_weights<P, true>(p, PairLoss<Scalar>(p.rules, p.options.max_positive_similarity), first,
-                          finished);
+  if (p.ranked)
+    pair_weights<P>(p, RankedLoss<Scalar>(p), first, finished);
+  else if (p.family)
+    pair_weights<P>(p, PairLoss<Scalar>(p.rules, p.options.max_positive_similarity), first,
+                    finished);
   else
-    pair_weights<P, false>(p, loss_of<Scalar>(p.options), first, finished);
+    pair_weights<P>(p, loss_of<Scalar>(p.options), first, finished);
 }
 
 }  // namespace msk::gpu

@@ -56,6 +56,11 @@ void begin(Problem& p) {
   if (p.job == Job::gradient)
     p.terms = (p.row_term.dloss ? row_term : 0) | (p.column_term.dloss ? column_term : 0);
   p.prepared = false;
+  p.ranked = p.family && p.rules.weighting == WeightingRule::triplet;
+  p.rank_slots = int(std::min<std::int64_t>(p.columns.count, kRankSlots));
+  p.rounds = p.ranked ? int(divided(p.columns.count, kRankSlots)) : 1;
+  p.rounds = std::max(p.rounds, 1);
+  p.round = 0;
 }
 
 }  // namespace

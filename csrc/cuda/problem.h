@@ -37,6 +37,9 @@ struct SideRoom {
   void *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
   // Of a family member besides, whose negatives' factor stands for dloss; see Term.
   void *neg_below, *pos_below, *pos_factor, *pos_constant;
+  // Of a ranked one besides (ranks.cuh): of anchors, (slots, padded); of candidates.
+  void* threshold;
+  std::int32_t *reached, *ordinal;
   // The tiled path only. Of rows:
   void *hardest_positive, *hardest_negative, *negative_sum;  // what the scans found so far
   std::int32_t* neg_kept;
@@ -85,6 +88,10 @@ struct Problem {
   Rules rules;
   bool family;        // any rules, in one launch; else the MS loss with its own mining
   const void* dloss;  // of a family member: of each row's loss; null: ones
+  bool ranked;        // a family member that compares pairs of pairs: see ranks.cuh
+  int rank_slots;
+  int rounds, round;                // launches, and which of them this is
+  std::int32_t* wanted_rounds;      // (rounds)
   TermInput row_term, column_term;  // Job::gradient only
   StatisticsOutput statistics;      // Job::statistics only
   void* row_loss;                   // Job::loss_and_gradient only: (rows.count), and

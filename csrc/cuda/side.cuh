@@ -61,6 +61,8 @@ struct Side {
   Scalar *scale, *residue, *inverse, *projection;
   Scalar *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
   Scalar *neg_below, *pos_below, *pos_factor, *pos_constant;  // of a family member
+  Scalar* threshold;                                          // of a ranked one
+  std::int32_t *reached, *ordinal;
   const std::int64_t *labels, *ids;
 
   MSK_DEVICE Side(const SideInput& in, const SideRoom& room, std::int64_t stride)
@@ -80,6 +82,9 @@ struct Side {
         pos_below(static_cast<Scalar*>(room.pos_below)),
         pos_factor(static_cast<Scalar*>(room.pos_factor)),
         pos_constant(static_cast<Scalar*>(room.pos_constant)),
+        threshold(static_cast<Scalar*>(room.threshold)),
+        reached(room.reached),
+        ordinal(room.ordinal),
         labels(in.labels),
         ids(in.ids) {}
 

@@ -52,7 +52,20 @@ inline void carve_side(const Problem& p, const SideInput& side, SideRoom& room, 
   carve_terms(p, n, room, carver);
 }
 
+// Anchors have lists, candidates a number within their class.
+inline void carve_ranks(Problem& p, Carver& carver) {
+  const std::int64_t listed = padded(p.rows.count) * p.rank_slots;
+  const auto integers = [&](std::int64_t count) {
+    return static_cast<std::int32_t*>(carver.take(count * std::int64_t(sizeof(std::int32_t))));
+  };
+  p.row_room.threshold = carver.take(listed * scalar_bytes(p));
+  p.row_room.reached = integers(listed);
+  (p.self ? p.row_room : p.column_room).ordinal = integers(padded(p.columns.count));
+  p.wanted_rounds = integers(p.rounds);
+}
+
 inline void carve_sides(Problem& p, Carver& carver) {
+  if (p.ranked) carve_ranks(p, carver);
   carve_side(p, p.rows, p.row_room, carver);
   if (!p.self) return carve_side(p, p.columns, p.column_room, carver);
   p.column_room = p.row_room;

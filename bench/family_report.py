@@ -1,0 +1,85 @@
+"""python -m bench.family_report results.json: page and plot of the family, from a result file."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from bench.report import ROOT
+
+PEER = "metric_learning"  # so named, bench.timing lets it sit out later rounds
+MARKERS = {512: ("o", "#56B4E9"), 2048: ("s", "#0072B2"), 8192: ("D", "#D55E00")}
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown: milliseconds and MiB of both, and how many times longer the peer takes."""
+    machine = found["machine"]
+    shape = found["shape"]
+    lines = [
+        f"One training step (loss and gradient), float32, D = {shape['d']}, {shape['per_class']} "
+        f"samples a class, {machine['threads']} threads of {machine['cpu']}, torch "
+        f"{machine['torch']}, pytorch-metric-learning {machine['pytorch_metric_learning']}, "
+        f"{machine['date']}. Medians of interleaved rounds; peak resident memory beyond the "
+        "embeddings and their gradient.",
+        "",
+        "| loss | N | ms_kernels | pytorch-metric-learning | times longer | memory | its memory |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in found["family"]:
+        ours, peer = row["times"]["ours"], row["times"].get(PEER)
+        theirs = (row["left_out"], "")
+        if peer is not None:
+            theirs = (f"{peer['step'] * 1e3:.1f} ms", f"{peer['ratio']:.1f}x")
+        memory = " | ".join(_mebibytes(row["bytes"].get(who)) for who in ("ours", PEER))
+        lines.append(
+            f"| {row['member']} | {row['n']} | {ours['step'] * 1e3:.1f} ms | {theirs[0]} | "
+            f"{theirs[1]} | {memory} |"
+        )
+    return "\n".join(lines)
+
+
+def _mebibytes(number: int | None) -> str:
+    return "" if number is None else f"{number / 2**20:.1f} MiB"
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """How many times longer the peer's step takes, one line for each loss."""
+    compared = [row for row in found["family"] if PEER in row["times"]]
+    largest = {row["member"]: row["times"][PEER]["ratio"] for row in compared}  # the last size
+    order = sorted(largest, key=lambda name: largest[name])
+    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    for n, (marker, color) in MARKERS.items():
+        points = [
+            (row["times"][PEER]["ratio"], order.index(row["member"]))
+            for row in compared
+            if row["n"] == n
+        ]
+        if points:
+            axes.scatter(*zip(*points, strict=True), marker=marker, color=color, label=f"N = {n}")
+    axes.axvline(1, color="#999999", lw=1)
+    axes.set(xscale="log", xlabel="pytorch-metric-learning takes so many times longer")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks(range(len(order)), order)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title("A training step of each loss on the CPU")
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def publish(found: dict[str, Any], root: Path = ROOT) -> None:
+    plot(found, root / "docs" / "bench_family.png")
+    title = "# The family, measured\n\n`python -m bench family` writes this page.\n\n"
+    picture = "![How many times longer the peer takes](bench_family.png)\n\n"
+    (root / "docs" / "benchmark_family.md").write_text(f"{title}{picture}{table(found)}\n")
+
+
+if __name__ == "__main__":
+    publish(json.loads(Path(sys.argv[1]).read_text()))
