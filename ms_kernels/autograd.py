@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ms_kernels import ops
 from ms_kernels.checks import Pairs
@@ -197,3 +198,24 @@ def refuse_second_derivative(name: str) -> None:
             f"{name}: this backend has no second derivative (create_graph=True); "
             "use backend='reference'"
         )
+
+
+def _tangent(x: Tensor) -> Tensor | None:
+    return forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call, no-any-return]
+
+
+def refuse_transforms(**sides: Tensor | None) -> None:
+    if torch.compiler.is_compiling():
+        return
+    # Under vmap a tensor hides that it requires a gradient, which would be lost in silence.
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "ms_kernels: this backend has no forward-mode derivative and takes no part "
+            "in transforms of torch.func (vmap, grad, jvp); use backend='reference'"
+        )
+    for name, x in sides.items():
+        if x is not None and _tangent(x) is not None:
+            raise RuntimeError(
+                f"{name}: expected no tangent, got one: this backend has no forward-mode "
+                "derivative; use backend='reference'"
+            )

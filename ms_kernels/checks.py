@@ -36,6 +36,11 @@ def check_number(
         return
     wanted = "a finite number" if above is None else f"a finite number above {above:g}"
     wanted += " or None" if optional else ""
+    if isinstance(value, Tensor):
+        raise TypeError(
+            f"{name}: expected {wanted}, got a tensor; use .item(), or a row_loss of your own with "
+            "streamed_loss, which may learn"
+        )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected {wanted}, got {value!r}")
     # torch.compile has no isfinite of a symbol.
@@ -59,8 +64,15 @@ def check_rule(name: str, rule: object, base: type) -> None:
     """An instance of the base."""
     if isinstance(rule, type) and issubclass(rule, base):
         raise TypeError(f"{name}: expected a rule, got its class; use {rule.__name__}()")
-    if not isinstance(rule, base):
-        raise TypeError(f"{name}: expected a {base.__name__} rule, got {rule!r}")
+    if isinstance(rule, base):
+        return
+    own = getattr(rule, name, None)
+    if isinstance(own, base):  # a module was given
+        got = type(rule).__name__
+        raise TypeError(f"{name}: expected a {base.__name__} rule, got {got}; use its {own!r}")
+    rules: list[type] = base.__subclasses__()
+    known = ", ".join(f"{c.__name__}()" for c in rules if c.__module__.startswith("ms_kernels"))
+    raise TypeError(f"{name}: expected a {base.__name__} rule, such as {known}; got {rule!r}")
 
 
 def check_flag(name: str, value: object) -> None:

@@ -134,5 +134,5 @@ def print_table(fused: Run, dense: Run, difference: float, backend: str) -> None
         print(row(f"N={n} D={d} time (ms)", *(f"{c['milliseconds']:.2f}" for c in cost)))
         peaks = [c["peak_bytes"] for c in cost]
         if None not in peaks:
-            shown = (f"{max(p, 0) / 2**20:.1f}" for p in peaks if p is not None)
+            shown = (f"{p / 2**20:.1f}" if p > 2**17 else "< 0.1" for p in peaks if p is not None)
             print(row(f"N={n} D={d} peak memory (MiB)", *shown))

@@ -17,8 +17,10 @@ EPSILONS = {0.1: "epsilon 0.1, trained with", 0.0: "epsilon 0", -0.1: "epsilon -
 MESSAGE = """
 Look at
   top     how the weight of a pair follows its similarity. Contrastive and Triplet know steps only;
-          MultiSimilarity, like BinLifted, pushes negatives above its base of 0.5 and hardly any
-          below; NPair, LiftedStructure and NCA still push the easy ones.
+          MultiSimilarity (dashed on top of BinLifted, its shape) pushes negatives above its base of
+          0.5 and hardly any below, Circle too; NPair, LiftedStructure and NCA still push the easy
+          ones; NTXent and SupCon, at their low temperatures, the hardest alone. SupCon falls below
+          0 for a positive that is more similar than the anchor's others: it evens them out.
   left    positive and negative pairs of all digits after training, and the few that mining keeps
           (filled): those where the two kinds overlap, give or take epsilon. Each anchor has
           thresholds of its own: dashed is their median, shaded are the middle 80%.

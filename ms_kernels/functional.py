@@ -2,17 +2,16 @@
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ms_kernels import dispatch, ops, reference
-from ms_kernels.autograd import fused_loss, in_public_dtype, reduce_rows
+from ms_kernels.autograd import fused_loss, in_public_dtype, reduce_rows, refuse_transforms
 from ms_kernels.backends.sweep import row_losses
 from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule
 from ms_kernels.histogram import Histogram, histogram_loss
 from ms_kernels.mining_rules import NO_MINING, Mining, mining_of
 from ms_kernels.ops import compute_dtype
 from ms_kernels.reference import REDUCTIONS, RowStatistics
-from ms_kernels.spec import MultiSimilaritySpec, PairOptions, PairSpec, known_rules, spec_of
+from ms_kernels.spec import MultiSimilaritySpec, PairOptions, PairSpec, Spec, known_rules, spec_of
 from ms_kernels.streaming import streamed
 from ms_kernels.weighting_rules import MultiSimilarity, Triplet, Weighting
 
@@ -68,9 +67,8 @@ def pair_loss(
     if backend == "reference":
         return _dense(weighting, pairs, mining, shared, reduction)
     spec = spec_of(weighting, mining, shared)
-    known_by = ("panels",) if spec is None else spec.known_by
-    got = f"{type(weighting).__name__} with {type(mining).__name__}"
-    chosen = _resolve(backend, embeddings.device.type, known_by, got)
+    known = known_by(weighting, mining, spec)
+    chosen = _resolve(backend, embeddings.device.type, *known)
     # The op of a compiled graph runs where autograd, which panels need, is switched off.
     traced = chosen == "panels" and torch.compiler.is_compiling()
     if backend == "auto" and chosen == "cpu" and isinstance(weighting, Triplet):
@@ -157,7 +155,16 @@ def check_rules(weighting: object, mining: object) -> None:
     check_rule("mining", mining, Mining)
 
 
-def _resolve(backend: str, device: str, known_by: tuple[str, ...], got: str) -> str:
+def known_by(
+    weighting: Weighting, mining: Mining, spec: Spec | None
+) -> tuple[tuple[str, ...], str]:
+    """The backends that know the rules, and the rules' names."""
+    names = f"{type(weighting).__name__} with {type(mining).__name__}"
+    return ("panels",) if spec is None else spec.known_by, names
+
+
+def check_backend(backend: str, known_by: tuple[str, ...], got: str) -> None:
+    """An explicit one must know the rules."""
     if backend in dispatch.ALL and backend not in known_by:
         others = ", ".join(repr(name) for name in ("auto", *known_by, "reference"))
         known = ", ".join(sorted(rule.__name__ for rule in known_rules(backend)))
@@ -166,6 +173,10 @@ def _resolve(backend: str, device: str, known_by: tuple[str, ...], got: str) -> 
             f"rule of this package; Circle by limits of gamma, with unit rows), got {got}; use one "
             f"of {others}"
         )
+
+
+def _resolve(backend: str, device: str, known_by: tuple[str, ...], got: str) -> str:
+    check_backend(backend, known_by, got)
     return dispatch.resolve(backend, device, known_by=known_by)
 
 
@@ -209,27 +220,6 @@ def _wide(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     dtype = compute_dtype(pairs.embeddings)
     refs = None if pairs.ref_emb is None else pairs.ref_emb.to(dtype)
     return pairs.embeddings.to(dtype), pairs.labels, refs, pairs.ref_labels
-
-
-def _tangent(x: Tensor) -> Tensor | None:
-    return forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call, no-any-return]
-
-
-def refuse_transforms(**sides: Tensor | None) -> None:
-    if torch.compiler.is_compiling():
-        return
-    # Under vmap a tensor hides that it requires a gradient, which would be lost in silence.
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RuntimeError(
-            "ms_kernels: this backend has no forward-mode derivative and takes no part "
-            "in transforms of torch.func (vmap, grad, jvp); use backend='reference'"
-        )
-    for name, x in sides.items():
-        if x is not None and _tangent(x) is not None:
-            raise RuntimeError(
-                f"{name}: expected no tangent, got one: this backend has no forward-mode "
-                "derivative; use backend='reference'"
-            )
 
 
 def row_statistics(

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from ms_kernels.checks import check_choice
 from ms_kernels.dispatch import NAMES
-from ms_kernels.functional import check_rules, pair_loss
+from ms_kernels.functional import check_backend, check_rules, known_by, pair_loss
 from ms_kernels.histogram import Histogram, check_reduction
 from ms_kernels.mining_rules import Mining, NoMining
 from ms_kernels.reference import REDUCTIONS
-from ms_kernels.spec import check_shared
+from ms_kernels.spec import PairOptions, spec_of
 from ms_kernels.weighting_rules import (
     NCA,
     BinLifted,
@@ -47,7 +47,8 @@ class PairLoss(nn.Module):
         check_choice("reduction", reduction, REDUCTIONS)
         check_reduction(weighting, reduction)
         check_choice("backend", backend, NAMES)
-        check_shared(max_positive_similarity, normalize)
+        shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
+        check_backend(backend, *known_by(weighting, mining, spec_of(weighting, mining, shared)))
         self.weighting, self.mining = weighting, mining
         self.options: dict[str, Any] = {
             "max_positive_similarity": max_positive_similarity,

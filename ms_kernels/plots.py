@@ -48,8 +48,8 @@ from ms_kernels.weighting_rules import (
 )
 
 RULES = (
-    *(BinomialDeviance(), MultiSimilarity(), Contrastive(), LiftedStructure(), Triplet()),
-    *(NPair(), NTXent(), SupCon(), NCA(), BinLifted(), Circle()),
+    *(BinomialDeviance(), BinLifted(), Contrastive(), LiftedStructure(), Triplet(), NPair()),
+    *(NTXent(), MultiSimilarity(), SupCon(), NCA(), Circle()),
 )
 LOWEST = -0.2  # of the sliding pair: below it little happens
 BINS = 100  # of similarities from -1 to 1

@@ -1,13 +1,12 @@
 // One call, from the caller's arrays to the caller's arrays. Compiled once per instruction set.
 #include "kernels.h"
 
-#include <atomic>
-
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
 #include "gradient.h"
+#include "rounds.h"
 #include "statistics.h"
 
 #define MSK_STRING(name) #name
@@ -51,9 +50,9 @@ class Solver {
       add_gradient(scratch, true, true);
       return;
     }
-    if (w_.loss.ranked()) find_classes();
+    if (w_.loss.ranked()) rounds_.find_classes();
     for (bool last = false, first = true; !last; first = false) {
-      last = w_.loss.ranked() ? begin_round(first) : true;
+      last = w_.loss.ranked() ? rounds_.begin(first) : true;
       Statistics<T>(w_).run(scratch);
       write_statistics();
       if (p_.job != Job::statistics && (p_.d_rows || p_.d_columns))
@@ -68,45 +67,6 @@ class Solver {
       w_.wave.restart();
     }
     Gradient<T>(w_).run(scratch, first_round, last_round);
-  }
-
-  void find_classes() {
-#pragma omp for schedule(static)
-    for (std::int64_t k = 0; k < rows_.axis.padded(); ++k) {
-      const std::int64_t first = columns_under(rows_.label[k]);
-      rows_.ranks.class_first[k] = std::int32_t(first);
-      if (k >= rows_.axis.count) continue;
-      const std::int64_t count = columns_under(rows_.label[k] + 1) - first;
-      std::int64_t most = most_of_a_class_.load(std::memory_order_relaxed);
-      while (count > most && !most_of_a_class_.compare_exchange_weak(most, count)) {
-      }
-    }
-  }
-  // The number of columns whose label is under this one. No function of the standard library: see
-  // simd.h.
-  std::int64_t columns_under(Code<T> label) const {
-    std::int64_t low = 0, high = columns_.axis.count;
-    while (low < high) {
-      const std::int64_t middle = (low + high) / 2;
-      if (columns_.label[middle] < label)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    return low;
-  }
-  // Whether it is the last one.
-  bool begin_round(bool first) {
-    const Ranks<T>& ranks = rows_.ranks;
-    const std::int64_t most = most_of_a_class_.load(std::memory_order_relaxed);
-#pragma omp single
-    {
-      rows_.ranks.begin(first, most);
-      w_.stash.empty();
-    }
-#pragma omp for schedule(static)
-    for (int b = 0; b < rows_.axis.blocks; ++b) ranks.block_at(rows_.first(b)).clear();
-    return ranks.passed + ranks.slots >= most;
   }
 
   void copy(Side<T>& side, const SideInput& in) {
@@ -203,7 +163,7 @@ class Solver {
   Workspace<T> w_;
   Side<T>& rows_;
   Side<T>& columns_;
-  std::atomic<std::int64_t> most_of_a_class_{0};
+  Rounds<T> rounds_{w_};
   bool rows_not_finite_ = false, columns_not_finite_ = false;
 };
 
