@@ -5,6 +5,7 @@ Settings are those that make both losses equal, and they are compared before the
 """
 
 import functools
+import importlib.util
 import json
 import subprocess
 import sys
@@ -33,14 +34,53 @@ TOO_MANY = "more than 16 GiB and two minutes: it sorts all triplets"
 
 
 class Member(NamedTuple):
-    ours: Loss
+    loss: ms_kernels.PairLoss | ms_kernels.MultiSimilarityLoss
     peer: Loss | None = None
     most: int = SIZES[-1]  # rows; the peer is left out above
     why: str = ""  # it is left out
+    by_pairs: bool = False  # of the first sample of each class against the second alone
+
+    def on(self, backend: str) -> Loss:
+        """Ours, on one backend; ValueError if that does not know the rules."""
+        loss = self.loss
+        if isinstance(loss, ms_kernels.MultiSimilarityLoss):
+            return ms_kernels.MultiSimilarityLoss(backend=backend)
+        options = {**loss.options, "backend": backend}
+        chosen = ms_kernels.PairLoss(loss.weighting, loss.mining, **options)
+        return _first_pairs(chosen) if self.by_pairs else chosen
+
+    @property
+    def ours(self) -> Loss:
+        return self.on("auto")
 
 
 @functools.cache
 def members() -> dict[str, Member]:
+    """Ours alone where pytorch-metric-learning is not installed."""
+    k = ms_kernels
+    losses = {
+        "MultiSimilarity": k.MultiSimilarityLoss(),
+        "Contrastive": k.ContrastiveLoss(reduction="sum"),
+        "BinomialDeviance": k.BinomialDevianceLoss(),
+        "BinLifted": k.BinLiftedLoss(),
+        "LiftedStructure": k.LiftedStructureLoss(),
+        "Triplet": k.TripletLoss(reduction="sum"),
+        "NPair": k.NPairLoss(normalize=False),
+        "NTXent": k.NTXentLoss(0.07),
+        "SupCon": k.SupConLoss(0.1),
+        "NCA": k.NCALoss(0.5),
+        "Circle": k.CircleLoss(),
+        "Histogram": k.HistogramLoss(),
+    }
+    peers = _peers() if importlib.util.find_spec("pytorch_metric_learning") else {}
+    left_out = {"NTXent": (512, TOO_LARGE), "Histogram": (2048, TOO_MANY)}
+    return {
+        name: Member(loss, peers.get(name), *left_out.get(name, (SIZES[-1], "")), name == "NPair")
+        for name, loss in losses.items()
+    }
+
+
+def _peers() -> dict[str, Loss]:
     from pytorch_metric_learning import losses, reducers
     from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity
     from pytorch_metric_learning.miners import MultiSimilarityMiner
@@ -48,25 +88,17 @@ def members() -> dict[str, Member]:
     mean, total = reducers.MeanReducer(), reducers.SumReducer()
     cosine, raw = CosineSimilarity(), DotProductSimilarity(normalize_embeddings=False)
     miner, mined = MultiSimilarityMiner(0.1), losses.MultiSimilarityLoss(2, 50, 0.5)
-    lifted = losses.GeneralizedLiftedStructureLoss(0.0, 1.0, distance=cosine)
-    contrastive = losses.ContrastiveLoss(1.0, 0.5, distance=cosine, reducer=total)
-    triplet = losses.TripletMarginLoss(0.1, distance=cosine, reducer=total)
-    k = ms_kernels
     return {
-        "MultiSimilarity": Member(k.MultiSimilarityLoss(), lambda x, y: mined(x, y, miner(x, y))),
-        "Contrastive": Member(k.ContrastiveLoss(reduction="sum"), contrastive),
-        "BinomialDeviance": Member(k.BinomialDevianceLoss()),
-        "BinLifted": Member(k.PairLoss(k.BinLifted())),
-        "LiftedStructure": Member(k.LiftedStructureLoss(), lifted),
-        "Triplet": Member(k.TripletLoss(reduction="sum"), triplet),
-        "NPair": Member(
-            _first_pairs(k.NPairLoss(normalize=False)), losses.NPairsLoss(distance=raw)
-        ),
-        "NTXent": Member(k.NTXentLoss(0.07), losses.NTXentLoss(0.07), 512, TOO_LARGE),
-        "SupCon": Member(k.SupConLoss(0.1), losses.SupConLoss(0.1, reducer=mean)),
-        "NCA": Member(k.NCALoss(0.5), losses.NCALoss(softmax_scale=1)),
-        "Circle": Member(k.CircleLoss(), losses.CircleLoss(0.4, 80, reducer=mean)),
-        "Histogram": Member(k.HistogramLoss(), _quiet(losses.HistogramLoss(100)), 2048, TOO_MANY),
+        "MultiSimilarity": lambda x, y: mined(x, y, miner(x, y)),
+        "Contrastive": losses.ContrastiveLoss(1.0, 0.5, distance=cosine, reducer=total),
+        "LiftedStructure": losses.GeneralizedLiftedStructureLoss(0.0, 1.0, distance=cosine),
+        "Triplet": losses.TripletMarginLoss(0.1, distance=cosine, reducer=total),
+        "NPair": losses.NPairsLoss(distance=raw),
+        "NTXent": losses.NTXentLoss(0.07),
+        "SupCon": losses.SupConLoss(0.1, reducer=mean),
+        "NCA": losses.NCALoss(softmax_scale=1),
+        "Circle": losses.CircleLoss(0.4, 80, reducer=mean),
+        "Histogram": _quiet(losses.HistogramLoss(100)),
     }
 
 

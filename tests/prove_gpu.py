@@ -1,8 +1,8 @@
 """python tests/prove_gpu.py [quick] [step ...]: all that a GPU must show, with this Python.
 
-Steps: build, info, kernels, suite, memcheck, racecheck, synccheck, initcheck, bench, small; all of
-them if none is named. Each runs to its end even if one before it failed; what failed is said at the
-end. Nothing is installed: the packages are this Python's own.
+Steps: build, info, kernels, suite, memcheck, racecheck, synccheck, initcheck, bench, small, family;
+all of them if none is named. Each runs to its end even if one before it failed; what failed is said
+at the end. Nothing is installed: the packages are this Python's own.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ GPU_TESTS = (
 )
 REPORT = ROOT / "build" / "gpu.xml"
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
-STEPS = ("build", "info", "kernels", "suite", *SANITIZERS, "bench", "small")
+STEPS = ("build", "info", "kernels", "suite", *SANITIZERS, "bench", "small", "family")
 NEEDED = ("torch", "triton", "numpy", "pytest")
 # Without each of these something is left out.
 OPTIONAL = {
@@ -134,6 +134,8 @@ def steps(quick: bool) -> list[tuple[str, list[str], dict[str, str]]]:
     bench = [python, "-m", "bench.gpu"]
     found.append(("bench", [*bench, *(["quick"] if quick else [])], {}))
     found.append(("small", [*bench, "small"], {}))
+    sizes = ["--sizes", "2048"] if quick else []
+    found.append(("family", [python, "-m", "bench.gpu_family", *sizes], {}))
     return found
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("pytorch_metric_learning")
 pytest.importorskip("ms_kernels._cpu")
 
 import ms_kernels  # noqa: E402
-from bench import family  # noqa: E402
+from bench import family, gpu_family  # noqa: E402
 
 
 @pytest.mark.parametrize("name", family.members())
@@ -34,7 +34,7 @@ def test_every_rule_is_measured():
 )
 def test_unequal_losses_are_not_timed(what, flawed, monkeypatch):
     member = family.members()["SupCon"]
-    flawed_member = member._replace(ours=flawed(member.ours))
+    flawed_member = member._replace(peer=flawed(member.ours))
     monkeypatch.setattr(family, "members", lambda: {"SupCon": flawed_member})
     with pytest.raises(AssertionError, match=f"SupCon: expected the peer's {what} .*; not timed"):
         family.check("SupCon")
@@ -78,3 +78,19 @@ def test_table_has_times_ratios_memory_and_what_is_left_out():
     assert "2 threads of Test CPU, torch 2, pytorch-metric-learning 9, 2030-01-01" in text
     assert "| NCA | 512 | 2.0 ms | 5.0 ms | 2.5x | 3.0 MiB |  |" in text
     assert "| NTXent | 8192 | 2.0 ms | too large |  | 3.0 MiB |  |" in text
+
+
+def test_on_a_gpu_dry(tmp_path, monkeypatch, capsys):
+    chosen = ("MultiSimilarity", "NPair", "Histogram")
+    members = {name: family.members()[name] for name in chosen}
+    members["Histogram"] = members["Histogram"]._replace(peer=lambda x, y: x.sum())
+    monkeypatch.setattr(gpu_family, "members", lambda: members)
+    assert gpu_family.main(["--dry-run", "--results", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    cases = json.loads(path.read_text())["cases"]
+    assert [case["member"] for case in cases] == list(chosen)
+    for case in cases:
+        assert case["candidates"]["ours"]["ratio"] == 1 and case["errors"]["ours"] < 1e-4
+    assert "off by" in cases[2]["candidates"]["metric_learning"]["why"]  # not timed
+    assert "gpu" in cases[0]["candidates"]["metric_learning"]
+    assert "| NPair | 32 |" in capsys.readouterr().out
