@@ -25,7 +25,7 @@ def test_steps(monkeypatch):
     monkeypatch.setattr(prove_gpu, "sanitizer", lambda: "/bin/compute-sanitizer")
     commands = {name: " ".join(map(str, command)) for name, command, _ in prove_gpu.steps(True)}
     watched = ["memcheck", "racecheck", "synccheck", "initcheck"]
-    assert [*commands][-6:] == [*watched, "bench", "small"]
+    assert [*commands][-7:] == [*watched, "bench", "small", "family"]
     assert set(commands) <= set(prove_gpu.STEPS)
     assert commands["bench"].endswith("bench.gpu quick")
     assert commands["small"].endswith("bench.gpu small")
@@ -57,7 +57,7 @@ def test_figures_are_read_from_the_report(tmp_path, monkeypatch):
 
 def test_no_sanitizer_is_no_failure(monkeypatch, capsys):
     monkeypatch.setattr(prove_gpu, "sanitizer", lambda: None)
-    assert [name for name, _, _ in prove_gpu.steps(False)][-2:] == ["bench", "small"]
+    assert [name for name, _, _ in prove_gpu.steps(False)][-3:] == ["bench", "small", "family"]
     assert "left out" in capsys.readouterr().out
 
 
