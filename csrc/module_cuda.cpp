@@ -41,6 +41,11 @@ class Call : public msk::ModuleCall<Problem> {
     problem_.by_tiles = by_tiles;
   }
 
+  // Of a ranked loss: which of its class each candidate is, and how many the largest class has.
+  void read_ordinals(std::int64_t ordinals, std::int64_t most_ranks) {
+    problem_.ordinals = pointer<const std::int64_t>(ordinals);
+    problem_.most_ranks = pointer<const std::int64_t>(most_ranks);
+  }
   std::int64_t plan(std::int64_t budget) {
     budget_ = budget;
     return msk::gpu::plan(problem_, budget);
@@ -74,6 +79,7 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("job"), py::arg("dtype"), py::arg("precision"), py::arg("depth"),
            py::arg("rows"), py::arg("columns"), py::arg("options"), py::arg("skip_below"),
            py::arg("by_tiles"), py::arg("rules") = std::nullopt)
+      .def("read_ordinals", &Call::read_ordinals, py::arg("ordinals"), py::arg("most_ranks"))
       .def("plan", &Call::plan, py::arg("budget"))
       .def("run", &Call::run, py::arg("workspace"), py::arg("device"), py::arg("stream"),
            py::call_guard<py::gil_scoped_release>());

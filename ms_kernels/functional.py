@@ -6,7 +6,7 @@ from torch import Tensor
 from ms_kernels import dispatch, ops, reference
 from ms_kernels.autograd import fused_loss, in_public_dtype, reduce_rows, refuse_transforms
 from ms_kernels.backends.sweep import row_losses
-from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule
+from ms_kernels.checks import MOST_OPTION, Pairs, check_choice, check_pairs, check_rule
 from ms_kernels.histogram import Histogram, histogram_loss
 from ms_kernels.mining_rules import NO_MINING, Mining, mining_of
 from ms_kernels.ops import compute_dtype
@@ -15,8 +15,10 @@ from ms_kernels.spec import MultiSimilaritySpec, PairOptions, PairSpec, Spec, kn
 from ms_kernels.streaming import streamed
 from ms_kernels.weighting_rules import MultiSimilarity, Triplet, Weighting
 
-# Samples of one class; docs/performance.md has the measurement.
-CROWD = 512
+# Candidates of an anchor's class, on average; docs/performance.md has the measurement.
+CROWD = 1024
+# Of the CUDA kernels, one for each 64 candidates. Chosen by reckoning: not measured on a GPU.
+MOST_LAUNCHES = 64
 
 
 def pair_loss(
@@ -71,11 +73,11 @@ def pair_loss(
     chosen = _resolve(backend, embeddings.device.type, *known)
     # The op of a compiled graph runs where autograd, which panels need, is switched off.
     traced = chosen == "panels" and torch.compiler.is_compiling()
-    if backend == "auto" and chosen == "cpu" and isinstance(weighting, Triplet):
-        backend = "panels" if _is_crowded(pairs) else "cpu"
     if spec is None or (traced and isinstance(spec, PairSpec)):
         return streamed(weighting.row_loss, pairs, mining, shared, reduction)
     refuse_transforms(embeddings=embeddings, ref_emb=ref_emb)
+    if backend == "auto" and isinstance(weighting, Triplet) and _is_crowded(pairs, chosen):
+        backend = "panels"
     return in_public_dtype(fused_loss(pairs, spec, reduction, backend), embeddings)
 
 
@@ -160,6 +162,8 @@ def known_by(
 ) -> tuple[tuple[str, ...], str]:
     """The backends that know the rules, and the rules' names."""
     names = f"{type(weighting).__name__} with {type(mining).__name__}"
+    if isinstance(spec, PairSpec) and not spec.fits_float32:
+        names += f" and options that are not 0 or between {1 / MOST_OPTION:g} and {MOST_OPTION:g}"
     return ("panels",) if spec is None else spec.known_by, names
 
 
@@ -185,14 +189,20 @@ def _resolve(backend: str, device: str, known_by: tuple[str, ...], got: str) -> 
 _resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _is_crowded(pairs: Pairs) -> bool:
-    """Whether a class has so many candidates that to sort them, as panels do, is faster than to
-    compare each negative with each of them."""
-    labels = pairs.labels if pairs.ref_labels is None else pairs.ref_labels
-    if torch.compiler.is_compiling() or len(labels) <= CROWD:
+def _is_crowded(pairs: Pairs, backend: str) -> bool:
+    """Whether to sort the positives, as panels do, is faster than to compare each negative with
+    each of them."""
+    candidates = pairs.labels if pairs.ref_labels is None else pairs.ref_labels
+    if backend == "cuda":  # which classes there are is not for the host to see
+        return len(candidates) > MOST_LAUNCHES * 64
+    # What only stands for a tensor has no labels to look at.
+    given = type(candidates) is Tensor and not torch.compiler.is_compiling()
+    if backend != "cpu" or not given or len(candidates) <= CROWD or not len(pairs.labels):
         return False
-    _, counts = torch.unique(labels, return_counts=True)
-    return int(counts.max()) > CROWD
+    ascending = candidates.sort().values
+    upto = torch.searchsorted(ascending, pairs.labels, right=True)
+    of_anchors = upto - torch.searchsorted(ascending, pairs.labels)
+    return float(of_anchors.double().mean()) > CROWD
 
 
 def _dense(

@@ -166,7 +166,7 @@ class PairSpec(PairOptions):
     @property
     def known_by(self) -> tuple[str, ...]:
         """The backends whose kernels know the rules."""
-        if type(self.weighting) not in NATIVE or not self._fits_float32():
+        if type(self.weighting) not in NATIVE or not self.fits_float32:
             return ("panels",)
         cpu, triton = True, type(self.weighting) not in UNKNOWN_TO_TRITON
         if isinstance(self.weighting, Circle):
@@ -177,7 +177,8 @@ class PairSpec(PairOptions):
             triton = self.normalize and gamma * max(square, 1 - square) <= MOST_EXPONENT
         return ("cuda", *["cpu"] * cpu, *["triton"] * triton, "panels")
 
-    def _fits_float32(self) -> bool:
+    @property
+    def fits_float32(self) -> bool:
         """The kernels take options in the compute dtype, some of them inverted."""
         options = [*vars(self.weighting).values(), *vars(self.mining).values()]
         return all(not v or 1 / MOST_OPTION <= abs(v) <= MOST_OPTION for v in options)

@@ -69,8 +69,8 @@ class MultiSimilarity(Weighting):
     def __post_init__(self) -> None:
         # Its own kernels take what any float64 holds.
         for name in ("alpha", "beta"):
-            check_number(f"MultiSimilarity.{name}", getattr(self, name), above=0)
-        check_number("MultiSimilarity.base", self.base)
+            check_number(name, getattr(self, name), above=0)
+        check_number("base", self.base)
 
     def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         pos_lse = masked_log_sum_exp(-self.alpha * (similarity - self.base), positive)
@@ -168,8 +168,8 @@ class Triplet(Weighting):
     margin: float = 0.1
 
     def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        # On other devices, and in a compiled graph, their number would have to be waited for.
-        if similarity.device.type == "cpu" and not torch.compiler.is_compiling():
+        # On other devices, and in a graph or a transform, their number is not to be had.
+        if similarity.device.type == "cpu" and not is_traced():
             most = int(positive.sum(1).max()) if positive.numel() else 0
             if most <= FEW:
                 return self._positive_by_positive(similarity, positive, negative, most)
@@ -186,18 +186,20 @@ class Triplet(Weighting):
         return loss
 
     def _sorted(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        # In ascending order each negative is worth its distance to every positive before it. Sums
-        # of distances to the least positive, as of similarities they would cancel.
+        # Each negative is worth its distance to the thresholds that it reaches, the first `rank` in
+        # ascending order. Sums of distances to the least positive, as of similarities they would
+        # cancel.
         least, _ = hardest(similarity.detach(), positive, negative)
-        near = similarity - torch.where(least.isfinite(), least, 0)
-        moved = torch.where(positive, near - self.margin, near)
-        key, order = moved.sort(1)
-        is_positive = positive.gather(1, order)
-        is_negative = negative.gather(1, order)
-        value = torch.where(is_positive | is_negative, key, 0)
-        before = is_positive.to(key.dtype).cumsum(1)
-        total = torch.where(is_positive, value, 0).cumsum(1)
-        return _masked_sum(before * value - total, is_negative)
+        least = torch.where(least.isfinite(), least, 0)
+        thresholds = torch.where(positive, similarity - self.margin, math.inf).sort(1).values
+        rank = torch.searchsorted(thresholds.detach(), similarity.detach().contiguous(), right=True)
+        known = thresholds.detach().isfinite()
+        none = similarity.new_zeros(len(similarity), 1)
+        totals = torch.cat([none, torch.where(known, thresholds - least, 0).cumsum(1)], 1)
+        # A similarity that is not finite, which makes the loss NaN, has no place among them.
+        rank = torch.where(negative, rank, 0)
+        reached = rank * torch.where(negative, similarity - least, 0)
+        return (reached - totals.gather(1, rank)).sum(1)
 
 
 @dataclass(frozen=True)
@@ -291,6 +293,13 @@ class Circle(Weighting):
         pos_lse = masked_log_sum_exp(-pull * (similarity - (1 - self.m)), positive)
         neg_lse = masked_log_sum_exp(push * (similarity - self.m), negative)
         return _where_both(softplus(pos_lse + neg_lse, threshold=FAR), positive, negative)
+
+
+def is_traced() -> bool:
+    """Whether values cannot be looked at: in a compiled graph, or in a transform of torch.func."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _where_both(loss: Tensor, positive: Tensor, negative: Tensor) -> Tensor:

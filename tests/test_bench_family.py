@@ -80,6 +80,22 @@ def test_table_has_times_ratios_memory_and_what_is_left_out():
     assert "| NTXent | 8192 | 2.0 ms | too large |  | 3.0 MiB |  |" in text
 
 
+@pytest.mark.parametrize("flaw", ["gradient", "nan"])
+def test_on_a_gpu_wrong_gradients_are_seen(flaw):
+    member = family.members()["SupCon"]
+    x, y = family.make_batch(32)
+    exact = gpu_family.step_of(member.on("panels"), x.double(), y)()
+
+    def flawed(x, y):
+        loss = member.ours(x, y)
+        return loss + (loss.detach() - loss) if flaw == "gradient" else loss + 0 * x.log().sum()
+
+    assert gpu_family.distance(member.ours, exact, x, y) < 1e-4
+    flawed_loss = flawed(x, y)
+    assert flaw == "nan" or flawed_loss == member.ours(x, y)
+    assert not gpu_family.distance(flawed, exact, x, y) <= gpu_family.LOOSE
+
+
 def test_on_a_gpu_dry(tmp_path, monkeypatch, capsys):
     chosen = ("MultiSimilarity", "NPair", "Histogram")
     members = {name: family.members()[name] for name in chosen}

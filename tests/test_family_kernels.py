@@ -1,5 +1,6 @@
 """The family's fused kernels against the dense reference: several tiles, every pair of rules."""
 
+import functools
 import math
 
 import pytest
@@ -12,6 +13,8 @@ from ms_kernels import functional, pair_loss
 from ms_kernels import mining_rules as mine
 from ms_kernels import weighting_rules as weigh
 from ms_kernels.autograd import fused_loss
+from ms_kernels.backends import cpu
+from ms_kernels.backends.interface import Side
 from ms_kernels.settings import options
 from ms_kernels.spec import NATIVE, PairSpec
 
@@ -160,6 +163,29 @@ def test_all_rows_alike():
             torch.testing.assert_close(got[0], want[0], rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "panels", "reference"])
+@pytest.mark.parametrize("margin", [0.0, 1.0])
+@pytest.mark.parametrize("per_class", [4, 9, 10, 20])
+def test_triplets_on_their_margin_count(per_class, margin, backend):
+    """However many positives there are, and wherever they lie among the columns."""
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(per_class))
+    x = torch.eye(4, dtype=torch.float64)[torch.arange(40) % 4][order]
+    y = (torch.arange(40) // per_class)[order]
+    sim, same = x @ x.T, y[:, None] == y
+    weight = torch.zeros_like(sim)
+    for i in range(40):
+        for p in range(40):
+            if p == i or not same[i, p]:
+                continue
+            for n in range(40):
+                if not same[i, n] and sim[i, n] - sim[i, p] + margin >= 0:
+                    weight[i, n] += 1
+                    weight[i, p] -= 1
+    rules = {"weighting": weigh.Triplet(margin), "normalize": False, "reduction": "sum"}
+    _, dx = step((x, y), backend, **rules)
+    torch.testing.assert_close(dx, (weight + weight.T) @ x)
+
+
 def test_what_the_kernels_do_not_know():
     x, y = batch(20, None, 3)
     weighting = weigh.Circle(0.9, 256.0)
@@ -192,8 +218,37 @@ def test_triplets_of_long_lists(n, m, classes, mining, margin, monkeypatch):
         for mine_, exact in zip(got, want, strict=True):
             torch.testing.assert_close(mine_, exact, rtol=1e-11, atol=1e-11)
         monkeypatch.setattr(options, "_workspace_bytes", 0)
-        for mine_, same in zip(step(sides, "cpu", reduction, **rules), got, strict=True):
-            assert torch.equal(mine_, same)
+        before = torch.get_num_threads()
+        torch.set_num_threads(3)
+        try:
+            for mine_, same in zip(step(sides, "cpu", reduction, **rules), got, strict=True):
+                assert torch.equal(mine_, same)
+        finally:
+            torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_rows_that_overflow_stay_alone_in_every_round(classes):
+    """Of the losses: what one round finds not finite is no news for the anchors of the next."""
+    x = torch.randn(150, 4)
+    x[:2] *= 1e25
+    y = torch.arange(150) % classes
+    spec = PairSpec(weigh.Triplet(), mine.NoMining(), normalize=False)
+    for need_dx in (False, True):
+        side = Side(x, y, None)
+        loss, kept, *_ = cpu.loss_and_gradient(side, None, spec, need_dx, False)
+        assert loss.isnan().sum() == 2 and (kept > 0).sum() == 148
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_triplets_of_long_lists_stay_within_the_budget(dtype):
+    x = torch.randn(300, 16, generator=torch.Generator().manual_seed(3)).to(dtype)
+    y = torch.arange(300) % 2
+    rules = {"weighting": weigh.Triplet(0.3)}
+    exact = step((x.double(), y), "reference", **rules)
+    dense = step((x, y), "reference", **rules)
+    for got, same, want in zip(step((x, y), "cpu", **rules), dense, exact, strict=True):
+        assert_within_budget(got, same, want)
 
 
 def test_triplets_that_tie_with_the_margin():
@@ -211,11 +266,31 @@ def test_triplets_of_a_crowd_are_sorted(monkeypatch):
     monkeypatch.setattr(
         functional, "fused_loss", lambda *args: seen.append(args[-1]) or fused_loss(*args)
     )
-    x, y = torch.randn(12, 3), torch.arange(12) // 6
-    for labels in (y, torch.arange(12) // 4):
+    x, crowd, few = torch.randn(12, 3), torch.arange(12) // 6, torch.arange(12) // 4
+    for labels in (crowd, few):
         pair_loss(x, labels, weighting=weigh.Triplet())
         pair_loss(x, labels, weighting=weigh.Triplet(), backend="cpu")
-    assert seen == ["panels", "cpu", "cpu", "cpu"]
+    # Candidates of a class that no anchor has are only negatives.
+    pair_loss(x, few, torch.randn(30, 3), torch.full((30,), -1), weighting=weigh.Triplet())
+    assert seen == ["panels", "cpu", "auto", "cpu", "auto"]
+    with pytest.raises(RuntimeError, match="use backend='reference'"):
+        torch.vmap(lambda x, y: pair_loss(x, y, weighting=weigh.Triplet()))(x[None], crowd[None])
+
+
+def test_triplets_in_a_transform():
+    x, y = batch(30, None, 4)
+    run = functools.partial(pair_loss, weighting=weigh.Triplet(), backend="reference")
+    got = torch.vmap(run)(torch.stack([x, x * 2 - 0.1]), torch.stack([y, y.flip(0)]))
+    torch.testing.assert_close(got, torch.stack([run(x, y), run(x * 2 - 0.1, y.flip(0))]))
+
+
+def test_options_that_float32_does_not_hold():
+    x, y = batch(20, None, 3)
+    with pytest.raises(ValueError, match="options that are not 0 or between 1e-30 and 1e\\+30"):
+        pair_loss(x, y, weighting=weigh.Triplet(1e-31), backend="cpu")
+    torch.testing.assert_close(
+        pair_loss(x, y, weighting=weigh.Triplet(1e-31)), pair_loss(x, y, weighting=weigh.Triplet(0))
+    )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -124,7 +124,14 @@ MAY_IMPORT = {
         "triton_kernels.tiles",
         "triton_kernels.weights",
     },
-    "backends.cuda": {"backends.interface", "backends.native", "reference", "settings", "spec"},
+    "backends.cuda": {
+        "backends.interface",
+        "backends.native",
+        "reference",
+        "settings",
+        "spec",
+        "weighting_rules",
+    },
     "ops": {"backends.interface", "checks", "dispatch", "reference", "spec"},
     "autograd": {"ops", "checks", "reference", "spec"},
     "functional": {

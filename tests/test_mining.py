@@ -124,7 +124,7 @@ def test_mining_errors():
             mined_pairs(x, y, mining=HardestMining(), epsilon=epsilon)
     with pytest.raises(TypeError, match=r"mining: .*got its class; use HardestMining\(\)"):
         mined_pairs(x, y, mining=HardestMining)
-    with pytest.raises(TypeError, match="mining: expected a Mining rule, got 0.1"):
+    with pytest.raises(TypeError, match="mining: expected a Mining rule, such as .*; got 0.1"):
         mined_pairs(x, y, mining=0.1)
     mined_pairs(x, y, mining=HardestMining(), epsilon=0.1)
 

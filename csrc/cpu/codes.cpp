@@ -33,6 +33,14 @@ std::int32_t Codes::operator()(std::int64_t value) const {
   return found == sorted_.end() || *found != value ? size_ : std::int32_t(found - sorted_.begin());
 }
 
+std::int32_t largest_class(const std::int64_t* values, std::int64_t count) {
+  const Codes codes(values, count);
+  std::vector<std::int32_t> counts(codes.size() + 1, 0);
+  std::int32_t most = 0;
+  for (std::int64_t i = 0; i < count; ++i) most = std::max(most, ++counts[codes(values[i])]);
+  return most;
+}
+
 void sort_by_code(const Codes& codes, const std::int64_t* values, std::int64_t count,
                   std::int32_t* order, std::int32_t* code) {
   std::vector<std::int32_t> unsorted(count);

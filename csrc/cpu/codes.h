@@ -22,6 +22,9 @@ class Codes {
   std::vector<std::int64_t> sorted_;  // distinct values otherwise
 };
 
+// How often the most frequent of them occurs.
+std::int32_t largest_class(const std::int64_t* values, std::int64_t count);
+
 // Stable counting sort: code[k] ascends, order[k] is the sample that it belongs to.
 void sort_by_code(const Codes& codes, const std::int64_t* values, std::int64_t count,
                   std::int32_t* order, std::int32_t* code);

@@ -110,7 +110,8 @@ void with_shape(const Form<T>& form, Visit visit) {
       return visit(VectorForm<T, Shape::circle>(form));
     case Shape::sigmoid:
       return visit(VectorForm<T, Shape::sigmoid>(form));
-    default:  // ranked sums are plain ones too; ranked_scan.h makes them
+    case Shape::hinge:
+    case Shape::ranked:  // sums are joined as any plain ones; ranked_scan.h makes them
       return visit(VectorForm<T, Shape::hinge>(form));
   }
 }

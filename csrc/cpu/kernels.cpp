@@ -63,7 +63,7 @@ class Solver {
   void add_gradient(Scratch<T>& scratch, bool first_round, bool last_round) {
 #pragma omp single
     {
-      spread_poison();
+      if (last_round) spread_poison();  // statistics of a later round would take it for their own
       w_.wave.restart();
     }
     Gradient<T>(w_).run(scratch, first_round, last_round);
@@ -176,6 +176,11 @@ void plan_for(Problem& p, std::int64_t budget) {
   constexpr double worth_a_thread = 1 << 20;
   if (products / worth_a_thread < p.threads) p.threads = int(products / worth_a_thread) + 1;
   p.stash_bytes = 0;
+  p.rank_capacity = 0;
+  if (PairLoss<T>(p.rules, p.options.max_positive_similarity).ranked()) {
+    const SideInput& candidates = p.self ? p.rows : p.columns;
+    p.rank_capacity = ranks_for(p.depth, largest_class(candidates.labels, candidates.count));
+  }
   if (p.job != Job::gradient) {
     const Grid grid(p.rows.count, m, p.self);
     p.stash_bytes = grid.tiles() * Wave<T>::stash_size(grid);

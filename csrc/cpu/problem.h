@@ -37,7 +37,8 @@ struct Problem {
   void* d_columns;                  // (columns.count, depth); null: not wanted
   std::byte* workspace;
   std::int64_t workspace_bytes;
-  std::int64_t stash_bytes;  // of the workspace, for similarities kept between the phases
+  std::int64_t rank_capacity;  // slots of a ranked loss, see ranks.h
+  std::int64_t stash_bytes;    // of the workspace, for similarities kept between the phases
 };
 
 // The compute type of half inputs is float32.

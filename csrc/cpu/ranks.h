@@ -12,6 +12,12 @@ namespace msk::MSK_ISA {
 
 constexpr int kLeastRanks = 64, kMostRanks = 512;
 
+inline std::int64_t ranks_for(std::int64_t depth, std::int64_t largest_class) {
+  std::int64_t most = depth < kLeastRanks ? kLeastRanks : depth;
+  most = most < kMostRanks ? most : kMostRanks;
+  return largest_class < most ? largest_class : most;
+}
+
 // Of a block of anchors, [slot][anchor]: the candidates of its class are an anchor's slots.
 template <typename T>
 struct RankBlock {
@@ -59,13 +65,6 @@ class Ranks {
         capacity_(capacity),
         threshold_(carver.take<T>(padded * capacity)),
         reached_(carver.take<Code<T>>(padded * capacity)) {}
-
-  // For a side of so many candidates; a class has no more.
-  static int capacity_for(std::int64_t depth, std::int64_t candidates) {
-    std::int64_t most = depth < kLeastRanks ? kLeastRanks : depth;
-    most = most < kMostRanks ? most : kMostRanks;
-    return int(candidates < most ? candidates : most);
-  }
 
   // `first`: the first anchor of a block.
   RankBlock<T> block_at(std::int64_t first) const {

@@ -1,5 +1,6 @@
-// The scans: hardest positives, hardest negatives where mining of negatives needs them, negatives,
-// positives. Each is all tiles, then a merge of each row's cells in a fixed order.
+// The scans: hardest positives, hardest negatives where mining needs them first, negatives,
+// positives; of a ranked loss positives before negatives. Each is all tiles, then a merge of each
+// row's cells in a fixed order.
 #pragma once
 
 #include "ranked_scan.h"
@@ -145,7 +146,7 @@ class Statistics {
     return {s.small(k), s.small(k + 1), s.small_codes(k + 2), general ? s.small(k + 3) : nullptr};
   }
 
-  // A tile with positives is looked at three times: keep it, if there is room.
+  // A tile with positives is looked at three or four times: keep it, if there is room.
   template <Scan kind>
   const T* similarities_of(Tile t, TileState& state, Scratch<T>& scratch) {
     const bool first_look =

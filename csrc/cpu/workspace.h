@@ -34,7 +34,7 @@ struct Workspace {
         depth(p.depth),
         grid(p.rows.count, p.self ? p.rows.count : p.columns.count, p.self),
         carver(p.workspace),
-        rows(p.rows.count, depth, p.rows.ids != nullptr, rank_capacity(), carver) {
+        rows(p.rows.count, depth, p.rows.ids != nullptr, int(p.rank_capacity), carver) {
     if (!p.self) own_columns.emplace(p.columns.count, depth, p.rows.ids != nullptr, 0, carver);
     const std::int64_t before = carver.used();
     const std::int64_t cell_count =
@@ -61,10 +61,6 @@ struct Workspace {
   void similarity(Tile t, Scratch<T>& scratch, T* out) {
     MSK_ISA::similarity(rows, columns(), grid, t, depth, scratch, out);
     if (may_overflow) remove_overflow(rows, columns(), grid, t, out);
-  }
-  int rank_capacity() const {
-    const std::int64_t candidates = problem.self ? problem.rows.count : problem.columns.count;
-    return loss.ranked() ? Ranks<T>::capacity_for(depth, candidates) : 0;
   }
   Cells<T> cells_of(int super, std::int64_t row) const {
     return cells.at(super * grid.rows.padded() + row);

@@ -25,17 +25,12 @@ constexpr std::size_t kSharedBytes =
 template <class P, typename Input>
 MSK_KERNEL(kThreads, 2)
 batch_kernel(const MSK_PARAMETER Problem p) {
-  if (p.round && !p.wanted_rounds[p.round]) return;
+  if (p.round && std::int64_t(p.round) * p.rank_slots >= *p.most_ranks) return;
   if (!p.prepared) {
     prepare<P, Input>(p, p.rows, p.row_room);
     if (!p.self) prepare<P, Input>(p, p.columns, p.column_room);
     read_term<P>(p, p.rows, p.row_room, p.row_term);
     read_term<P>(p, p.columns, p.column_room, p.column_term);
-    if (p.ranked) {
-      clear_rounds<P>(p);
-      grid_barrier();
-      count_classes<P>(p);
-    }
     grid_barrier();
   }
   // A batch of one panel goes through once: its similarities are still there for the gradient.

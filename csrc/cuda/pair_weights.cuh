@@ -27,15 +27,15 @@ MSK_DEVICE RankedTerm<typename P::Scalar> term_for(const RankedLoss<typename P::
 template <class P, class AnyTerm, class Loss>
 MSK_DEVICE typename P::Scalar weight_for(const AnyTerm& term, const Loss& loss,
                                          typename P::Scalar s, bool positive, bool negative,
-                                         const Side<P>&, std::int64_t) {
+                                         const std::int64_t*, std::int64_t) {
   return term.weight(loss, s, positive, negative);
 }
 template <class P>
 MSK_DEVICE typename P::Scalar weight_for(const RankedTerm<typename P::Scalar>& term,
                                          const RankedLoss<typename P::Scalar>& loss,
                                          typename P::Scalar s, bool positive, bool negative,
-                                         const Side<P>& candidates, std::int64_t j) {
-  return term.weight(loss, s, positive, negative, positive ? candidates.ordinal[j] : 0);
+                                         const std::int64_t* ordinals, std::int64_t j) {
+  return term.weight(loss, s, positive, negative, positive ? ordinals[j] : 0);
 }
 
 // One block a row. The weights include the scale of their column, so that they multiply copies.
@@ -61,9 +61,10 @@ MSK_PHASE void pair_weights(const Problem& p, const Loss& loss, std::int64_t fir
       const bool positive = same && !self && s < loss.max_positive_similarity;
       const bool negative = !same && !self;
       Scalar w = Scalar(0);
-      if (by_row) w += weight_for(own, loss, s, positive, negative, pass.columns, j);
+      if (by_row) w += weight_for(own, loss, s, positive, negative, p.ordinals, j);
       if (by_column)
-        w += weight_for(term_for(loss, pass.columns, j), loss, s, positive, negative, pass.rows, i);
+        w +=
+            weight_for(term_for(loss, pass.columns, j), loss, s, positive, negative, p.ordinals, i);
       return w * pass.columns.scale[j];
     };
     const std::int64_t filled = present ? pass.columns.count : 0;

@@ -37,9 +37,9 @@ struct SideRoom {
   void *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
   // Of a family member besides, whose negatives' factor stands for dloss; see Term.
   void *neg_below, *pos_below, *pos_factor, *pos_constant;
-  // Of a ranked one besides (ranks.cuh): of anchors, (slots, padded); of candidates.
+  // Of anchors of a ranked one besides (ranks.cuh), (slots, padded).
   void* threshold;
-  std::int32_t *reached, *ordinal;
+  std::int32_t* reached;
   // The tiled path only. Of rows:
   void *hardest_positive, *hardest_negative, *negative_sum;  // what the scans found so far
   std::int32_t* neg_kept;
@@ -91,7 +91,8 @@ struct Problem {
   bool ranked;        // a family member that compares pairs of pairs: see ranks.cuh
   int rank_slots;
   int rounds, round;                // launches, and which of them this is
-  std::int32_t* wanted_rounds;      // (rounds)
+  const std::int64_t* ordinals;     // (candidates): which of its class each is
+  const std::int64_t* most_ranks;   // (1): candidates of the largest class
   TermInput row_term, column_term;  // Job::gradient only
   StatisticsOutput statistics;      // Job::statistics only
   void* row_loss;                   // Job::loss_and_gradient only: (rows.count), and

@@ -64,13 +64,14 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
             -row[j] < term.pos_below))
         continue;
       ++kept.positive;
-      const int slot = loss.slot(pass.columns.ordinal[j]);
+      const int slot = loss.slot(p.ordinals[j]);
       if (slot >= 0) threshold[slot * stride] = row[j] - loss.a;
     }
     kept = block_reduce(kept, kept_room, KeptNumbers::plus);
-    Scalar sum = Scalar(0);
+    Scalar sum = Scalar(0), least = kInfinity<Scalar>;
     for (int k = 0; k < loss.slots; ++k) {
       const Scalar bound = threshold[k * stride];
+      least = bound < least ? bound : least;
       Reach<Scalar> reach{Scalar(0), 0};
       if (hardest.negative >= bound) {  // for all threads or for none
         for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads) {
@@ -98,6 +99,7 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
     const Scalar dloss = (p.dloss ? static_cast<const Scalar*>(p.dloss)[i] : Scalar(1)) + poison;
     term.negative = times_dloss(found.negative, dloss);
     term.positive = times_dloss(found.positive, dloss);
+    term.negative.offset = least;
     if (!hardest.finite) term.negative.coefficient = kNaN<Scalar>;
     pass.rows.set_family_term(i, term);
   }

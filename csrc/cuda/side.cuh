@@ -62,7 +62,7 @@ struct Side {
   Scalar *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
   Scalar *neg_below, *pos_below, *pos_factor, *pos_constant;  // of a family member
   Scalar* threshold;                                          // of a ranked one
-  std::int32_t *reached, *ordinal;
+  std::int32_t* reached;
   const std::int64_t *labels, *ids;
 
   MSK_DEVICE Side(const SideInput& in, const SideRoom& room, std::int64_t stride)
@@ -84,7 +84,6 @@ struct Side {
         pos_constant(static_cast<Scalar*>(room.pos_constant)),
         threshold(static_cast<Scalar*>(room.threshold)),
         reached(room.reached),
-        ordinal(room.ordinal),
         labels(in.labels),
         ids(in.ids) {}
 

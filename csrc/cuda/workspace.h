@@ -52,16 +52,11 @@ inline void carve_side(const Problem& p, const SideInput& side, SideRoom& room, 
   carve_terms(p, n, room, carver);
 }
 
-// Anchors have lists, candidates a number within their class.
 inline void carve_ranks(Problem& p, Carver& carver) {
   const std::int64_t listed = padded(p.rows.count) * p.rank_slots;
-  const auto integers = [&](std::int64_t count) {
-    return static_cast<std::int32_t*>(carver.take(count * std::int64_t(sizeof(std::int32_t))));
-  };
   p.row_room.threshold = carver.take(listed * scalar_bytes(p));
-  p.row_room.reached = integers(listed);
-  (p.self ? p.row_room : p.column_room).ordinal = integers(padded(p.columns.count));
-  p.wanted_rounds = integers(p.rounds);
+  p.row_room.reached =
+      static_cast<std::int32_t*>(carver.take(listed * std::int64_t(sizeof(std::int32_t))));
 }
 
 inline void carve_sides(Problem& p, Carver& carver) {

@@ -107,6 +107,8 @@ MSK_HOST_DEVICE inline T weight_of(const Form<T>& form, T value, const KindTerm<
       return z >= T(0) ? term.coefficient : T(0);
     case Shape::circle:
       return term.coefficient * circle_factor(form, value) * std::exp(z - term.offset);
+    case Shape::ranked:  // depends on more than the value: whoever asks here is wrong
+      return std::numeric_limits<T>::quiet_NaN();
     default:
       return term.coefficient * std::exp(z - term.offset) + term.constant;
   }

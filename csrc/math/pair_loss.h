@@ -1,6 +1,4 @@
 // A weighting rule with a mining rule, chosen while running: by rows, never by pairs.
-//
-// Switches instead of a visitor: a lambda cannot be marked always inline (host_device.h).
 #pragma once
 
 #include "mining_rules.h"
@@ -26,34 +24,13 @@ struct PairLoss {
         c(T(r.weighting_options[2])),
         mining{r.mining, T(r.mining_options[0]), T(r.mining_options[1])},
         max_positive_similarity(T(max_positive_similarity)),
-        negative(negative_form()),
-        positive(positive_form()),
+        negative(with_rule(NegativeOf{})),
+        positive(with_rule(PositiveOf{})),
         general(negative.shape != Shape::exponential || positive.shape != Shape::exponential ||
                 positive.sign > T(0) || mining.rule == MiningRule::semi_hard) {}
 
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
-    switch (rules.weighting) {
-      case WeightingRule::contrastive:
-        return Contrastive<T>{a, b}.finish(sums);
-      case WeightingRule::binomial_deviance:
-        return BinomialDeviance<T>{a, b, c}.finish(sums);
-      case WeightingRule::bin_lifted:
-        return BinLifted<T>{a, b, c}.finish(sums);
-      case WeightingRule::lifted_structure:
-        return LiftedStructure<T>{a}.finish(sums);
-      case WeightingRule::nt_xent:
-        return NTXent<T>{a}.finish(sums);
-      case WeightingRule::sup_con:
-        return SupCon<T>{a}.finish(sums);
-      case WeightingRule::nca:
-        return NCA<T>{a}.finish(sums);
-      case WeightingRule::circle:
-        return Circle<T>{a, b}.finish(sums);
-      case WeightingRule::triplet:
-        return Triplet<T>{a}.finish(sums);
-      default:  // multi_similarity; module_call.h lets no other code pass
-        return MultiSimilarity<T>{a, b, c, T(0), T(0)}.finish(sums);
-    }
+    return with_rule(FinishOf{sums});
   }
 
   MSK_HOST_DEVICE T negative_above(T hardest_positive, T hardest_negative) const {
@@ -78,52 +55,51 @@ struct PairLoss {
   }
 
  private:
-  MSK_HOST_DEVICE Form<T> negative_form() const {
-    switch (rules.weighting) {
-      case WeightingRule::contrastive:
-        return Contrastive<T>{a, b}.negative();
-      case WeightingRule::binomial_deviance:
-        return BinomialDeviance<T>{a, b, c}.negative();
-      case WeightingRule::bin_lifted:
-        return BinLifted<T>{a, b, c}.negative();
-      case WeightingRule::lifted_structure:
-        return LiftedStructure<T>{a}.negative();
-      case WeightingRule::nt_xent:
-        return NTXent<T>{a}.negative();
-      case WeightingRule::sup_con:
-        return SupCon<T>{a}.negative();
-      case WeightingRule::nca:
-        return NCA<T>{a}.negative();
-      case WeightingRule::circle:
-        return Circle<T>{a, b}.negative();
-      case WeightingRule::triplet:
-        return Triplet<T>{a}.negative();
-      default:  // multi_similarity; module_call.h lets no other code pass
-        return MultiSimilarity<T>{a, b, c, T(0), T(0)}.negative();
+  // Structs and no lambdas, which cannot be marked always inline (host_device.h).
+  struct FinishOf {
+    const RowSums<T>& sums;
+    template <class Rule>
+    MSK_HOST_DEVICE RowTerm<T> operator()(const Rule& rule) const {
+      return rule.finish(sums);
     }
-  }
-  MSK_HOST_DEVICE Form<T> positive_form() const {
+  };
+  struct NegativeOf {
+    template <class Rule>
+    MSK_HOST_DEVICE Form<T> operator()(const Rule& rule) const {
+      return rule.negative();
+    }
+  };
+  struct PositiveOf {
+    template <class Rule>
+    MSK_HOST_DEVICE Form<T> operator()(const Rule& rule) const {
+      return rule.positive();
+    }
+  };
+
+  // visit(rule) with the rule as a type.
+  template <class Visit>
+  MSK_HOST_DEVICE auto with_rule(const Visit& visit) const {
     switch (rules.weighting) {
       case WeightingRule::contrastive:
-        return Contrastive<T>{a, b}.positive();
+        return visit(Contrastive<T>{a, b});
       case WeightingRule::binomial_deviance:
-        return BinomialDeviance<T>{a, b, c}.positive();
+        return visit(BinomialDeviance<T>{a, b, c});
       case WeightingRule::bin_lifted:
-        return BinLifted<T>{a, b, c}.positive();
+        return visit(BinLifted<T>{a, b, c});
       case WeightingRule::lifted_structure:
-        return LiftedStructure<T>{a}.positive();
+        return visit(LiftedStructure<T>{a});
       case WeightingRule::nt_xent:
-        return NTXent<T>{a}.positive();
+        return visit(NTXent<T>{a});
       case WeightingRule::sup_con:
-        return SupCon<T>{a}.positive();
+        return visit(SupCon<T>{a});
       case WeightingRule::nca:
-        return NCA<T>{a}.positive();
+        return visit(NCA<T>{a});
       case WeightingRule::circle:
-        return Circle<T>{a, b}.positive();
+        return visit(Circle<T>{a, b});
       case WeightingRule::triplet:
-        return Triplet<T>{a}.positive();
+        return visit(Triplet<T>{a});
       default:  // multi_similarity; module_call.h lets no other code pass
-        return MultiSimilarity<T>{a, b, c, T(0), T(0)}.positive();
+        return visit(MultiSimilarity<T>{a, b, c, T(0), T(0)});
     }
   }
 };

@@ -13,6 +13,7 @@ from ms_kernels.backends.native import NativeCall, native_dtype, native_options
 from ms_kernels.reference import RowStatistics
 from ms_kernels.settings import ONE_LAUNCH, options
 from ms_kernels.spec import MultiSimilaritySpec, PairSpec, Spec
+from ms_kernels.weighting_rules import Triplet
 
 # Earlier GPUs have no bfloat16 and no asynchronous copies.
 LEAST_CAPABILITY = 80
@@ -103,6 +104,18 @@ def _refuse(device: torch.device) -> None:
         raise ValueError(f"embeddings: on {device}, {reason}")
 
 
+def ordinals_in_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of its class each sample is, (M,), and how many the largest class has, (1,)."""
+    ascending, order = labels.sort(stable=True)
+    place = torch.arange(len(labels), device=labels.device)
+    starts = torch.ones_like(place, dtype=torch.bool)
+    starts[1:] = ascending[1:] != ascending[:-1]
+    first = torch.where(starts, place, 0).cummax(0).values
+    ordinals = torch.empty_like(place).index_copy_(0, order, place - first)
+    most = torch.cat([ordinals + 1, place.new_zeros(1)]).amax(0, keepdim=True)
+    return ordinals, most
+
+
 class _Call(NativeCall):
     def __init__(self, job: str, rows: Side, columns: Side | None, spec: Spec) -> None:
         super().__init__(rows, columns)
@@ -126,6 +139,10 @@ class _Call(NativeCall):
             self.by_tiles,
             spec.native_rules() if isinstance(spec, PairSpec) else None,
         )
+
+        if isinstance(spec, PairSpec) and isinstance(spec.weighting, Triplet):
+            ordinals, most = ordinals_in_classes(rows.labels if columns is None else columns.labels)
+            self.native.read_ordinals(self.address(ordinals), self.address(most))
 
     def run(self) -> None:
         size = self.native.plan(options.workspace_bytes)

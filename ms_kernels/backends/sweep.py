@@ -87,7 +87,8 @@ def row_losses(
     with torch.no_grad():
         positive, negative = mining.keep(similarity, positive, negative)
         kept = positive.sum(1) + negative.sum(1)
-        poison = torch.where(similarity.isfinite().all(1), 0.0, math.nan)
+        # A factor and no summand: what a NaN loss weighs is NaN too.
+        poison = torch.where(similarity.isfinite().all(1), 1.0, math.nan)
     loss = row_function(similarity, positive, negative)
     rows = similarity.shape[:1]
     if not isinstance(loss, Tensor) or not loss.is_floating_point() or loss.shape != rows:
@@ -95,4 +96,4 @@ def row_losses(
         raise ValueError(
             f"row_loss: expected a floating-point loss for each row, {tuple(rows)}, got {got}"
         )
-    return loss + poison.to(loss.dtype), kept
+    return loss * poison.to(loss.dtype), kept
