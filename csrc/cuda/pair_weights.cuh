@@ -24,17 +24,14 @@ MSK_DEVICE RankedTerm<typename P::Scalar> term_for(const RankedLoss<typename P::
                                                    const Side<P>& side, std::int64_t k) {
   return ranked_term(side, k);
 }
-template <class P, class AnyTerm, class Loss>
-MSK_DEVICE typename P::Scalar weight_for(const AnyTerm& term, const Loss& loss,
-                                         typename P::Scalar s, bool positive, bool negative,
-                                         const std::int64_t*, std::int64_t) {
+template <class AnyTerm, class Loss, typename T>
+MSK_DEVICE T weight_for(const AnyTerm& term, const Loss& loss, T s, bool positive, bool negative,
+                        const std::int64_t*, std::int64_t) {
   return term.weight(loss, s, positive, negative);
 }
-template <class P>
-MSK_DEVICE typename P::Scalar weight_for(const RankedTerm<typename P::Scalar>& term,
-                                         const RankedLoss<typename P::Scalar>& loss,
-                                         typename P::Scalar s, bool positive, bool negative,
-                                         const std::int64_t* ordinals, std::int64_t j) {
+template <typename T>
+MSK_DEVICE T weight_for(const RankedTerm<T>& term, const RankedLoss<T>& loss, T s, bool positive,
+                        bool negative, const std::int64_t* ordinals, std::int64_t j) {
   return term.weight(loss, s, positive, negative, positive ? ordinals[j] : 0);
 }
 

@@ -50,6 +50,8 @@ struct RowTerm {
 
 template <typename T>
 constexpr T kNever = std::numeric_limits<T>::infinity();
+template <typename T>
+constexpr T kNoNumber = std::numeric_limits<T>::quiet_NaN();
 
 // A kind without weight: its exponents vanish.
 template <typename T>
@@ -108,7 +110,7 @@ MSK_HOST_DEVICE inline T weight_of(const Form<T>& form, T value, const KindTerm<
     case Shape::circle:
       return term.coefficient * circle_factor(form, value) * std::exp(z - term.offset);
     case Shape::ranked:  // depends on more than the value: whoever asks here is wrong
-      return std::numeric_limits<T>::quiet_NaN();
+      return kNoNumber<T>;
     default:
       return term.coefficient * std::exp(z - term.offset) + term.constant;
   }
