@@ -71,6 +71,8 @@ def check_rule(name: str, rule: object, base: type) -> None:
         got = type(rule).__name__
         raise TypeError(f"{name}: expected a {base.__name__} rule, got {got}; use its {own!r}")
     rules: list[type] = base.__subclasses__()
+    for rule_class in tuple(rules):
+        rules += rule_class.__subclasses__()
     known = ", ".join(f"{c.__name__}()" for c in rules if c.__module__.startswith("ms_kernels"))
     raise TypeError(f"{name}: expected a {base.__name__} rule, such as {known}; got {rule!r}")
 

@@ -21,15 +21,17 @@ Look at
           0.5 and hardly any below, Circle too; NPair, LiftedStructure and NCA still push the easy
           ones; NTXent and SupCon, at their low temperatures, the hardest alone. SupCon falls below
           0 for a positive that is more similar than the anchor's others: it evens them out.
-  left    positive and negative pairs of all digits after training, and the few that mining keeps
-          (filled): those where the two kinds overlap, give or take epsilon. Each anchor has
-          thresholds of its own: dashed is their median, shaded are the middle 80%.
-  right   how the anchors that still have a mined pair grow fewer. Where the curve nears 0 a step
-          learns from little: take a larger epsilon, a larger batch, or stop."""
+  left    positive and negative pairs of all digits after training, and those that mining keeps
+          (filled): where the two kinds overlap, give or take epsilon. Each anchor has thresholds of
+          its own: dashed is their median, shaded are the middle 80%.
+  right   the share of anchors that still have a mined pair; in 200 steps it falls. Where it nears 0
+          a step learns from little: take a larger epsilon, a larger batch, or stop."""
 
 
 def run(steps: int, output: str) -> None:
     """Train briefly, draw the plots of `ms_kernels.plots` as one PNG, say what they show."""
+    if steps < 1:
+        sys.exit(f"--steps: expected a whole number of training steps, at least 1, got {steps}")
     if not Path(output).absolute().parent.is_dir():
         sys.exit(f"--output: expected a file in a folder that exists, got {output!r}")
     try:
@@ -40,6 +42,9 @@ def run(steps: int, output: str) -> None:
         from ms_kernels import plots
     except ImportError as error:
         sys.exit(f"explain needs {error.name}: pip install '.[demo]' in the source folder")
+    kinds = Figure().canvas.get_supported_filetypes()
+    if Path(output).suffix[1:] not in kinds:
+        sys.exit(f"--output: expected a picture, such as explain.png or .svg, got {output!r}")
     digits = load_digits()
     images = torch.tensor(digits.data / 16).view(-1, 1, 8, 8)
     images = place(images, torch.Generator().manual_seed(0)).float()

@@ -11,14 +11,15 @@ from ms_kernels.histogram import Histogram, histogram_loss
 from ms_kernels.mining_rules import NO_MINING, Mining, mining_of
 from ms_kernels.ops import compute_dtype
 from ms_kernels.reference import REDUCTIONS, RowStatistics
-from ms_kernels.spec import MultiSimilaritySpec, PairOptions, PairSpec, Spec, known_rules, spec_of
+from ms_kernels.spec import NATIVE, MultiSimilaritySpec, PairOptions, PairSpec, Spec, spec_of
 from ms_kernels.streaming import streamed
 from ms_kernels.weighting_rules import MultiSimilarity, Triplet, Weighting
 
 # Candidates of an anchor's class, on average; docs/performance.md has the measurement.
 CROWD = 1024
-# Of the CUDA kernels, one for each 64 candidates. Chosen by reckoning: not measured on a GPU.
-MOST_LAUNCHES = 64
+# Of kernels on a GPU, which take longer the more candidates a class could have. Chosen by
+# reckoning: not measured on a GPU.
+MOST_CANDIDATES = {"cuda": 4096, "triton": 2048}
 
 
 def pair_loss(
@@ -46,9 +47,8 @@ def pair_loss(
             SemiHardMining, ThresholdMining; or your own. The gradient holds kept pairs fixed.
         backend: MultiSimilarity with NoMining or MultiSimilarityMining runs on every backend of
             `backends()`. Any other pair of rules of this package runs on "panels" (any device,
-            O(panel * M) memory), "cpu", "cuda" and "triton", but Triplet not on "triton" and
-            circles of great gamma not on all of them. Rules of your own are streamed. "reference"
-            is dense. Default: the fastest.
+            O(panel * M) memory), "cpu", "cuda" and "triton", but circles of great gamma not on
+            all of them. Rules of your own are streamed. "reference" is dense. Default: the fastest.
         The rest as in `multi_similarity_loss`.
 
     Returns:
@@ -171,7 +171,7 @@ def check_backend(backend: str, known_by: tuple[str, ...], got: str) -> None:
     """An explicit one must know the rules."""
     if backend in dispatch.ALL and backend not in known_by:
         others = ", ".join(repr(name) for name in ("auto", *known_by, "reference"))
-        known = ", ".join(sorted(rule.__name__ for rule in known_rules(backend)))
+        known = ", ".join(sorted(rule.__name__ for rule in NATIVE))
         raise ValueError(
             f"backend: {backend!r} expected a rule that its kernels know ({known}, with any mining "
             f"rule of this package; Circle by limits of gamma, with unit rows), got {got}; use one "
@@ -193,8 +193,8 @@ def _is_crowded(pairs: Pairs, backend: str) -> bool:
     """Whether to sort the positives, as panels do, is faster than to compare each negative with
     each of them."""
     candidates = pairs.labels if pairs.ref_labels is None else pairs.ref_labels
-    if backend == "cuda":  # which classes there are is not for the host to see
-        return len(candidates) > MOST_LAUNCHES * 64
+    if backend in MOST_CANDIDATES:  # which classes there are is not for the host to see
+        return len(candidates) > MOST_CANDIDATES[backend]
     # What only stands for a tensor has no labels to look at.
     given = type(candidates) is Tensor and not torch.compiler.is_compiling()
     if backend != "cpu" or not given or len(candidates) <= CROWD or not len(pairs.labels):

@@ -12,7 +12,7 @@ from ms_kernels.autograd import in_public_dtype, refuse_second_derivative
 from ms_kernels.backends.sides import Sides, computed, full_precision
 from ms_kernels.backends.sweep import TEMPORARIES
 from ms_kernels.checks import Pairs
-from ms_kernels.mining_rules import Mining
+from ms_kernels.mining_rules import Mining, kept_pairs
 from ms_kernels.ops import sides_of
 from ms_kernels.spec import PairOptions
 from ms_kernels.weighting_rules import Weighting
@@ -98,7 +98,7 @@ def histogram_loss(
                 normalize=False,
             )
             with torch.no_grad():
-                positive, negative = mining.keep(similarity, positive, negative)
+                positive, negative = kept_pairs(mining, similarity, positive, negative)
             loss = weighting.batch_loss(similarity, positive, negative) + _poison(similarity)
         else:
             loss = _StreamedHistogram.apply(  # type: ignore[no-untyped-call]
@@ -202,5 +202,5 @@ def _panels(
     sides = Sides(*sides_of(pairs._replace(embeddings=x, ref_emb=refs)), shared)
     row_bytes = max(1, len(sides.r) * x.element_size())
     for panel in sides.panels(max(TEMPORARIES, 3 * (bins + 1) * 16 // row_bytes)):
-        kept = mining.keep(panel.sim, panel.positive, panel.negative)
+        kept = kept_pairs(mining, panel.sim, panel.positive, panel.negative)
         yield panel.rows, panel.sim, *kept

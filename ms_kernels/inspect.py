@@ -12,7 +12,7 @@ from ms_kernels.backends.sweep import TEMPORARIES, panel_loss
 from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.histogram import Histogram
 from ms_kernels.losses import MultiSimilarityLoss
-from ms_kernels.mining_rules import NO_MINING, Mining
+from ms_kernels.mining_rules import NO_MINING, Mining, kept_pairs
 from ms_kernels.ops import compute_dtype
 from ms_kernels.pair_losses import PairLoss
 from ms_kernels.spec import PairOptions
@@ -112,7 +112,7 @@ def pair_weights(
         masks = [torch.empty(shape, dtype=torch.bool, device=device) for _ in range(2)]
         found = PairWeights(*numbers, *masks)
         for panel in Sides(chosen, candidates, shared).panels(TEMPORARIES):
-            positive, negative = rules.mining.keep(panel.sim, panel.positive, panel.negative)
+            positive, negative = kept_pairs(rules.mining, panel.sim, panel.positive, panel.negative)
             derivative = row_derivative(rules.weighting, panel.sim, positive, negative)
             parts = panel.sim, derivative, positive, negative
             for whole, part in zip(found, parts, strict=True):

@@ -51,12 +51,17 @@ class MultiSimilarityLoss(nn.Module):
         labels: Tensor,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
+        ref_ids: Tensor | None = None,
     ) -> Tensor:
         return multi_similarity_loss(
             embeddings,
             labels,
             ref_emb,
             ref_labels,
+            ids=ids,
+            ref_ids=ref_ids,
             reduction=self.reduction,
             backend=self.backend,
             **self.spec.by_name(),

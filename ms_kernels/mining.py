@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ms_kernels.backends.sides import Sides
 from ms_kernels.checks import check_pairs, check_rule
-from ms_kernels.mining_rules import Mining
+from ms_kernels.mining_rules import Mining, kept_pairs
 from ms_kernels.ops import sides_of
 from ms_kernels.spec import MultiSimilaritySpec
 
@@ -55,7 +55,7 @@ def mined_pairs(
     found = [none], [none]
     with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
         for panel in Sides(*sides_of(pairs), spec).panels():
-            kept = mining.keep(panel.sim, panel.positive, panel.negative)
+            kept = kept_pairs(mining, panel.sim, panel.positive, panel.negative)
             for mask, parts in zip(kept, found, strict=True):
                 indices = mask.nonzero()
                 indices[:, 0] += panel.rows.start

@@ -5,6 +5,7 @@ A rule of your own is a frozen dataclass with the method `keep`.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ms_kernels.checks import check_number, check_options
@@ -13,15 +14,44 @@ from ms_kernels.reference import hardest
 
 @dataclass(frozen=True)
 class Mining:
-    """Base of the rules."""
+    """Base of the rules. One of your own, which keeps the five hardest negatives of each anchor:
+
+    >>> @dataclass(frozen=True)
+    ... class Hardest5(Mining):
+    ...     def keep(self, similarity, positive, negative):
+    ...         pushed = similarity.masked_fill(~negative, -torch.inf)
+    ...         least = pushed.topk(min(5, pushed.shape[1]), 1).values[:, -1:]
+    ...         return positive, negative & (similarity >= least)
+    >>> TripletLoss(mining=Hardest5())(embeddings, labels)
+    """
 
     def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         """The kept positives and negatives of some anchors.
 
         similarity: (rows, M); positive, negative: (rows, M) bool, disjoint; a pair in neither is
-        the anchor itself. Called without gradients: the kept sets are constants.
+        the anchor itself. Called without gradients: the kept sets are constants. Of what it returns
+        only pairs of the same kind count.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__}: define keep(self, similarity, positive, negative)"
+        )
+
+
+def kept_pairs(
+    mining: Mining, similarity: Tensor, positive: Tensor, negative: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a rule keeps of the pairs given; an error says what a rule of one's own must return."""
+    kept = mining.keep(similarity, positive, negative)
+    wanted = f"two bool tensors {tuple(similarity.shape)}, kept positives and kept negatives"
+    if not isinstance(kept, tuple) or len(kept) != 2:
+        got = type(kept).__name__
+        raise TypeError(f"{type(mining).__name__}.keep: expected {wanted}, got {got}")
+    for mask in kept:
+        is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool
+        if not is_mask or mask.shape != similarity.shape:
+            got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
+            raise TypeError(f"{type(mining).__name__}.keep: expected {wanted}, got {got}")
+    return kept[0] & positive, kept[1] & negative
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,9 @@ class PairLoss(nn.Module):
         labels: Tensor,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
+        ref_ids: Tensor | None = None,
     ) -> Tensor:
         """The reduced loss of (N, D) embeddings and their (N,) labels: see `pair_loss`."""
         return pair_loss(
@@ -72,6 +75,8 @@ class PairLoss(nn.Module):
             ref_labels,
             weighting=self.weighting,
             mining=self.mining,
+            ids=ids,
+            ref_ids=ref_ids,
             **self.options,
         )
 

@@ -20,6 +20,7 @@ from ms_kernels.mining_rules import (
     MultiSimilarityMining,
     SemiHardMining,
     ThresholdMining,
+    kept_pairs,
 )
 from ms_kernels.plot_style import (
     NEGATIVE,
@@ -93,7 +94,7 @@ def weight_curves(
         kind = [is_positive, *(True for _ in positives), *(False for _ in negatives)]
         positive = torch.tensor(kind).expand(len(similarity), -1)
         for k, (name, rule) in enumerate(rules.items()):
-            kept = rule.mining.keep(similarity, positive, ~positive)
+            kept = kept_pairs(rule.mining, similarity, positive, ~positive)
             weight = row_derivative(rule.weighting, similarity, *kept)[:, 0]
             weight = -weight if is_positive else weight
             weight = weight / (weight.max() if weight.max() > 0 else 1)
@@ -205,7 +206,7 @@ def _counts(side: Side, mining: Mining) -> tuple[Tensor, Tensor, Tensor]:
     # A bin's number is int64: with the masks some five times a panel.
     for panel in Sides(side, None, PairOptions()).panels(5):
         bins = ((panel.sim + 1) * (BINS / 2)).long().clamp(0, BINS - 1)
-        kept = mining.keep(panel.sim, panel.positive, panel.negative)
+        kept = kept_pairs(mining, panel.sim, panel.positive, panel.negative)
         for row, mask in zip(counts, (panel.positive, panel.negative, *kept), strict=True):
             row += torch.bincount(bins[mask], minlength=BINS)
         for parts, found in zip(

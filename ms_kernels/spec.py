@@ -139,8 +139,6 @@ MININGS: tuple[type[Mining], ...] = (
 NATIVE_WEIGHTINGS = WEIGHTINGS[: WEIGHTINGS.index(NPair)]
 NATIVE = {rule: code for code, rule in enumerate(NATIVE_WEIGHTINGS)}
 NATIVE[NPair] = NATIVE[NTXent]
-# Its lists of positives are as long as the classes.
-UNKNOWN_TO_TRITON = (Triplet,)
 MOST_OPTIONS = 3
 # e to this power, 2^23 times, is a float32; so is its inverse.
 MOST_EXPONENT = 70
@@ -168,7 +166,7 @@ class PairSpec(PairOptions):
         """The backends whose kernels know the rules."""
         if type(self.weighting) not in NATIVE or not self.fits_float32:
             return ("panels",)
-        cpu, triton = True, type(self.weighting) not in UNKNOWN_TO_TRITON
+        cpu = triton = True
         if isinstance(self.weighting, Circle):
             gamma, square = self.weighting.gamma, self.weighting.m**2
             # A circle's exponents dip by so much under that of the hardest pair, which sums refer
@@ -217,11 +215,6 @@ def _unpacked_any(packed: tuple[float, ...]) -> "Spec":
         max_positive_similarity=None if math.isinf(most) else most,
         normalize=bool(packed[2 * one + 1]),
     )
-
-
-def known_rules(backend: str) -> list[type[Weighting]]:
-    """The weighting rules that the kernels of a backend know."""
-    return [rule for rule in NATIVE if backend != "triton" or rule not in UNKNOWN_TO_TRITON]
 
 
 Spec = MultiSimilaritySpec | PairSpec

@@ -69,6 +69,11 @@ def streamed(
 ) -> Tensor:
     """`streamed_loss` of checked arguments."""
     given = (row_loss, mining, shared)
+    if not callable(row_loss):
+        raise TypeError(
+            f"row_loss: expected a function row_loss(similarity, positive, negative), got "
+            f"{row_loss!r}; a rule goes to pair_loss(weighting=...)"
+        )
     with torch.autocast(pairs.embeddings.device.type, enabled=False):
         if torch.compiler.is_compiling() or _learns(pairs, *given):
             loss = _checkpointed(pairs, *given, reduction)
@@ -126,9 +131,18 @@ def _learns(pairs: Pairs, row_loss: RowFunction, mining: Mining, shared: PairOpt
     panel = next(Sides(one, candidates or anchors, shared).panels(), None)
     if panel is None:
         return False
+    similarity, masks = panel.sim.detach(), (panel.positive, panel.negative)
     with torch.enable_grad():
-        loss, _ = row_losses(row_loss, mining, panel.sim.detach(), panel.positive, panel.negative)
-    return loss.requires_grad
+        loss, _ = row_losses(row_loss, mining, similarity, *masks)
+        if loss.requires_grad or not any(s is not None and s.requires_grad for s in pairs):
+            return loss.requires_grad
+        traced, _ = row_losses(row_loss, mining, similarity.requires_grad_(), *masks)
+    if not traced.requires_grad:
+        raise ValueError(
+            "row_loss: expected a loss that autograd can follow to the similarities, got one "
+            "without a gradient; is there a detach, item, numpy or no_grad in it?"
+        )
+    return False
 
 
 def _checkpointed(

@@ -1,5 +1,6 @@
 """The family where it is easily wrong: bad input, odd modes, incoming gradients, its memory."""
 
+import dataclasses
 import inspect
 import math
 import subprocess
@@ -167,9 +168,9 @@ def test_shared_options_are_checked_everywhere(options, error, backend):
             "embeddings: expected a tensor, got list",
         ),
         (
-            lambda: pair_loss(*batch(), weighting=weigh.Triplet(), backend="triton"),
+            lambda: pair_loss(*batch(), weighting=weigh.Circle(0.9, 256.0), backend="cpu"),
             ValueError,
-            r"'triton' expected a rule that its kernels know .*NTXent, SupCon, .*got Triplet with",
+            r"'cpu' expected a rule that its kernels know .*NTXent, SupCon, .*got Circle with",
         ),
     ],
 )
@@ -255,3 +256,65 @@ def test_weights_of_a_loss_that_ignores_similarity(mining):
 
     found = ms_kernels.pair_weights(ms_kernels.PairLoss(Constant(), mining), x, y)
     assert not found.weight.any()
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(mine.Mining):
+    result: object
+
+    def keep(self, similarity, positive, negative):
+        return self.result(positive, negative)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (lambda p, n: p, "Broken.keep: expected two bool tensors .*, got Tensor"),
+        (lambda p, n: (p.float(), n), r"Broken.keep: .*, got torch.float32"),
+        (lambda p, n: (p[:, :3], n), r"Broken.keep: .*, got torch.bool"),
+        (lambda p, n: (p, None), "Broken.keep: .*, got None"),
+    ],
+)
+def test_a_mining_rule_of_ones_own_that_is_wrong(result, message):
+    x, y = batch(n=20)
+    with pytest.raises(TypeError, match=message):
+        pair_loss(x, y, weighting=weigh.NTXent(), mining=Broken(result))
+    with pytest.raises(NotImplementedError, match="Mining: define keep"):
+        pair_loss(x, y, weighting=weigh.NTXent(), mining=mine.Mining())
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_mining_rule_cannot_keep_other_than_it_was_given(backend):
+    x, y = batch(n=20)
+    rules = {"weighting": weigh.NTXent(), "backend": backend}
+    everything = Broken(lambda p, n: (~n, ~p))  # the anchor itself too
+    torch.testing.assert_close(
+        pair_loss(x, y, mining=everything, **rules), pair_loss(x, y, **rules)
+    )
+
+
+@pytest.mark.parametrize(
+    "row_loss",
+    [
+        lambda s, p, n: s.detach().sum(1),
+        lambda s, p, n: torch.tensor(s.tolist(), dtype=s.dtype).sum(1),
+    ],
+)
+def test_a_row_loss_without_a_gradient_is_refused(row_loss):
+    x, y = batch(n=20)
+    assert streamed_loss(row_loss, x, y).isfinite()  # nothing is asked of it
+    with pytest.raises(ValueError, match="row_loss: expected a loss that autograd can follow"):
+        streamed_loss(row_loss, x.clone().requires_grad_(), y)
+    with pytest.raises(TypeError, match="row_loss: expected a function .*NTXent.*weighting="):
+        streamed_loss(weigh.NTXent(), x, y)
+
+
+def test_modules_take_ids():
+    x, y = batch(n=20)
+    sides = (x, y, torch.cat([x, x + 1]), torch.cat([y, y]))
+    ids = {"ids": torch.arange(20), "ref_ids": torch.arange(40)}
+    got = ms_kernels.NTXentLoss()(*sides, **ids)
+    assert got == pair_loss(*sides, weighting=weigh.NTXent(), **ids)
+    assert got != ms_kernels.NTXentLoss()(*sides)
+    got = ms_kernels.MultiSimilarityLoss()(*sides, **ids)
+    assert got == ms_kernels.multi_similarity_loss(*sides, **ids)

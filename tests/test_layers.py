@@ -44,6 +44,7 @@ MAY_IMPORT = {
         "triton_kernels.launch_statistics",
         "triton_kernels.problem",
         "triton_kernels.tiles",
+        "weighting_rules",
     },
     "triton_kernels.tiles": set(),
     "triton_kernels.order": set(),
@@ -54,6 +55,11 @@ MAY_IMPORT = {
     "triton_kernels.stash": set(),
     "triton_kernels.tile_list": {"triton_kernels.multi_similarity", "triton_kernels.pairs"},
     "triton_kernels.family": {"triton_kernels.multi_similarity"},
+    "triton_kernels.triplet": {
+        "triton_kernels.multi_similarity",
+        "triton_kernels.pairs",
+        "triton_kernels.similarity",
+    },
     "triton_kernels.family_options": {"mining_rules", "spec", "weighting_rules"},
     "triton_kernels.family_finish": {
         "triton_kernels.family",
@@ -63,11 +69,15 @@ MAY_IMPORT = {
     },
     "triton_kernels.launch_family": {
         "mining_rules",
+        "spec",
+        "triton_kernels.triplet",
+        "weighting_rules",
         "triton_kernels.family_finish",
         "triton_kernels.launch_statistics",
         "triton_kernels.problem",
     },
     "triton_kernels.weights": {
+        "triton_kernels.triplet",
         "triton_kernels.family",
         "triton_kernels.multi_similarity",
         "triton_kernels.pairs",
@@ -78,6 +88,7 @@ MAY_IMPORT = {
         "triton_kernels.similarity",
     },
     "triton_kernels.negatives": {
+        "triton_kernels.triplet",
         "triton_kernels.family",
         "triton_kernels.multi_similarity",
         "triton_kernels.pairs",

@@ -19,6 +19,7 @@ pytest.importorskip("triton")
 if "triton" not in ms_kernels.dispatch.built():
     pytest.skip(ms_kernels.backends()["triton"].note, allow_module_level=True)
 
+from ms_kernels.triton_kernels import launch_family  # noqa: E402
 from ms_kernels.triton_kernels.tiles import interpreted  # noqa: E402
 
 DEVICE = "cpu" if interpreted() else "cuda"
@@ -131,6 +132,23 @@ def test_degenerate_batches(weighting, labels):
 
 def test_what_the_kernels_do_not_know():
     x, y = on_device(batch(20, None, 3))
-    for weighting in (weigh.Triplet(), weigh.Circle(0.25, 256.0)):
+    for weighting in (weigh.Circle(0.25, 256.0),):
         with pytest.raises(ValueError, match="'triton' expected a rule that its kernels know"):
             pair_loss(x, y, weighting=weighting, backend="triton")
+
+
+@pytest.mark.parametrize("mining", [mine.NoMining(), mine.MultiSimilarityMining()], ids=name_of)
+@pytest.mark.parametrize(("n", "m"), [(90, None), (40, 70)])
+def test_triplets_in_rounds(n, m, mining, monkeypatch):
+    """Classes of more candidates than an anchor lists at once."""
+    monkeypatch.setattr(launch_family, "LIST_BYTES", 0)
+    monkeypatch.setattr(launch_family, "LEAST_RANKS", 30)
+    new = {"generator": torch.Generator().manual_seed(n)}
+    sides = []
+    for count in (n,) if m is None else (n, m):
+        sides += [torch.randn(count, 5, dtype=torch.float64, **new)]
+        sides += [torch.arange(count) * 7 % 3 // 2]
+    rules = {"weighting": weigh.Triplet(0.3), "mining": mining}
+    want = step(sides, "reference", **rules)
+    for got, exact in zip(step(on_device(sides), "triton", **rules), want, strict=True):
+        torch.testing.assert_close(got.cpu(), exact, rtol=1e-9, atol=1e-11)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ms_kernels.backends.interface import Side
 from ms_kernels.backends.sides import Panel, Sides, full_precision, through_normalisation
-from ms_kernels.mining_rules import Mining
+from ms_kernels.mining_rules import Mining, kept_pairs
 from ms_kernels.spec import Options
 
 RowFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -85,7 +85,7 @@ def row_losses(
 ) -> tuple[Tensor, Tensor]:
     """(rows,) losses after mining, NaN where a similarity is not finite, and the kept pairs."""
     with torch.no_grad():
-        positive, negative = mining.keep(similarity, positive, negative)
+        positive, negative = kept_pairs(mining, similarity, positive, negative)
         kept = positive.sum(1) + negative.sum(1)
         # A factor and no summand: what a NaN loss weighs is NaN too.
         poison = torch.where(similarity.isfinite().all(1), 1.0, math.nan)
@@ -94,6 +94,7 @@ def row_losses(
     if not isinstance(loss, Tensor) or not loss.is_floating_point() or loss.shape != rows:
         got = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise ValueError(
-            f"row_loss: expected a floating-point loss for each row, {tuple(rows)}, got {got}"
+            f"row_loss: expected a floating-point loss for each row of the panel, shape "
+            f"{tuple(rows)} for {rows[0]}, got {got}"
         )
     return loss * poison.to(loss.dtype), kept

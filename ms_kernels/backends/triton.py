@@ -8,6 +8,8 @@ import contextlib
 import importlib
 import importlib.util
 import os
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +19,11 @@ from ms_kernels.reference import RowStatistics
 from ms_kernels.settings import options
 from ms_kernels.spec import MultiSimilaritySpec, PairSpec, Spec
 from ms_kernels.triton_kernels import tiles
+from ms_kernels.weighting_rules import Triplet
+
+if TYPE_CHECKING:
+    from ms_kernels.triton_kernels.launch_statistics import Statistics
+    from ms_kernels.triton_kernels.problem import Problem
 
 # Earlier ones have no float64 products and gave wrong float32 ones.
 LEAST_TRITON = (3, 6)
@@ -97,8 +104,7 @@ def loss_and_gradient(
     dloss: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Row losses, above 0 for the rows that keep a pair, and the gradients of the losses' sum."""
-    from ms_kernels.triton_kernels.launch_family import family_statistics
-    from ms_kernels.triton_kernels.launch_gradient import Scan, gradient
+    from ms_kernels.triton_kernels.launch_family import family_statistics, most_ranks
     from ms_kernels.triton_kernels.launch_statistics import statistics
     from ms_kernels.triton_kernels.problem import Problem
 
@@ -106,29 +112,54 @@ def loss_and_gradient(
         budget = options.workspace_bytes
         if isinstance(spec, PairSpec):  # weights may be of any size, and nothing bounds a tile's
             problem = Problem(anchors, candidates, spec, wide=True)
+            step = most_ranks(problem) if isinstance(spec.weighting, Triplet) else 0
+            later = range(step, problem.columns.count, step) if step else ()
             found = family_statistics(problem, spec.mining, dloss, budget)
             tolerance = torch.zeros(1, dtype=found.terms.dtype, device=found.terms.device)
         else:
+            later = ()
             problem = Problem(anchors, candidates, spec)
             stash_bytes = options.stash_bytes if need_dx else 0
             found = statistics(problem, budget, exact=False, stash_bytes=stash_bytes)
             tolerance = _tolerance(found.terms)
-        loss = found.loss
-        row_poison = _poison(loss)
-        poison = row_poison.sum().view(1)
-        scan = Scan(found.tile_mass, tolerance, found.stash, transposed=False)
-        dx = dr = None
-        if need_dx:
-            if candidates is None:
-                dx = gradient(problem, found.terms, found.terms, poison, scan, budget)
-            else:
-                dx = gradient(problem, found.terms, None, row_poison, scan, budget)
-        if need_dr and candidates is not None:
-            ranges = problem.columns.ranges_among(candidates.labels, anchors.labels)
-            other = problem.other_way(*ranges)
-            scan = scan._replace(transposed=True)
-            dr = gradient(other, None, found.terms, poison, scan, budget)
-        return loss, found.valid, dx, dr
+        gradients = partial(_gradients, problem, anchors, candidates, need_dx, need_dr, tolerance)
+        loss, valid = found.loss, found.valid
+        dx, dr = gradients(found)
+        for passed in later:  # of a triplet loss, whose sums and gradients add up
+            found = family_statistics(problem, spec.mining, dloss, budget, passed)
+            loss = loss + found.loss
+            parts = zip((dx, dr), gradients(found), strict=True)
+            dx, dr = (None if d is None or e is None else d + e for d, e in parts)
+        return loss, valid, dx, dr
+
+
+def _gradients(
+    problem: "Problem",
+    anchors: Side,
+    candidates: Side | None,
+    need_dx: bool,
+    need_dr: bool,
+    tolerance: Tensor,
+    found: "Statistics",
+) -> tuple[Tensor | None, Tensor | None]:
+    from ms_kernels.triton_kernels.launch_gradient import Scan, gradient
+
+    budget = options.workspace_bytes
+    row_poison = _poison(found.loss)
+    poison = row_poison.sum().view(1)
+    scan = Scan(found.tile_mass, tolerance, found.stash, transposed=False)
+    dx = dr = None
+    if need_dx:
+        if candidates is None:
+            dx = gradient(problem, found.terms, found.terms, poison, scan, budget)
+        else:
+            dx = gradient(problem, found.terms, None, row_poison, scan, budget)
+    if need_dr and candidates is not None:
+        ranges = problem.columns.ranges_among(candidates.labels, anchors.labels)
+        other = problem.other_way(*ranges)
+        scan = scan._replace(transposed=True)
+        dr = gradient(other, None, found.terms, poison, scan, budget)
+    return dx, dr
 
 
 def _poison(statistic: Tensor) -> Tensor:

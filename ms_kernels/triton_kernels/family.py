@@ -20,6 +20,7 @@ from ms_kernels.triton_kernels.multi_similarity import (
 MULTI_SIMILARITY, CONTRASTIVE, BINOMIAL = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 BIN_LIFTED, LIFTED, NT_XENT = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
 SUP_CON, NCA, CIRCLE = tl.constexpr(7), tl.constexpr(8), tl.constexpr(9)
+TRIPLET = tl.constexpr(10)
 
 
 @triton.jit
@@ -52,7 +53,7 @@ def negative_term(sim, reference, options, BOUNDED: tl.constexpr, RULES: tl.cons
 @triton.jit
 def negative_result(hardest, sums, options, BOUNDED: tl.constexpr, RULES: tl.constexpr):
     """The finished sum: a log-sum-exp, -inf if empty, where the terms are exponentials."""
-    if RULES == CONTRASTIVE or RULES == BINOMIAL:
+    if RULES == CONTRASTIVE or RULES == BINOMIAL or RULES == TRIPLET:
         return sums
     else:
         return negative_lse(hardest, sums, options, BOUNDED)
@@ -119,6 +120,9 @@ def finish(pos, neg, moment, pos_kept, neg_kept, options, RULES: tl.constexpr):
         weight = tl.where(both, each, 0)
         loss = tl.where(both, softplus(n - p), 0)
         return loss, weight, lse, -weight, p + softplus(p - n), zero
+    elif RULES == TRIPLET:
+        weight = tl.where(both, zero + 1, 0)
+        return neg, weight, zero, weight, zero, zero
     else:
         tl.static_assert(RULES == CIRCLE)
         weight = tl.where(both, zero + 1, 0)

@@ -7,6 +7,7 @@ from ms_kernels.triton_kernels.family import (
     BINOMIAL,
     CONTRASTIVE,
     NT_XENT,
+    TRIPLET,
     finish,
     negative_result,
     positive_exponent,
@@ -77,6 +78,8 @@ def family_finish_kernel(
         keep = is_positive(sim, pair, options) & (sim < pos_below[:, None])
         if RULES == CONTRASTIVE:
             sums += tl.sum(tl.where(keep, tl.maximum(tl.load(options + 5) - sim, 0), 0), 1)
+        elif RULES == TRIPLET:
+            sums += tl.zeros((BLOCK_M,), T)  # its positives are listed already
         elif RULES == BINOMIAL or RULES == NT_XENT:
             z = tl.load(options) * (tl.load(options + 5) - sim) - offset[:, None]
             sums += tl.sum(tl.where(keep, softplus(z), 0), 1)
@@ -90,7 +93,8 @@ def family_finish_kernel(
             moment += tl.sum(tl.where(keep, sim, 0), 1)
         count += tl.sum(keep.to(tl.int32), 1)
     pos = sums
-    if RULES != CONTRASTIVE and RULES != BINOMIAL and RULES != NT_XENT:
+    PLAIN: tl.constexpr = RULES == CONTRASTIVE or RULES == BINOMIAL or RULES == NT_XENT
+    if not PLAIN and RULES != TRIPLET:
         pos = tl.where(count > 0, top + tl.log(tl.where(sums == 0, 1, sums)), -INFINITY)
 
     broken = (negative == negative) == 0  # a similarity was not finite

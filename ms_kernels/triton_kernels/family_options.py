@@ -11,14 +11,15 @@ from ms_kernels.weighting_rules import (
     Contrastive,
     LiftedStructure,
     MultiSimilarity,
+    Triplet,
 )
 
-OPTIONS = 7
+OPTIONS = 9
 
 
 def family_options(spec: PairSpec) -> list[float]:
     """Scale of positives, of negatives, base of negatives, slack of MS mining, else 0,
-    max_positive_similarity, base of positives, margin."""
+    max_positive_similarity, base of positives, margin, and 0 twice, which `triplet.py` replaces."""
     rule = spec.weighting
     most = math.inf if spec.max_positive_similarity is None else spec.max_positive_similarity
     margin = 0.0
@@ -30,11 +31,13 @@ def family_options(spec: PairSpec) -> list[float]:
         scales, bases = (1.0, 1.0), (rule.margin, 0.0)
     elif isinstance(rule, Circle):
         scales, bases, margin = (rule.gamma, rule.gamma), (1.0, 0.0), rule.m
+    elif isinstance(rule, Triplet):
+        scales, bases, margin = (1.0, 1.0), (0.0, 0.0), rule.margin
     else:  # those of a temperature
         scale = 1 / rule.temperature  # type: ignore[attr-defined]
         scales, bases = (scale, scale), (0.0, 0.0)
     slack = spec.mining.epsilon if isinstance(spec.mining, MultiSimilarityMining) else 0.0
-    return [*scales, bases[1], slack, most, bases[0], margin]
+    return [*scales, bases[1], slack, most, bases[0], margin, 0.0, 0.0]
 
 
 def reach_of(scale: float, base: float, count: int) -> float:
@@ -46,6 +49,6 @@ def reach_of(scale: float, base: float, count: int) -> float:
 
 def is_family_bounded(spec: PairSpec, options: list[float], count: int, bound: float) -> bool:
     """Whether sums of negatives are simply added: see BOUNDED in `family.py`."""
-    if isinstance(spec.weighting, (Contrastive, BinomialDeviance, Circle)):
+    if isinstance(spec.weighting, (Contrastive, BinomialDeviance, Circle, Triplet)):
         return True
     return spec.normalize and reach_of(options[1], options[2], count) <= bound

@@ -11,6 +11,7 @@ from ms_kernels.mining_rules import (
     SemiHardMining,
     ThresholdMining,
 )
+from ms_kernels.spec import PairSpec
 from ms_kernels.triton_kernels.family_finish import family_finish_kernel
 from ms_kernels.triton_kernels.launch_statistics import (
     Statistics,
@@ -19,29 +20,49 @@ from ms_kernels.triton_kernels.launch_statistics import (
     scan_positives,
 )
 from ms_kernels.triton_kernels.problem import Problem
+from ms_kernels.triton_kernels.triplet import list_kernel
+from ms_kernels.weighting_rules import Triplet
+
+# Of the lists of a triplet loss, and the fewest slots there are.
+LIST_BYTES, LEAST_RANKS = 40 << 20, 64
 
 
 def family_statistics(
-    problem: Problem, mining: Mining, dloss: Tensor | None, workspace_bytes: int
+    problem: Problem,
+    mining: Mining,
+    dloss: Tensor | None,
+    workspace_bytes: int,
+    passed: int = 0,
 ) -> Statistics:
-    """Loss and number of kept pairs of each row, and what the gradient needs for `dloss`."""
+    """Loss and number of kept pairs of each row, and what the gradient needs for `dloss`.
+
+    passed: candidates of each class that earlier rounds of a triplet loss had.
+    """
     rows = problem.rows
     sides, others, constants = arguments(problem)
     least = scan_positives(problem)
-    bounds = torch.empty(3, rows.padded, dtype=rows.dtype, device=rows.device)
+    bounds, terms = _bounds_and_terms(problem)
     bounds[1:] = torch.inf
-    if isinstance(mining, HardestMining):  # negatives are bounded by their own hardest
+    assert isinstance(problem.spec, PairSpec)
+    ranked = isinstance(problem.spec.weighting, Triplet)
+    if ranked:
+        problem.options[7] = 0  # nothing is listed yet
+    if isinstance(mining, HardestMining) or (ranked and isinstance(mining, MultiSimilarityMining)):
+        # Negatives are bounded by their own hardest, or positives are listed before the scan.
         bounds[0] = -torch.inf
         most = scan_negatives(problem, bounds, workspace_bytes, exact=False).hardest
         _bound_negatives(bounds, mining, least, most)
     else:
+        most = torch.full_like(least, -torch.inf)
         _bound_negatives(bounds, mining, least, None)
+    if ranked:
+        _bound_positives(bounds, mining, least, most)
+        _list_positives(problem, bounds, terms, passed)
     scan = scan_negatives(problem, bounds, workspace_bytes, exact=False)
     _bound_positives(bounds, mining, least, scan.hardest)
 
     loss = torch.empty(rows.count, dtype=rows.dtype, device=rows.device)
     kept = torch.empty(rows.count, dtype=torch.int64, device=rows.device)
-    terms = torch.empty(8, rows.padded, dtype=rows.dtype, device=rows.device)
     incoming = torch.ones_like(loss) if dloss is None else dloss.to(rows.dtype).contiguous()
     family_finish_kernel[(triton.cdiv(rows.padded, problem.tiles.scan.block_m),)](
         *sides,
@@ -70,6 +91,48 @@ def family_statistics(
         **constants,
     )
     return Statistics(None, loss, kept, terms, scan.tile_mass, None)
+
+
+def most_ranks(problem: Problem) -> int:
+    """Slots of the lists of a triplet loss: as many as LIST_BYTES hold, or LEAST_RANKS."""
+    slot_bytes: int = 2 * problem.rows.padded * problem.rows.scale.element_size()
+    return max(1, min(problem.columns.count, max(LEAST_RANKS, LIST_BYTES // slot_bytes)))
+
+
+def _bounds_and_terms(problem: Problem) -> tuple[Tensor, Tensor]:
+    """(3, padded) and (8 and lists, padded), one after the other: the scan finds lists by it."""
+    rows = problem.rows
+    spec = problem.spec
+    assert isinstance(spec, PairSpec)
+    lists = 1 + 2 * most_ranks(problem) if isinstance(spec.weighting, Triplet) else 0
+    both = torch.empty(3 + 8 + lists, rows.padded, dtype=rows.dtype, device=rows.device)
+    return both[:3], both[3:]
+
+
+def _list_positives(problem: Problem, bounds: Tensor, terms: Tensor, passed: int) -> None:
+    rows = problem.rows
+    sides, others, constants = arguments(problem)
+    slots = most_ranks(problem)
+    if rows.count:
+        largest = (problem.last - problem.first).amax()
+        problem.options[7] = (largest - passed).clamp(0, slots)
+    problem.options[8] = passed
+    thresholds, numbers = terms[9::2], terms[10::2]
+    thresholds.fill_(torch.inf)
+    numbers.zero_()
+    list_kernel[(triton.cdiv(rows.padded, problem.tiles.scan.block_m),)](
+        *sides,
+        rows.ids,
+        problem.first,
+        problem.last,
+        *others,
+        bounds,
+        terms,
+        rows.count,
+        rows.stride,
+        rows.padded,
+        **constants,
+    )
 
 
 def _bound_negatives(bounds: Tensor, mining: Mining, least: Tensor, most: Tensor | None) -> None:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ms_kernels.triton_kernels.family import CONTRASTIVE, negative_term
+from ms_kernels.triton_kernels.family import CONTRASTIVE, TRIPLET, negative_term
 from ms_kernels.triton_kernels.multi_similarity import (
     INFINITY,
     negative_exponential,
@@ -12,6 +12,7 @@ from ms_kernels.triton_kernels.multi_similarity import (
 from ms_kernels.triton_kernels.pairs import GIVEN, distinct, same_class
 from ms_kernels.triton_kernels.similarity import similarity
 from ms_kernels.triton_kernels.stash import write_stash
+from ms_kernels.triton_kernels.triplet import compare_columns, compare_rows
 
 
 @triton.jit
@@ -145,12 +146,19 @@ def negative_scan_kernel(
             row_top = tl.max(own, 1)
             new_hardest = tl.maximum(hardest, row_top)
             reference = tl.where(new_hardest == -INFINITY, 0, new_hardest)
-            e = negative_term(sim, reference[:, None], options, BOUNDED, RULES)
-            row_total = tl.sum(tl.where(by_row, e, 0), 1)
+            if RULES == TRIPLET:  # the terms follow the bounds
+                row_total, reached = compare_rows(
+                    sim, by_row, hardest_positive + 3 * padded, rows, padded, options
+                )
+            else:
+                e = negative_term(sim, reference[:, None], options, BOUNDED, RULES)
+                row_total = tl.sum(tl.where(by_row, e, 0), 1)
             if COUNT:
                 row_count = tl.sum(by_row.to(tl.int32), 1)
                 kept += row_count
-            if RULES != 0:
+            if RULES == TRIPLET:
+                mass = tl.where(reached > 0, INFINITY, 0).to(T)
+            elif RULES != 0:
                 mass = unbounded(sim, by_row, row_count, options, RULES)
             elif BOUNDED:
                 mass = tl.max(row_total)
@@ -173,7 +181,12 @@ def negative_scan_kernel(
                 if not BOUNDED:
                     reference = tl.where(column_top == -INFINITY, 0, column_top)
                     e = negative_exponential(sim, reference[None, :], options, BOUNDED)
-                column_total = tl.sum(tl.where(by_column, e, 0), 0)
+                if RULES == TRIPLET:
+                    column_total, reached = compare_columns(
+                        sim, by_column, hardest_positive + 3 * padded, columns, padded, options
+                    )
+                else:
+                    column_total = tl.sum(tl.where(by_column, e, 0), 0)
                 if STASH:
                     write_stash(
                         stash, e, by_row, by_column, block, tile, column_blocks, BLOCK_M, BLOCK_N
@@ -181,7 +194,9 @@ def negative_scan_kernel(
                 if COUNT:
                     column_count = tl.sum(by_column.to(tl.int32), 0)
                 column_mass = tl.max(column_total)
-                if RULES != 0:
+                if RULES == TRIPLET:
+                    column_mass = tl.where(reached > 0, INFINITY, 0).to(T)
+                elif RULES != 0:
                     column_mass = unbounded(sim, by_column, column_count, options, RULES)
                 elif not BOUNDED:
                     column_mass = tl.where(column_mass > 0, INFINITY, 0).to(T)

@@ -158,7 +158,7 @@ class Problem:
             self.bounded = is_family_bounded(spec, values, count, BOUND[dtype])
         else:
             self.rules = 0
-            values = [*spec.pack()[:5], 0.0, 0.0]
+            values = [*spec.pack()[:5], *[0.0] * (OPTIONS - 5)]
             values[3] = spec.narrow_epsilon(torch.finfo(dtype).max)
             self.bounded = is_bounded(spec, count, dtype)
         self.options = _options_on(self.rows.device, dtype, tuple(values))

@@ -6,8 +6,8 @@ import triton.language as tl
 INFINITY = tl.constexpr(float("inf"))
 
 
-@triton.jit(do_not_specialize=["a", "b", "c", "d", "e", "f", "g"])
-def options_kernel(out, a, b, c, d, e, f, g):
+@triton.jit(do_not_specialize=["a", "b", "c", "d", "e", "f", "g", "h", "i"])
+def options_kernel(out, a, b, c, d, e, f, g, h, i):
     """Writes options from the bits of float64 numbers: a float argument would be a float32."""
     T: tl.constexpr = out.dtype.element_ty
     tl.store(out, a.to(tl.int64).to(tl.float64, bitcast=True).to(T))
@@ -17,6 +17,8 @@ def options_kernel(out, a, b, c, d, e, f, g):
     tl.store(out + 4, e.to(tl.int64).to(tl.float64, bitcast=True).to(T))
     tl.store(out + 5, f.to(tl.int64).to(tl.float64, bitcast=True).to(T))
     tl.store(out + 6, g.to(tl.int64).to(tl.float64, bitcast=True).to(T))
+    tl.store(out + 7, h.to(tl.int64).to(tl.float64, bitcast=True).to(T))
+    tl.store(out + 8, i.to(tl.int64).to(tl.float64, bitcast=True).to(T))
 
 
 @triton.jit

@@ -3,13 +3,14 @@
 `terms` points to five arrays of `padded` entries: neg_threshold, pos_threshold, neg_offset,
 pos_offset, dloss. Offsets are softplus of the log-sum-exps; a muted row passes no threshold.
 With RULES (`family.py`) they are eight: neg_above, pos_below, neg_offset, pos_offset, and, times
-dloss, the factor of negatives; neg_below; factor and constant of positives, times dloss.
+dloss, the factor of negatives; neg_below; factor and constant of positives, times dloss. With
+TRIPLET lists follow (`triplet.py`).
 """
 
 import triton
 import triton.language as tl
 
-from ms_kernels.triton_kernels.family import BINOMIAL
+from ms_kernels.triton_kernels.family import BINOMIAL, TRIPLET
 from ms_kernels.triton_kernels.family import negative_weight as family_negative
 from ms_kernels.triton_kernels.family import positive_weight as family_positive
 from ms_kernels.triton_kernels.multi_similarity import (
@@ -23,6 +24,7 @@ from ms_kernels.triton_kernels.multi_similarity import (
     softplus,
 )
 from ms_kernels.triton_kernels.pairs import GIVEN, distinct, same_class
+from ms_kernels.triton_kernels.triplet import negatives_reaching, thresholds_reached
 
 
 @triton.jit
@@ -83,6 +85,9 @@ def family_negatives(
     kept &= sim < one_side(terms, 5 * padded + at, AS_ROW)
     if RULES == BINOMIAL:
         return tl.where(kept, factor, 0) * slope
+    elif RULES == TRIPLET:
+        number = thresholds_reached(sim, terms, at, padded, options, AS_ROW)
+        return tl.where(kept & (number > 0), number * factor, 0)
     else:
         offset = one_side(terms, 2 * padded + at, AS_ROW)
         return tl.where(kept, family_negative(sim, offset, factor, options, RULES), 0)
@@ -90,12 +95,15 @@ def family_negatives(
 
 @triton.jit
 def family_positives(
-    sim, slope, terms, at, padded, options, AS_ROW: tl.constexpr, RULES: tl.constexpr
+    sim, slope, terms, at, others, padded, options, AS_ROW: tl.constexpr, RULES: tl.constexpr
 ):
     factor = one_side(terms, 6 * padded + at, AS_ROW)
     kept = sim < one_side(terms, padded + at, AS_ROW)
     if RULES == BINOMIAL:
         return tl.where(kept, factor, 0) * slope
+    elif RULES == TRIPLET:
+        number = negatives_reaching(terms, at, others, padded, options, AS_ROW)
+        return tl.where(kept & (number > 0), -number * factor, 0)
     else:
         offset = one_side(terms, 3 * padded + at, AS_ROW)
         constant = one_side(terms, 7 * padded + at, AS_ROW)
@@ -159,11 +167,11 @@ def pair_weights(
                 slope = family_positive(sim, 0, 1, 0, options, RULES)
             if HAS_ROW:
                 positive += family_positives(
-                    sim, slope, row_terms, rows, row_padded, options, True, RULES
+                    sim, slope, row_terms, rows, columns, row_padded, options, True, RULES
                 )
             if HAS_COLUMN:
                 positive += family_positives(
-                    sim, slope, column_terms, columns, column_padded, options, False, RULES
+                    sim, slope, column_terms, columns, rows, column_padded, options, False, RULES
                 )
         else:
             if HAS_ROW:

@@ -1,0 +1,132 @@
+"""The triplet loss compares every kept negative of an anchor with every kept positive: an anchor
+lists a threshold for each positive, and counts the negatives that reach it.
+
+`lists` points into the terms of the anchors (`weights.py`), 2 arrays for each slot: thresholds, and
+numbers, which are whole, so that their sums are the same in any order. A candidate's slot is its
+place within its class, less what earlier rounds had. `options` has the number of slots in use at 7
+and what is passed at 8.
+"""
+
+import triton
+import triton.language as tl
+
+from ms_kernels.triton_kernels.multi_similarity import is_positive
+from ms_kernels.triton_kernels.pairs import distinct, positive_range, same_class
+from ms_kernels.triton_kernels.similarity import similarity
+
+# Arrays of the terms before the lists: those of every loss, and each anchor's first slot's place.
+FIRST_SLOT, LISTS = tl.constexpr(8), tl.constexpr(9)
+
+
+@triton.jit
+def slots_in_use(options):
+    return tl.load(options + 7).to(tl.int32)
+
+
+@triton.jit
+def list_of(terms, k, padded):
+    """Thresholds of slot k; the numbers follow."""
+    wide = tl.zeros((), tl.int64) + k
+    return terms + (LISTS + 2 * wide) * padded
+
+
+@triton.jit
+def compare_rows(sim, kept, terms, rows, padded, options):
+    """Sum of what the kept negatives of each row exceed its thresholds by, and the greatest number
+    of those reached; adds the numbers to the lists."""
+    total = tl.zeros((sim.shape[0],), sim.dtype)
+    most = tl.zeros((), tl.int32)
+    for k in range(slots_in_use(options)):
+        at = list_of(terms, k, padded) + rows
+        threshold = tl.load(at)[:, None]
+        reaches = kept & (sim >= threshold)
+        total += tl.sum(tl.where(reaches, sim - threshold, 0), 1)
+        number = tl.sum(reaches.to(tl.int32), 1)
+        tl.atomic_add(at + padded, number.to(sim.dtype), mask=number > 0)
+        most = tl.maximum(most, tl.max(number))
+    return total, most
+
+
+@triton.jit
+def compare_columns(sim, kept, terms, columns, padded, options):
+    """The same of columns."""
+    total = tl.zeros((sim.shape[1],), sim.dtype)
+    most = tl.zeros((), tl.int32)
+    for k in range(slots_in_use(options)):
+        at = list_of(terms, k, padded) + columns
+        threshold = tl.load(at)[None, :]
+        reaches = kept & (sim >= threshold)
+        total += tl.sum(tl.where(reaches, sim - threshold, 0), 0)
+        number = tl.sum(reaches.to(tl.int32), 0)
+        tl.atomic_add(at + padded, number.to(sim.dtype), mask=number > 0)
+        most = tl.maximum(most, tl.max(number))
+    return total, most
+
+
+@triton.jit
+def thresholds_reached(sim, terms, at, padded, options, AS_ROW: tl.constexpr):
+    """How many of one side's thresholds each pair reaches."""
+    number = tl.zeros(sim.shape, sim.dtype)
+    for k in range(slots_in_use(options)):
+        threshold = tl.load(list_of(terms, k, padded) + at)
+        if AS_ROW:
+            number += (sim >= threshold[:, None]).to(sim.dtype)
+        else:
+            number += (sim >= threshold[None, :]).to(sim.dtype)
+    return number
+
+
+@triton.jit
+def negatives_reaching(terms, at, others, padded, options, AS_ROW: tl.constexpr):
+    """How many negatives reach the threshold that each pair stands for, as a positive of `at`."""
+    place = tl.load(terms + FIRST_SLOT * padded + at).to(tl.int32)
+    if AS_ROW:
+        slot = others[None, :].to(tl.int32) - place[:, None]
+        anchor = at[:, None]
+    else:
+        slot = others[:, None].to(tl.int32) - place[None, :]
+        anchor = at[None, :]
+    there = (slot >= 0) & (slot < slots_in_use(options))
+    return tl.load(list_of(terms, slot, padded) + padded + anchor, mask=there, other=0)
+
+
+@triton.jit
+def list_kernel(
+    x,
+    row_scale,
+    row_ids,
+    first,
+    last,
+    r,
+    column_scale,
+    column_ids,
+    options,
+    bounds,  # (3, padded): a kept positive is below the last
+    terms,  # lists out, cleared before
+    N,
+    depth,
+    padded,
+    MODE: tl.constexpr,
+    ID_MODE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program lists the thresholds S - margin of the kept positives of BLOCK_M anchors."""
+    T: tl.constexpr = row_scale.dtype.element_ty
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    low, high = positive_range(first, last, rows, N)
+    row_first, row_last = tl.load(first + rows), tl.load(last + rows)
+    pos_below = tl.load(bounds + 2 * padded + rows)
+    place = row_first + tl.load(options + 8).to(tl.int32)
+    tl.store(terms + FIRST_SLOT * padded + rows, place.to(T))
+    for start in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
+        columns = start + tl.arange(0, BLOCK_N)
+        sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
+        pair = same_class(row_first, row_last, columns)
+        pair &= distinct(rows, columns, row_ids, column_ids, ID_MODE)
+        keep = is_positive(sim, pair, options) & (sim < pos_below[:, None])
+        slot = columns[None, :] - place[:, None]
+        keep &= (slot >= 0) & (slot < slots_in_use(options)) & (rows < N)[:, None]
+        at = list_of(terms, slot, padded) + rows[:, None]
+        tl.store(at, sim - tl.load(options + 6), mask=keep)
