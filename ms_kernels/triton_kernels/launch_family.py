@@ -90,6 +90,9 @@ def family_statistics(
         RULES=problem.rules,
         **constants,
     )
+    if ranked:  # a positive without weight weighs nothing whatever its anchor's factor
+        numbers = terms[10::2]
+        numbers.copy_(torch.where(numbers > 0, numbers * terms[6], 0))
     return Statistics(None, loss, kept, terms, scan.tile_mass, None)
 
 

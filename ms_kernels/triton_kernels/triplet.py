@@ -64,30 +64,33 @@ def compare_columns(sim, kept, terms, columns, padded, options):
 
 
 @triton.jit
-def thresholds_reached(sim, terms, at, padded, options, AS_ROW: tl.constexpr):
-    """How many of one side's thresholds each pair reaches."""
-    number = tl.zeros(sim.shape, sim.dtype)
+def add_negatives(weight, sim, terms, at, padded, options, AS_ROW: tl.constexpr):
+    """Adds what one side's anchors give their negatives: a factor for each threshold reached."""
     for k in range(slots_in_use(options)):
-        threshold = tl.load(list_of(terms, k, padded) + at)
-        if AS_ROW:
-            number += (sim >= threshold[:, None]).to(sim.dtype)
-        else:
-            number += (sim >= threshold[None, :]).to(sim.dtype)
-    return number
+        # Loaded anew for each slot: of columns they would not stay in registers.
+        reaches = sim >= side_of(tl.load(list_of(terms, k, padded) + at), AS_ROW)
+        reaches &= sim > side_of(tl.load(terms + at), AS_ROW)
+        reaches &= sim < side_of(tl.load(terms + 5 * padded + at), AS_ROW)
+        weight += tl.where(reaches, side_of(tl.load(terms + 4 * padded + at), AS_ROW), 0)
+    return weight
 
 
 @triton.jit
-def negatives_reaching(terms, at, others, padded, options, AS_ROW: tl.constexpr):
-    """How many negatives reach the threshold that each pair stands for, as a positive of `at`."""
-    place = tl.load(terms + FIRST_SLOT * padded + at).to(tl.int32)
-    if AS_ROW:
-        slot = others[None, :].to(tl.int32) - place[:, None]
-        anchor = at[:, None]
-    else:
-        slot = others[:, None].to(tl.int32) - place[None, :]
-        anchor = at[None, :]
-    there = (slot >= 0) & (slot < slots_in_use(options))
-    return tl.load(list_of(terms, slot, padded) + padded + anchor, mask=there, other=0)
+def add_positives(weight, terms, at, others, padded, options, AS_ROW: tl.constexpr):
+    """The same of positives: what their slots hold, numbers times the factor by now, and 0 of one
+    that is not kept."""
+    for k in range(slots_in_use(options)):
+        place = tl.load(terms + FIRST_SLOT * padded + at).to(tl.int32)
+        mine = side_of(place, AS_ROW) == side_of(others.to(tl.int32) - k, not AS_ROW)
+        pull = tl.load(list_of(terms, k, padded) + padded + at)
+        weight -= tl.where(mine, side_of(pull, AS_ROW), 0)
+    return weight
+
+
+@triton.jit
+def side_of(x, AS_ROW: tl.constexpr):
+    """A vector, shaped to broadcast over a tile of rows by columns."""
+    return x[:, None] if AS_ROW else x[None, :]
 
 
 @triton.jit

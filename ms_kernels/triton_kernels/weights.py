@@ -24,7 +24,7 @@ from ms_kernels.triton_kernels.multi_similarity import (
     softplus,
 )
 from ms_kernels.triton_kernels.pairs import GIVEN, distinct, same_class
-from ms_kernels.triton_kernels.triplet import negatives_reaching, thresholds_reached
+from ms_kernels.triton_kernels.triplet import add_negatives, add_positives
 
 
 @triton.jit
@@ -81,29 +81,24 @@ def family_negatives(
 ):
     """What one side adds if every pair is a negative; `slope` is what all sides have in common."""
     factor = one_side(terms, 4 * padded + at, AS_ROW)
-    kept = sim > one_side(terms, at, AS_ROW)
-    kept &= sim < one_side(terms, 5 * padded + at, AS_ROW)
+    above = one_side(terms, at, AS_ROW)
+    below = one_side(terms, 5 * padded + at, AS_ROW)
     if RULES == BINOMIAL:
-        return tl.where(kept, factor, 0) * slope
-    elif RULES == TRIPLET:
-        number = thresholds_reached(sim, terms, at, padded, options, AS_ROW)
-        return tl.where(kept & (number > 0), number * factor, 0)
+        return tl.where((sim > above) & (sim < below), factor, 0) * slope
     else:
         offset = one_side(terms, 2 * padded + at, AS_ROW)
-        return tl.where(kept, family_negative(sim, offset, factor, options, RULES), 0)
+        weight = family_negative(sim, offset, factor, options, RULES)
+        return tl.where((sim > above) & (sim < below), weight, 0)
 
 
 @triton.jit
 def family_positives(
-    sim, slope, terms, at, others, padded, options, AS_ROW: tl.constexpr, RULES: tl.constexpr
+    sim, slope, terms, at, padded, options, AS_ROW: tl.constexpr, RULES: tl.constexpr
 ):
     factor = one_side(terms, 6 * padded + at, AS_ROW)
     kept = sim < one_side(terms, padded + at, AS_ROW)
     if RULES == BINOMIAL:
         return tl.where(kept, factor, 0) * slope
-    elif RULES == TRIPLET:
-        number = negatives_reaching(terms, at, others, padded, options, AS_ROW)
-        return tl.where(kept & (number > 0), -number * factor, 0)
     else:
         offset = one_side(terms, 3 * padded + at, AS_ROW)
         constant = one_side(terms, 7 * padded + at, AS_ROW)
@@ -133,7 +128,14 @@ def pair_weights(
 ):
     """Weights of a tile; without POSITIVES it is known to hold none. Padding weighs nothing."""
     weight = tl.zeros(sim.shape, sim.dtype)
-    if RULES != 0:
+    if RULES == TRIPLET:
+        if HAS_ROW:
+            weight = add_negatives(weight, sim, row_terms, rows, row_padded, options, True)
+        if HAS_COLUMN:
+            weight = add_negatives(
+                weight, sim, column_terms, columns, column_padded, options, False
+            )
+    elif RULES != 0:
         slope = sim
         if RULES == BINOMIAL:
             slope = family_negative(sim, 0, 1, options, RULES)
@@ -162,16 +164,25 @@ def pair_weights(
     if POSITIVES:
         same = same_class(tl.load(first + rows), tl.load(last + rows), columns)
         positive = tl.zeros(sim.shape, sim.dtype)
-        if RULES != 0:
+        if RULES == TRIPLET:
+            if HAS_ROW:
+                positive = add_positives(
+                    positive, row_terms, rows, columns, row_padded, options, True
+                )
+            if HAS_COLUMN:
+                positive = add_positives(
+                    positive, column_terms, columns, rows, column_padded, options, False
+                )
+        elif RULES != 0:
             if RULES == BINOMIAL:
                 slope = family_positive(sim, 0, 1, 0, options, RULES)
             if HAS_ROW:
                 positive += family_positives(
-                    sim, slope, row_terms, rows, columns, row_padded, options, True, RULES
+                    sim, slope, row_terms, rows, row_padded, options, True, RULES
                 )
             if HAS_COLUMN:
                 positive += family_positives(
-                    sim, slope, column_terms, columns, rows, column_padded, options, False, RULES
+                    sim, slope, column_terms, columns, column_padded, options, False, RULES
                 )
         else:
             if HAS_ROW:
