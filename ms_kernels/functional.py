@@ -13,7 +13,7 @@ from ms_kernels.ops import compute_dtype
 from ms_kernels.reference import REDUCTIONS, RowStatistics
 from ms_kernels.spec import NATIVE, MultiSimilaritySpec, PairOptions, PairSpec, Spec, spec_of
 from ms_kernels.streaming import streamed
-from ms_kernels.weighting_rules import MultiSimilarity, Triplet, Weighting
+from ms_kernels.weighting_rules import MultiSimilarity, Triplet, Weighting, is_traced
 
 # Candidates of an anchor's class, on average; docs/performance.md has the measurement.
 CROWD = 1024
@@ -71,13 +71,13 @@ def pair_loss(
     spec = spec_of(weighting, mining, shared)
     known = known_by(weighting, mining, spec)
     chosen = _resolve(backend, embeddings.device.type, *known)
+    if backend == "auto" and isinstance(weighting, Triplet) and _is_crowded(pairs, chosen):
+        backend = chosen = "panels"
     # The op of a compiled graph runs where autograd, which panels need, is switched off.
     traced = chosen == "panels" and torch.compiler.is_compiling()
     if spec is None or (traced and isinstance(spec, PairSpec)):
         return streamed(weighting.row_loss, pairs, mining, shared, reduction)
     refuse_transforms(embeddings=embeddings, ref_emb=ref_emb)
-    if backend == "auto" and isinstance(weighting, Triplet) and _is_crowded(pairs, chosen):
-        backend = "panels"
     return in_public_dtype(fused_loss(pairs, spec, reduction, backend), embeddings)
 
 
@@ -196,7 +196,7 @@ def _is_crowded(pairs: Pairs, backend: str) -> bool:
     if backend in MOST_CANDIDATES:  # which classes there are is not for the host to see
         return len(candidates) > MOST_CANDIDATES[backend]
     # What only stands for a tensor has no labels to look at.
-    given = type(candidates) is Tensor and not torch.compiler.is_compiling()
+    given = type(candidates) is Tensor and not is_traced()
     if backend != "cpu" or not given or len(candidates) <= CROWD or not len(pairs.labels):
         return False
     ascending = candidates.sort().values
