@@ -316,3 +316,16 @@ def test_no_second_derivative_in_silence():
     loss = pair_loss(x, y, weighting=weigh.NCA(), reduction="none").sum()
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(loss, x, create_graph=True)
+
+
+def test_a_compiled_crowd_is_streamed(monkeypatch):
+    """As on a GPU with many candidates: the op of a graph could not run panels."""
+    monkeypatch.setattr(functional, "MOST_CANDIDATES", {"cpu": 5})
+    x, y = torch.randn(12, 3), torch.arange(12) // 4
+    run = functools.partial(pair_loss, labels=y, weighting=weigh.Triplet())
+    found = []
+    for call in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
+        leaf = x.clone().requires_grad_()
+        loss = call(leaf)
+        found.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
+    torch.testing.assert_close(*found)
