@@ -25,8 +25,9 @@ def table(found: dict[str, Any]) -> str:
         f"One training step (loss and gradient), float32, D = {shape['d']}, {shape['per_class']} "
         f"samples a class, {machine['threads']} threads of {machine['cpu']}, torch "
         f"{machine['torch']}, pytorch-metric-learning {machine['pytorch_metric_learning']}, "
-        f"{machine['date']}. Medians of interleaved rounds, the ratio that of the ratios of single "
-        "rounds; peak resident memory beyond the embeddings and their gradient.",
+        f"{machine['date']}, commit {machine['commit']}. Medians of interleaved rounds, the ratio "
+        "that of the ratios of single rounds; peak resident memory beyond the embeddings and "
+        "their gradient.",
         "",
         "| loss | N | ms_kernels | pytorch-metric-learning | times longer | memory | its memory |",
         "|---|--:|--:|--:|--:|--:|--:|",

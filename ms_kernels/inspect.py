@@ -150,7 +150,7 @@ def row_derivative(
 ) -> Tensor:
     """dl_i / dS_ij of the loss of each row, (rows, M); NaN where a similarity is not finite."""
     panel = Panel(slice(len(similarity)), similarity, positive, negative)
-    return panel_loss(weighting.row_loss, NO_MINING, panel, wanted=True)[2]
+    return panel_loss(weighting.row_loss, NO_MINING, panel, wanted=True, may_be_constant=True)[2]
 
 
 def _check_anchors(anchors: Tensor | Sequence[int] | None, embeddings: Tensor) -> Tensor:

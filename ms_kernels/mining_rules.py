@@ -42,16 +42,19 @@ def kept_pairs(
 ) -> tuple[Tensor, Tensor]:
     """What a rule keeps of the pairs given; an error says what a rule of one's own must return."""
     kept = mining.keep(similarity, positive, negative)
-    wanted = f"two bool tensors {tuple(similarity.shape)}, kept positives and kept negatives"
     if not isinstance(kept, tuple) or len(kept) != 2:
-        got = type(kept).__name__
-        raise TypeError(f"{type(mining).__name__}.keep: expected {wanted}, got {got}")
+        raise TypeError(_unfit(mining, similarity, type(kept).__name__))
     for mask in kept:
         is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool
         if not is_mask or mask.shape != similarity.shape:
             got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
-            raise TypeError(f"{type(mining).__name__}.keep: expected {wanted}, got {got}")
+            raise TypeError(_unfit(mining, similarity, got))
     return kept[0] & positive, kept[1] & negative
+
+
+def _unfit(mining: Mining, similarity: Tensor, got: str) -> str:
+    wanted = f"two bool tensors {tuple(similarity.shape)}, kept positives and kept negatives"
+    return f"{type(mining).__name__}.keep: expected {wanted}, got {got}"
 
 
 @dataclass(frozen=True)

@@ -131,18 +131,9 @@ def _learns(pairs: Pairs, row_loss: RowFunction, mining: Mining, shared: PairOpt
     panel = next(Sides(one, candidates or anchors, shared).panels(), None)
     if panel is None:
         return False
-    similarity, masks = panel.sim.detach(), (panel.positive, panel.negative)
     with torch.enable_grad():
-        loss, _ = row_losses(row_loss, mining, similarity, *masks)
-        if loss.requires_grad or not any(s is not None and s.requires_grad for s in pairs):
-            return loss.requires_grad
-        traced, _ = row_losses(row_loss, mining, similarity.requires_grad_(), *masks)
-    if not traced.requires_grad:
-        raise ValueError(
-            "row_loss: expected a loss that autograd can follow to the similarities, got one "
-            "without a gradient; is there a detach, item, numpy or no_grad in it?"
-        )
-    return False
+        loss, _ = row_losses(row_loss, mining, panel.sim.detach(), panel.positive, panel.negative)
+    return loss.requires_grad
 
 
 def _checkpointed(

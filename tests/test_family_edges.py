@@ -309,6 +309,25 @@ def test_a_row_loss_without_a_gradient_is_refused(row_loss):
         streamed_loss(weigh.NTXent(), x, y)
 
 
+def test_a_row_loss_may_return_zeros_where_there_is_nothing():
+    x, y = batch(n=20)
+    y[0] = -1  # an anchor without positives
+    one_by_one = ms_kernels.options.panel_bytes
+    ms_kernels.options.panel_bytes = 1
+
+    def own(similarity, positive, negative):
+        if not positive.any():
+            return similarity.new_zeros(len(similarity))
+        return torch.where(positive, 1 - similarity, 0).sum(1)
+
+    try:
+        got = gradient(lambda x: streamed_loss(own, x, y), x)
+    finally:
+        ms_kernels.options.panel_bytes = one_by_one
+    plain = lambda s, p, n: torch.where(p, 1 - s, 0).sum(1)  # noqa: E731
+    torch.testing.assert_close(got, gradient(lambda x: streamed_loss(plain, x, y), x))
+
+
 def test_modules_take_ids():
     x, y = batch(n=20)
     sides = (x, y, torch.cat([x, x + 1]), torch.cat([y, y]))

@@ -59,8 +59,12 @@ def panel_loss(
     panel: Panel,
     dloss: Tensor | None = None,
     wanted: bool = False,
+    may_be_constant: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and number of kept pairs of each row; the pairs' weights if wanted, (rows, M)."""
+    """Loss and number of kept pairs of each row; the pairs' weights if wanted, (rows, M).
+
+    A loss without a gradient is an error unless it is 0, as of a panel without pairs, or may be.
+    """
     similarity = panel.sim.detach().requires_grad_(wanted)
     with torch.set_grad_enabled(wanted):
         loss, kept = row_losses(row_function, mining, similarity, panel.positive, panel.negative)
@@ -69,6 +73,11 @@ def panel_loss(
     if not loss.requires_grad:  # a constant, or nothing is recorded here
         if not similarity.view_as(similarity).requires_grad:
             raise RuntimeError("panels: expected autograd to be there, it is switched off")
+        if not may_be_constant and loss.any():
+            raise ValueError(
+                "row_loss: expected a loss that autograd can follow to the similarities, got one "
+                "without a gradient; is there a detach, item, numpy or no_grad in it?"
+            )
         return loss, kept, torch.zeros_like(similarity)
     incoming = torch.ones_like(loss) if dloss is None else dloss[panel.rows].to(loss.dtype)
     (weight,) = torch.autograd.grad(loss, similarity, incoming, allow_unused=True)
