@@ -12,7 +12,7 @@ from ms_kernels.triton_kernels.multi_similarity import (
 from ms_kernels.triton_kernels.pairs import GIVEN, distinct, same_class
 from ms_kernels.triton_kernels.similarity import similarity
 from ms_kernels.triton_kernels.stash import write_stash
-from ms_kernels.triton_kernels.triplet import compare_columns, compare_rows
+from ms_kernels.triton_kernels.triplet import compare
 
 
 @triton.jit
@@ -147,8 +147,8 @@ def negative_scan_kernel(
             new_hardest = tl.maximum(hardest, row_top)
             reference = tl.where(new_hardest == -INFINITY, 0, new_hardest)
             if RULES == TRIPLET:  # the terms follow the bounds
-                row_total, reached = compare_rows(
-                    sim, by_row, hardest_positive + 3 * padded, rows, padded, options
+                row_total, reached = compare(
+                    sim, by_row, hardest_positive + 3 * padded, rows, padded, options, True
                 )
             else:
                 e = negative_term(sim, reference[:, None], options, BOUNDED, RULES)
@@ -182,8 +182,14 @@ def negative_scan_kernel(
                     reference = tl.where(column_top == -INFINITY, 0, column_top)
                     e = negative_exponential(sim, reference[None, :], options, BOUNDED)
                 if RULES == TRIPLET:
-                    column_total, reached = compare_columns(
-                        sim, by_column, hardest_positive + 3 * padded, columns, padded, options
+                    column_total, reached = compare(
+                        sim,
+                        by_column,
+                        hardest_positive + 3 * padded,
+                        columns,
+                        padded,
+                        options,
+                        False,
                     )
                 else:
                     column_total = tl.sum(tl.where(by_column, e, 0), 0)

@@ -31,34 +31,19 @@ def list_of(terms, k, padded):
 
 
 @triton.jit
-def compare_rows(sim, kept, terms, rows, padded, options):
-    """Sum of what the kept negatives of each row exceed its thresholds by, and the greatest number
-    of those reached; adds the numbers to the lists."""
-    total = tl.zeros((sim.shape[0],), sim.dtype)
+def compare(sim, kept, terms, at, padded, options, AS_ROW: tl.constexpr):
+    """Sum of what the kept negatives of each anchor exceed its thresholds by, and the greatest
+    number of those reached; adds the numbers to the lists."""
+    axis: tl.constexpr = 1 if AS_ROW else 0
+    total = tl.zeros((sim.shape[1 - axis],), sim.dtype)
     most = tl.zeros((), tl.int32)
     for k in range(slots_in_use(options)):
-        at = list_of(terms, k, padded) + rows
-        threshold = tl.load(at)[:, None]
+        place = list_of(terms, k, padded) + at
+        threshold = side_of(tl.load(place), AS_ROW)
         reaches = kept & (sim >= threshold)
-        total += tl.sum(tl.where(reaches, sim - threshold, 0), 1)
-        number = tl.sum(reaches.to(tl.int32), 1)
-        tl.atomic_add(at + padded, number.to(sim.dtype), mask=number > 0)
-        most = tl.maximum(most, tl.max(number))
-    return total, most
-
-
-@triton.jit
-def compare_columns(sim, kept, terms, columns, padded, options):
-    """The same of columns."""
-    total = tl.zeros((sim.shape[1],), sim.dtype)
-    most = tl.zeros((), tl.int32)
-    for k in range(slots_in_use(options)):
-        at = list_of(terms, k, padded) + columns
-        threshold = tl.load(at)[None, :]
-        reaches = kept & (sim >= threshold)
-        total += tl.sum(tl.where(reaches, sim - threshold, 0), 0)
-        number = tl.sum(reaches.to(tl.int32), 0)
-        tl.atomic_add(at + padded, number.to(sim.dtype), mask=number > 0)
+        total += tl.sum(tl.where(reaches, sim - threshold, 0), axis)
+        number = tl.sum(reaches.to(tl.int32), axis)
+        tl.atomic_add(place + padded, number.to(sim.dtype), mask=number > 0)
         most = tl.maximum(most, tl.max(number))
     return total, most
 
