@@ -25,7 +25,7 @@ from ms_kernels.mining_rules import SemiHardMining
 from ms_kernels.reference import RowStatistics
 from ms_kernels.spec import NATIVE_WEIGHTINGS, PairSpec
 from ms_kernels.triton_kernels import problem, tiles
-from ms_kernels.weighting_rules import NCA, Circle, NTXent
+from ms_kernels.weighting_rules import NCA, Circle, NTXent, Triplet
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
@@ -156,7 +156,7 @@ def cases(variants):
         yield f"bf16-D{depth}-few", "highest", step(half, depth, n=400)  # shared blocks of rows
     # The other losses: each where rows are held whole, one of each shape of sums by panels too.
     for rule in NATIVE_WEIGHTINGS:
-        for depth in (128, 1024) if rule in (NTXent, NCA, Circle) else (128,):
+        for depth in (128, 1024) if rule in (NTXent, NCA, Circle, Triplet) else (128,):
             if variants or depth == 1024:
                 pair = PairSpec(rule(), SemiHardMining())  # with bounds on both sides
                 yield f"bf16-D{depth}-{rule.__name__}", "highest", step(half, depth, pair)
