@@ -2,7 +2,7 @@
 
 RULES names the loss: 0 is the MS loss with its own mining, which has functions of its own
 (`multi_similarity.py`); else it is 1 + the code of csrc/math/rules.h, with any mining, whose bounds
-come as arrays. `options` points to scale of positives, scale of negatives, base of negatives,
+come as arrays. `coefficients` points to scale of positives, scale of negatives, base of negatives,
 slack of MS mining, max_positive_similarity, base of positives, margin. BOUNDED says that partial
 sums are simply added: they are no exponentials, or such that neither overflow nor underflow.
 """
@@ -29,50 +29,50 @@ def sigmoid(z):
 
 
 @triton.jit
-def circle(u, options):
+def circle(u, coefficients):
     """z = a (u - margin) and a = scale max(0, u + margin)."""
-    margin = tl.load(options + 6)
-    a = tl.load(options + 1) * tl.maximum(u + margin, 0)
+    margin = tl.load(coefficients + 6)
+    a = tl.load(coefficients + 1) * tl.maximum(u + margin, 0)
     return a * (u - margin), a
 
 
 @triton.jit
-def negative_term(sim, reference, options, BOUNDED: tl.constexpr, RULES: tl.constexpr):
+def negative_term(sim, reference, coefficients, BOUNDED: tl.constexpr, RULES: tl.constexpr):
     """What a kept negative adds to the sum of its anchor."""
     if RULES == CONTRASTIVE:
-        return tl.maximum(sim - tl.load(options + 2), 0)
+        return tl.maximum(sim - tl.load(coefficients + 2), 0)
     elif RULES == BINOMIAL:
-        return softplus(tl.load(options + 1) * (sim - tl.load(options + 2)))
+        return softplus(tl.load(coefficients + 1) * (sim - tl.load(coefficients + 2)))
     elif RULES == CIRCLE:
-        z, a = circle(sim, options)
+        z, a = circle(sim, coefficients)
         return tl.exp(z)
     else:
-        return negative_exponential(sim, reference, options, BOUNDED)
+        return negative_exponential(sim, reference, coefficients, BOUNDED)
 
 
 @triton.jit
-def negative_result(hardest, sums, options, BOUNDED: tl.constexpr, RULES: tl.constexpr):
+def negative_result(hardest, sums, coefficients, BOUNDED: tl.constexpr, RULES: tl.constexpr):
     """The finished sum: a log-sum-exp, -inf if empty, where the terms are exponentials."""
     if RULES == CONTRASTIVE or RULES == BINOMIAL or RULES == TRIPLET:
         return sums
     else:
-        return negative_lse(hardest, sums, options, BOUNDED)
+        return negative_lse(hardest, sums, coefficients, BOUNDED)
 
 
 @triton.jit
-def positive_exponent(sim, options, RULES: tl.constexpr):
+def positive_exponent(sim, coefficients, RULES: tl.constexpr):
     """z of the losses whose positives enter as log sum exp(z)."""
     if RULES == CIRCLE:
-        z, a = circle(1 - sim, options)
+        z, a = circle(1 - sim, coefficients)
         return z
     elif RULES == SUP_CON or RULES == NCA:
-        return tl.load(options) * sim
+        return tl.load(coefficients) * sim
     else:
-        return tl.load(options) * (tl.load(options + 5) - sim)
+        return tl.load(coefficients) * (tl.load(coefficients + 5) - sim)
 
 
 @triton.jit
-def finish(pos, neg, moment, pos_kept, neg_kept, options, RULES: tl.constexpr):
+def finish(pos, neg, moment, pos_kept, neg_kept, coefficients, RULES: tl.constexpr):
     """Loss of an anchor, then coefficient and offset of its negatives, of its positives, and the
     constant of its positives: a kept pair weighs coefficient exp(z - offset) + constant, or as
     `negative_weight` says.
@@ -80,7 +80,7 @@ def finish(pos, neg, moment, pos_kept, neg_kept, options, RULES: tl.constexpr):
     moment: sum of the kept positives' similarities (SupCon) or sigmoids (NTXent).
     """
     zero = tl.zeros(pos.shape, pos.dtype)
-    each = zero + tl.load(options)  # 1 / temperature where there is one
+    each = zero + tl.load(coefficients)  # 1 / temperature where there is one
     many = tl.maximum(pos_kept, 1)
     some_pos, some_neg = pos_kept > 0, neg_kept > 0
     both = some_pos & some_neg
@@ -96,15 +96,29 @@ def finish(pos, neg, moment, pos_kept, neg_kept, options, RULES: tl.constexpr):
     elif RULES == BINOMIAL:
         count = tl.maximum(neg_kept, 1)
         loss = pos / many + neg / count
-        return loss, one_neg * tl.load(options + 1) / count, zero, one_pos * each / many, zero, zero
+        return (
+            loss,
+            one_neg * tl.load(coefficients + 1) / count,
+            zero,
+            one_pos * each / many,
+            zero,
+            zero,
+        )
     elif RULES == MULTI_SIMILARITY:
         pos_offset, neg_offset = softplus(pos), softplus(neg)
-        loss = pos_offset / each + neg_offset / tl.load(options + 1)
+        loss = pos_offset / each + neg_offset / tl.load(coefficients + 1)
         return loss, one_neg, neg_offset, one_pos, pos_offset, zero
     elif RULES == BIN_LIFTED:
         pos_offset, neg_offset = softplus(pos), softplus(neg)
         loss = pos_offset + neg_offset
-        return loss, one_neg * tl.load(options + 1), neg_offset, one_pos * each, pos_offset, zero
+        return (
+            loss,
+            one_neg * tl.load(coefficients + 1),
+            neg_offset,
+            one_pos * each,
+            pos_offset,
+            zero,
+        )
     elif RULES == LIFTED:
         active = both & (p + n >= 0)
         weight = tl.where(active, 1, zero)
@@ -131,34 +145,34 @@ def finish(pos, neg, moment, pos_kept, neg_kept, options, RULES: tl.constexpr):
 
 
 @triton.jit
-def negative_weight(sim, offset, factor, options, RULES: tl.constexpr):
+def negative_weight(sim, offset, factor, coefficients, RULES: tl.constexpr):
     """dl/dS of a kept negative. Exponents of kept pairs are at most 0: others are cut there, so
     that what is masked later is finite."""
     if RULES == CONTRASTIVE:
-        return tl.where(sim >= tl.load(options + 2), factor, 0)
+        return tl.where(sim >= tl.load(coefficients + 2), factor, 0)
     elif RULES == BINOMIAL:
-        return factor * sigmoid(tl.load(options + 1) * (sim - tl.load(options + 2)))
+        return factor * sigmoid(tl.load(coefficients + 1) * (sim - tl.load(coefficients + 2)))
     elif RULES == CIRCLE:
-        z, a = circle(sim, options)
+        z, a = circle(sim, coefficients)
         return factor * a * tl.exp(tl.minimum(z - offset, 0))
     else:
-        z = tl.load(options + 1) * (sim - tl.load(options + 2)) - offset
+        z = tl.load(coefficients + 1) * (sim - tl.load(coefficients + 2)) - offset
         return factor * tl.exp(tl.minimum(z, 0))
 
 
 @triton.jit
-def positive_weight(sim, offset, factor, constant, options, RULES: tl.constexpr):
+def positive_weight(sim, offset, factor, constant, coefficients, RULES: tl.constexpr):
     """dl/dS of a kept positive."""
     if RULES == CONTRASTIVE:
-        return tl.where(sim <= tl.load(options + 5), -factor, 0)
+        return tl.where(sim <= tl.load(coefficients + 5), -factor, 0)
     elif RULES == BINOMIAL or RULES == NT_XENT:
-        return -factor * sigmoid(tl.load(options) * (tl.load(options + 5) - sim) - offset)
+        return -factor * sigmoid(tl.load(coefficients) * (tl.load(coefficients + 5) - sim) - offset)
     elif RULES == CIRCLE:
-        z, a = circle(1 - sim, options)
+        z, a = circle(1 - sim, coefficients)
         return -factor * a * tl.exp(tl.minimum(z - offset, 0))
     elif RULES == SUP_CON or RULES == NCA:
-        z = tl.load(options) * sim - offset
+        z = tl.load(coefficients) * sim - offset
         return factor * tl.exp(tl.minimum(z, 0)) + constant
     else:
-        z = tl.load(options) * (tl.load(options + 5) - sim) - offset
+        z = tl.load(coefficients) * (tl.load(coefficients + 5) - sim) - offset
         return -factor * tl.exp(tl.minimum(z, 0))

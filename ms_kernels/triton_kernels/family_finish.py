@@ -31,7 +31,7 @@ def family_finish_kernel(
     column_scale,
     column_ids,
     poisoned,  # (1): a candidate is not finite
-    options,
+    coefficients,
     bounds,  # (3, padded): a kept negative is above, below; a kept positive is below
     hardest_negative,
     negative_sum,
@@ -62,7 +62,7 @@ def family_finish_kernel(
     pos_below = tl.load(bounds + 2 * padded + rows)
     negative = tl.load(negative_sum + rows)
     negatives = tl.load(neg_kept + rows)
-    neg = negative_result(tl.load(hardest_negative + rows), negative, options, BOUNDED, RULES)
+    neg = negative_result(tl.load(hardest_negative + rows), negative, coefficients, BOUNDED, RULES)
     offset = tl.zeros((BLOCK_M,), T)
     if RULES == NT_XENT:
         offset = -neg
@@ -75,17 +75,17 @@ def family_finish_kernel(
         sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
         pair = same_class(row_first, row_last, columns)
         pair &= distinct(rows, columns, row_ids, column_ids, ID_MODE)
-        keep = is_positive(sim, pair, options) & (sim < pos_below[:, None])
+        keep = is_positive(sim, pair, coefficients) & (sim < pos_below[:, None])
         if RULES == CONTRASTIVE:
-            sums += tl.sum(tl.where(keep, tl.maximum(tl.load(options + 5) - sim, 0), 0), 1)
+            sums += tl.sum(tl.where(keep, tl.maximum(tl.load(coefficients + 5) - sim, 0), 0), 1)
         elif RULES == TRIPLET:
             sums += tl.zeros((BLOCK_M,), T)  # its positives are listed already
         elif RULES == BINOMIAL or RULES == NT_XENT:
-            z = tl.load(options) * (tl.load(options + 5) - sim) - offset[:, None]
+            z = tl.load(coefficients) * (tl.load(coefficients + 5) - sim) - offset[:, None]
             sums += tl.sum(tl.where(keep, softplus(z), 0), 1)
             moment += tl.sum(tl.where(keep, sigmoid(z), 0), 1)
         else:
-            z = tl.where(keep, positive_exponent(sim, options, RULES), -INFINITY)
+            z = tl.where(keep, positive_exponent(sim, coefficients, RULES), -INFINITY)
             new = tl.maximum(top, tl.max(z, 1))
             reference = tl.where(new == -INFINITY, 0, new)
             sums = sums * tl.exp(top - reference) + tl.sum(tl.exp(z - reference[:, None]), 1)
@@ -102,7 +102,7 @@ def family_finish_kernel(
     broken |= tl.load(poisoned) != 0
     broken &= M > 0
     loss, neg_factor, neg_offset, pos_factor, pos_offset, constant = finish(
-        pos, neg, moment, count.to(T), negatives.to(T), options, RULES
+        pos, neg, moment, count.to(T), negatives.to(T), coefficients, RULES
     )
     at = tl.load(order + rows, mask=present, other=0).to(tl.int64)
     tl.store(out_loss + at, tl.where(broken, float("nan"), loss), mask=present)

@@ -47,8 +47,8 @@ def reach_of(scale: float, base: float, count: int) -> float:
     return max(scale * (1 - base) + crowd, scale * (1 + base))
 
 
-def is_family_bounded(spec: PairSpec, options: list[float], count: int, bound: float) -> bool:
+def is_family_bounded(spec: PairSpec, coefficients: list[float], count: int, bound: float) -> bool:
     """Whether sums of negatives are simply added: see BOUNDED in `family.py`."""
     if isinstance(spec.weighting, (Contrastive, BinomialDeviance, Circle, Triplet)):
         return True
-    return spec.normalize and reach_of(options[1], options[2], count) <= bound
+    return spec.normalize and reach_of(coefficients[1], coefficients[2], count) <= bound

@@ -26,7 +26,7 @@ def gradient_kernel(
     column_scale,
     column_ids,
     column_terms,
-    options,
+    coefficients,
     tiles,
     counts,
     poison,  # (1) or (N): 0, or NaN for rows whose gradient is not a number
@@ -94,7 +94,7 @@ def gradient_kernel(
                 column_ids,
                 columns,
                 column_padded,
-                options,
+                coefficients,
                 NEGATIVES == 0,
                 HAS_ROW,
                 HAS_COLUMN,

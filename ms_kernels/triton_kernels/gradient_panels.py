@@ -25,7 +25,7 @@ def weights_kernel(
     column_scale,
     column_ids,
     column_terms,
-    options,
+    coefficients,
     tiles,
     counts,
     stash,  # of the negative scan, if STASH
@@ -96,7 +96,7 @@ def weights_kernel(
                         column_ids,
                         columns,
                         column_padded,
-                        options,
+                        coefficients,
                         NEGATIVES == 0,
                         HAS_ROW,
                         HAS_COLUMN,

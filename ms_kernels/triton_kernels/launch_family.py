@@ -46,7 +46,7 @@ def family_statistics(
     assert isinstance(problem.spec, PairSpec)
     ranked = isinstance(problem.spec.weighting, Triplet)
     if ranked:
-        problem.options[7] = 0  # nothing is listed yet
+        problem.coefficients[7] = 0  # nothing is listed yet
     if isinstance(mining, HardestMining) or (ranked and isinstance(mining, MultiSimilarityMining)):
         # Negatives are bounded by their own hardest, or positives are listed before the scan.
         bounds[0] = -torch.inf
@@ -73,7 +73,7 @@ def family_statistics(
         rows.order,
         *others[:3],
         problem.columns.poisoned,
-        problem.options,
+        problem.coefficients,
         bounds,
         scan.hardest,
         scan.sums,
@@ -118,8 +118,8 @@ def _list_positives(problem: Problem, bounds: Tensor, terms: Tensor, passed: int
     slots = most_ranks(problem)
     if rows.count:
         largest = (problem.last - problem.first).amax()
-        problem.options[7] = (largest - passed).clamp(0, slots)
-    problem.options[8] = passed
+        problem.coefficients[7] = (largest - passed).clamp(0, slots)
+    problem.coefficients[8] = passed
     thresholds, numbers = terms[9::2], terms[10::2]
     thresholds.fill_(torch.inf)
     numbers.zero_()

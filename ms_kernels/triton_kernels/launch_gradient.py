@@ -48,7 +48,7 @@ def read_terms(side: Rows, term: Term, problem: Problem) -> Tensor:
         *(a.contiguous() for a in arrays),
         term.dloss.contiguous(),
         side.order,
-        problem.options,
+        problem.coefficients,
         terms,
         side.count,
         side.padded,
@@ -127,7 +127,7 @@ class Launch:
         }
         self.columns_read = (
             *(columns.copy, columns.scale, columns.ids, self.column_terms),
-            problem.options,
+            problem.coefficients,
         )
 
     def lists(self, budget: int) -> Iterator[Listed]:

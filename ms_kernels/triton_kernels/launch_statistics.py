@@ -62,7 +62,7 @@ def statistics(
         rows.order,
         *others[:3],
         columns.poisoned,
-        problem.options,
+        problem.coefficients,
         hardest_positive,
         scan.hardest,
         scan.sums,
@@ -96,7 +96,7 @@ def arguments(problem: Problem) -> tuple[Any, Any, Any]:
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
-    others = (columns.copy, columns.scale, columns.ids, problem.options)
+    others = (columns.copy, columns.scale, columns.ids, problem.coefficients)
     return (rows.copy, rows.scale), others, constants
 
 
@@ -182,7 +182,7 @@ def scan_negatives(
             **common,
         )
         merge_kernel[(row_blocks,)](
-            problem.options,
+            problem.coefficients,
             *row_partials,
             *column_partials,
             hardest_negative,

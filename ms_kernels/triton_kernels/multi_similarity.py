@@ -1,8 +1,8 @@
 """Scalar mathematics of the Multi-Similarity loss; twin of csrc/math/multi_similarity.h.
 
-`options` points to alpha, beta, base, epsilon, max_positive_similarity in the compute dtype, the
-last two infinite where they are off. BOUNDED says that exp(beta (S - base)) of unit rows neither
-overflows nor underflows: sums then need no running maximum.
+`coefficients` points to alpha, beta, base, epsilon, max_positive_similarity in the compute dtype,
+the last two infinite where they are off. BOUNDED says that exp(beta (S - base)) of unit rows
+neither overflows nor underflows: sums then need no running maximum.
 """
 
 import triton
@@ -30,72 +30,74 @@ def softplus(z):
 
 
 @triton.jit
-def negative_threshold(hardest_positive, options):
+def negative_threshold(hardest_positive, coefficients):
     """A negative is kept if S is above this."""
-    epsilon = tl.load(options + 3)
+    epsilon = tl.load(coefficients + 3)
     return tl.where(epsilon == INFINITY, -INFINITY, hardest_positive - epsilon)
 
 
 @triton.jit
-def positive_threshold(hardest_negative, options):
+def positive_threshold(hardest_negative, coefficients):
     """A positive is kept if S is below this."""
-    epsilon = tl.load(options + 3)
+    epsilon = tl.load(coefficients + 3)
     return tl.where(epsilon == INFINITY, INFINITY, hardest_negative + epsilon)
 
 
 @triton.jit
-def is_positive(sim, same_class, options):
+def is_positive(sim, same_class, coefficients):
     """A pair of one class is a positive below max_positive_similarity."""
-    return same_class & (sim < tl.load(options + 4))
+    return same_class & (sim < tl.load(coefficients + 4))
 
 
 @triton.jit
-def negative_exponential(sim, reference, options, BOUNDED: tl.constexpr):
+def negative_exponential(sim, reference, coefficients, BOUNDED: tl.constexpr):
     """exp(beta (S - reference)); `reference` is `base` where sums are bounded."""
-    beta = tl.load(options + 1)
+    beta = tl.load(coefficients + 1)
     if BOUNDED:
-        return tl.exp(beta * (sim - tl.load(options + 2)))
+        return tl.exp(beta * (sim - tl.load(coefficients + 2)))
     return tl.exp(beta * (sim - reference))
 
 
 @triton.jit
-def negative_lse(hardest, sums, options, BOUNDED: tl.constexpr):
+def negative_lse(hardest, sums, coefficients, BOUNDED: tl.constexpr):
     """log sum exp(beta (S - base)) from the sum of negative_exponential; -inf if none is kept."""
     lse = tl.log(tl.where(sums == 0, 1, sums))
     if not BOUNDED:
-        lse += tl.load(options + 1) * (hardest - tl.load(options + 2))
+        lse += tl.load(coefficients + 1) * (hardest - tl.load(coefficients + 2))
     return tl.where(sums == 0, -INFINITY, lse)
 
 
 @triton.jit
-def positive_exponential(sim, hardest, options):
+def positive_exponential(sim, hardest, coefficients):
     """exp(-alpha (S - hardest)), at most 1."""
-    return tl.exp(tl.load(options) * (hardest - sim))
+    return tl.exp(tl.load(coefficients) * (hardest - sim))
 
 
 @triton.jit
-def positive_lse(hardest, sums, options):
-    lse = tl.load(options) * (tl.load(options + 2) - hardest) + tl.log(tl.where(sums == 0, 1, sums))
+def positive_lse(hardest, sums, coefficients):
+    lse = tl.load(coefficients) * (tl.load(coefficients + 2) - hardest) + tl.log(
+        tl.where(sums == 0, 1, sums)
+    )
     return tl.where(sums == 0, -INFINITY, lse)
 
 
 @triton.jit
-def row_loss(pos_offset, neg_offset, options):
+def row_loss(pos_offset, neg_offset, coefficients):
     """Loss of an anchor from softplus of its log-sum-exps."""
-    return pos_offset / tl.load(options) + neg_offset / tl.load(options + 1)
+    return pos_offset / tl.load(coefficients) + neg_offset / tl.load(coefficients + 1)
 
 
 @triton.jit
-def negative_weight(sim, threshold, offset, dloss, options):
+def negative_weight(sim, threshold, offset, dloss, coefficients):
     """What one side adds to the weight dloss/dS of a negative pair.
 
     A kept pair has z <= 0. Others are cut there, so that what is masked later is finite.
     """
-    z = tl.load(options + 1) * (sim - tl.load(options + 2)) - offset
+    z = tl.load(coefficients + 1) * (sim - tl.load(coefficients + 2)) - offset
     return tl.where(sim > threshold, tl.exp(tl.minimum(z, 0)) * dloss, 0)
 
 
 @triton.jit
-def positive_weight(sim, threshold, offset, dloss, options):
-    z = -tl.load(options) * (sim - tl.load(options + 2)) - offset
+def positive_weight(sim, threshold, offset, dloss, coefficients):
+    z = -tl.load(coefficients) * (sim - tl.load(coefficients + 2)) - offset
     return tl.where(sim < threshold, -tl.exp(tl.minimum(z, 0)) * dloss, 0)

@@ -23,11 +23,11 @@ def rounded_up(mass):
 
 
 @triton.jit
-def unbounded(sim, kept, count, options, RULES: tl.constexpr):
+def unbounded(sim, kept, count, coefficients, RULES: tl.constexpr):
     """Mass of a tile whose pairs may weigh anything: infinite if one of them weighs something."""
     some = tl.max(count)
     if RULES == CONTRASTIVE:
-        some = tl.max((kept & (sim >= tl.load(options + 2))).to(tl.int32))
+        some = tl.max((kept & (sim >= tl.load(coefficients + 2))).to(tl.int32))
     return tl.where(some > 0, INFINITY, 0).to(sim.dtype)
 
 
@@ -41,7 +41,7 @@ def negative_scan_kernel(
     r,
     column_scale,
     column_ids,
-    options,
+    coefficients,
     hardest_positive,  # with RULES the bounds (3, padded), see `family_finish.py`
     row_hardest,  # (splits, row_cells) out: partials of this launch's rows
     row_sum,
@@ -93,7 +93,7 @@ def negative_scan_kernel(
     row_first, row_last = tl.load(first + rows), tl.load(last + rows)
     row_threshold = tl.load(hardest_positive + rows)
     if RULES == 0:
-        row_threshold = negative_threshold(row_threshold, options)
+        row_threshold = negative_threshold(row_threshold, coefficients)
     else:
         row_below = tl.load(hardest_positive + padded + rows)
     row_threshold = tl.where(rows < N, row_threshold, INFINITY)
@@ -120,7 +120,7 @@ def negative_scan_kernel(
         if SYMMETRIC:
             column_threshold = tl.load(hardest_positive + columns)
             if RULES == 0:
-                column_threshold = negative_threshold(column_threshold, options)
+                column_threshold = negative_threshold(column_threshold, coefficients)
             column_threshold = tl.where(columns < M, column_threshold, INFINITY)
             least = tl.minimum(least, tl.min(column_threshold))
         mass = tl.zeros((), T)
@@ -134,7 +134,7 @@ def negative_scan_kernel(
             # A tile may be passed over only if its hardest pair lies below every threshold by more
             # than rounding: else a positive just at a threshold would miss its hardest negative.
             ULPS: tl.constexpr = 2.0**-50 if T == tl.float64 else 2.0**-21
-            slack = (tl.abs(least) + tl.abs(tl.load(options + 3))) * ULPS
+            slack = (tl.abs(least) + tl.abs(tl.load(coefficients + 3))) * ULPS
             some = tl.max(sim) > least - slack
         if some:
             by_row = sim > row_threshold[:, None]
@@ -148,10 +148,10 @@ def negative_scan_kernel(
             reference = tl.where(new_hardest == -INFINITY, 0, new_hardest)
             if RULES == TRIPLET:  # the terms follow the bounds
                 row_total, reached = compare(
-                    sim, by_row, hardest_positive + 3 * padded, rows, padded, options, True
+                    sim, by_row, hardest_positive + 3 * padded, rows, padded, coefficients, True
                 )
             else:
-                e = negative_term(sim, reference[:, None], options, BOUNDED, RULES)
+                e = negative_term(sim, reference[:, None], coefficients, BOUNDED, RULES)
                 row_total = tl.sum(tl.where(by_row, e, 0), 1)
             if COUNT:
                 row_count = tl.sum(by_row.to(tl.int32), 1)
@@ -159,14 +159,14 @@ def negative_scan_kernel(
             if RULES == TRIPLET:
                 mass = tl.where(reached > 0, INFINITY, 0).to(T)
             elif RULES != 0:
-                mass = unbounded(sim, by_row, row_count, options, RULES)
+                mass = unbounded(sim, by_row, row_count, coefficients, RULES)
             elif BOUNDED:
                 mass = tl.max(row_total)
             else:
                 mass = tl.where(tl.max(row_total) > 0, INFINITY, 0).to(T)
             if not BOUNDED:
                 sums *= tl.where(
-                    sums > 0, negative_exponential(hardest, reference, options, False), 0
+                    sums > 0, negative_exponential(hardest, reference, coefficients, False), 0
                 )
             sums += row_total
             hardest = new_hardest
@@ -180,7 +180,7 @@ def negative_scan_kernel(
                 column_top = tl.max(own, 0)
                 if not BOUNDED:
                     reference = tl.where(column_top == -INFINITY, 0, column_top)
-                    e = negative_exponential(sim, reference[None, :], options, BOUNDED)
+                    e = negative_exponential(sim, reference[None, :], coefficients, BOUNDED)
                 if RULES == TRIPLET:
                     column_total, reached = compare(
                         sim,
@@ -188,7 +188,7 @@ def negative_scan_kernel(
                         hardest_positive + 3 * padded,
                         columns,
                         padded,
-                        options,
+                        coefficients,
                         False,
                     )
                 else:
@@ -203,7 +203,7 @@ def negative_scan_kernel(
                 if RULES == TRIPLET:
                     column_mass = tl.where(reached > 0, INFINITY, 0).to(T)
                 elif RULES != 0:
-                    column_mass = unbounded(sim, by_column, column_count, options, RULES)
+                    column_mass = unbounded(sim, by_column, column_count, coefficients, RULES)
                 elif not BOUNDED:
                     column_mass = tl.where(column_mass > 0, INFINITY, 0).to(T)
                 mass = tl.maximum(mass, column_mass)
@@ -236,7 +236,7 @@ def merged(
     more_hardest,
     more_sum,
     more_kept,
-    options,
+    coefficients,
     BOUNDED: tl.constexpr,
     COUNT: tl.constexpr,
 ):
@@ -249,9 +249,11 @@ def merged(
         reference = tl.where(new == -INFINITY, 0, new)
         # A sum that is 0 has nothing to rescale, and its hardest may be -inf.
         ours = tl.where(
-            sums == 0, 0, sums * negative_exponential(hardest, reference, options, False)
+            sums == 0, 0, sums * negative_exponential(hardest, reference, coefficients, False)
         )
-        more = tl.where(total == 0, 0, total * negative_exponential(top, reference, options, False))
+        more = tl.where(
+            total == 0, 0, total * negative_exponential(top, reference, coefficients, False)
+        )
         sums = ours + more
     if COUNT:
         kept += tl.load(more_kept + at)
@@ -260,7 +262,7 @@ def merged(
 
 @triton.jit(do_not_specialize=["first_block", "blocks", "splits", "tiles"])
 def merge_kernel(
-    options,
+    coefficients,
     row_hardest,
     row_sum,
     row_kept,
@@ -304,7 +306,7 @@ def merge_kernel(
                 column_hardest,
                 column_sum,
                 column_kept,
-                options,
+                coefficients,
                 BOUNDED,
                 COUNT,
             )
@@ -316,7 +318,16 @@ def merge_kernel(
         for split in range(start, splits):
             at = (wide + split) * row_cells + local * BLOCK_M + tl.arange(0, BLOCK_M)
             hardest, sums, kept = merged(
-                hardest, sums, kept, at, row_hardest, row_sum, row_kept, options, BOUNDED, COUNT
+                hardest,
+                sums,
+                kept,
+                at,
+                row_hardest,
+                row_sum,
+                row_kept,
+                coefficients,
+                BOUNDED,
+                COUNT,
             )
     tl.store(hardest_negative + rows, hardest)
     tl.store(negative_sum + rows, sums)

@@ -32,7 +32,7 @@ def positive_scan_kernel(
     r,
     column_scale,
     column_ids,
-    options,
+    coefficients,
     hardest_positive,  # (padded N) out, +inf without a positive
     N,
     depth,
@@ -52,7 +52,7 @@ def positive_scan_kernel(
         sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
         pair = same_class(row_first, row_last, columns)
         pair &= distinct(rows, columns, row_ids, column_ids, ID_MODE)
-        sim = tl.where(is_positive(sim, pair, options), sim, INFINITY)
+        sim = tl.where(is_positive(sim, pair, coefficients), sim, INFINITY)
         hardest = tl.minimum(hardest, tl.min(sim, 1))
     tl.store(hardest_positive + rows, hardest)
 
@@ -70,7 +70,7 @@ def positive_finish_kernel(
     column_scale,
     column_ids,
     poisoned,  # (1): a candidate is not finite
-    options,
+    coefficients,
     hardest_positive,
     hardest_negative,
     negative_sum,
@@ -103,7 +103,7 @@ def positive_finish_kernel(
     low, high = positive_range(first, last, rows, N)
     row_first, row_last = tl.load(first + rows), tl.load(last + rows)
     highest, hardest = tl.load(hardest_negative + rows), tl.load(hardest_positive + rows)
-    threshold = positive_threshold(highest, options)
+    threshold = positive_threshold(highest, coefficients)
     reference = tl.where(hardest == INFINITY, 0, hardest)
     sums = tl.zeros((BLOCK_M,), T)
     count = tl.zeros((BLOCK_M,), tl.int32)
@@ -112,8 +112,8 @@ def positive_finish_kernel(
         sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
         pair = same_class(row_first, row_last, columns)
         pair &= distinct(rows, columns, row_ids, column_ids, ID_MODE)
-        keep = is_positive(sim, pair, options) & (sim < threshold[:, None])
-        e = positive_exponential(sim, reference[:, None], options)
+        keep = is_positive(sim, pair, coefficients) & (sim < threshold[:, None])
+        e = positive_exponential(sim, reference[:, None], coefficients)
         sums += tl.sum(tl.where(keep, e, 0), 1)
         count += tl.sum(keep.to(tl.int32), 1)
 
@@ -122,8 +122,8 @@ def positive_finish_kernel(
     broken |= (tl.load(row_norm + rows) == tl.load(row_norm + rows)) == 0
     broken |= tl.load(poisoned) != 0
     broken &= M > 0
-    pos_lse = positive_lse(reference, sums, options)
-    neg_lse = negative_lse(highest, negative, options, BOUNDED)
+    pos_lse = positive_lse(reference, sums, coefficients)
+    neg_lse = negative_lse(highest, negative, coefficients, BOUNDED)
     pos_offset, neg_offset = softplus(pos_lse), softplus(neg_lse)
     at = tl.load(order + rows, mask=present, other=0).to(tl.int64)
     nan = float("nan")
@@ -136,12 +136,12 @@ def positive_finish_kernel(
         tl.store(out_pos_kept + at, tl.where(broken, 0, count).to(tl.int64), mask=present)
         tl.store(out_neg_kept + at, tl.where(broken, 0, negatives).to(tl.int64), mask=present)
     else:
-        loss = row_loss(pos_offset, neg_offset, options)
+        loss = row_loss(pos_offset, neg_offset, coefficients)
         valid = ((count > 0) | (negative > 0)) & (broken == 0)
         tl.store(out_loss + at, tl.where(broken, nan, loss), mask=present)
         tl.store(out_valid + at, valid.to(tl.int64), mask=present)
         muted = broken | (present == 0)
-        mined = negative_threshold(hardest, options)
+        mined = negative_threshold(hardest, coefficients)
         tl.store(terms + rows, tl.where(muted, INFINITY, mined))
         tl.store(terms + padded + rows, tl.where(muted, -INFINITY, threshold))
         tl.store(terms + 2 * padded + rows, tl.where(muted, 0, neg_offset))

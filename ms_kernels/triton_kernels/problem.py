@@ -16,7 +16,7 @@ from ms_kernels.triton_kernels.family_options import (
 )
 from ms_kernels.triton_kernels.order import range_kernel, rank_kernel
 from ms_kernels.triton_kernels.pairs import DIAGONAL, GIVEN, NO_IDS
-from ms_kernels.triton_kernels.rows import copy_kernel, options_kernel
+from ms_kernels.triton_kernels.rows import coefficients_kernel, copy_kernel
 from ms_kernels.triton_kernels.tiles import Tiles, mode_of, tiles_of
 
 # Two programs for each processor of a large GPU; a constant, as bits depend on it.
@@ -125,7 +125,7 @@ def is_bounded(spec: MultiSimilaritySpec, count: int, dtype: torch.dtype) -> boo
 
 
 class Problem:
-    """Rows, columns (the same object in self mode), options, and how to multiply."""
+    """Rows, columns (the same object in self mode), coefficients, and how to multiply."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class Problem:
             values = [*spec.pack()[:5], *[0.0] * (OPTIONS - 5)]
             values[3] = spec.narrow_epsilon(torch.finfo(dtype).max)
             self.bounded = is_bounded(spec, count, dtype)
-        self.options = _options_on(self.rows.device, dtype, tuple(values))
+        self.coefficients = _coefficients_on(self.rows.device, dtype, tuple(values))
 
     def piece(self, block_k: int) -> int:
         """Of the depth; the copies' stride is a multiple of it."""
@@ -180,10 +180,10 @@ def _contiguous(side: Side) -> Side:
     return Side(side.embeddings.detach(), side.labels.contiguous(), ids)
 
 
-def _options_on(device: torch.device, dtype: torch.dtype, values: tuple[float, ...]) -> Tensor:
+def _coefficients_on(device: torch.device, dtype: torch.dtype, values: tuple[float, ...]) -> Tensor:
     """On the device, so that no option is compiled in; by a launch, so that a graph can hold it."""
-    options = torch.empty(len(values), dtype=dtype, device=device)
-    options_kernel[(1,)](
-        options, *struct.unpack(f"{OPTIONS}q", struct.pack(f"{OPTIONS}d", *values))
+    coefficients = torch.empty(len(values), dtype=dtype, device=device)
+    coefficients_kernel[(1,)](
+        coefficients, *struct.unpack(f"{OPTIONS}q", struct.pack(f"{OPTIONS}d", *values))
     )
-    return options
+    return coefficients

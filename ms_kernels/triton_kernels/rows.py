@@ -7,8 +7,19 @@ INFINITY = tl.constexpr(float("inf"))
 
 
 @triton.jit(do_not_specialize=["a", "b", "c", "d", "e", "f", "g", "h", "i"])
-def options_kernel(out, a, b, c, d, e, f, g, h, i):
-    """Writes options from the bits of float64 numbers: a float argument would be a float32."""
+def coefficients_kernel(
+    out,
+    a: tl.int64,  # else a small number of bits, as that of 0, would be an int32 and another kernel
+    b: tl.int64,
+    c: tl.int64,
+    d: tl.int64,
+    e: tl.int64,
+    f: tl.int64,
+    g: tl.int64,
+    h: tl.int64,
+    i: tl.int64,
+):
+    """Writes coefficients from the bits of float64 numbers: a float argument would be a float32."""
     T: tl.constexpr = out.dtype.element_ty
     tl.store(out, a.to(tl.int64).to(tl.float64, bitcast=True).to(T))
     tl.store(out + 1, b.to(tl.int64).to(tl.float64, bitcast=True).to(T))

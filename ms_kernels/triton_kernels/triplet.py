@@ -3,8 +3,8 @@ lists a threshold for each positive, and counts the negatives that reach it.
 
 `lists` points into the terms of the anchors (`weights.py`), 2 arrays for each slot: thresholds, and
 numbers, which are whole, so that their sums are the same in any order. A candidate's slot is its
-place within its class, less what earlier rounds had. `options` has the number of slots in use at 7
-and what is passed at 8.
+place within its class, less what earlier rounds had. `coefficients` has the number of slots in use
+at 7 and what is passed at 8.
 """
 
 import triton
@@ -19,8 +19,8 @@ FIRST_SLOT, LISTS = tl.constexpr(8), tl.constexpr(9)
 
 
 @triton.jit
-def slots_in_use(options):
-    return tl.load(options + 7).to(tl.int32)
+def slots_in_use(coefficients):
+    return tl.load(coefficients + 7).to(tl.int32)
 
 
 @triton.jit
@@ -31,13 +31,13 @@ def list_of(terms, k, padded):
 
 
 @triton.jit
-def compare(sim, kept, terms, at, padded, options, AS_ROW: tl.constexpr):
+def compare(sim, kept, terms, at, padded, coefficients, AS_ROW: tl.constexpr):
     """Sum of what the kept negatives of each anchor exceed its thresholds by, and the greatest
     number of those reached; adds the numbers to the lists."""
     axis: tl.constexpr = 1 if AS_ROW else 0
     total = tl.zeros((sim.shape[1 - axis],), sim.dtype)
     most = tl.zeros((), tl.int32)
-    for k in range(slots_in_use(options)):
+    for k in range(slots_in_use(coefficients)):
         place = list_of(terms, k, padded) + at
         threshold = side_of(tl.load(place), AS_ROW)
         reaches = kept & (sim >= threshold)
@@ -49,9 +49,9 @@ def compare(sim, kept, terms, at, padded, options, AS_ROW: tl.constexpr):
 
 
 @triton.jit
-def add_negatives(weight, sim, terms, at, padded, options, AS_ROW: tl.constexpr):
+def add_negatives(weight, sim, terms, at, padded, coefficients, AS_ROW: tl.constexpr):
     """Adds what one side's anchors give their negatives: a factor for each threshold reached."""
-    for k in range(slots_in_use(options)):
+    for k in range(slots_in_use(coefficients)):
         # Loaded anew for each slot: of columns they would not stay in registers.
         reaches = sim >= side_of(tl.load(list_of(terms, k, padded) + at), AS_ROW)
         reaches &= sim > side_of(tl.load(terms + at), AS_ROW)
@@ -61,10 +61,10 @@ def add_negatives(weight, sim, terms, at, padded, options, AS_ROW: tl.constexpr)
 
 
 @triton.jit
-def add_positives(weight, terms, at, others, padded, options, AS_ROW: tl.constexpr):
+def add_positives(weight, terms, at, others, padded, coefficients, AS_ROW: tl.constexpr):
     """The same of positives: what their slots hold, numbers times the factor by now, and 0 of one
     that is not kept."""
-    for k in range(slots_in_use(options)):
+    for k in range(slots_in_use(coefficients)):
         place = tl.load(terms + FIRST_SLOT * padded + at).to(tl.int32)
         mine = side_of(place, AS_ROW) == side_of(others.to(tl.int32) - k, not AS_ROW)
         pull = tl.load(list_of(terms, k, padded) + padded + at)
@@ -88,7 +88,7 @@ def list_kernel(
     r,
     column_scale,
     column_ids,
-    options,
+    coefficients,
     bounds,  # (3, padded): a kept positive is below the last
     terms,  # lists out, cleared before
     N,
@@ -106,15 +106,15 @@ def list_kernel(
     low, high = positive_range(first, last, rows, N)
     row_first, row_last = tl.load(first + rows), tl.load(last + rows)
     pos_below = tl.load(bounds + 2 * padded + rows)
-    place = row_first + tl.load(options + 8).to(tl.int32)
+    place = row_first + tl.load(coefficients + 8).to(tl.int32)
     tl.store(terms + FIRST_SLOT * padded + rows, place.to(T))
     for start in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
         sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
         pair = same_class(row_first, row_last, columns)
         pair &= distinct(rows, columns, row_ids, column_ids, ID_MODE)
-        keep = is_positive(sim, pair, options) & (sim < pos_below[:, None])
+        keep = is_positive(sim, pair, coefficients) & (sim < pos_below[:, None])
         slot = columns[None, :] - place[:, None]
-        keep &= (slot >= 0) & (slot < slots_in_use(options)) & (rows < N)[:, None]
+        keep &= (slot >= 0) & (slot < slots_in_use(coefficients)) & (rows < N)[:, None]
         at = list_of(terms, slot, padded) + rows[:, None]
-        tl.store(at, sim - tl.load(options + 6), mask=keep)
+        tl.store(at, sim - tl.load(coefficients + 6), mask=keep)

@@ -36,7 +36,7 @@ def negative_weights(
     column_terms,
     columns,
     column_padded,
-    options,
+    coefficients,
     HAS_ROW: tl.constexpr,
     HAS_COLUMN: tl.constexpr,
     BOUNDED: tl.constexpr,
@@ -48,7 +48,7 @@ def negative_weights(
     """
     weight = tl.zeros(sim.shape, sim.dtype)
     if BOUNDED:  # one exponential serves both sides
-        e = negative_exponential(sim, sim, options, BOUNDED)
+        e = negative_exponential(sim, sim, coefficients, BOUNDED)
     if HAS_ROW:
         threshold = tl.load(row_terms + rows)[:, None]
         offset = tl.load(row_terms + 2 * row_padded + rows)[:, None]
@@ -56,7 +56,7 @@ def negative_weights(
         if BOUNDED:
             weight += tl.where(sim > threshold, dloss * tl.minimum(e * tl.exp(-offset), 1), 0)
         else:
-            weight += negative_weight(sim, threshold, offset, dloss, options)
+            weight += negative_weight(sim, threshold, offset, dloss, coefficients)
     if HAS_COLUMN:
         threshold = tl.load(column_terms + columns)[None, :]
         offset = tl.load(column_terms + 2 * column_padded + columns)[None, :]
@@ -64,7 +64,7 @@ def negative_weights(
         if BOUNDED:
             weight += tl.where(sim > threshold, dloss * tl.minimum(e * tl.exp(-offset), 1), 0)
         else:
-            weight += negative_weight(sim, threshold, offset, dloss, options)
+            weight += negative_weight(sim, threshold, offset, dloss, coefficients)
     return weight
 
 
@@ -77,7 +77,7 @@ def one_side(terms, at, AS_ROW: tl.constexpr):
 
 @triton.jit
 def family_negatives(
-    sim, slope, terms, at, padded, options, AS_ROW: tl.constexpr, RULES: tl.constexpr
+    sim, slope, terms, at, padded, coefficients, AS_ROW: tl.constexpr, RULES: tl.constexpr
 ):
     """What one side adds if every pair is a negative; `slope` is what all sides have in common."""
     factor = one_side(terms, 4 * padded + at, AS_ROW)
@@ -87,13 +87,13 @@ def family_negatives(
         return tl.where((sim > above) & (sim < below), factor, 0) * slope
     else:
         offset = one_side(terms, 2 * padded + at, AS_ROW)
-        weight = family_negative(sim, offset, factor, options, RULES)
+        weight = family_negative(sim, offset, factor, coefficients, RULES)
         return tl.where((sim > above) & (sim < below), weight, 0)
 
 
 @triton.jit
 def family_positives(
-    sim, slope, terms, at, padded, options, AS_ROW: tl.constexpr, RULES: tl.constexpr
+    sim, slope, terms, at, padded, coefficients, AS_ROW: tl.constexpr, RULES: tl.constexpr
 ):
     factor = one_side(terms, 6 * padded + at, AS_ROW)
     kept = sim < one_side(terms, padded + at, AS_ROW)
@@ -102,7 +102,9 @@ def family_positives(
     else:
         offset = one_side(terms, 3 * padded + at, AS_ROW)
         constant = one_side(terms, 7 * padded + at, AS_ROW)
-        return tl.where(kept, family_positive(sim, offset, factor, constant, options, RULES), 0)
+        return tl.where(
+            kept, family_positive(sim, offset, factor, constant, coefficients, RULES), 0
+        )
 
 
 @triton.jit
@@ -118,7 +120,7 @@ def pair_weights(
     column_ids,
     columns,
     column_padded,
-    options,
+    coefficients,
     POSITIVES: tl.constexpr,
     HAS_ROW: tl.constexpr,
     HAS_COLUMN: tl.constexpr,
@@ -130,22 +132,22 @@ def pair_weights(
     weight = tl.zeros(sim.shape, sim.dtype)
     if RULES == TRIPLET:
         if HAS_ROW:
-            weight = add_negatives(weight, sim, row_terms, rows, row_padded, options, True)
+            weight = add_negatives(weight, sim, row_terms, rows, row_padded, coefficients, True)
         if HAS_COLUMN:
             weight = add_negatives(
-                weight, sim, column_terms, columns, column_padded, options, False
+                weight, sim, column_terms, columns, column_padded, coefficients, False
             )
     elif RULES != 0:
         slope = sim
         if RULES == BINOMIAL:
-            slope = family_negative(sim, 0, 1, options, RULES)
+            slope = family_negative(sim, 0, 1, coefficients, RULES)
         if HAS_ROW:
             weight += family_negatives(
-                sim, slope, row_terms, rows, row_padded, options, True, RULES
+                sim, slope, row_terms, rows, row_padded, coefficients, True, RULES
             )
         if HAS_COLUMN:
             weight += family_negatives(
-                sim, slope, column_terms, columns, column_padded, options, False, RULES
+                sim, slope, column_terms, columns, column_padded, coefficients, False, RULES
             )
     else:
         weight = negative_weights(
@@ -156,7 +158,7 @@ def pair_weights(
             column_terms,
             columns,
             column_padded,
-            options,
+            coefficients,
             HAS_ROW,
             HAS_COLUMN,
             BOUNDED,
@@ -167,35 +169,35 @@ def pair_weights(
         if RULES == TRIPLET:
             if HAS_ROW:
                 positive = add_positives(
-                    positive, row_terms, rows, columns, row_padded, options, True
+                    positive, row_terms, rows, columns, row_padded, coefficients, True
                 )
             if HAS_COLUMN:
                 positive = add_positives(
-                    positive, column_terms, columns, rows, column_padded, options, False
+                    positive, column_terms, columns, rows, column_padded, coefficients, False
                 )
         elif RULES != 0:
             if RULES == BINOMIAL:
-                slope = family_positive(sim, 0, 1, 0, options, RULES)
+                slope = family_positive(sim, 0, 1, 0, coefficients, RULES)
             if HAS_ROW:
                 positive += family_positives(
-                    sim, slope, row_terms, rows, row_padded, options, True, RULES
+                    sim, slope, row_terms, rows, row_padded, coefficients, True, RULES
                 )
             if HAS_COLUMN:
                 positive += family_positives(
-                    sim, slope, column_terms, columns, column_padded, options, False, RULES
+                    sim, slope, column_terms, columns, column_padded, coefficients, False, RULES
                 )
         else:
             if HAS_ROW:
                 threshold = tl.load(row_terms + row_padded + rows)[:, None]
                 offset = tl.load(row_terms + 3 * row_padded + rows)[:, None]
                 dloss = tl.load(row_terms + 4 * row_padded + rows)[:, None]
-                positive += positive_weight(sim, threshold, offset, dloss, options)
+                positive += positive_weight(sim, threshold, offset, dloss, coefficients)
             if HAS_COLUMN:
                 threshold = tl.load(column_terms + column_padded + columns)[None, :]
                 offset = tl.load(column_terms + 3 * column_padded + columns)[None, :]
                 dloss = tl.load(column_terms + 4 * column_padded + columns)[None, :]
-                positive += positive_weight(sim, threshold, offset, dloss, options)
-        positive = tl.where(is_positive(sim, same, options), positive, 0)
+                positive += positive_weight(sim, threshold, offset, dloss, coefficients)
+        positive = tl.where(is_positive(sim, same, coefficients), positive, 0)
         weight = tl.where(same, positive, weight)
         weight = tl.where(distinct(rows, columns, row_ids, column_ids, ID_MODE), weight, 0)
     elif ID_MODE == GIVEN:
@@ -211,7 +213,7 @@ def read_terms_kernel(
     neg_lse,
     dloss,
     order,
-    options,
+    coefficients,
     terms,  # (5, padded) out
     N,
     padded,
@@ -224,8 +226,12 @@ def read_terms_kernel(
     at = tl.load(order + k, mask=present, other=0).to(tl.int64)
     z = tl.load(neg_lse + at, mask=present, other=0).to(T)
     muted = (present == 0) | ((z == z) == 0)
-    low = negative_threshold(tl.load(hardest_positive + at, mask=present, other=0).to(T), options)
-    high = positive_threshold(tl.load(hardest_negative + at, mask=present, other=0).to(T), options)
+    low = negative_threshold(
+        tl.load(hardest_positive + at, mask=present, other=0).to(T), coefficients
+    )
+    high = positive_threshold(
+        tl.load(hardest_negative + at, mask=present, other=0).to(T), coefficients
+    )
     neg_offset = softplus(z)
     pos_offset = softplus(tl.load(pos_lse + at, mask=present, other=0).to(T))
     weight = tl.load(dloss + at, mask=present, other=0).to(T)
