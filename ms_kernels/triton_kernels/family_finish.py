@@ -18,7 +18,7 @@ from ms_kernels.triton_kernels.pairs import distinct, positive_range, same_class
 from ms_kernels.triton_kernels.similarity import similarity
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "M"])
 def family_finish_kernel(
     x,
     row_scale,

@@ -12,7 +12,7 @@ from ms_kernels.triton_kernels.similarity import multiply_add, similarity_of
 from ms_kernels.triton_kernels.weights import pair_weights
 
 
-@triton.jit(do_not_specialize=["listed", "parts"])
+@triton.jit(do_not_specialize=["listed", "parts", "N", "column_blocks"])
 def gradient_kernel(
     x,
     row_scale,

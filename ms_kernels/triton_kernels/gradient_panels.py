@@ -13,7 +13,16 @@ from ms_kernels.triton_kernels.stash import read_stash, stashed_weights
 from ms_kernels.triton_kernels.weights import pair_weights
 
 
-@triton.jit(do_not_specialize=["listed", "first_group", "first_tile", "held"])
+@triton.jit(
+    do_not_specialize=[
+        "listed",
+        "first_group",
+        "first_tile",
+        "held",
+        "column_blocks",
+        "scan_columns",
+    ]
+)
 def weights_kernel(
     x,
     row_scale,
@@ -111,7 +120,18 @@ def weights_kernel(
         tl.store(panel + at[:, None] * held * GROUP + column[None, :], weight)
 
 
-@triton.jit(do_not_specialize=["listed", "first_group", "first_tile", "held", "height", "parts"])
+@triton.jit(
+    do_not_specialize=[
+        "listed",
+        "first_group",
+        "first_tile",
+        "held",
+        "height",
+        "parts",
+        "N",
+        "column_blocks",
+    ]
+)
 def product_kernel(
     panel,
     r,

@@ -36,7 +36,7 @@ def store_gradient(
     tl.store(at, sums + nan[:, None], mask=present[:, None] & (depth < D)[None, :])
 
 
-@triton.jit(do_not_specialize=["first_row", "height", "parts"])
+@triton.jit(do_not_specialize=["first_row", "height", "parts", "N"])
 def sum_parts_kernel(
     partial,  # (parts, height, stride)
     norm,

@@ -31,7 +31,7 @@ def unbounded(sim, kept, count, coefficients, RULES: tl.constexpr):
     return tl.where(some > 0, INFINITY, 0).to(sim.dtype)
 
 
-@triton.jit(do_not_specialize=["first_block", "blocks", "tiles"])
+@triton.jit(do_not_specialize=["first_block", "blocks", "N", "M", "column_blocks", "tiles"])
 def negative_scan_kernel(
     x,
     row_scale,

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def rank_kernel(
     labels,  # (N) int64
     order,  # (N) out: the sample at each place
@@ -34,7 +34,7 @@ def rank_kernel(
     tl.store(last + place, less + equal, mask=i < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "M"])
 def range_kernel(
     labels,  # (N) int64
     order,  # (N)

@@ -22,7 +22,7 @@ from ms_kernels.triton_kernels.pairs import distinct, positive_range, same_class
 from ms_kernels.triton_kernels.similarity import similarity
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def positive_scan_kernel(
     x,
     row_scale,
@@ -57,7 +57,7 @@ def positive_scan_kernel(
     tl.store(hardest_positive + rows, hardest)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "M"])
 def positive_finish_kernel(
     x,
     row_scale,

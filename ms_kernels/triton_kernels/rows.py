@@ -48,7 +48,7 @@ def power_of_two(magnitude):
     return down, up
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def copy_kernel(
     embeddings,
     row_stride,
@@ -130,7 +130,7 @@ def through_normalisation(g, x, scale, divisor):
     return (g - along[:, None] * x) / divisor[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def project_kernel(
     dx,  # (N, D) in and out: the gradient with respect to the unit rows, in the caller's order
     copy,

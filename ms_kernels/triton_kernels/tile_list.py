@@ -11,7 +11,7 @@ from ms_kernels.triton_kernels.multi_similarity import INFINITY
 from ms_kernels.triton_kernels.pairs import positive_range
 
 
-@triton.jit(do_not_specialize=["listed"])
+@triton.jit(do_not_specialize=["listed", "N", "M", "mass_columns", "column_blocks"])
 def tile_list_kernel(
     first,
     last,

@@ -78,7 +78,7 @@ def side_of(x, AS_ROW: tl.constexpr):
     return x[:, None] if AS_ROW else x[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def list_kernel(
     x,
     row_scale,

@@ -205,7 +205,7 @@ def pair_weights(
     return weight
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def read_terms_kernel(
     hardest_positive,  # (N) statistics and incoming gradient, in the caller's order
     hardest_negative,
