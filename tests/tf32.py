@@ -1,0 +1,133 @@
+"""TF32 products on the CPU: what a dense code that rounds its operands errs, and how a bias shows.
+
+A tensor core reads the upper 19 bits of a float32 number. Operands that nobody rounded are cut
+towards zero, and so is every similarity: its error has a mean, which a tolerance wide enough for
+the spread would hide.
+"""
+
+import contextlib
+
+import torch
+from cases import SPECS, assert_within_budget, make_batch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import ms_kernels
+from ms_kernels import MultiSimilaritySpec, reference
+
+KEPT_BITS = -(1 << 13)  # of a float32 number: sign, exponent and 10 of the 23 fraction bits
+HALF_ULP = 1 << 12
+
+# Without mining: TF32 carries pairs over a threshold, in the dense code as in any other.
+UNMINED = {
+    "unmined": SPECS["unmined"],
+    "raw": MultiSimilaritySpec(alpha=0.7, beta=3.0, epsilon=None, normalize=False),
+}
+
+
+def cut(x):
+    """float32 as a tensor core reads it."""
+    return (x.view(torch.int32) & KEPT_BITS).view(torch.float32)
+
+
+def rounded(x):
+    """float32 to the nearest TF32 number, ties away from zero, as cvt.rna.tf32.f32 gives it."""
+    nearest = ((x.view(torch.int32) + HALF_ULP) & KEPT_BITS).view(torch.float32)
+    return torch.where(x.isfinite(), nearest, x)
+
+
+class DenseTf32(TorchDispatchMode):
+    """Dense PyTorch whose float32 matrix products round their operands and then lose nothing.
+
+    Products of a backward pass are taken so too, where it runs under the mode.
+    """
+
+    def __init__(self, operand=rounded):
+        super().__init__()
+        self.operand = operand
+        self.products = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        aten = torch.ops.aten
+        wide = all(getattr(v, "dtype", None) == torch.float32 for v in arguments)
+        if function not in (aten.mm.default, aten.bmm.default) or not wide:
+            assert function not in (aten.addmm.default, aten.baddbmm.default)
+            return function(*arguments, **(options or {}))
+        self.products += 1
+        left, right = (self.operand(v.contiguous()).double() for v in arguments)
+        return function(left, right).float()
+
+
+@contextlib.contextmanager
+def float32_products(precision):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def pairs(count, depth, seed=0):
+    """Rows x and r of which x[i] and r[i] are alike, similarities from about 0.4 to 0.9."""
+    generator = torch.Generator().manual_seed(seed)
+    x, noise = torch.randn(2, count, depth, generator=generator)
+    return x, x + noise * torch.linspace(0.4, 2.0, count)[:, None]
+
+
+def similarity_errors(row_statistics, x, r):
+    """Of every pair of x[i] with r[i], from statistics: its only positive is its hardest."""
+    label = torch.arange(len(x))
+    exact = reference.row_statistics(x.double(), label, r.double(), label)
+    found = row_statistics(x, label, r, label)
+    return found.hardest_positive.double() - exact.hardest_positive
+
+
+def assert_unbiased(errors, standard_errors=3.0):
+    """`errors` are independent; three standard errors of their mean are what chance allows."""
+    mean = float(errors.mean())
+    allowed = standard_errors * float(errors.std()) / len(errors) ** 0.5
+    assert abs(mean) <= allowed, f"mean error {mean:.2e} exceeds {allowed:.2e}, that of chance"
+
+
+def check_similarities(row_statistics, count=512, depth=128):
+    """`row_statistics` at precision "high": no bias, and at most twice the dense code's error."""
+    x, r = pairs(count, depth)
+    with float32_products("high"):
+        errors = similarity_errors(row_statistics, x, r)
+    with DenseTf32():
+        dense = similarity_errors(reference.row_statistics, x, r)
+    assert errors.abs().max() > 2.0**-20, "products are more accurate than TF32 can be"
+    assert_unbiased(errors)
+    assert_within_budget(errors, dense, torch.zeros_like(errors))
+    assert errors.square().mean().sqrt() <= 1.3 * dense.square().mean().sqrt()
+
+
+def step(x, y, r, z, statistics, function, reduction, options):
+    """Statistics, losses and gradients of one call."""
+    leaves = [v.clone().requires_grad_() for v in (x, r) if v is not None]
+    refs = (leaves[1], z) if r is not None else ()
+    losses = function(leaves[0], y, *refs, reduction=reduction, **options)
+    incoming = torch.linspace(0.5, 2, losses.numel()).view(losses.shape)
+    found = torch.autograd.grad(losses, leaves, incoming.to(losses))
+    return [*statistics(x, y, r, z, **options)[:4], losses.detach(), *found]
+
+
+def check_step(shape, name, backend, reduction):
+    """Statistics, losses and gradients at precision "high", by the budget of the dense code."""
+    n, m, d = shape
+    spec = UNMINED[name]
+    x, y, r, z = make_batch(n, m, d, spec, torch.float32)
+    wide = None if r is None else r.double()
+    chosen = vars(spec)
+
+    dense = reference.row_statistics, reference.multi_similarity_loss
+    exact = step(x.double(), y, wide, z, *dense, reduction, chosen)
+    with DenseTf32() as mode:
+        same = step(x, y, r, z, *dense, reduction, chosen)
+    assert mode.products >= 4  # two forward passes and both operands of a backward one
+    ours = ms_kernels.row_statistics, ms_kernels.multi_similarity_loss
+    with float32_products("high"):
+        got = step(x, y, r, z, *ours, reduction, {**chosen, "backend": backend})
+    for g, s, e in zip(got, same, exact, strict=True):
+        assert g.dtype == torch.float32
+        assert_within_budget(g, s, e)
