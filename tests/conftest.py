@@ -1,4 +1,5 @@
 import os
+import sys
 import warnings
 
 import pytest
@@ -8,6 +9,7 @@ if not torch.cuda.is_available():  # before any of our kernels is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from cases import BACKENDS  # noqa: E402
+from interpreter import round_as_a_gpu  # noqa: E402
 
 from ms_kernels import options  # noqa: E402
 
@@ -39,6 +41,12 @@ def steady():
         warnings.filterwarnings("ignore", module="triton.runtime.interpreter")
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def rounding_of_a_gpu():
+    if "triton.runtime.interpreter" in sys.modules:
+        round_as_a_gpu()
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ aligned sizes, one tile and several, a depth that a program holds whole and one 
 """
 
 import pytest
+import tf32
 import torch
 from cases import SPECS, Batch, assert_within_budget, case_id, factor_of, make_batch
 from test_backward import gradients
@@ -267,13 +268,30 @@ def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
         assert len(seen) == need_dx + need_dr
 
 
-@pytest.mark.parametrize("precision", ["high", "medium"])
-def test_float32_follows_the_matmul_precision(precision):
+def test_tf32_similarities_are_rounded_and_not_cut():
+    """A bias of half an ulp a factor, -5e-4 of every similarity, is far within the spread."""
+
+    def statistics(*pairs):
+        found = ms_kernels.row_statistics(*on_device(pairs), backend="triton")
+        return reference.RowStatistics(*(v.cpu() for v in found))
+
+    tf32.check_similarities(statistics, count=128)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("name", tf32.UNMINED)
+@pytest.mark.parametrize("shape", [(37, None, 40), (30, 50, 70)], ids=case_id)
+def test_tf32_is_as_accurate_as_dense_tf32(shape, name, reduction):
+    tf32.check_step(shape, name, "triton", reduction, DEVICE)
+
+
+def test_medium_precision_rounds_rows_to_bfloat16():
     x, y, _, _ = on_device(make_batch(37, None, 20, SPECS["unmined"], torch.float32))
-    want = multi_similarity_loss(x.double(), y, epsilon=None, backend="reference")
-    torch.set_float32_matmul_precision(precision)
-    got = multi_similarity_loss(x, y, epsilon=None, backend="triton")
-    torch.testing.assert_close(got.double(), want, rtol=2e-2, atol=1e-3)
+    options = {"epsilon": None, "reduction": "none"}
+    want = multi_similarity_loss(x.bfloat16().double(), y, backend="reference", **options)
+    torch.set_float32_matmul_precision("medium")
+    got = multi_similarity_loss(x, y, backend="triton", **options)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
 
 
 def test_opcheck_and_compile():

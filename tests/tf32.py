@@ -112,7 +112,7 @@ def step(x, y, r, z, statistics, function, reduction, options):
     return [*statistics(x, y, r, z, **options)[:4], losses.detach(), *found]
 
 
-def check_step(shape, name, backend, reduction):
+def check_step(shape, name, backend, reduction, device="cpu"):
     """Statistics, losses and gradients at precision "high", by the budget of the dense code."""
     n, m, d = shape
     spec = UNMINED[name]
@@ -127,7 +127,8 @@ def check_step(shape, name, backend, reduction):
     assert mode.products >= 4  # two forward passes and both operands of a backward one
     ours = ms_kernels.row_statistics, ms_kernels.multi_similarity_loss
     with float32_products("high"):
-        got = step(x, y, r, z, *ours, reduction, {**chosen, "backend": backend})
-    for g, s, e in zip(got, same, exact, strict=True):
+        moved = (v if v is None else v.to(device) for v in (x, y, r, z))
+        got = step(*moved, *ours, reduction, {**chosen, "backend": backend})
+    for g, s, e in zip((v.cpu() for v in got), same, exact, strict=True):
         assert g.dtype == torch.float32
         assert_within_budget(g, s, e)

@@ -37,7 +37,7 @@ def rows_at_once(depth: int) -> tuple[int, int]:
 class Rows:
     """One side, in label order. Arrays are as long as `padded`; what is past `count` is inert."""
 
-    def __init__(self, side: Side, spec: Spec, tiles: Tiles, operand: torch.dtype):
+    def __init__(self, side: Side, spec: Spec, tiles: Tiles, mode: str, operand: torch.dtype):
         x = side.embeddings
         self.device = x.device
         self.count, self.width = int(x.shape[0]), int(x.shape[1])
@@ -69,6 +69,7 @@ class Rows:
             self.stride,
             NORMALIZE=spec.normalize,
             HALF=2 in (operand.itemsize, x.dtype.itemsize),
+            ROUND=mode == "tf32",
             ROWS=height,
             BLOCK_D=width,
         )
@@ -139,13 +140,13 @@ class Problem:
         self.spec = spec
         self.mode, operand = mode_of(rows.embeddings.dtype, rows.embeddings.shape[1], wide)
         self.tiles = tiles or tiles_of(self.mode, rows.embeddings.device)
-        self.rows = Rows(rows, spec, self.tiles, operand)
+        self.rows = Rows(rows, spec, self.tiles, self.mode, operand)
         self.symmetric = columns is None
         if columns is None:
             self.columns, self.first, self.last = self.rows, self.rows.first, self.rows.last
         else:
             columns = _contiguous(columns)
-            self.columns = Rows(columns, spec, self.tiles, operand)
+            self.columns = Rows(columns, spec, self.tiles, self.mode, operand)
             self.first, self.last = self.rows.ranges_among(rows.labels, columns.labels)
         if rows.ids is not None:
             self.id_mode = GIVEN.value

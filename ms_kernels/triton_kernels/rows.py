@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from ms_kernels.triton_kernels.similarity import round_to_tf32
+
 INFINITY = tl.constexpr(float("inf"))
 
 
@@ -63,6 +65,7 @@ def copy_kernel(
     stride,
     NORMALIZE: tl.constexpr,
     HALF: tl.constexpr,
+    ROUND: tl.constexpr,  # to tf32 numbers: of others tensor cores cut what does not fit
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -115,6 +118,8 @@ def copy_kernel(
         x *= down[:, None]
         if NORMALIZE and not HALF:
             x /= length[:, None]
+        if ROUND:
+            x = round_to_tf32(x)
         at = copy + row[:, None] * stride + d[None, :]
         tl.store(at, x.to(copy.dtype.element_ty), mask=(d < stride)[None, :])
     tl.store(scale + row, tl.where(present & is_finite, factor, 0))

@@ -1,0 +1,49 @@
+"""Triton's interpreter, made to round as a GPU does where it does not.
+
+It multiplies float32 numbers in full whatever precision is asked for; a tensor core reads the upper
+19 bits of them, so operands that nobody rounded are cut, and their products biased. It cuts float32
+numbers where they become bfloat16; a GPU rounds them to the nearest.
+"""
+
+import sys
+
+import numpy as np
+
+TF32_BITS = np.int32(-(1 << 13))
+
+
+def round_as_a_gpu() -> None:
+    """From now on; nothing where kernels were not imported."""
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if interpreter is None or hasattr(interpreter, "exact_dot"):
+        return
+    interpreter.exact_dot = dot = interpreter.InterpreterBuilder.create_dot
+    convert = interpreter._convert_float
+
+    def create_dot(self, a, b, sums, precision, *rest):
+        if str(precision).endswith("TF32"):
+            a, b = (_cut(interpreter, operand) for operand in (a, b))
+        return dot(self, a, b, sums, precision, *rest)
+
+    def convert_float(x, source, target, mode):
+        if (source.name, target.name) == ("fp32", "bf16"):
+            return _to_bfloat16(x)
+        return convert(x, source, target, mode)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
+    interpreter._convert_float = convert_float
+
+
+def _cut(interpreter, operand):
+    if operand.data.dtype != np.float32:
+        return operand
+    bits = np.ascontiguousarray(operand.data).view(np.int32) & TF32_BITS
+    return interpreter.TensorHandle(bits.view(np.float32), operand.dtype)
+
+
+def _to_bfloat16(x):
+    """Bits of the nearest bfloat16, ties to even; of a NaN a quiet one."""
+    bits = np.frombuffer(x.tobytes(), np.uint32).astype(np.uint64)
+    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    return np.where(nan, (bits >> 16) | 0x40, nearest).astype(np.uint16).reshape(np.shape(x))
