@@ -1,6 +1,8 @@
 # make demo   trains on real digits and draws demo.png
 # make test   the whole suite
 # make bench  measures against PyTorch and pytorch-metric-learning; BENCH=quick for two minutes
+# make launcher  every Triton kernel through Triton's launcher and compiler; TRITON=3.6.0 for
+#             another Triton than the environment's
 # make gpu    all that a GPU must show, with PYTHON's own torch; BENCH=quick for a short bench,
 #             STEPS="kernels memcheck" for some of it
 
@@ -11,13 +13,14 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 SOURCES := setup.py CMakeLists.txt cmake/cuda.cmake pyproject.toml constraints.txt $(shell find csrc -type f)
-CXX_FILES := $(shell find csrc tests/host_gpu -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+CXX_FILES := $(shell find csrc tests/host_gpu tests/stand_in_driver -name '*.h' -o -name '*.c' \
+  -o -name '*.cpp' -o -name '*.cu*')
 
 # The tests compile the CUDA kernels themselves, for the CPU and with nvcc where there is one. With
 # a GPU: make MSK_CUDA=ON CMAKE_CUDA_ARCHITECTURES=90-real
 export MSK_CUDA ?= OFF
 
-.PHONY: demo test bench gpu lint format clean
+.PHONY: demo test launcher bench gpu lint format clean
 
 # Editable, so that Python changes need no reinstall; a change of csrc/ rebuilds the module.
 $(VENV)/installed: $(SOURCES)
@@ -38,6 +41,15 @@ demo: $(VENV)/extra-demo
 
 test: $(VENV)/extra-test
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist worksteal
+
+# Beside the environment's own Triton, which it comes before.
+$(VENV)/triton-%: $(VENV)/extra-test
+	$(PIP) --no-deps --target $@ triton==$*
+
+launcher: $(VENV)/extra-test $(TRITON:%=$(VENV)/triton-%)
+	STAND_IN_DRIVER=cubin TRITON_INTERPRET=0 TRITON_CACHE_DIR=$(VENV)/launcher-$(TRITON) \
+	  PYTHONPATH=$(TRITON:%=$(VENV)/triton-%:)tests:tests/launcher \
+	  $(BIN)/python -m pytest -q -n auto tests/launcher
 
 bench: $(VENV)/extra-bench
 	$(BIN)/python -m bench $(BENCH)

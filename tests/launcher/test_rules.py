@@ -1,0 +1,41 @@
+"""Every weighting with every mining rule binds, compiles and launches, and waits for nothing."""
+
+import itertools
+
+import pytest
+import torch
+from steps import FULL, cost_of, step
+
+import ms_kernels
+from ms_kernels import mining_rules
+from ms_kernels.spec import MININGS, NATIVE_WEIGHTINGS
+from ms_kernels.weighting_rules import Circle
+
+# (dtype, depth): rows held whole and panels, of half rows and of those that count in full.
+KINDS = [(torch.bfloat16, 40), (torch.float32, 512)]
+if FULL:
+    KINDS = list(itertools.product((torch.bfloat16, torch.float32, torch.float64), (8, 40, 512)))
+
+
+def made(rule):
+    return rule(gamma=32.0) if rule is Circle else rule()
+
+
+@pytest.mark.parametrize("mining", MININGS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("weighting", NATIVE_WEIGHTINGS, ids=lambda w: w.__name__)
+def test_step(stand_in, weighting, mining):
+    given = {"weighting": made(weighting), "mining": mining()}
+    for (dtype, depth), reduction in itertools.product(KINDS, ("mean", "none")):
+        run = step(70, depth, dtype, ms_kernels.pair_loss, reduction=reduction, **given)
+        cost = cost_of(stand_in, run)
+        assert not cost.waits and len(cost.kernels) >= 4
+
+
+@pytest.mark.parametrize("weighting", NATIVE_WEIGHTINGS, ids=lambda w: w.__name__)
+@pytest.mark.parametrize("n", (0, 1, 33, 1500))
+def test_refs(stand_in, weighting, n):
+    given = {"weighting": made(weighting), "mining": mining_rules.MultiSimilarityMining()}
+    for m, ids in ((77, False), (77, True), (1300, False)):
+        run = step(n, 128, loss=ms_kernels.pair_loss, m=m, ids=ids, learn_refs=m > 77, **given)
+        cost = cost_of(stand_in, run)
+        assert not cost.waits and len(cost.kernels) >= 4
