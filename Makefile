@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # Small, and enough without a GPU; pip takes any other index where this one is out of reach.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
-SOURCES := setup.py CMakeLists.txt cmake/cuda.cmake pyproject.toml constraints.txt $(shell find csrc -type f)
+SOURCES := setup.py CMakeLists.txt pyproject.toml constraints.txt $(shell find cmake csrc -type f)
 CXX_FILES := $(shell find csrc tests/host_gpu tests/stand_in_driver -name '*.h' -o -name '*.c' \
   -o -name '*.cpp' -o -name '*.cu*')
 

@@ -12,7 +12,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 WAY_OUT = (
     "see the output above; without a C++ compiler install one (Debian: apt install g++), "
-    "set MSK_CUDA=OFF if nvcc is at fault, "
+    "set MSK_CUDA=OFF to do without the CUDA kernels, "
     "or set MS_KERNELS_SKIP_BUILD=1"
 )
 
@@ -30,9 +30,13 @@ class CMakeBuild(build_ext):
             f"-DMSK_CUDA={os.environ.get('MSK_CUDA', 'AUTO')}",
             "-DCMAKE_BUILD_TYPE=Release",
         ]
+        # Those of an earlier build must not stay in the cache: the GPU's own are the default.
         architectures = os.environ.get("CMAKE_CUDA_ARCHITECTURES")
-        if architectures:
-            configure.append(f"-DCMAKE_CUDA_ARCHITECTURES={architectures}")
+        configure.append(
+            f"-DCMAKE_CUDA_ARCHITECTURES={architectures}"
+            if architectures
+            else "-UCMAKE_CUDA_ARCHITECTURES"
+        )
         for command in (configure, ["cmake", "--build", build]):
             try:
                 subprocess.run(command, check=True)
