@@ -71,6 +71,8 @@ PYBIND11_MODULE(_cuda, m) {
       .value("high", Precision::high)
       .value("medium", Precision::medium);
 
+  m.def("versions", &versions);
+
   // by_tiles: labels ascend, and with the ids they are in the order that is given, int64.
   msk::bind_call<Call>(m)
       .def(py::init<Job, DType, Precision, std::int64_t, const SideIntegers&,

@@ -6,6 +6,8 @@ import os
 from types import ModuleType
 from typing import NamedTuple
 
+import torch
+
 from ms_kernels.settings import ONE_LAUNCH
 
 # Fastest first. `device` is the only one that the backend serves, None for any.
@@ -47,7 +49,8 @@ def resolve(name: str, device: str, samples: int = 0, known_by: tuple[str, ...] 
             )
         reason = why_missing(name)
         if reason is not None:
-            raise ValueError(f"backend: {name!r} is not built: {reason}; or use backend='panels'")
+            way_out = "" if "backend=" in reason else "; or use backend='panels'"
+            raise ValueError(f"backend: {name!r} cannot be used here: {reason}{way_out}")
     return name
 
 
@@ -62,8 +65,13 @@ def why_missing(name: str) -> str | None:
     """None when the backend can be used here, else why not; asked once."""
     try:
         reason: str | None = load(name).missing()
-    except RuntimeError as error:  # what torch.cuda says in a forked process, or of a broken driver
-        return f"CUDA cannot be used in this process ({error})"
+    except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
+        # What torch says in a forked process, of a broken context and of a driver that fails.
+        told = str(error).strip().partition("\n")[0].rstrip(".")
+        return (
+            f"CUDA cannot be used in this process ({told}); start a new one, and workers that use "
+            "the GPU by multiprocessing's 'spawn', not by 'fork'"
+        )
     return reason
 
 
@@ -75,8 +83,21 @@ def built(device: str | None = None) -> frozenset[str]:
     return frozenset(name for name in serving if why_missing(name) is None)
 
 
+_ASKED = why_missing, built
+
+
+def forget() -> None:
+    """Backends are asked again: a forked process cannot use its parent's CUDA."""
+    for asked in _ASKED:
+        asked.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget)
+
+
 def backends() -> dict[str, Availability]:
-    """What is there, what is not and why.
+    """What can be used now, what cannot and why; asked anew at every call.
 
     >>> ms_kernels.backends()["cpu"].available
     True
@@ -87,6 +108,7 @@ def backends() -> dict[str, Availability]:
         "triton": "fused Triton kernels for CUDA tensors",
         "panels": "streaming, plain PyTorch, any device",
     }
+    forget()
     found = {}
     for name in DEVICE_OF:
         reason = why_missing(name)

@@ -116,9 +116,13 @@ def test_every_instance_has_its_bounds():
 
 
 def test_cubins_and_ptx_say_which_gpu_they_serve():
-    built = "80-real,86-real,89-real,90-real,100-real,100-virtual"
-    for capability in ((8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)):
-        assert cuda._unsupported(capability, built) is None
-    assert "compute capability 7.5, the kernels need 8.0" in cuda._unsupported((7, 5), built)
-    assert "CMAKE_CUDA_ARCHITECTURES=90" in cuda._unsupported((9, 0), "80-real")
-    assert cuda._unsupported((9, 0), "80") is None  # without a kind: cubin and PTX
+    def unfit(capability, built):
+        return cuda.unfit(capability, built, 13000, 13000)
+
+    # What is built without a GPU, and all that nvcc 13.0 serves.
+    for built in ("80-real,90-real,90-virtual", "80-real,86-real,89-real,90-real,100"):
+        for capability in ((8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)):
+            assert unfit(capability, built) is None
+    assert "compute capability 7.5, the kernels need 8.0" in unfit((7, 5), "80-real,80-virtual")
+    assert "CMAKE_CUDA_ARCHITECTURES=90" in unfit((9, 0), "80-real")
+    assert unfit((9, 0), "80") is None  # without a kind: cubin and PTX

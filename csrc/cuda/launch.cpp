@@ -3,6 +3,7 @@
 
 #include "cuda/instances.h"
 #include "cuda/plan.h"
+#include "cuda/versions.h"
 
 namespace msk::gpu {
 
@@ -41,5 +42,7 @@ void launch(const Problem& problem, int device, void* stream) {
     if (p.d_columns && !p.by_tiles) run(exchanged(p), device, stream);
   }
 }
+
+std::pair<int, int> versions() { return ask_versions(); }
 
 }  // namespace msk::gpu

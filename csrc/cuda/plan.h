@@ -1,6 +1,8 @@
 // How a problem is laid out in its workspace.
 #pragma once
 
+#include <utility>
+
 #include "cuda/problem.h"
 
 namespace msk::gpu {
@@ -18,5 +20,9 @@ std::int64_t layout_tiled(Problem& problem, std::byte* workspace, std::int64_t b
 
 // Starts the work of a placed problem on a stream of a device.
 void launch(const Problem& problem, int device, void* stream);
+
+// The latest CUDA that the driver serves (0: there is no driver) and that of the runtime in this
+// module, as 13000 for 13.0.
+std::pair<int, int> versions();
 
 }  // namespace msk::gpu

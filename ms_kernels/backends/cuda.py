@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ms_kernels.backends import gpu
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.backends.native import NativeCall, native_dtype, native_options
 from ms_kernels.reference import RowStatistics
@@ -17,25 +18,29 @@ from ms_kernels.weighting_rules import Triplet
 
 # Earlier GPUs have no bfloat16 and no asynchronous copies.
 LEAST_CAPABILITY = 80
+# The first drivers that run a major version of CUDA, by NVIDIA's release notes.
+LEAST_DRIVER = {11: "450.80", 12: "525.60", 13: "580.65"}
+REBUILD = "MSK_CUDA=ON pip install -v --no-deps . in the source folder"
 
 
 def missing() -> str | None:
     """None when the compiled module and a GPU that it serves are here; else why not."""
-    if torch.version.cuda is None and not torch.cuda.is_available():
+    if torch.version.hip is not None:
         return (
-            f"this torch, {torch.__version__}, is built without CUDA and sees no CUDA device; "
-            "install a CUDA build"
+            f"this torch, {torch.__version__}, is built for ROCm, the kernels are for NVIDIA GPUs; "
+            "use backend='panels'"
         )
+    reason = gpu.unusable()
+    if reason is not None:
+        return reason
     try:
         module = _module()
     except ImportError as error:
         return (
             f"the compiled module ms_kernels._cuda is not here ({error}); reinstall with nvcc on "
-            "PATH: MSK_CUDA=ON pip install --no-deps . in the source folder"
+            f"PATH: {REBUILD}"
         )
-    if not torch.cuda.is_available():
-        return "this PyTorch sees no CUDA device"
-    return _unsupported(torch.cuda.get_device_capability(), module.architectures)
+    return unfit(torch.cuda.get_device_capability(), module.architectures, *module.versions())
 
 
 def row_statistics(
@@ -76,30 +81,71 @@ def _module() -> Any:
     return importlib.import_module("ms_kernels._cuda")
 
 
-def _unsupported(capability: tuple[int, int], architectures: str) -> str | None:
-    """None when a module built for those CMake architectures runs on a GPU of that capability."""
+def unfit(capability: tuple[int, int], architectures: str, driver: int, runtime: int) -> str | None:
+    """None when a module built for those CMake architectures runs on such a GPU, else why not.
+
+    driver: the latest CUDA that it serves, 12040 for 12.4, 0 for none; runtime: the module's own.
+    """
+    code = _code_for(capability, architectures)
+    if code is None:
+        number = capability[0] * 10 + capability[1]
+        has = f"this GPU has compute capability {capability[0]}.{capability[1]}"
+        if number < LEAST_CAPABILITY:
+            return f"{has}, the kernels need 8.0 or newer; use backend='panels'"
+        return (
+            f"{has}, the module is built for {architectures}; use backend='triton' or 'panels', or "
+            f"build with CMAKE_CUDA_ARCHITECTURES={number}: {REBUILD}"
+        )
+    return _driver_too_old(driver, runtime, code)
+
+
+def _code_for(capability: tuple[int, int], architectures: str) -> str | None:
+    """What of the module such a GPU runs: a cubin ("real"), PTX ("virtual") or nothing."""
     found = capability[0] * 10 + capability[1]
+    code = None
     for entry in architectures.split(","):
         number, _, kind = entry.partition("-")
         if not number[0].isdigit():
-            return None  # "all", "native": CMake chose
+            return "real"  # "all", "native": CMake chose
         built = int(number.rstrip("af"))
         # A cubin runs on later minors of its major; PTX is compiled for anything later.
-        if found >= built and (kind != "real" or found // 10 == built // 10):
-            return None
-    has = f"this GPU has compute capability {capability[0]}.{capability[1]}"
-    if found < LEAST_CAPABILITY:
-        return f"{has}, the kernels need 8.0 or newer; use backend='panels'"
+        if found >= built and kind != "virtual" and found // 10 == built // 10:
+            return "real"
+        if found >= built and kind != "real":
+            code = "virtual"
+    return code
+
+
+def _driver_too_old(driver: int, runtime: int, code: str) -> str | None:
+    """None when the driver serves that runtime: a later one does, and one of the same major version
+    does too, but for PTX, which only a driver as new as the nvcc that wrote it can compile."""
+    major = runtime // 1000
+    if driver >= runtime or (driver // 1000 == major and code == "real"):
+        return None
+    serves = f"the driver serves CUDA {_version(driver)}" if driver else "there is no CUDA driver"
+    reason = f"the module's CUDA runtime is {_version(runtime)}, {serves}"
+    least = LEAST_DRIVER.get(major, f"one for CUDA {major}")
+    if driver // 1000 == major:
+        return (
+            f"{reason}, and this GPU has only PTX in the module, which an older driver cannot "
+            f"compile; update the driver, or build for this GPU: {REBUILD}"
+        )
     return (
-        f"{has}, the module is built for {architectures}; use backend='triton' or 'panels', or "
-        f"build with CMAKE_CUDA_ARCHITECTURES={found}"
+        f"{reason}; update the driver (to {least} or later), or build with an older nvcc: "
+        f"CUDACXX=/path/to/nvcc {REBUILD}"
     )
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 @functools.cache
 def _refuse(device: torch.device) -> None:
     """Of several GPUs the current one, which `missing` asked about, may be newer."""
-    reason = _unsupported(torch.cuda.get_device_capability(device), _module().architectures)
+    module = _module()
+    capability = torch.cuda.get_device_capability(device)
+    reason = unfit(capability, module.architectures, *module.versions())
     if reason is not None:
         raise ValueError(f"embeddings: on {device}, {reason}")
 
