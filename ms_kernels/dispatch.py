@@ -3,6 +3,7 @@
 import functools
 import importlib
 import os
+import warnings
 from types import ModuleType
 from typing import NamedTuple
 
@@ -39,7 +40,11 @@ def resolve(name: str, device: str, samples: int = 0, known_by: tuple[str, ...] 
     known_by: the backends whose kernels know the rules.
     """
     if name == "auto":
-        return choose(device, built(device) & frozenset(known_by), samples)
+        here = built(device)
+        on_gpu = {kernels for kernels, only in DEVICE_OF.items() if device == only == "cuda"}
+        if on_gpu & frozenset(known_by) and not on_gpu & here:
+            remark_on_panels()
+        return choose(device, here & frozenset(known_by), samples)
     if name in DEVICE_OF:
         only = DEVICE_OF[name]
         interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
@@ -81,6 +86,20 @@ def built(device: str | None = None) -> frozenset[str]:
     ask may start CUDA."""
     serving = (n for n, only in DEVICE_OF.items() if device is None or only in (None, device))
     return frozenset(name for name in serving if why_missing(name) is None)
+
+
+@functools.cache
+def remark_on_panels() -> None:
+    """Once in a process: CUDA tensors go the slow way, why, and how to make it another."""
+    reasons = "; ".join(
+        f"{name}: {why_missing(name)}" for name, only in DEVICE_OF.items() if only == "cuda"
+    )
+    warnings.warn(
+        "ms_kernels: neither kernels for a GPU can be used, so CUDA tensors go to 'panels', plain "
+        f"PyTorch and much slower ({reasons}). backend='panels' asks for it without this warning; "
+        "README has what each GPU backend needs",
+        stacklevel=2,
+    )
 
 
 _ASKED = why_missing, built

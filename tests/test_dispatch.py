@@ -111,3 +111,28 @@ def test_cpu_tensors_ask_nothing_of_cuda(monkeypatch):
         assert dispatch.built("cpu") == {"cpu", "panels"}
     finally:
         dispatch.built.cache_clear()
+
+
+def test_cuda_tensors_by_panels_are_told_once(monkeypatch):
+    reasons = {"cuda": "no module", "triton": "an old Triton", "cpu": None, "panels": None}
+    monkeypatch.setattr(dispatch, "why_missing", reasons.get)
+    monkeypatch.setattr(
+        dispatch, "built", lambda device: frozenset(n for n, why in reasons.items() if why is None)
+    )
+    dispatch.remark_on_panels.cache_clear()
+    try:
+        # Nothing to tell: CPU tensors, a loss that only panels knows, panels that are asked for.
+        assert dispatch.resolve("auto", "cpu") == "cpu"
+        assert dispatch.resolve("auto", "cuda", known_by=("panels",)) == "panels"
+        assert dispatch.resolve("panels", "cuda") == "panels"
+        with pytest.warns(UserWarning) as told:
+            for _ in range(3):
+                assert dispatch.resolve("auto", "cuda", 4096) == "panels"
+        message = str(told[0].message)
+        assert len(told) == 1 and "(cuda: no module; triton: an old Triton)" in message
+        assert "backend='panels'" in message and "README" in message
+        reasons["triton"] = None
+        dispatch.remark_on_panels.cache_clear()
+        assert dispatch.resolve("auto", "cuda", 4096) == "triton"
+    finally:
+        dispatch.remark_on_panels.cache_clear()
