@@ -44,7 +44,7 @@ test: $(VENV)/extra-test
 
 # Beside the environment's own Triton, which it comes before.
 $(VENV)/triton-%: $(VENV)/extra-test
-	$(PIP) --no-deps --target $@ triton==$*
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $@ triton==$*
 
 launcher: $(VENV)/extra-test $(TRITON:%=$(VENV)/triton-%)
 	STAND_IN_DRIVER=cubin TRITON_INTERPRET=0 TRITON_CACHE_DIR=$(VENV)/launcher-$(TRITON) \

@@ -34,16 +34,22 @@ def choose(device: str, built: frozenset[str], samples: int = 0) -> str:
     return "reference"
 
 
-def resolve(name: str, device: str, samples: int = 0, known_by: tuple[str, ...] = ALL) -> str:
+def resolve(
+    name: str,
+    device: str,
+    samples: int = 0,
+    known_by: tuple[str, ...] = ALL,
+    dtype: torch.dtype = torch.float32,
+) -> str:
     """The backend that `name` stands for; an explicit one never falls back to another.
 
-    known_by: the backends whose kernels know the rules.
+    known_by: the backends whose kernels know the rules; dtype: of the embeddings.
     """
     if name == "auto":
-        here = built(device)
+        here = serving(built(device), dtype)
         on_gpu = {kernels for kernels, only in DEVICE_OF.items() if device == only == "cuda"}
         if on_gpu & frozenset(known_by) and not on_gpu & here:
-            remark_on_panels()
+            remark_on_panels(dtype)
         return choose(device, here & frozenset(known_by), samples)
     if name in DEVICE_OF:
         only = DEVICE_OF[name]
@@ -56,6 +62,9 @@ def resolve(name: str, device: str, samples: int = 0, known_by: tuple[str, ...] 
         if reason is not None:
             way_out = "" if "backend=" in reason else "; or use backend='panels'"
             raise ValueError(f"backend: {name!r} cannot be used here: {reason}{way_out}")
+        reason = refusal(name, dtype)
+        if reason is not None:
+            raise ValueError(f"embeddings: backend {name!r}: {reason}")
     return name
 
 
@@ -88,11 +97,26 @@ def built(device: str | None = None) -> frozenset[str]:
     return frozenset(name for name in serving if why_missing(name) is None)
 
 
+def refusal(name: str, dtype: torch.dtype) -> str | None:
+    """None when the backend takes embeddings of this dtype, else why not."""
+    refuses = getattr(load(name), "refuses", None)
+    reason: str | None = None if refuses is None else refuses(dtype)
+    return reason
+
+
 @functools.cache
-def remark_on_panels() -> None:
+def serving(here: frozenset[str], dtype: torch.dtype) -> frozenset[str]:
+    """Those of the backends here that take embeddings of this dtype."""
+    return frozenset(name for name in here if refusal(name, dtype) is None)
+
+
+@functools.cache
+def remark_on_panels(dtype: torch.dtype) -> None:
     """Once in a process: CUDA tensors go the slow way, why, and how to make it another."""
     reasons = "; ".join(
-        f"{name}: {why_missing(name)}" for name, only in DEVICE_OF.items() if only == "cuda"
+        f"{name}: {why_missing(name) or refusal(name, dtype)}"
+        for name, only in DEVICE_OF.items()
+        if only == "cuda"
     )
     warnings.warn(
         "ms_kernels: neither kernels for a GPU can be used, so CUDA tensors go to 'panels', plain "
@@ -102,7 +126,7 @@ def remark_on_panels() -> None:
     )
 
 
-_ASKED = why_missing, built
+_ASKED = why_missing, built, serving
 
 
 def forget() -> None:

@@ -152,7 +152,9 @@ def _module(
 ) -> ModuleType:
     # The same when the sides change places: the gradient of the refs goes with the statistics.
     samples = max(len(embeddings), 0 if ref_emb is None else len(ref_emb))
-    return dispatch.load(dispatch.resolve(backend, embeddings.device.type, samples, known_by))
+    return dispatch.load(
+        dispatch.resolve(backend, embeddings.device.type, samples, known_by, embeddings.dtype)
+    )
 
 
 def _term(tensors: list[Tensor]) -> Term | None:

@@ -90,10 +90,34 @@ def test_an_old_triton_is_named(monkeypatch):
     from ms_kernels.backends import triton as backend
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(triton, "__version__", "3.6.0+git1")
+    monkeypatch.setattr(triton, "__version__", "3.3.0+git1")
     assert backend.missing() is None
     monkeypatch.setattr(triton, "__version__", "3.2.0")
-    assert "Triton 3.6 or newer is needed, this is 3.2.0" in backend.missing()
+    assert "Triton 3.3 or newer is needed, this is 3.2.0" in backend.missing()
+
+
+def test_float64_passes_an_old_triton_by(monkeypatch):
+    """Before 3.5 it has no float64 products: auto goes on, an explicit backend says so."""
+    triton = pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(
+        dispatch, "why_missing", lambda name: "no module" * (name == "cuda") or None
+    )
+    for version in ("3.5.1", "3.4.0"):
+        monkeypatch.setattr(triton, "__version__", version)
+        dispatch.built.cache_clear()
+        dispatch.serving.cache_clear()
+        assert dispatch.resolve("auto", "cuda", dtype=torch.float32) == "triton"
+        if version == "3.5.1":
+            assert dispatch.resolve("auto", "cuda", dtype=torch.float64) == "triton"
+    dispatch.remark_on_panels.cache_clear()
+    with pytest.warns(UserWarning, match="triton: float64 needs Triton 3.5 or newer"):
+        assert dispatch.resolve("auto", "cuda", dtype=torch.float64) == "panels"
+    x = torch.randn(4, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="embeddings: backend 'triton': float64 needs Triton 3.5"):
+        ms_kernels.multi_similarity_loss(x, torch.arange(4) // 2, backend="triton")
+    dispatch.built.cache_clear()
+    dispatch.serving.cache_clear()
 
 
 def test_cpu_tensors_ask_nothing_of_cuda(monkeypatch):

@@ -179,3 +179,46 @@ def test_each_gpu_is_asked_what_it_can_do(machine):
     cuda._refuse(torch.device("cuda:0"))
     with pytest.raises(ValueError, match="embeddings: on cuda:1, this GPU has .* 7.5, the kernels"):
         cuda._refuse(old)
+
+
+# (the machine, what the triton backend's reason says)
+UNFIT_FOR_TRITON = {
+    "old GPU": ({"capability": (7, 5)}, "the kernels need a GPU of compute capability 8.0"),
+    "ROCm": ({"hip": "6.2"}, "is built for ROCm, where the kernels have never run"),
+    "hidden GPU": ({"available": False}, "sees no CUDA device"),
+    "forked": ({"capability": FORKED}, "CUDA cannot be used in this process (Cannot re-init"),
+    "broken context": ({"probe": broken_context}, "(CUDA error: an illegal memory access was"),
+}
+
+
+class NoLauncher:
+    """Triton's driver where nothing can compile the part of the launcher that is in C."""
+
+    def get_current_target(self):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC.\nMore.")
+
+
+@pytest.mark.parametrize("fault", UNFIT_FOR_TRITON)
+def test_a_machine_that_cannot_run_triton(fault, machine, monkeypatch):
+    pytest.importorskip("triton")
+    described, reason = UNFIT_FOR_TRITON[fault]
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    machine(**described)
+    state = ms_kernels.backends()["triton"]
+    assert not state.available and reason in state.note
+    with pytest.raises(ValueError, match="backend: 'triton' cannot be used here: "):
+        dispatch.resolve("triton", "cuda")
+
+
+def test_without_a_c_compiler_triton_is_passed_over(machine, monkeypatch):
+    """Triton builds a part of its launcher when it first launches, which would raise then."""
+    runtime = pytest.importorskip("triton.runtime")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    machine({None: (9, 0), torch.device("cuda", 0): (9, 0)})
+    monkeypatch.setattr(runtime.driver, "_active", NoLauncher(), raising=False)
+    monkeypatch.setattr(type(runtime.driver), "active", NoLauncher(), raising=False)
+    note = ms_kernels.backends()["triton"].note
+    assert "cannot build its launcher (Failed to find C compiler. Please specify via CC)" in note
+    assert "apt install gcc python3-dev" in note

@@ -7,13 +7,13 @@ at the few tiles with positives; the gradient visits the tiles that mining left.
 import contextlib
 import importlib
 import importlib.util
-import os
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ms_kernels.backends import gpu
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.reference import RowStatistics
 from ms_kernels.settings import options
@@ -25,34 +25,73 @@ if TYPE_CHECKING:
     from ms_kernels.triton_kernels.launch_statistics import Statistics
     from ms_kernels.triton_kernels.problem import Problem
 
-# Earlier ones have no float64 products and gave wrong float32 ones.
-LEAST_TRITON = (3, 6)
+# The compiler of 3.2 crashes on the triplet loss.
+LEAST_TRITON = (3, 3)
+# Earlier ones have no float64 products.
+LEAST_FOR_FLOAT64 = (3, 5)
 
 # Kernels import Triton, so they are imported by the functions that launch them.
 
 
 def missing() -> str | None:
     """None when Triton and a GPU are here, or its interpreter is asked for; else why not."""
-    cpu_only = torch.version.cuda is None and torch.version.hip is None
-    if cpu_only and os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
-        return (
-            f"this torch, {torch.__version__}, is built without CUDA and sees no CUDA device; "
-            "install a CUDA build"
-        )
+    interpreted = tiles.interpreted()
+    if not interpreted:
+        if torch.version.hip is not None:
+            return (
+                f"this torch, {torch.__version__}, is built for ROCm, where the kernels have "
+                "never run; use backend='panels'"
+            )
+        reason = gpu.unusable()
+        if reason is not None:
+            return f"{reason} (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; pip install 'triton>=3.6'"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if not interpreted and not torch.cuda.is_available():
-        return "torch sees no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+        return f"Triton is not installed; pip install 'triton>={_dotted(LEAST_TRITON)}'"
     version: str = importlib.import_module("triton").__version__
-    if tuple(int(n) for n in version.split(".")[:2]) < LEAST_TRITON:
-        wanted = ".".join(map(str, LEAST_TRITON))
+    if _triton_version(version) < LEAST_TRITON:
         return (
-            f"Triton {wanted} or newer is needed, this is {version}; update torch, which brings it"
+            f"Triton {_dotted(LEAST_TRITON)} or newer is needed, this is {version}; update torch, "
+            "which brings it"
         )
     if interpreted:
         return None
-    return tiles.unsupported(torch.device("cuda", torch.cuda.current_device()))
+    return tiles.unsupported(torch.device("cuda", torch.cuda.current_device())) or _unlaunchable()
+
+
+def refuses(dtype: torch.dtype) -> str | None:
+    """None when the kernels take embeddings of this dtype with the Triton that is here."""
+    if dtype != torch.float64:
+        return None
+    version: str = importlib.import_module("triton").__version__
+    if _triton_version(version) >= LEAST_FOR_FLOAT64:
+        return None
+    return (
+        f"float64 needs Triton {_dotted(LEAST_FOR_FLOAT64)} or newer, this is {version}; update "
+        "torch, which brings it, or use backend='panels'"
+    )
+
+
+def _triton_version(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split(".")[:2])
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _unlaunchable() -> str | None:
+    """None when Triton's launcher can be had: at its first use a C compiler builds a part of it."""
+    try:
+        importlib.import_module("triton.runtime").driver.active.get_current_target()
+    except (
+        Exception
+    ) as error:  # of the compiler, its headers, the driver's library: all are Triton's
+        told = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        return (
+            f"Triton cannot build its launcher ({told}); it needs a C compiler, Python's headers "
+            "and the driver's libcuda.so.1 (Debian: apt install gcc python3-dev)"
+        )
+    return None
 
 
 def row_statistics(
