@@ -6,6 +6,9 @@
 namespace msk {
 
 enum class DType : int { float16, bfloat16, float32, float64 };
+// A row of smaller norm has no direction: it is divided by this, and its gradient is 0.
+constexpr double kNormFloor = 1e-12;
+
 enum class Job : int { statistics, gradient, loss_and_gradient };
 
 // What one side adds to a pair's weight, in the compute type; all null when it adds nothing.

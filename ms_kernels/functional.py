@@ -119,7 +119,8 @@ def multi_similarity_loss(
         base: similarity at which an exponent is 0. Default 0.5.
         epsilon: mining slack in units of similarity. Default 0.1; None keeps every pair.
         max_positive_similarity: positives at or above it are no pairs. Default None: all are.
-        normalize: divide rows by their L2 norm, floored at 1e-12. Default True.
+        normalize: divide rows by their L2 norm. A row of norm under 1e-12, such as one of zeros,
+            has no direction: it is divided by 1e-12 and its gradient is 0. Default True.
         reduction: "mean" over all N anchors, "sum", "none" for (N,), "mean_valid" over the anchors
             that keep a pair.
         backend: "auto", or a name of `backends()`; an explicit one never falls back to another.

@@ -12,6 +12,8 @@ from torch.nn.functional import normalize as divided_by_norm
 from torch.nn.functional import softplus
 
 REDUCTIONS = ("mean", "sum", "none", "mean_valid")
+# A row of smaller norm has no direction: it is divided by this, and its gradient is 0.
+NORM_FLOOR = 1e-12
 
 
 class RowStatistics(NamedTuple):
@@ -113,8 +115,21 @@ def labelled_similarities(
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """Rows divided by their L2 norm, floored at 1e-12, also where the squares would overflow."""
-    return divided_by_norm(x / row_scale(x), dim=1)
+    """Rows divided by their L2 norm, also where the squares would overflow.
+
+    A norm under 1e-12 counts as 1e-12. The gradient of such a row is 0, or NaN where the incoming
+    one is not finite.
+    """
+    x = x / row_scale(x)
+    floored = is_floored(x.detach().norm(dim=1, keepdim=True))
+    # The floored rows take a detour, so that no derivative of any order divides by their norm.
+    unit = divided_by_norm(torch.where(floored, 1, x), dim=1)
+    return torch.where(floored, x.detach() / NORM_FLOOR + 0 * x, unit)
+
+
+def is_floored(norm: Tensor) -> Tensor:
+    """Whether rows of these norms have no direction."""
+    return (norm < NORM_FLOOR) | (norm == 0)  # of float16 the floor itself rounds to 0
 
 
 def row_scale(x: Tensor) -> Tensor:

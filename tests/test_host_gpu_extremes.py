@@ -34,25 +34,17 @@ def gradients(function, x, r=None, dloss=None):
 @pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 @pytest.mark.parametrize("with_refs", [False, True], ids=["self", "refs"])
 def test_rows_of_one_number_under_the_floor_of_the_norm(backend, dtype, with_refs):
-    """Normalised, a number is its sign and learns nothing; one under 1e-12 is times 1e12."""
+    """Normalised, a number is its sign, which nothing moves; one under 1e-12 has none."""
     small = [3e-13, -1e-13] if dtype != torch.float16 else [0.0, 0.0]
     x = torch.tensor([*small, 0.0, 2.0, -3.0, 0.5], dtype=dtype)[:, None]
     y = torch.tensor([0, 1, 0, 1, 1, 2])
     refs = (x.flip(0), y.flip(0) % 2) if with_refs else (None, None)
-    wide = [v.double() for v in (x, *refs[:1]) if v is not None]
-
-    def loss(x, r=None):
-        z = None if r is None else refs[1]
-        kept = {"base": 0.0, "epsilon": None, "reduction": "sum"}
-        return reference.multi_similarity_loss(x, y, r, z, **kept)
-
     candidates = Side(*refs, None) if with_refs else None
     spec = MultiSimilaritySpec(base=0.0, epsilon=None)
-    got = cuda.loss_and_gradient(Side(x, y, None), candidates, spec, True, True)[2:]
-    for side, g, exact in zip(wide, got, gradients(loss, *wide), strict=False):
-        # Opposite weights, each rounded to the operand type, may cancel.
-        torch.testing.assert_close(g.double(), exact, rtol=ULP[dtype], atol=1e12 * ULP[dtype])
-        assert exact.abs().max() > 1e11 and not g[side.abs() > 0.1].any()
+    loss, _, *got = cuda.loss_and_gradient(Side(x, y, None), candidates, spec, True, True)
+    assert loss.isfinite().all() and loss.any()
+    for gradient in got[: 1 + with_refs]:
+        assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
 def terms_of(use, x, y, r, z, dloss, spec):
@@ -126,7 +118,7 @@ def test_losses_so_small_that_float16_has_no_such_weights(backend):
     for base in (0.55, 0.6):
         apart = torch.eye(96)[:, :96] * 1e-4
         corner = torch.zeros(3, 2)
-        corner[1, 0] = corner[2, 1] = 1
+        corner[1, 0] = corner[2, 1] = 2.0**-6  # of short rows gradients are great
         for x in (apart, corner):
             x, y = x.half(), torch.arange(len(x))
             kept = {"epsilon": None, "base": base}
@@ -137,8 +129,7 @@ def test_losses_so_small_that_float16_has_no_such_weights(backend):
 
             (got,) = gradients(lambda x: scaled(x, backend), x)
             (want,) = gradients(lambda x: scaled(x, "reference"), x.double())
-            normal = want.abs() < 65504  # not those of a row of zeros, times 1e12
-            got, want = got[normal].double(), want[normal]
+            got = got.double()
             assert want.abs().max() > 2.0**-24
             limit = 2.0**-9 * float(want.abs().max()) + 2.0**-25
             assert (got - want).abs().max() <= limit

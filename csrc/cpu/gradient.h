@@ -147,7 +147,8 @@ class Gradient {
       std::memset(out + k * w_.depth, 0, w_.depth * sizeof(T));
   }
 
-  // Through the normalisation x / |x|: dx = (g - (g . x) x) / |x|.
+  // Through the normalisation x / |x|: dx = (g - (g . x) x) / |x|. A row under the floor of the
+  // norm has no direction: dx = 0, or NaN where g is not finite.
   void finish(const Side<T>& side, T* out) {
 #pragma omp for schedule(static)
     for (std::int64_t k = 0; k < side.axis.count; ++k) {
@@ -155,13 +156,14 @@ class Gradient {
       if (side.poisoned[k]) {
         for (std::int64_t d = 0; d < w_.depth; ++d) dx[d] = std::numeric_limits<T>::quiet_NaN();
       } else if (w_.problem.options.normalize) {
-        // Under the floor the divisor is a constant, and nothing is projected.
-        const T floor = T(1e-12);
-        const bool floored = side.norm[k] < floor;
+        const T norm = side.norm[k];
+        if (norm < T(kNormFloor)) {
+          for (std::int64_t d = 0; d < w_.depth; ++d) dx[d] *= T(0);
+          continue;
+        }
         const T* x = side.x + k * side.stride;
-        const T along = floored ? T(0) : dot(dx, x);
-        const T divisor = floored ? floor : side.norm[k];
-        for (std::int64_t d = 0; d < w_.depth; ++d) dx[d] = (dx[d] - along * x[d]) / divisor;
+        const T along = dot(dx, x);
+        for (std::int64_t d = 0; d < w_.depth; ++d) dx[d] = (dx[d] - along * x[d]) / norm;
       }
     }
   }

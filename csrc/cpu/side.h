@@ -112,7 +112,7 @@ double sum_of_squares(const T* row, std::int64_t depth) {
   return sum;
 }
 
-// Copies sample `order[k]` into row k, divided by its norm (floored at 1e-12) if asked.
+// Copies sample `order[k]` into row k, divided by its norm if asked.
 template <typename T>
 void copy_row(Side<T>& side, std::int64_t k, const SideInput& in, DType dtype, std::int64_t depth,
               bool normalize) {
@@ -156,7 +156,7 @@ void copy_row(Side<T>& side, std::int64_t k, const SideInput& in, DType dtype, s
   const T norm = T(std::sqrt(square));
   side.norm[k] = norm * scale;
   if (normalize) {
-    const T divisor = norm > T(1e-12) ? norm : T(1e-12);
+    const T divisor = norm > T(kNormFloor) ? norm : T(kNormFloor);
     for (std::int64_t d = 0; d < depth; ++d) out[d] /= divisor;
   }
 }

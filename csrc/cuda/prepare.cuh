@@ -54,25 +54,22 @@ MSK_PHASE void prepare(const Problem& p, const SideInput& in, const SideRoom& ro
     }
     square = block_reduce(square, sums, Sum<double>::plus);
     if (threadIdx.x != 0) continue;
-    Scalar scale = Scalar(1), residue = Scalar(0), inverse = Scalar(1), projection = Scalar(0);
+    Scalar scale = Scalar(1), residue = Scalar(0), inverse = Scalar(1);
     if (normalize && square.value > 0) {
       const double exact = 1 / std::sqrt(square.value);
       scale = Scalar(exact);
       residue = Scalar((exact - scale) / exact);
       inverse = scale * first * second;
-      projection = Scalar(1);
-      if (inverse > Scalar(1e12)) {  // the floor of the norm, as the dense code has it
-        scale = std::scalbn(Scalar(1e12), exponent);
-        inverse = Scalar(1e12);
-        residue = projection = Scalar(0);
+      if (inverse > Scalar(1 / kNormFloor)) {
+        scale = std::scalbn(Scalar(1 / kNormFloor), exponent);
+        inverse = residue = Scalar(0);
       }
     } else if (normalize) {
-      inverse = Scalar(1e12);
+      inverse = Scalar(0);
     }
     side.scale[i] = extent.finite ? scale : kNaN<Scalar>;
     side.residue[i] = residue;
     side.inverse[i] = inverse;
-    side.projection[i] = projection;
   }
 }
 

@@ -28,11 +28,10 @@ struct SideInput {
 
 // A side in the workspace. Rows and depth are padded to whole tiles; the padding is 0.
 struct SideRoom {
-  void* copy;        // (padded, depth) rows scaled by a power of two, in the operand type
-  void* scale;       // unit row = scale * copy; NaN marks a row with a non-finite element
-  void* residue;     // what rounding took from the scale, as a part of it
-  void* inverse;     // 1 / norm of the input row, the norm floored at 1e-12
-  void* projection;  // 1 where the norm is above the floor and rows are normalised, else 0
+  void* copy;     // (padded, depth) rows scaled by a power of two, in the operand type
+  void* scale;    // unit row = scale * copy; NaN marks a row with a non-finite element
+  void* residue;  // what rounding took from the scale, as a part of it
+  void* inverse;  // 1 / norm of the input row; 0 where the norm is under its floor
   // Of a pair with similarity s, when this side weighs it.
   void *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
   // Of a family member besides, whose negatives' factor stands for dloss; see Term.

@@ -58,7 +58,7 @@ struct Side {
   using Scalar = typename P::Scalar;
   std::int64_t count, stride;
   typename P::Operand* copy;
-  Scalar *scale, *residue, *inverse, *projection;
+  Scalar *scale, *residue, *inverse;
   Scalar *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
   Scalar *neg_below, *pos_below, *pos_factor, *pos_constant;  // of a family member
   Scalar* threshold;                                          // of a ranked one
@@ -72,7 +72,6 @@ struct Side {
         scale(static_cast<Scalar*>(room.scale)),
         residue(static_cast<Scalar*>(room.residue)),
         inverse(static_cast<Scalar*>(room.inverse)),
-        projection(static_cast<Scalar*>(room.projection)),
         neg_threshold(static_cast<Scalar*>(room.neg_threshold)),
         pos_threshold(static_cast<Scalar*>(room.pos_threshold)),
         neg_offset(static_cast<Scalar*>(room.neg_offset)),
@@ -146,14 +145,13 @@ struct Pairs {
     return std::fma(sum, scale, sum * lost);
   }
   // Element d of the gradient of row i, from that of its unit row and its product with the unit
-  // row: (g - (g.u) u) / norm.
+  // row: (g - (g.u) u) / norm, times 0 without a direction: NaN if a weight is.
   MSK_DEVICE Scalar through_normalisation(Scalar g, Scalar dot, std::int64_t i, std::int64_t d,
                                           std::int64_t depth) const {
     if (!normalize) return g;
-    // A normalised number is its sign, unless its norm is floored: 0, or NaN if the weights are.
-    if (depth == 1 && rows.projection[i] != Scalar(0)) return g - g;
+    if (depth == 1) return g - g;  // a normalised number is its sign
     const Scalar u = Scalar(widen(rows.copy[i * rows.stride + d])) * rows.scale[i];
-    return (g - rows.projection[i] * dot * u) * rows.inverse[i];
+    return (g - dot * u) * rows.inverse[i];
   }
 };
 

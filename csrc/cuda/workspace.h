@@ -47,8 +47,7 @@ inline void carve_terms(const Problem& p, std::int64_t n, SideRoom& room, Carver
 inline void carve_side(const Problem& p, const SideInput& side, SideRoom& room, Carver& carver) {
   const std::int64_t n = padded(side.count), scalar = scalar_bytes(p);
   room.copy = carver.take(n * p.padded_depth * operand_bytes(p));
-  for (void** array : {&room.scale, &room.residue, &room.inverse, &room.projection})
-    *array = carver.take(n * scalar);
+  for (void** array : {&room.scale, &room.residue, &room.inverse}) *array = carver.take(n * scalar);
   carve_terms(p, n, room, carver);
 }
 

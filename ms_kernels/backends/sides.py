@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.interface import Side
-from ms_kernels.reference import row_scale, unit_rows
+from ms_kernels.reference import is_floored, row_scale, unit_rows
 from ms_kernels.settings import options
 from ms_kernels.spec import Options
 
@@ -72,13 +72,15 @@ def full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
 
 
 def through_normalisation(dx: Tensor, unit: Tensor, embeddings: Tensor, spec: Options) -> Tensor:
+    """From the gradient of unit rows to that of the embeddings: 0 where those have no direction,
+    or NaN where it is not finite."""
     if not spec.normalize:
         return dx
     wide = embeddings.to(dx.dtype)
     scale = row_scale(wide)
     norm = (wide / scale).norm(dim=1, keepdim=True) * scale
     projected = (dx - (dx * unit).sum(1, keepdim=True) * unit) / norm
-    return torch.where(norm < 1e-12, dx / 1e-12, projected)  # a floored norm is a constant
+    return torch.where(is_floored(norm), 0 * dx, projected)
 
 
 def computed(x: Tensor, normalize: bool) -> Tensor:

@@ -58,7 +58,8 @@ def copy_kernel(
     order,  # (N) the sample that goes to each row
     copy,  # (padded N, stride) out, in the operand dtype
     scale,  # (padded N) out: S_ij = copy_i . copy_j scale_i scale_j; 0 for rows that are not there
-    norm,  # (padded N) out: what the gradient is divided by; NaN for rows that are not finite
+    norm,  # (padded N) out: what the gradient is divided by: infinite for rows without a direction,
+    # whose norm is under 1e-12; NaN for rows that are not finite
     poisoned,  # (1) out, raised to 1 if a row is not finite
     N,
     D,
@@ -106,7 +107,7 @@ def copy_kernel(
         floor = tl.full((ROWS,), 1e-12, T)
         length = tl.sqrt(tl.sum(squares, 1)).to(T)
         floored = length * up < floor
-        divisor = tl.where(floored, floor, length * up)
+        divisor = tl.where(floored, INFINITY, length * up)
         # Of the scaled rows.
         length = tl.where(floored, floor / up, length)
         if HALF:
@@ -129,9 +130,8 @@ def copy_kernel(
 
 @triton.jit
 def through_normalisation(g, x, scale, divisor):
-    """dx = (g - (g . u) u) / |x| of rows u = scale x; under the floor the divisor is a constant."""
-    along = tl.sum(g * x, 1) * scale
-    along = tl.where(divisor <= tl.full((), 1e-12, divisor.dtype), 0, along * scale)
+    """dx = (g - (g . u) u) / |x| of rows u = scale x."""
+    along = tl.sum(g * x, 1) * scale * scale
     return (g - along[:, None] * x) / divisor[:, None]
 
 
@@ -159,8 +159,7 @@ def project_kernel(
         inside = present[:, None] & (d < D)
         x = tl.load(copy + row[:, None] * stride + d, mask=inside, other=0).to(factor.dtype)
         along += x * tl.load(target + d, mask=inside, other=0)
-    floor = tl.full((ROWS,), 1e-12, factor.dtype)
-    projection = tl.where(divisor <= floor, 0, tl.sum(along, 1) * factor * factor)
+    projection = tl.sum(along, 1) * factor * factor
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D).to(tl.int64)[None, :]
         inside = present[:, None] & (d < D)
