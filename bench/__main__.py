@@ -18,6 +18,7 @@ import ms_kernels
 from bench import family, memory, report
 from bench.cases import DEPTHS
 from ms_kernels.backends import cpu
+from ms_kernels.command_line import check_output
 
 MEMORY_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 # What a candidate needs grows as N squared: above these it would not fit 24 GiB, or take minutes.
@@ -81,15 +82,16 @@ def main() -> None:
         sys.exit(f"bench: {reason}")
     if "family" in chosen:
         return family.run(machine(), quick)
+    name = "quick" if quick else f"cpu-{datetime.date.today().isoformat()}"
+    path = Path(__file__).parent / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    check_output("bench", "results", path)
     os.environ["MSK_BENCH"] = "quick" if quick else "full"
     found = {
         "machine": machine(),
         "times": times(),
         "memory": peaks(MEMORY_SIZES[:2] if quick else MEMORY_SIZES),
     }
-    name = "quick" if quick else f"cpu-{found['machine']['date']}"  # type: ignore[index]
-    path = Path(__file__).parent / "results" / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"\nresults: {path}\n")
     print(report.table(found))

@@ -23,6 +23,7 @@ import ms_kernels
 from bench.baselines import Loss
 from bench.family_report import PEER, publish, table
 from bench.timing import Turns, rounds_for
+from ms_kernels.command_line import check_count, check_output
 from ms_kernels.step_cost import peak_of
 
 SIZES = (512, 2048, 8192)
@@ -174,6 +175,22 @@ def peak(name: str, candidate: str, n: int) -> int | None:
     return found
 
 
+def parse(arguments: list[str]) -> tuple[str, str, int]:
+    """Member, candidate and N of a peak; exits with what was wanted."""
+    if len(arguments) != 3:
+        sys.exit(
+            "bench.family: expected a loss, a candidate and N, whose peak memory is printed, got "
+            f"{' '.join(arguments) or 'nothing'}; `python -m bench family` measures all of them"
+        )
+    name, candidate, n = arguments
+    known = members()
+    candidates = ["ours"] if name in known and known[name].peer is None else ["ours", PEER]
+    for option, got, wanted in (("loss", name, list(known)), ("candidate", candidate, candidates)):
+        if got not in wanted:
+            sys.exit(f"bench.family: {option}: expected one of {', '.join(wanted)}, got {got}")
+    return name, candidate, check_count("bench.family", "N", n, PER_CLASS)
+
+
 def print_peak(name: str, candidate: str, n: int) -> None:
     member = members()[name]
     function = member.ours if candidate == "ours" else member.peer
@@ -209,11 +226,12 @@ def measure(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
 
 def run(machine: dict[str, object], quick: bool) -> None:
     shape = {"d": DEPTH, "per_class": PER_CLASS}
-    rows = measure(SIZES[:1] if quick else SIZES)
-    found = {"machine": machine, "shape": shape, "family": rows}
     name = "quick" if quick else machine["date"]
     path = Path(__file__).parent / "results" / f"family-{name}.json"
     path.parent.mkdir(exist_ok=True)
+    check_output("bench family", "results", path)
+    rows = measure(SIZES[:1] if quick else SIZES)
+    found = {"machine": machine, "shape": shape, "family": rows}
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"\nresults: {path}\n\n{table(found)}")
     if not quick:
@@ -222,4 +240,4 @@ def run(machine: dict[str, object], quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    print_peak(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    print_peak(*parse(sys.argv[1:]))

@@ -1,6 +1,5 @@
 """python -m bench.family_report results.json: page and plot of the family, from a result file."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from bench.report import ROOT
+from bench.report import ROOT, read
 
 PEER = "metric_learning"  # so named, bench.timing lets it sit out later rounds
 MARKERS = {512: ("o", "#56B4E9"), 2048: ("s", "#0072B2"), 8192: ("D", "#D55E00")}
@@ -84,4 +83,4 @@ def publish(found: dict[str, Any], root: Path = ROOT) -> None:
 
 
 if __name__ == "__main__":
-    publish(json.loads(Path(sys.argv[1]).read_text()))
+    publish(read("bench.family_report", sys.argv[1:], "family"))

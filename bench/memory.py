@@ -6,6 +6,7 @@ import sys
 import torch
 
 from bench.baselines import BASELINES, ours
+from ms_kernels.command_line import check_count
 from ms_kernels.step_cost import peak_of
 
 
@@ -15,8 +16,18 @@ def measure(name: str, n: int, d: int) -> int:
 
 
 def main() -> None:
-    name, n, d = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    function = {"ours": ours, **BASELINES}[name]
+    if len(sys.argv) != 4:
+        given = " ".join(sys.argv[1:]) or "nothing"
+        sys.exit(
+            f"bench.memory: expected a candidate, N and D, got {given}; for example: "
+            "python -m bench.memory ours 4096 128"
+        )
+    candidates = {"ours": ours, **BASELINES}
+    name = sys.argv[1]
+    if name not in candidates:
+        sys.exit(f"bench.memory: candidate: expected one of {', '.join(candidates)}, got {name}")
+    n, d = (check_count("bench.memory", *given) for given in zip("ND", sys.argv[2:], strict=True))
+    function = candidates[name]
     torch.manual_seed(0)
     y = torch.arange(n) // 8
 

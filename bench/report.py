@@ -129,5 +129,18 @@ def publish(found: dict[str, Any], root: Path = ROOT) -> None:
     readme.write_text(f"{before}{START}\n{table(found, headline)}\n{END}{after}")
 
 
+def read(command: str, arguments: list[str], part: str) -> dict[str, Any]:
+    """The result file that a command was given; exits unless it has such a part."""
+    wanted = f"one result file with {part!r}, as `python -m bench` writes it"
+    try:
+        (name,) = arguments
+        found = json.loads(Path(name).read_text())
+    except (OSError, ValueError) as error:  # of no file, of several, of one that is no JSON
+        sys.exit(f"{command}: expected {wanted}, got {' '.join(arguments) or 'nothing'}: {error}")
+    if not isinstance(found, dict) or not {part, "machine"} <= set(found):
+        sys.exit(f"{command}: expected {wanted}, got {name}, which is another kind of file")
+    return found
+
+
 if __name__ == "__main__":
-    publish(json.loads(Path(sys.argv[1]).read_text()))
+    publish(read("bench.report", sys.argv[1:], "times"))

@@ -96,8 +96,9 @@ def main():
     parser.add_argument("--steps", type=int, default=200, help="training steps of a run")
     parser.add_argument("--quick", action="store_true", help="2 seeds of 5 steps: does it run?")
     options = parser.parse_args()
-    if options.seeds < 1:
-        parser.error(f"--seeds: expected at least 1, got {options.seeds}")
+    for name, given in (("--seeds", options.seeds), ("--steps", options.steps)):
+        if given < 1:
+            parser.error(f"{name}: expected at least 1, got {given}")
     seeds, steps = (2, 5) if options.quick else (options.seeds, options.steps)
     digits = load_digits()
     images = torch.tensor(digits.data / 16).view(-1, 1, 8, 8)

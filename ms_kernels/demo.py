@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, normalize
 
 import ms_kernels
+from ms_kernels.command_line import check_count, check_picture
 from ms_kernels.step_cost import measure
 
 RANKS = (1, 2, 4, 8)
@@ -29,12 +30,15 @@ class Run(NamedTuple):
 
 def run(steps: int, output: str) -> None:
     """The whole demo: two runs, a table, a picture. Exits with 1 if the runs differ."""
+    check_count("demo", "--steps", steps)
     try:
+        import tqdm  # noqa: F401
         from sklearn.datasets import load_digits
 
         from ms_kernels.demo_plot import draw
     except ImportError as error:
         sys.exit(f"the demo needs {error.name}: pip install '.[demo]' in the source folder")
+    check_picture("demo", output)
     digits = load_digits()
     images = torch.tensor(digits.data / 16).view(-1, 1, 8, 8)
     labels = torch.tensor(digits.target)

@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import ms_kernels
+from ms_kernels.command_line import check_count, check_picture
 from ms_kernels.demo import BATCH, network, place
 
 # The first is trained with; of the others it is only counted what they would mine.
@@ -30,10 +30,7 @@ Look at
 
 def run(steps: int, output: str) -> None:
     """Train briefly, draw the plots of `ms_kernels.plots` as one PNG, say what they show."""
-    if steps < 1:
-        sys.exit(f"--steps: expected a whole number of training steps, at least 1, got {steps}")
-    if not Path(output).absolute().parent.is_dir():
-        sys.exit(f"--output: expected a file in a folder that exists, got {output!r}")
+    check_count("explain", "--steps", steps)
     try:
         from matplotlib.figure import Figure
         from sklearn.datasets import load_digits
@@ -42,9 +39,7 @@ def run(steps: int, output: str) -> None:
         from ms_kernels import plots
     except ImportError as error:
         sys.exit(f"explain needs {error.name}: pip install '.[demo]' in the source folder")
-    kinds = Figure().canvas.get_supported_filetypes()
-    if Path(output).suffix[1:] not in kinds:
-        sys.exit(f"--output: expected a picture, such as explain.png or .svg, got {output!r}")
+    check_picture("explain", output)
     digits = load_digits()
     images = torch.tensor(digits.data / 16).view(-1, 1, 8, 8)
     images = place(images, torch.Generator().manual_seed(0)).float()

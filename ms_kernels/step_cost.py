@@ -6,6 +6,7 @@ prints {"milliseconds": ..., "peak_bytes": ...}. The peak is resident memory bey
 and their gradient, and is known on Linux only (null elsewhere); of no timed step the time is null.
 """
 
+import itertools
 import json
 import statistics
 import subprocess
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 import ms_kernels
+from ms_kernels.checks import check_choice
+from ms_kernels.command_line import check_count
 
 
 def measure(backend: str, n: int, d: int, steps: int = 5, *budget: int) -> dict[str, float | None]:
@@ -44,11 +47,29 @@ def _resident(field: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
+def parse(arguments: list[str]) -> tuple[str, int, int, int]:
+    """Backend, N, D and timed steps; sets the budget if it is given. Exits with what was wanted."""
+    names = ("N", "D", "timed steps", "workspace_bytes")
+    if not 3 <= len(arguments) <= 1 + len(names):
+        sys.exit(
+            "step_cost: expected a backend, N, D and perhaps the number of timed steps and "
+            f"workspace_bytes, got {' '.join(arguments) or 'nothing'}; for example: "
+            "python -m ms_kernels.step_cost cpu 4096 128"
+        )
+    backend, *numbers = arguments
+    n, d, *rest = map(check_count, itertools.repeat("step_cost"), names, numbers, (1, 1, 0, 0))
+    try:
+        check_choice("backend", backend, ms_kernels.dispatch.NAMES)
+        ms_kernels.dispatch.resolve(backend, "cpu")
+        if rest[1:]:
+            ms_kernels.options.workspace_bytes = rest[1]
+    except ValueError as error:
+        sys.exit(f"step_cost: {error}")
+    return backend, n, d, rest[0] if rest else 5
+
+
 def main() -> None:
-    backend, (n, d, *rest) = sys.argv[1], map(int, sys.argv[2:])
-    steps = rest[0] if rest else 5
-    if rest[1:]:
-        ms_kernels.options.workspace_bytes = rest[1]
+    backend, n, d, steps = parse(sys.argv[1:])
     torch.manual_seed(0)
     y = torch.arange(n) // 8
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ms_kernels.backends import triton as backend
+from ms_kernels.command_line import check_output
 from ms_kernels.triton_kernels.tiles import (
     MODES,
     Tile,
@@ -120,10 +121,14 @@ def run(show: bool, modes: list[str] | None = None) -> None:
     if file is None:
         sys.exit("tune: no home folder to keep the tiles in; set XDG_CACHE_HOME to a full path")
     if not show:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            sys.exit(f"tune: cannot make {file.parent}: {error.strerror}; set XDG_CACHE_HOME")
+        check_output("tune", "XDG_CACHE_HOME", file)
         chosen = {mode: tiles_of(mode, device) for mode in MODES}
         for mode in modes or MODES:
             chosen[mode] = _tune(mode, device)
-            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({m: pack(t) for m, t in chosen.items()}, indent=1) + "\n")
         tiles_of.cache_clear()
     where = file if file.exists() else "the standard table (`tune` has not run)"

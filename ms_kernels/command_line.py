@@ -1,0 +1,44 @@
+"""What a command was given is checked before any work, and refused in one line."""
+
+import sys
+from pathlib import Path
+
+
+def check_count(command: str, option: str, got: object, least: int = 1) -> int:
+    """A whole number, also as text; exits with what was wanted."""
+    text = str(got)
+    number = int(text) if text.removeprefix("-").isdecimal() else None
+    if number is None or number < least:
+        sys.exit(f"{command}: {option}: expected a whole number, at least {least}, got {text}")
+    return number
+
+
+def check_output(command: str, option: str, output: str | Path) -> None:
+    """A file that can be written: it is opened, and is left as it was."""
+    path = Path(output)
+    if not path.absolute().parent.is_dir():
+        sys.exit(f"{command}: {option}: expected a file in a folder that exists, got {str(path)!r}")
+    try:
+        existed = path.exists()
+        with path.open("ab"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        sys.exit(
+            f"{command}: {option}: expected a file that can be written, got {str(path)!r}: "
+            f"{error.strerror}; choose another place"
+        )
+
+
+def check_picture(command: str, output: str) -> None:
+    """A file that can be written, of a kind that matplotlib draws; needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    kinds = Figure().canvas.get_supported_filetypes()
+    if Path(output).suffix[1:].lower() not in kinds:
+        sys.exit(
+            f"{command}: --output: expected a picture, such as {command}.png or {command}.svg, "
+            f"got {output!r}"
+        )
+    check_output(command, "--output", output)
