@@ -2,11 +2,10 @@
 
 import math
 
+import every_backend
 import pytest
 import torch
 from cases import DTYPES, case_id
-from host_gpu import build
-from host_gpu.serve import serve
 
 import ms_kernels
 from ms_kernels import multi_similarity_loss, pair_loss, reference, streamed_loss
@@ -17,18 +16,9 @@ ULP = {torch.float64: 2.0**-36, torch.float32: 2.0**-16, torch.bfloat16: 2.0**-6
 ULP[torch.float16] = 2.0**-8
 
 
-@pytest.fixture(params=["reference", "panels", "cpu", "triton", "cuda-one_launch", "cuda-by_tiles"])
+@pytest.fixture(params=every_backend.NAMES)
 def backend(request, monkeypatch):
-    name, _, path = request.param.partition("-")
-    if name == "cuda":
-        if build.why_not() is not None:
-            pytest.skip(str(build.why_not()))
-        return serve(monkeypatch, build.module(), path)
-    if name != "reference" and name not in ms_kernels.dispatch.built():
-        pytest.skip(f"{name}: {ms_kernels.backends()[name].note}")
-    if name == "triton" and torch.cuda.is_available():
-        pytest.skip("tests/test_gpu.py is for kernels on a GPU")
-    return name
+    return every_backend.served(monkeypatch, request.param)
 
 
 def batch(dtype, n, d, seed=0):

@@ -49,7 +49,9 @@ struct VectorForm : Form<T> {
       return positive_part<T>(exponent(value)) - positive_part<T>(exponent(reference));
     return relative(value, reference);
   }
-  T log_of_sum(T reference, T sum) const {
+  // Of one pair the sum may have gone from reference to reference: it is known without.
+  T log_of_sum(T reference, T sum, std::int64_t kept) const {
+    if (kept == 1) return exponent_of<T>(*this, reference);
     if constexpr (shape == Shape::circle) {
       const T z = circle(reference - this->base);
       return (z > T(0) ? z : T(0)) + std::log(sum);

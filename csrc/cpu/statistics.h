@@ -232,7 +232,7 @@ class Statistics {
     T sum = *total.sum;
     with_shape<T>(of, [&](auto form) {
       if constexpr (form.log_sum)
-        sum = *total.kept > 0 ? form.log_of_sum(*total.hardest, sum) : -kInfinity<T>;
+        sum = *total.kept > 0 ? form.log_of_sum(*total.hardest, sum, *total.kept) : -kInfinity<T>;
     });
     return sum;
   }

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from ms_kernels.triton_kernels.multi_similarity import (
     log1p_of_unit,
+    log_of_sum,
     negative_exponential,
     negative_lse,
     softplus,
@@ -56,6 +57,9 @@ def negative_result(hardest, sums, coefficients, BOUNDED: tl.constexpr, RULES: t
     # Triton 3.2 takes no chain of three.
     if (RULES == CONTRASTIVE or RULES == BINOMIAL) or RULES == TRIPLET:
         return sums
+    elif RULES == CIRCLE:
+        z, a = circle(hardest, options)
+        return log_of_sum(z, sums)
     else:
         return negative_lse(hardest, sums, coefficients, BOUNDED)
 

@@ -59,12 +59,20 @@ def negative_exponential(sim, reference, coefficients, BOUNDED: tl.constexpr):
 
 
 @triton.jit
+def log_of_sum(z, sums):
+    """log of a sum of exponentials, of the hardest kept pair exp(z), which may be all of it: then z
+    itself, which the logarithm of a rounded exponential is not; -inf if none is kept."""
+    lse = tl.log(tl.where(sums == 0, 1, sums))
+    return tl.where(sums == 0, -INFINITY, tl.where(sums == tl.exp(z), z, lse))
+
+
+@triton.jit
 def negative_lse(hardest, sums, coefficients, BOUNDED: tl.constexpr):
     """log sum exp(beta (S - base)) from the sum of negative_exponential; -inf if none is kept."""
-    lse = tl.log(tl.where(sums == 0, 1, sums))
-    if not BOUNDED:
-        lse += tl.load(coefficients + 1) * (hardest - tl.load(coefficients + 2))
-    return tl.where(sums == 0, -INFINITY, lse)
+    z = tl.load(coefficients + 1) * (hardest - tl.load(coefficients + 2))
+    if BOUNDED:
+        return log_of_sum(z, sums)
+    return tl.where(sums == 0, -INFINITY, z + tl.log(tl.where(sums == 0, 1, sums)))
 
 
 @triton.jit
