@@ -17,6 +17,9 @@ from ms_kernels.ops import sides_of
 from ms_kernels.spec import PairOptions
 from ms_kernels.weighting_rules import Weighting
 
+# A panel of anchors holds three counts for each of them.
+MOST_BINS = 1 << 16
+
 
 @dataclass(frozen=True)
 class Histogram(Weighting):
@@ -28,6 +31,8 @@ class Histogram(Weighting):
     is shared between them in proportion to its nearness. One beyond [-1, 1], of rows that are not
     normalised or by rounding, counts at the end node and has no gradient. A pair that two anchors
     keep counts twice.
+
+    bins: whole, from 1 to 65536. Default 100.
 
     Weights, for s between t_r and t_r+1: bins h_neg[r] / (2 |P|) of a positive, bins h_pos[r + 1] /
     (2 |N|) of a negative, with the numbers |P|, |N| of kept pairs of the batch. A batch without
@@ -41,11 +46,16 @@ class Histogram(Weighting):
     bins: int = 100
 
     def __post_init__(self) -> None:
-        wanted = "a whole number of steps over [-1, 1], at least 1"
+        wanted = f"a whole number of steps over [-1, 1], from 1 to {MOST_BINS}"
         if isinstance(self.bins, bool) or not isinstance(self.bins, int):
             raise TypeError(f"Histogram.bins: expected {wanted}, got {self.bins!r}")
         if self.bins < 1:
             raise ValueError(f"Histogram.bins: expected {wanted}, got {self.bins}")
+        if self.bins > MOST_BINS:
+            raise ValueError(
+                f"Histogram.bins: expected {wanted}, got {self.bins}; each anchor of a panel needs "
+                "three counts of 8 bytes for each of them: use fewer"
+            )
 
     def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         raise TypeError(

@@ -218,7 +218,9 @@ def test_the_module_calls_the_function():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x, y: Histogram(0), ValueError, "Histogram.bins: .*at least 1, got 0"),
+        (lambda x, y: Histogram(0), ValueError, "Histogram.bins: .*from 1 to 65536, got 0"),
+        (lambda x, y: Histogram(65537), ValueError, "bins: .*got 65537; .*use fewer"),
+        (lambda x, y: HistogramLoss(10**12), ValueError, "bins: .*1 to 65536, got 1000000000000"),
         (lambda x, y: Histogram(9.5), TypeError, "Histogram.bins: .*whole number.*got 9.5"),
         (lambda x, y: HistogramLoss(True), TypeError, "Histogram.bins: .*got True"),
         (
