@@ -48,16 +48,21 @@ def check_number(
         raise ValueError(f"{name}: expected {wanted}, got {value}")
 
 
+def check_option(name: str, value: Any, above_zero: bool = False) -> None:
+    """A number that a float32 holds, and its inverse too where it is above 0."""
+    check_number(name, value, 0 if above_zero else None)
+    least = 1 / MOST_OPTION if above_zero else -MOST_OPTION
+    if not least <= value <= MOST_OPTION:
+        raise ValueError(
+            f"{name}: expected a number from {least:g} to {MOST_OPTION:g}, got {value:g}"
+        )
+
+
 def check_options(rule: Any, above_zero: tuple[str, ...] = ()) -> None:
-    """Every option of a rule, a dataclass of numbers that a float32 holds; so their inverses."""
+    """Every option of a rule, a dataclass of numbers."""
     for field in fields(rule):
-        name, value = f"{type(rule).__name__}.{field.name}", getattr(rule, field.name)
-        check_number(name, value, 0 if field.name in above_zero else None)
-        least = 1 / MOST_OPTION if field.name in above_zero else -MOST_OPTION
-        if not least <= value <= MOST_OPTION:
-            raise ValueError(
-                f"{name}: expected a number from {least:g} to {MOST_OPTION:g}, got {value:g}"
-            )
+        name = f"{type(rule).__name__}.{field.name}"
+        check_option(name, getattr(rule, field.name), field.name in above_zero)
 
 
 def check_rule(name: str, rule: object, base: type) -> None:

@@ -115,8 +115,8 @@ def multi_similarity_loss(
         ref_emb, ref_labels: (M, D) and (M,) candidates of the same dtype and device, e.g. a memory
             bank. Default: the batch itself, without the pairs i = i.
         ids, ref_ids: (N,) and (M,) integers; a pair of equal ids is the same sample, never a pair.
-        alpha, beta: scale of positive and negative similarities, above 0. Defaults 2, 50.
-        base: similarity at which an exponent is 0. Default 0.5.
+        alpha, beta: scale of positive and negative similarities, 1e-30 to 1e30. Defaults 2, 50.
+        base: similarity at which an exponent is 0, -1e30 to 1e30. Default 0.5.
         epsilon: mining slack in units of similarity. Default 0.1; None keeps every pair.
         max_positive_similarity: positives at or above it are no pairs. Default None: all are.
         normalize: divide rows by their L2 norm. A row of norm under 1e-12, such as one of zeros,
@@ -128,7 +128,8 @@ def multi_similarity_loss(
     Returns:
         The loss in the embeddings' dtype, float32 under autocast; differentiable in embeddings
         and ref_emb. An anchor without a kept pair costs 0 and has no gradient. A similarity that
-        is not finite makes its anchor's loss NaN.
+        is not finite makes its anchor's loss NaN; an exponent that the dtype cannot hold, as raw
+        rows of great norm can have, makes it inf, without a gradient that means anything.
 
     Raises:
         TypeError, ValueError: before any work, for an argument that does not fit.

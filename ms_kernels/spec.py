@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ms_kernels.checks import MOST_OPTION, check_flag, check_number
+from ms_kernels.checks import MOST_OPTION, check_flag, check_number, check_option
 from ms_kernels.dispatch import ALL
 from ms_kernels.mining_rules import (
     HardestMining,
@@ -52,8 +52,8 @@ class MultiSimilaritySpec:
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
-            check_number(name, getattr(self, name), above=0)
-        check_number("base", self.base)
+            check_option(name, getattr(self, name), above_zero=True)
+        check_option("base", self.base)
         check_number("epsilon", self.epsilon, optional=True)
         check_shared(self.max_positive_similarity, self.normalize)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ms_kernels.checks import check_number, check_options
+from ms_kernels.checks import check_option, check_options
 from ms_kernels.reference import hardest, masked_log_sum_exp
 
 # Above it softplus(z) is taken as z: exp(-40) is below the rounding of float64.
@@ -67,10 +67,10 @@ class MultiSimilarity(Weighting):
     base: float = 0.5
 
     def __post_init__(self) -> None:
-        # Its own kernels take what any float64 holds.
+        # By the names of the arguments of `multi_similarity_loss`.
         for name in ("alpha", "beta"):
-            check_number(name, getattr(self, name), above=0)
-        check_number("base", self.base)
+            check_option(name, getattr(self, name), above_zero=True)
+        check_option("base", self.base)
 
     def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         pos_lse = masked_log_sum_exp(-self.alpha * (similarity - self.base), positive)

@@ -37,16 +37,18 @@ struct VectorForm : Form<T> {
   static constexpr bool log_sum = shape == Shape::exponential || shape == Shape::circle;
 
   // Of log-sums: z of a value less z of a reference, which is at least as great as z of any value
-  // up to the reference. A circle's z falls to -scale margin^2 where its factor has left 0.
+  // up to the reference. A circle's z falls to -scale margin^2 where its factor has left 0, and
+  // overflows long before the similarities do: an infinite z less another would be NaN.
   Vec<T> relative(Vec<T> value, Vec<T> reference) const {
     if constexpr (shape == Shape::circle)
-      return exponent(value) - positive_part<T>(exponent(reference));
+      return bounded(exponent(value)) - bounded(positive_part<T>(exponent(reference)));
     return this->scale * (value - reference);
   }
   // The same where the value was a reference itself.
   Vec<T> relative_to_hardest(Vec<T> value, Vec<T> reference) const {
     if constexpr (shape == Shape::circle)
-      return positive_part<T>(exponent(value)) - positive_part<T>(exponent(reference));
+      return bounded(positive_part<T>(exponent(value))) -
+             bounded(positive_part<T>(exponent(reference)));
     return relative(value, reference);
   }
   // Of one pair the sum may have gone from reference to reference: it is known without.
@@ -96,6 +98,10 @@ struct VectorForm : Form<T> {
   }
 
  private:
+  static Vec<T> bounded(Vec<T> z) {
+    constexpr T most = std::numeric_limits<T>::max();
+    return z < most ? z : broadcast(most);
+  }
   T circle(T u) const {
     const T a = u + this->margin;
     return this->scale * (a > T(0) ? a : T(0)) * (u - this->margin);

@@ -87,7 +87,7 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
     each_kept([&](Scalar value, bool positive) {
       if (positive) return;
       sum.sum += is_log_sum(loss.negative)
-                     ? std::exp(exponent_of(loss.negative, value) - peaks.negative)
+                     ? std::exp(below_peak(exponent_of(loss.negative, value), peaks.negative))
                      : summand(loss.negative, value, Scalar(0));
     });
     sum = block_reduce(sum, negative_room, SumAndMoment<Scalar>::plus);
@@ -101,7 +101,7 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
       if (!positive) return;
       const Scalar z = exponent_of(loss.positive, value);
       if (is_log_sum(loss.positive)) {
-        sum.sum += std::exp(z - peaks.positive);
+        sum.sum += std::exp(below_peak(z, peaks.positive));
         sum.moment += value;
       } else {
         sum.sum += summand(loss.positive, value, offset);

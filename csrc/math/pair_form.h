@@ -80,6 +80,12 @@ MSK_HOST_DEVICE inline T exponent_of(const Form<T>& form, T value) {
   return form.scale * u;
 }
 
+// z less the greatest of a sum, at most 0: also of two that overflow.
+template <typename T>
+MSK_HOST_DEVICE inline T below_peak(T z, T peak) {
+  return z < peak ? z - peak : T(0);
+}
+
 template <typename T>
 MSK_HOST_DEVICE inline bool is_log_sum(const Form<T>& form) {
   return form.shape == Shape::exponential || form.shape == Shape::circle;

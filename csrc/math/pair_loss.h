@@ -30,7 +30,10 @@ struct PairLoss {
                 positive.sign > T(0) || mining.rule == MiningRule::semi_hard) {}
 
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
-    return with_rule(FinishOf{sums});
+    RowTerm<T> term = with_rule(FinishOf{sums});
+    lose_shares(term.negative, negative, sums.negative);
+    lose_shares(term.positive, positive, sums.positive);
+    return term;
   }
 
   MSK_HOST_DEVICE T negative_above(T hardest_positive, T hardest_negative) const {
@@ -55,6 +58,11 @@ struct PairLoss {
   }
 
  private:
+  // No pair's share in an infinite sum is known.
+  MSK_HOST_DEVICE static void lose_shares(KindTerm<T>& term, const Form<T>& form, T sum) {
+    if (is_log_sum(form) && sum == kNever<T> && term.coefficient != T(0))
+      term.coefficient = kNoNumber<T>;
+  }
   // Structs and no lambdas, which cannot be marked always inline (host_device.h).
   struct FinishOf {
     const RowSums<T>& sums;

@@ -122,10 +122,15 @@ def _kept(
 
 
 def _pair_weight(panel: Panel, stats: RowStatistics, spec: MultiSimilaritySpec) -> Tensor:
-    """dl/dS of one side, its statistics shaped to broadcast over the panel; NaN stays NaN."""
+    """dl/dS of one side, its statistics shaped to broadcast over the panel; NaN stays NaN.
+
+    A kept pair weighs at most 1. More is rounding, if a similarity of the statistics was another
+    product than this one: a great beta would make infinity of it.
+    """
     least, most = stats.hardest_positive, stats.hardest_negative
     positive, negative = _kept(panel, least, most, spec)
-    pull = torch.exp(-spec.alpha * (panel.sim - spec.base) - softplus(stats.pos_lse, threshold=40))
-    push = torch.exp(spec.beta * (panel.sim - spec.base) - softplus(stats.neg_lse, threshold=40))
+    pull = -spec.alpha * (panel.sim - spec.base) - softplus(stats.pos_lse, threshold=40)
+    push = spec.beta * (panel.sim - spec.base) - softplus(stats.neg_lse, threshold=40)
+    pull, push = pull.clamp_(max=0).exp_(), push.clamp_(max=0).exp_()
     weight = torch.where(negative, push, torch.where(positive, -pull, 0.0))
     return torch.where(stats.pos_lse.isnan(), stats.pos_lse, weight)

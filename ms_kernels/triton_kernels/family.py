@@ -30,6 +30,12 @@ def sigmoid(z):
 
 
 @triton.jit
+def below_peak(z, peak):
+    """z less the greatest of a sum, at most 0: also of two that overflow."""
+    return tl.where(z < peak, z - peak, 0)
+
+
+@triton.jit
 def circle(u, coefficients):
     """z = a (u - margin) and a = scale max(0, u + margin)."""
     margin = tl.load(coefficients + 6)
@@ -58,7 +64,7 @@ def negative_result(hardest, sums, coefficients, BOUNDED: tl.constexpr, RULES: t
     if (RULES == CONTRASTIVE or RULES == BINOMIAL) or RULES == TRIPLET:
         return sums
     elif RULES == CIRCLE:
-        z, a = circle(hardest, options)
+        z, a = circle(hardest, coefficients)
         return log_of_sum(z, sums)
     else:
         return negative_lse(hardest, sums, coefficients, BOUNDED)

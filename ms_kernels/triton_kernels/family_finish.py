@@ -8,6 +8,7 @@ from ms_kernels.triton_kernels.family import (
     CONTRASTIVE,
     NT_XENT,
     TRIPLET,
+    below_peak,
     finish,
     negative_result,
     positive_exponent,
@@ -88,7 +89,8 @@ def family_finish_kernel(
             z = tl.where(keep, positive_exponent(sim, coefficients, RULES), -INFINITY)
             new = tl.maximum(top, tl.max(z, 1))
             reference = tl.where(new == -INFINITY, 0, new)
-            sums = sums * tl.exp(top - reference) + tl.sum(tl.exp(z - reference[:, None]), 1)
+            sums *= tl.exp(below_peak(top, reference))
+            sums += tl.sum(tl.exp(below_peak(z, reference[:, None])), 1)
             top = new
             moment += tl.sum(tl.where(keep, sim, 0), 1)
         count += tl.sum(keep.to(tl.int32), 1)
