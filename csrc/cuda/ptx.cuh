@@ -34,6 +34,9 @@ MSK_DEVICE void store_shared(T* to, T value) {
   *to = value;
 }
 
+// A flag in global memory that any thread of a launch may raise: none of the launch reads it.
+MSK_DEVICE void raise_flag(std::int32_t* flag) { *flag = 1; }
+
 MSK_DEVICE std::uint32_t shared_address(const void* p) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
 }

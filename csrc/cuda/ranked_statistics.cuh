@@ -85,7 +85,6 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
       if (threadIdx.x == 0) pass.rows.reached[k * stride + i] = reach.number;
       sum += reach.sum;
     }
-    __syncthreads();  // the rooms may still be read when the next row begins
     if (threadIdx.x != 0) continue;
     RowSums<Scalar> sums{};
     sums.negative = sum;

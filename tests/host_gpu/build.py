@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,8 @@ FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wa
 FLAGS += ["-Werror", "-Wno-unknown-pragmas", '-DMSK_CUDA_ARCHITECTURES="host"']
 # pybind11 looks uninitialised to g++ 12 in such a build: a warning that is no finding.
 SANITIZE = ["-fsanitize=address", "-fno-omit-frame-pointer", "-g1", "-Wno-maybe-uninitialized"]
+# Tells of every load and store of a kernel: see global_memory.h.
+TRACK = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-g1"]
 INSTANCES = [path.stem for path in sorted((CSRC / "cuda").glob("*.cu"))]
 
 
@@ -31,43 +34,76 @@ def why_not() -> str | None:
     return None
 
 
-def build(csrc: Path = CSRC, instances: tuple[str, ...] = (), sanitize: bool = False) -> Path:
-    """The module of these sources. `instances`: only these; a call of another type throws."""
-    flags = [*FLAGS, *(["-O1", *SANITIZE] if sanitize else ["-O3"])]
+def build(
+    csrc: Path = CSRC,
+    instances: tuple[str, ...] = (),
+    sanitize: bool = False,
+    track: bool = False,
+) -> Path:
+    """The module of these sources. `instances`: only these; a call of another type throws.
+
+    track: each load and store of the kernels is seen by the machine, at five times the time.
+    """
     wanted = list(instances) or INSTANCES
     kernels = [csrc / "cuda" / f"{name}.cu" for name in wanted]
-    host = [*sorted((csrc / "cuda").glob("*.cpp")), csrc / "module_cuda.cpp", HERE / "machine.cpp"]
+    host = [*sorted((csrc / "cuda").glob("*.cpp")), csrc / "module_cuda.cpp", *HERE.glob("*.cpp")]
     if len(wanted) < len(INSTANCES):
         host.append(absent([name for name in INSTANCES if name not in wanted]))
+    return link(kernels, host, csrc, sanitize, track)
+
+
+def races() -> Path:
+    """The small kernels of races.cu, tracked."""
+    return link([HERE / "races.cu"], [*HERE.glob("*.cpp")], CSRC, False, True)
+
+
+def link(kernels: list[Path], host: list[Path], csrc: Path, sanitize: bool, track: bool) -> Path:
+    of_all = SANITIZE if sanitize else []
+    of_kernels = [*of_all, "-O1" if sanitize or track else "-O3", *(TRACK if track else [])]
+
+    def compiled(path: Path) -> Path:
+        if path.suffix == ".cu":
+            return compile_one(path, csrc, of_kernels)
+        # The machine runs at each step of a kernel; the rest once a call, and pybind11 is slow.
+        return compile_one(path, csrc, [*of_all, "-O3" if path.parent == HERE else "-O0"])
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda path: compile_one(path, csrc, flags), [*kernels, *host]))
+        objects = list(pool.map(compiled, [*kernels, *host]))
     target = CACHE / f"{digest(*[path.name for path in objects])}.so"
     if not target.exists():
         made = CACHE / f"{os.getpid()}.so"
-        link = ["g++", "-shared", *(SANITIZE[:1] if sanitize else []), *objects, "-o", made]
-        subprocess.run(link, check=True)
+        subprocess.run(["g++", "-shared", *of_all[:1], *objects, "-o", made], check=True)
         made.rename(target)  # whole or not at all
     return target
 
 
 def compile_one(path: Path, csrc: Path, flags: list[str]) -> Path:
-    """The object of one source, from a cache named after all that it may include."""
+    """The object of one source, from a cache named after all that it includes of ours."""
     import pybind11
 
-    headers = [*csrc.rglob("*.h"), *HERE.rglob("*.h")]
-    if path.suffix == ".cu":
-        headers += [*csrc.rglob("*.cuh"), *HERE.rglob("*.cuh")]
-    key = digest(*flags, sys.version, *(p.read_text() for p in [path, *sorted(headers)]))
+    sources = included(path, (HERE, csrc))
+    key = digest(*FLAGS, *flags, sys.version, *(p.read_text() for p in sources))
     target = CACHE / f"{path.stem}-{key}.o"
     if not target.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         include = [f"-I{HERE}", f"-I{csrc}", f"-I{pybind11.get_include()}"]
         include.append(f"-I{sysconfig.get_paths()['include']}")
         made = CACHE / f"{path.stem}-{os.getpid()}.o"
-        command = ["g++", *flags, *include, "-x", "c++", "-c", path, "-o", made]
+        command = ["g++", *FLAGS, *flags, *include, "-x", "c++", "-c", path, "-o", made]
         subprocess.run(command, check=True)
         made.rename(target)
     return target
+
+
+def included(source: Path, folders: tuple[Path, ...]) -> list[Path]:
+    """The source and what it includes of these folders, in the order of first mention."""
+    found = [source]
+    for path in found:  # which grows meanwhile
+        for name in re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE):
+            header = next((f / name for f in (path.parent, *folders) if (f / name).exists()), None)
+            if header is not None and header not in found:
+                found.append(header)
+    return found
 
 
 def absent(names: list[str]) -> Path:
@@ -90,9 +126,9 @@ def digest(*texts: str) -> str:
 
 
 @functools.cache
-def module(csrc: Path = CSRC, instances: tuple[str, ...] = ()):
+def module(csrc: Path = CSRC, instances: tuple[str, ...] = (), track: bool = False):
     """The module, built and loaded."""
-    path = build(csrc, instances)
+    path = build(csrc, instances, track=track)
     # A name for each build: pybind11 gives the first module of a name again.
     spec = importlib.util.spec_from_file_location(f"host_gpu.{path.stem}._cuda", path)
     loaded = importlib.util.module_from_spec(spec)

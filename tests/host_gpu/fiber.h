@@ -29,6 +29,9 @@ extern "C" void host_gpu_switch(void** from, void* to);
 class Fiber {
  public:
   Fiber() : stack_(new std::byte[kStackBytes]) {}
+  bool owns(const void* at) const {
+    return std::size_t(static_cast<const std::byte*>(at) - stack_.get()) < kStackBytes;
+  }
 
   // The next resume() starts `entry`, which must never return: its last act is pause().
   void reset(void (*entry)()) {

@@ -7,6 +7,9 @@
 #include <mutex>
 #include <stdexcept>
 
+#include "barriers.h"
+#include "global_memory.h"
+
 #if defined(__x86_64__)
 asm(R"(
 .text
@@ -138,68 +141,39 @@ void fail(const std::string& message) {
   std::abort();
 }
 
-Cell* Block::cells_of(const void* at, std::size_t bytes, std::size_t alignment, const char* what) {
-  const auto* p = static_cast<const std::byte*>(at);
-  if (p < memory.data() || p + bytes > memory.data() + memory.size())
-    fail(std::string(what) + " of " + std::to_string(bytes) + " bytes outside of shared memory");
-  if (std::size_t(p - memory.data()) % alignment != 0)
-    fail(std::string(what) + " of shared memory is not aligned");
-  return cells.data() + (p - memory.data()) / 2;
-}
-
-void Block::read(const void* at, std::size_t bytes, std::size_t alignment) {
-  Cell* const found = cells_of(at, bytes, alignment, "a read");
-  const auto self = std::int16_t(running->threadIdx.x);
-  for (Cell* c = found; c < found + (bytes + 1) / 2; ++c) {
-    if (c->pending) fail("a read of shared memory whose copy was not waited for");
-    if (!c->written) fail("a read of shared memory that nobody wrote");
-    if (c->write_epoch == barrier.generation && c->writer != self)
-      fail("a read of shared memory that " + who(c->writer) + " wrote, with no barrier between");
-    c->reader =
-        c->read_epoch == barrier.generation && c->reader != Cell::nobody && c->reader != self
-            ? std::int16_t(Cell::many)
-            : self;
-    c->read_epoch = barrier.generation;
-  }
-}
-
-void Block::write(const void* at, std::size_t bytes, std::size_t alignment) {
-  copy_begins(at, bytes, alignment);
-  copy_ends(at, bytes);
-}
-
-void Block::copy_begins(const void* at, std::size_t bytes, std::size_t alignment) {
-  Cell* const found = cells_of(at, bytes, alignment, "a write");
-  const auto self = std::int16_t(running->threadIdx.x);
-  for (Cell* c = found; c < found + (bytes + 1) / 2; ++c) {
-    if (c->pending) fail("a write to shared memory while a copy to it is on its way");
-    if (c->written && c->write_epoch == barrier.generation && c->writer != self)
-      fail("a write over what " + who(c->writer) + " wrote, with no barrier between");
-    if (c->reader != Cell::nobody && c->read_epoch == barrier.generation && c->reader != self)
-      fail("a write over what another thread reads, with no barrier between");
-    c->pending = true;
-  }
-}
-
-void Block::copy_ends(const void* at, std::size_t bytes) {
-  Cell* const found = cells_of(at, bytes, 1, "a write");
-  for (Cell* c = found; c < found + (bytes + 1) / 2; ++c) {
-    c->pending = false;
-    c->written = true;
-    c->writer = std::int16_t(running->threadIdx.x);
-    c->write_epoch = barrier.generation;
-  }
-}
-
 void wait_for_block(const char* file, int line) {
+  if (left_out("block", file, line)) return;
   arrive(running->block->barrier, int(running->block->threads.size()), Thread::Waits::block, file,
          line);
 }
 
 void wait_for_grid(const char* file, int line) {
   if (!all_resident) fail("a barrier of the grid in an ordinary launch");
-  wait_for_block(file, line);
+  arrive(running->block->barrier, int(running->block->threads.size()), Thread::Waits::block, file,
+         line);
+  if (left_out("grid", file, line)) return;
   arrive(grid, wanted_threads, Thread::Waits::grid, file, line);
+}
+
+std::uint32_t grid_epoch() { return grid.generation; }
+
+void begin_copy(void* to, const void* from) {
+  if (reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
+    fail("cp.async from an address that is no multiple of 16");
+  const void* const code = __builtin_return_address(0);
+  running->block->copy_begins(to, 16, 16);
+  copy_reads_global(from, 16, code);
+  running->copies.push_back(
+      {static_cast<std::byte*>(to), static_cast<const std::byte*>(from), code});
+}
+
+void end_copies() {
+  for (const Thread::Copy& copy : running->copies) {
+    copy_reads_global(copy.from, 16, copy.code);
+    std::memcpy(copy.to, copy.from, 16);
+    running->block->copy_ends(copy.to, 16);
+  }
+  running->copies.clear();
 }
 
 void wait_for_warp(const char* instruction, void* arguments, void (*run)(Warp&)) {
@@ -212,7 +186,9 @@ void wait_for_warp(const char* instruction, void* arguments, void (*run)(Warp&))
   warp.arguments[running->lane()] = arguments;
   if (warp.barrier.arrived == kWarpSize - 1) {
     if (std::strncmp(instruction, "mma", 3) == 0) ++products;
+    running->executes_warp = true;
     run(warp);
+    running->executes_warp = false;
   }
   arrive(warp.barrier, kWarpSize, Thread::Waits::warp, instruction, 0);
 }
@@ -222,7 +198,6 @@ namespace {
 // Blocks `first` and following, until all of them have ended or none can go on.
 void run_resident(std::int64_t first, int count, int threads, std::size_t shared) {
   blocks.resize(count);
-  grid = {};
   wanted_threads = count * threads;
   for (int b = 0; b < count; ++b) {
     Block& block = blocks[b];
@@ -237,6 +212,7 @@ void run_resident(std::int64_t first, int count, int threads, std::size_t shared
       thread.blockIdx.x = unsigned(first + b);
       thread.block = &block;
       thread.waits = Thread::Waits::no;
+      thread.executes_warp = false;
       thread.copies.clear();
       thread.fiber.reset(&entry);
     }
@@ -263,6 +239,10 @@ void launch(const std::string& what, Grid kind, std::int64_t block_count, int th
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   ++launches;
   error.clear();
+  grid.arrived = 0;
+  ++grid.generation;
+  forget_global();
+  read_barrier_to_leave_out();
   backwards = std::getenv("HOST_GPU_BACKWARDS") != nullptr;
   kernel = &function;
   grid_size = {unsigned(block_count), 1, 1};
@@ -273,7 +253,7 @@ void launch(const std::string& what, Grid kind, std::int64_t block_count, int th
     const std::int64_t first = (backwards ? waves - 1 - wave : wave) * step;
     run_resident(first, int(std::min(step, block_count - first)), threads, shared);
   }
-  if (!error.empty()) throw std::runtime_error(what + ": " + error);
+  if (!error.empty()) throw std::runtime_error(what + ": " + error + places_of_conflict());
 }
 
 }  // namespace host_gpu

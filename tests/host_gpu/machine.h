@@ -50,12 +50,14 @@ struct Thread {
   struct Copy {
     std::byte* to;
     const std::byte* from;
+    const void* code;
   };
   Fiber fiber;
   Index threadIdx, blockIdx;
   Block* block = nullptr;
   Waits waits = Waits::no;
   std::uint32_t generation = 0;  // of the barrier it waits for
+  bool executes_warp = false;    // an instruction, for all lanes
   std::vector<Copy> copies;
 
   int lane() const { return int(threadIdx.x) % kWarpSize; }
@@ -75,6 +77,9 @@ struct Block {
   void write(const void* at, std::size_t bytes, std::size_t alignment);
   void copy_begins(const void* at, std::size_t bytes, std::size_t alignment);
   void copy_ends(const void* at, std::size_t bytes);
+  bool owns(const void* at) const {
+    return std::size_t(static_cast<const std::byte*>(at) - memory.data()) < memory.size();
+  }
 
  private:
   Cell* cells_of(const void* at, std::size_t bytes, std::size_t alignment, const char* what);
@@ -86,8 +91,15 @@ extern Index grid_size;
 // Ends the launch with an error.
 [[noreturn]] void fail(const std::string& message);
 
+// Grows with every barrier of the grid and with every launch.
+std::uint32_t grid_epoch();
+
 void wait_for_block(const char* file, int line);
 void wait_for_grid(const char* file, int line);
+
+// 16 bytes from global to shared memory, which are not there before they are waited for.
+void begin_copy(void* to, const void* from);
+void end_copies();
 
 // All lanes of the warp come together; the last one executes `run` for all of them.
 void wait_for_warp(const char* instruction, void* arguments, void (*run)(Warp&));

@@ -8,8 +8,10 @@
 #include <type_traits>
 
 #include "cuda/number.h"
+#include "global_memory.h"
 #include "machine.h"
 
+#define HOST_GPU_UNTRACKED __attribute__((no_sanitize("thread")))
 #define MSK_DEVICE inline
 #define MSK_PHASE inline
 #define MSK_PARAMETER
@@ -59,32 +61,26 @@ namespace msk::gpu {
 
 inline std::byte* shared_memory() { return host_gpu::running->block->memory.data(); }
 
+// These two are how shared memory is accessed: what a tracked build sees beside them is a fault.
 template <typename T>
-T load_shared(const T* from) {
+HOST_GPU_UNTRACKED T load_shared(const T* from) {
   host_gpu::running->block->read(from, sizeof(T), alignof(T));
   return *from;
 }
 template <typename T>
-void store_shared(T* to, T value) {
+HOST_GPU_UNTRACKED void store_shared(T* to, T value) {
   host_gpu::running->block->write(to, sizeof(T), alignof(T));
   *to = value;
 }
 
-// Nothing arrives before it is waited for.
-inline void cp_async_16(void* to, const void* from) {
-  if (reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
-    host_gpu::fail("cp.async from an address that is no multiple of 16");
-  host_gpu::running->block->copy_begins(to, 16, 16);
-  host_gpu::running->copies.push_back(
-      {static_cast<std::byte*>(to), static_cast<const std::byte*>(from)});
+HOST_GPU_UNTRACKED inline void raise_flag(std::int32_t* flag) {
+  host_gpu::write_global_alike(flag, sizeof(*flag), __builtin_return_address(0));
+  *flag = 1;
 }
-inline void cp_async_wait_all() {
-  for (const auto& copy : host_gpu::running->copies) {
-    std::memcpy(copy.to, copy.from, 16);
-    host_gpu::running->block->copy_ends(copy.to, 16);
-  }
-  host_gpu::running->copies.clear();
-}
+
+// The copy may read at any time from here until it is waited for.
+inline void cp_async_16(void* to, const void* from) { host_gpu::begin_copy(to, from); }
+inline void cp_async_wait_all() { host_gpu::end_copies(); }
 
 template <bool transposed>
 void ldmatrix(std::uint32_t (&r)[4], const void* row) {

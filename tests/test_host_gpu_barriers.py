@@ -1,0 +1,160 @@
+"""No two accesses of a kernel to one place race, and each of its barriers is there for a reason:
+run without it, the machine of tests/host_gpu sees a race.
+
+The kernels are built so that each load and store is seen (tests/host_gpu/global_memory.h).
+"""
+
+import ctypes
+import math
+import re
+
+import pytest
+import torch
+from host_gpu import build
+from host_gpu.serve import few_tiles_are_many, serve
+
+import ms_kernels
+from ms_kernels import mining_rules as mine
+from ms_kernels import multi_similarity_loss, options, pair_loss
+from ms_kernels import weighting_rules as weigh
+
+pytestmark = [
+    pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not())),
+    pytest.mark.slow,
+]
+
+# float16 weights are lifted into their range, in rooms and loops of their own.
+INSTANCES = ("batch_float16", "batch_bfloat16", "tiled_float16")
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory):
+    csrc = few_tiles_are_many(tmp_path_factory.mktemp("few_tiles") / "csrc")
+    return build.module(csrc, INSTANCES, track=True)
+
+
+def side(n, depth, classes, dtype):
+    generator = torch.Generator().manual_seed(n)
+    x = torch.randn(n, depth, generator=generator)
+    return x.to(dtype).requires_grad_(), torch.arange(n) * 7 % classes
+
+
+def step(n=70, m=None, depth=20, classes=18, dtype=torch.float16, loss=None, spoil=None, **chosen):
+    """Loss and gradients of all sides; rows `spoil` are not finite."""
+    x, y = side(n, depth, classes, dtype)
+    refs = () if m is None else side(m, depth, classes, dtype)
+    if spoil is not None:
+        x.data[spoil] = math.inf
+    losses = (loss or multi_similarity_loss)(x, y, *refs, backend="cuda", **chosen)
+    losses.sum().backward()
+
+
+def statistics(n=130):
+    x, y = side(n, 20, 18, torch.float16)
+    ms_kernels.row_statistics(x.detach(), y, backend="cuda")
+
+
+def family(weighting, mining=None, **sizes):
+    step(loss=pair_loss, weighting=weighting, mining=mining or mine.NoMining(), **sizes)
+
+
+def in_panels(walk):
+    saved = options._workspace_bytes
+    options._workspace_bytes = 0
+    try:
+        walk()
+    finally:
+        options._workspace_bytes = saved
+
+
+IDS = {"ids": torch.arange(70), "ref_ids": torch.arange(5, 75)}
+BATCH = {
+    "batch": lambda: step(depth=129),
+    "bfloat16": lambda: step(dtype=torch.bfloat16),
+    "rows_apart": lambda: step(reduction="none"),
+    "refs": lambda: step(m=130),
+    "ids": lambda: step(m=70, **IDS),
+    "panels": lambda: in_panels(step),
+    "panels_of_refs": lambda: in_panels(lambda: step(m=70)),
+    "statistics": statistics,
+    "family": lambda: family(weigh.NTXent(0.2), mine.SemiHardMining(0.5)),
+    "family_of_refs": lambda: family(weigh.Contrastive(0.9, 0.1), m=70),
+    "triplet": lambda: family(weigh.Triplet(0.3)),
+    "triplet_in_panels": lambda: in_panels(lambda: family(weigh.Triplet(0.3))),
+    "triplet_in_rounds": lambda: family(weigh.Triplet(0.3), n=10, m=134, classes=2),
+}
+TILES = {
+    "tiles": lambda: step(200),
+    "tiles_of_refs": lambda: step(70, 200),
+    "tiles_with_ids": lambda: step(m=70, **IDS),
+    "tiles_in_panels": lambda: in_panels(lambda: step(200)),
+    "tiles_of_rows_apart": lambda: step(130, reduction="none"),
+    "tiles_of_one_class": lambda: step(200, classes=1),
+    "tiles_of_statistics": lambda: statistics(200),
+    "tiles_not_finite": lambda: step(200, spoil=slice(60, 70)),
+}
+WALKS = {**BATCH, **TILES}
+
+
+@pytest.fixture
+def walk(module, monkeypatch):
+    def run(name):
+        serve(monkeypatch, module, "one_launch" if name in BATCH else "by_tiles")
+        WALKS[name]()
+
+    return run
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_nothing_races(walk, name):
+    walk(name)
+
+
+def barriers(call):
+    """file.cuh:line of every such barrier in the kernels."""
+    found = []
+    for path in sorted((build.CSRC / "cuda").glob("*.cuh")):
+        lines = path.read_text().splitlines()
+        found += [f"{path.name}:{k}" for k, line in enumerate(lines, 1) if f" {call}();" in line]
+    return [barrier for barrier in found if not barrier.startswith(("ptx.", "launch."))]
+
+
+OF_GRID, OF_BLOCK = barriers("grid_barrier"), barriers("__syncthreads")
+# Walks of which one at least needs each barrier of a file.
+NEEDED_BY = {
+    "block_reduce": ["batch"],
+    "tile": ["batch", "refs"],
+    "pair_weights": ["bfloat16"],
+    "ranked_statistics": ["triplet"],
+    "negative_scan": ["tiles", "tiles_of_one_class"],
+}
+
+
+def test_the_machine_meets_every_barrier(walk, module):
+    assert len(OF_GRID) == 4 and len(OF_BLOCK) >= 15
+    for name in ("bfloat16", "triplet", "tiles"):
+        walk(name)
+    library = ctypes.CDLL(module.__file__)
+    library.host_gpu_barriers.restype = ctypes.c_char_p
+    met = library.host_gpu_barriers().decode().splitlines()
+    assert sorted(met) == sorted([f"grid {b}" for b in OF_GRID] + [f"block {b}" for b in OF_BLOCK])
+
+
+@pytest.mark.parametrize("name", ["batch", "panels", "family", "triplet"])
+@pytest.mark.parametrize("barrier", OF_GRID)
+def test_a_missing_barrier_of_the_grid_shows(walk, monkeypatch, barrier, name):
+    """That of each block is left in its place: only global memory is no longer there for all."""
+    monkeypatch.setenv("HOST_GPU_WITHOUT", barrier)
+    with pytest.raises(RuntimeError, match="no barrier of the grid between; first at") as error:
+        walk(name)
+    places = re.findall(r"\w+\.cuh:\d+", str(error.value).partition("first at")[2])
+    assert len(places) >= 2
+
+
+@pytest.mark.parametrize("barrier", OF_BLOCK)
+def test_a_missing_barrier_of_a_block_shows(walk, monkeypatch, barrier):
+    monkeypatch.setenv("HOST_GPU_WITHOUT", barrier)
+    message = "no barrier (of the block )?between|nobody wrote|not waited for|is on its way"
+    with pytest.raises(RuntimeError, match=message):
+        for name in NEEDED_BY.get(barrier.partition(".")[0], ["tiles"]):
+            walk(name)
