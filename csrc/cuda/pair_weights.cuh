@@ -84,7 +84,7 @@ MSK_PHASE void pair_weights(const Problem& p, const Loss& loss, std::int64_t fir
       const Scalar s = finished ? row[j] : pass.similarity(first, i, j);
       out[j] = narrow<Operand>(weight(j, s) * lift);
       // Of the rounded weights: then the projection takes out exactly what they put in.
-      dot.value += Scalar(widen(out[j])) * (s / pass.columns.scale[j]);
+      dot.value += P::as_read(out[j]) * (s / pass.columns.scale[j]);
     }
     dot = block_reduce(dot, sum_room, Sum<Scalar>::plus);
     if (threadIdx.x != 0) continue;

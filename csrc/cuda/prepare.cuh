@@ -49,7 +49,7 @@ MSK_PHASE void prepare(const Problem& p, const SideInput& in, const SideRoom& ro
       Scalar x = Scalar(0);
       if (d < filled && extent.finite) x = Scalar(widen(row[d])) * first * second;
       out[d] = narrow<typename P::Operand>(x);
-      x = Scalar(widen(out[d]));
+      x = P::as_read(out[d]);  // similarities of rows as they are read have no error along them
       square.value += double(x) * x;
     }
     square = block_reduce(square, sums, Sum<double>::plus);

@@ -1,4 +1,5 @@
 // How a warp multiplies a 32 x k tile with a k x 32 tile of shared memory, for one operand type.
+// as_read(x) is the number that a product takes a stored operand for.
 //
 // Left tiles are stored by rows. Right tiles are stored by columns (`rows_of_right`: both operands
 // are embeddings) or by rows (`columns_of_right`: weights times embeddings). A tensor core cuts
@@ -39,6 +40,7 @@ struct HalfProduct {
   };
   using Sums = TensorSums<kRowParts, kColumnParts>;
 
+  MSK_DEVICE static float as_read(T x) { return widen(x); }
   MSK_DEVICE static void load_left(Left& out, const T* tile, int stride) {
     for (int m = 0; m < kRowParts; ++m)
       ldmatrix_x4(out.part[m], tile + (m * 16 + lane() % 16) * stride + lane() / 16 * 8);
@@ -120,6 +122,8 @@ struct Tf32Product {
   };
   using Sums = std::conditional_t<split, SplitSums, TensorSums<kRowParts, kColumnParts>>;
 
+  // Rounded: a tensor core would cut it, and every product be too small.
+  MSK_DEVICE static float as_read(float x) { return split ? x : round_to_tf32(x); }
   // ldmatrix moves 16-bit pairs: an 8 x 4 block of floats is its 8 x 8 matrix.
   MSK_DEVICE static void load_left(Left& out, const float* tile, int stride) {
     for (int m = 0; m < kRowParts; ++m) {
@@ -185,6 +189,7 @@ struct DoubleProduct {
     MSK_DEVICE double value(int m, int n, int e) const { return part[m][n][e]; }
   };
 
+  MSK_DEVICE static double as_read(double x) { return x; }
   MSK_DEVICE static void load_left(Left& out, const double* tile, int stride) {
     for (int m = 0; m < kRowParts; ++m)
       out.part[m] = load_shared(tile + (m * 8 + lane() / 4) * stride + lane() % 4);

@@ -77,7 +77,7 @@ tile_weights_kernel(const MSK_PARAMETER Problem p) {
         else
           weight = weight_of(j, s);
         // Of the rounded weights: then the projection takes out exactly what they put in.
-        weight = Scalar(widen(narrow<Operand>(weight)));
+        weight = P::as_read(narrow<Operand>(weight));
         dot += weight * (s / pairs.columns.scale[j]);
       }
       store_shared(at, weight);
