@@ -50,7 +50,8 @@ CUDACXX=/path/to/nvcc")
   list(JOIN architectures ", " MSK_CUDA_TARGETS)
   set(script "${CMAKE_BINARY_DIR}/build_cuda.cmake")
   configure_file(cmake/build_cuda.cmake.in "${script}" @ONLY)
-  set(build COMMAND "${CMAKE_COMMAND}" -P "${script}" USES_TERMINAL VERBATIM)
+  set(build COMMAND "${CMAKE_COMMAND}" -P "${script}" COMMENT "Building the CUDA module"
+      USES_TERMINAL VERBATIM)
   # After the CPU module: two builds at once would take the memory of two.
   add_custom_target(cuda_after_cpu ALL ${build})
   add_dependencies(cuda_after_cpu _cpu)
@@ -104,18 +105,18 @@ function(msk_configure_cuda nvcc architectures out)
     file(REMOVE_RECURSE "${MSK_CUDA_BUILD}")
   endif()
 
-  set(passed "")
+  set(given "")
   foreach(name CMAKE_BUILD_TYPE CMAKE_MAKE_PROGRAM CMAKE_CXX_COMPILER CMAKE_CUDA_HOST_COMPILER
                CMAKE_CUDA_FLAGS MSK_OUTPUT Python_EXECUTABLE Python_INCLUDE_DIR Python_ROOT_DIR
                PYTHON_MODULE_EXTENSION pybind11_DIR)
     if(DEFINED ${name})
-      list(APPEND passed "-D${name}=${${name}}")
+      list(APPEND given "-D${name}=${${name}}")
     endif()
   endforeach()
   execute_process(
     COMMAND "${CMAKE_COMMAND}" -S "${CMAKE_CURRENT_SOURCE_DIR}/cmake/cuda" -B "${MSK_CUDA_BUILD}"
             -G "${CMAKE_GENERATOR}" "-DCMAKE_CUDA_COMPILER=${nvcc}"
-            "-DCMAKE_CUDA_ARCHITECTURES=${architectures}" ${passed}
+            "-DCMAKE_CUDA_ARCHITECTURES=${architectures}" ${given}
     RESULT_VARIABLE code OUTPUT_VARIABLE told ERROR_VARIABLE told)
   file(WRITE "${MSK_CUDA_BUILD}.log" "${told}")
   set(${out} OFF PARENT_SCOPE)
