@@ -1,98 +1,138 @@
-"""python -m bench.gpu [quick|small]: a step on a GPU against its floors and what others use.
+"""python -m bench.gpu [quick|small|full|million]: a step on a GPU against its floors and others.
 
-quick and full measure the Triton kernels; small measures the CUDA C++ kernels, where they are
-built, at the sizes at which launches are the cost.
+Ours by every backend (the CUDA kernels by one launch and by tiles, Triton), dense PyTorch as it
+comes and compiled in three ways, pytorch-metric-learning. Two looks at each list of cases: what
+needs no torch.compile first, for every case, then all candidates, the telling cases first, so that
+a run that is cut off has measured the most. Cases found before, of the same sources on the same
+machine, are not measured again.
 
 Memory rule: a candidate runs where its bytes for each pair (gpu_floor.BYTES_PER_PAIR), times N
-squared, stay within 80% of the device's memory. Results: bench/results/<gpu>-<date>.json and .log;
-cases of the same commit, versions and GPU are added to the file of the day.
+squared, stay within 80% of the device's memory. Results: lines of kind "step" of
+bench/gpu_record.py in --results. MSK_REHEARSAL=1 tries this code without a GPU.
 """
 
 import argparse
-import datetime
-import functools
 import importlib.util
 import itertools
-import json
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import ms_kernels
-from bench import gpu_floor, gpu_machine
+from bench import gpu_floor, gpu_machine, gpu_report
 from bench.cases import REGIMES
-from bench.gpu_cases import DTYPES, Batch, Judge, candidates, check_rows, make_batch
+from bench.gpu_cases import (
+    DTYPES,
+    OURS,
+    Batch,
+    Judge,
+    candidates,
+    check_rows,
+    chosen_backend,
+    make_batch,
+    ours_with,
+)
+from bench.gpu_device import BROKEN, REHEARSED, broken, device, unfit
 from bench.gpu_floor import Rate, fits, floor_of
-from bench.gpu_timing import DeviceTimer, DryTimer, Timer, step_of, take_turns
+from bench.gpu_record import Case, Record
+from bench.gpu_timing import GRAPH_STEPS, Timer, reason, step_of, take_turns
 from ms_kernels.backends.interface import Side
 from ms_kernels.spec import MultiSimilaritySpec
 
-RESULTS = Path(__file__).parent / "results"
-HUGE = (1 << 20, 128, "bfloat16", "mid")
 MOST_IN_GRAPH = 1024
+LOOKS = ("eager", "compiled")  # without and with the candidates of torch.compile
+# The sizes and depths that say most, first; a run that is cut off has measured those.
+ORDER = ((4096, 512), (16384, 512), (256, 512), (1024, 512))
 
 
-class Setting:
-    """Where the cases run, and what they are held against."""
-
-    def __init__(self, dry: bool, rate: Rate, small: bool = False) -> None:
-        self.rate = rate
-        self.device = "cpu" if dry else "cuda"
-        by_cuda = small and "cuda" in ms_kernels.dispatch.built()
-        self.backend = "panels" if dry else "cuda" if by_cuda else "triton"
-        self.timer: Timer = DryTimer() if dry else DeviceTimer()
-        self.memory = 2**33 if dry else torch.cuda.get_device_properties(0).total_memory
-        known = importlib.util.find_spec("pytorch_metric_learning") is not None
-        self.candidates = candidates(self.backend, "eager" if dry else "inductor", known, small)
+class Shape(NamedTuple):
+    n: int
+    d: int
+    dtype: str
+    regime: str
 
 
-def run_case(setting: Setting, n: int, d: int, dtype: str, regime: str) -> dict[str, Any]:
+LISTS = {
+    "quick": ((256, 1024, 4096, 16384), (128, 512), tuple(DTYPES), ("mid",)),
+    "small": (gpu_floor.SMALL_SIZES, gpu_floor.SMALL_DEPTHS, tuple(DTYPES), ("mid",)),
+    "full": (gpu_floor.SIZES, gpu_floor.DEPTHS, tuple(DTYPES), tuple(REGIMES)),
+    "million": ((1 << 20,), (128,), ("bfloat16",), ("mid",)),
+}
+
+
+def shapes_of(options: argparse.Namespace) -> list[Shape]:
+    given = (options.sizes, options.depths, options.dtypes, options.regimes)
+    chosen = [g or c for g, c in zip(given, LISTS[options.list], strict=True)]
+    shapes = [Shape(*values) for values in itertools.product(*chosen)]
+    place = {shape: k for k, shape in enumerate(ORDER)}
+    first = next(iter(DTYPES))
+    return sorted(shapes, key=lambda s: (s.dtype != first, place.get((s.n, s.d), len(place))))
+
+
+def known_rate(record: Record, options: argparse.Namespace) -> Rate | None:
+    """What was measured on this machine, else what is known of it by its name."""
+    measured = {c["name"]: c["per_second"] for c in record.cases("ceiling") if "per_second" in c}
+    tf32 = measured.get("tf32")
+    return gpu_floor.rate_of(
+        "H100" if REHEARSED else device().cuda.get_device_name(),
+        options.flops or measured.get("bfloat16"),
+        options.flops_float32 or (None if tf32 is None else tf32 / 3),
+        options.bandwidth or measured.get("copy"),
+    )
+
+
+def run_case(shape: Shape, compiled: bool, timer: Timer) -> Case:
     """Checks, then times; a candidate that is not timed says why."""
-    batch = make_batch(n, d, dtype, regime, setting.device, setting.backend)
-    judge = Judge(batch, fits("dense", n, setting.memory))
+    n = shape.n
+    memory = device().cuda.get_device_properties(0).total_memory
+    with_peer = importlib.util.find_spec("pytorch_metric_learning") is not None
+    batch = make_batch(*shape)
+    judge = Judge(batch, fits("dense", n, memory))
     runs, skipped = {}, {}
-    for name, function in setting.candidates.items():
-        if not fits(name, n, setting.memory):
+    for name, function in candidates(n, compiled, with_peer).items():
+        if not fits(name, n, memory):
             skipped[name] = {"why": "memory"}
             continue
         run = step_of(function, batch.x, batch.y)
         try:
             refusal = judge.refusal(name, run())
         except Exception as error:  # of a baseline or of ours: reported, and the others go on
-            refusal = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            if broken():
+                raise
+            refusal = f"{name}: {reason(error)}"
         if refusal is None:
             runs[name] = run
         else:
             skipped[name] = {"why": "refused", "refusal": refusal}
+    if not with_peer:
+        skipped["metric_learning"] = {"why": "not installed"}
     errors = {"same_dtype": judge.same}
     del judge
-    found: dict[str, Any] = take_turns(runs, setting.timer, n <= MOST_IN_GRAPH) if runs else {}
+    found: dict[str, Any] = take_turns(runs, timer, n <= MOST_IN_GRAPH) if runs else {}
     return {
-        **{"n": n, "d": d, "dtype": dtype, "regime": regime, "kept": batch.kept},
-        "backend": setting.backend,
-        "floor": floor_of(n, d, dtype, setting.rate)._asdict(),
+        "kept": batch.kept,
+        "backend": chosen_backend(n),
         "errors": errors,
         "candidates": {**found, **skipped},
     }
 
 
-def run_huge(setting: Setting, n: int, d: int, dtype: str, regime: str) -> dict[str, Any]:
+def run_huge(shape: Shape, timer: Timer) -> Case:
     """Ours alone; the oracle sees 64 anchors, since all pairs in float64 would take minutes."""
-    batch = make_batch(n, d, dtype, regime, setting.device, setting.backend)
-    refusal = check_rows(batch, functools.partial(_row_losses, batch, setting.backend))
-    run = step_of(setting.candidates["ours"], batch.x, batch.y)
-    found: dict[str, Any]
+    batch = make_batch(*shape)
+    backend = chosen_backend(shape.n)
+    refusal = check_rows(batch, lambda: _row_losses(batch, backend))
+    found: dict[str, Any] = {"ours": {"why": "refused", "refusal": refusal}}
     if refusal is None:
+        run = step_of(ours_with(backend), batch.x, batch.y)
         run()
-        found = take_turns({"ours": run}, setting.timer, False)
-    else:
-        found = {"ours": {"why": "refused", "refusal": refusal}}
+        found = take_turns({"ours": run}, timer, False)
     return {
-        **{"n": n, "d": d, "dtype": dtype, "regime": regime, "kept": batch.kept},
-        "backend": setting.backend,
-        "floor": floor_of(n, d, dtype, setting.rate)._asdict(),
+        "kept": batch.kept,
+        "backend": backend,
         "checked": "row losses of 64 anchors",
         "candidates": found,
     }
@@ -110,76 +150,65 @@ def _row_losses(batch: Batch, backend: str) -> torch.Tensor:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
-    parser.add_argument("length", nargs="?", choices=["quick", "small", "full"], default="full")
+    parser.add_argument("list", nargs="?", choices=list(LISTS), default="full")
     parser.add_argument("--sizes", type=int, nargs="+")
     parser.add_argument("--depths", type=int, nargs="+")
     parser.add_argument("--dtypes", choices=list(DTYPES), nargs="+")
     parser.add_argument("--regimes", choices=list(REGIMES), nargs="+")
+    parser.add_argument("--looks", choices=LOOKS, nargs="+", default=list(LOOKS))
     parser.add_argument("--flops", type=float, help="bfloat16 operations a second")
     parser.add_argument("--flops-float32", type=float, help="a sixth of --flops if not given")
     parser.add_argument("--bandwidth", type=float, help="bytes a second")
-    parser.add_argument("--no-huge", action="store_true", help="leave out N = 1,048,576")
-    parser.add_argument("--dry-run", action="store_true", help="tiny, on the CPU: no figures")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files")
+    parser.add_argument("--seconds", type=float, help="begin no case later than this")
+    parser.add_argument("--results", type=Path, help="a file of JSON lines")
     return parser.parse_args(arguments)
 
 
-def cases_of(options: argparse.Namespace) -> list[tuple[int, int, str, str]]:
-    full = (gpu_floor.SIZES, gpu_floor.DEPTHS, tuple(DTYPES), tuple(REGIMES))
-    quick = ((256, 4096, 16384), (512,), ("bfloat16",), tuple(REGIMES))
-    small = (gpu_floor.SMALL_SIZES, gpu_floor.SMALL_DEPTHS, tuple(DTYPES), ("mid",))
-    dry = ((96,), (16,), tuple(DTYPES), ("mid",))
-    chosen = (
-        dry if options.dry_run else {"quick": quick, "small": small, "full": full}[options.length]
-    )
-    given = (options.sizes, options.depths, options.dtypes, options.regimes)
-    return list(itertools.product(*(g or c for g, c in zip(given, chosen, strict=True))))
-
-
 def main(arguments: list[str]) -> int:
+    start = time.monotonic()
     options = parse(arguments)
-    if not options.dry_run and not torch.cuda.is_available():
-        print("bench.gpu: torch sees no CUDA device; --dry-run tries this code without one")
+    if why := unfit():
+        print(f"bench.gpu: {why}")
         return 2
-    gpu = "dry run" if options.dry_run else torch.cuda.get_device_name()
-    rate = gpu_floor.rate_of(gpu, options.flops, options.flops_float32, options.bandwidth)
-    if options.dry_run:
-        rate = rate or Rate(1e12, 1e12 / 6, 1e11)
+    record = gpu_machine.record(options.results)
+    rate = known_rate(record, options)
     if rate is None:
-        print(f"bench.gpu: no rates are known of {gpu}; give --flops and --bandwidth")
+        name = device().cuda.get_device_name()
+        print(f"bench.gpu: no rates are known of {name}; give --flops and --bandwidth")
         return 2
-    setting = Setting(options.dry_run, rate, options.length == "small")
-    machine = gpu_machine.describe(gpu)
-    name = "dry" if options.dry_run else f"{gpu.replace(' ', '-')}-{machine['date']}"
-    store = gpu_machine.Store(options.results / name, machine, rate._asdict())
-    store.say(json.dumps(machine, indent=1))
-    works = [(run_case, case) for case in cases_of(options)]
-    if not options.no_huge and options.length == "full":
-        works.append((run_huge, (512, 16, "bfloat16", "mid") if options.dry_run else HUGE))
-    failed = 0
-    for run, case in works:
-        start = datetime.datetime.now()
-        try:
-            found = run(setting, *case)
-        except Exception as error:  # one case must not cost the others their figures
-            store.say(f"{case}: {type(error).__name__}: {error}")
-            failed += 1
+    huge = options.list == "million"
+    timer = Timer((2, 3), 0.0) if REHEARSED else Timer()
+    works = [(look, shape) for look in options.looks for shape in shapes_of(options)]
+    failed = left = 0
+    for look, shape in works[: len(works) // len(options.looks)] if huge else works:
+        if record.has("step", (look, *shape)):
             continue
-        finally:
-            if setting.device == "cuda":
-                torch.cuda.empty_cache()
-        failed += "why" in found["candidates"]["ours"]
-        store.add(found)
-        store.say(f"{case}, {(datetime.datetime.now() - start).total_seconds():.1f} s")
-        store.say(json.dumps(found))
-    store.say(
-        f"floors at {rate.bfloat16 / 1e12:.0f} TFLOP/s bfloat16, {rate.float32 / 1e12:.0f} TFLOP/s "
-        f"float32, {rate.bytes / 1e12:.2f} TB/s; graph is replay without launches; others as "
-        "multiples of our GPU time, round by round"
-    )
-    store.say(gpu_floor.table(store.cases))
-    store.say(gpu_machine.clocks())
-    print(f"results: {store.path}")
+        if options.seconds and time.monotonic() - start > options.seconds:
+            left += 1
+            continue
+        begun = time.monotonic()
+        try:
+            found = run_huge(shape, timer) if huge else run_case(shape, look == "compiled", timer)
+        except Exception as error:  # one case must not cost the others their figures
+            found = {"error": reason(error), "candidates": {}}
+        wrong = "error" in found or any("refusal" in found["candidates"].get(c, {}) for c in OURS)
+        floor = floor_of(shape.n, shape.d, shape.dtype, rate)._asdict()
+        seconds = round(time.monotonic() - begun, 2)
+        key = (look, *shape)
+        case = {**shape._asdict(), "look": look, "floor": floor, "seconds": seconds, **found}
+        record.add("step", key, case)
+        print(f"{look} {tuple(shape)}, {seconds} s: {gpu_report.line(case)}", flush=True)
+        failed += wrong
+        if "error" in found and broken():
+            return BROKEN
+        device().cuda.empty_cache()
+    products = f"{rate.bfloat16 / 1e12:.0f} TFLOP/s bfloat16, {rate.float32 / 1e12:.0f} float32"
+    print(f"floors at {products}, {rate.bytes / 1e12:.2f} TB/s; graph: a step of {GRAPH_STEPS} in")
+    print("one graph; others as multiples of our GPU time, round by round")
+    print(gpu_report.step_table(record.cases("step")))
+    if left:
+        print(f"{left} cases were left for want of time")
+    print(f"results: {record.path}")
     return int(failed > 0)
 
 

@@ -10,15 +10,27 @@ from torch import Tensor
 import ms_kernels
 from bench.baselines import Loss, dense, metric_learning
 from bench.cases import PER_CLASS, REGIMES, closeness
+from bench.gpu_device import backends, device
 from ms_kernels import reference
+from ms_kernels.backends import cuda as cuda_backend
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # Where the dense float64 oracle takes a few GB; above it the streamed panels stand in for it.
 MOST_DENSE = 8192
+MOST_COUNTED = 16384
+# Above it one launch for the whole batch is known to lose to tiles.
+MOST_ONE_LAUNCH = 4096
 # What ours may err beyond twice the dense code: pairs that rounding carries over a threshold.
 FLOOR = 2.0**-18
 # Baselines are not ours to judge: refused only if they compute something else.
 LOOSE = {"bfloat16": 0.5, "float32": 1e-2}
+OURS = ("ours", "cuda", "triton", "one_launch", "tiles", "panels")
+# torch.compile as it comes, replaying a graph of its own, and choosing products by trial.
+MODES = {
+    "compiled": None,
+    "replayed": "reduce-overhead",
+    "autotuned": "max-autotune-no-cudagraphs",
+}
 
 
 class Batch(NamedTuple):
@@ -27,17 +39,20 @@ class Batch(NamedTuple):
     kept: float  # the share of negatives that mining keeps
 
 
-def make_batch(n: int, d: int, dtype: str, regime: str, device: str, backend: str) -> Batch:
+def make_batch(n: int, d: int, dtype: str, regime: str) -> Batch:
     """As bench/cases.py: classes of eight around random centres, as close as the regime says."""
-    generator = torch.Generator(device).manual_seed(n + d)
+    where = device().type
+    generator = torch.Generator(where).manual_seed(n + d)
     near = closeness(d, REGIMES[regime][0])
-    y = torch.arange(n, device=device) // PER_CLASS
-    new = functools.partial(torch.randn, generator=generator, device=device)
+    y = torch.arange(n, device=where) // PER_CLASS
+    new = functools.partial(torch.randn, generator=generator, device=where)
     unit = functools.partial(torch.nn.functional.normalize, dim=1)
     x = near**0.5 * unit(new(-(-n // PER_CLASS), d))[y] + (1 - near) ** 0.5 * unit(new(n, d))
-    order = torch.randperm(n, generator=generator, device=device)
+    order = torch.randperm(n, generator=generator, device=where)
     x, y = x[order].to(DTYPES[dtype]), y[order]
-    kept = ms_kernels.row_statistics(x, y, backend=backend).neg_kept.sum()
+    # By plain PyTorch where that takes no minutes: a broken backend then costs only itself.
+    counted_by = "panels" if n <= MOST_COUNTED else chosen_backend(n)
+    kept = ms_kernels.row_statistics(x, y, backend=counted_by).neg_kept.sum()
     return Batch(x, y, float(kept) / (n * max(1, n - PER_CLASS)))
 
 
@@ -45,27 +60,50 @@ def ours_with(backend: str) -> Loss:
     return lambda x, y: ms_kernels.multi_similarity_loss(x, y, backend=backend)
 
 
+def cuda_by(most: int) -> Loss:
+    """The CUDA backend with one launch for up to `most` samples, tiles above."""
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        saved = cuda_backend.ONE_LAUNCH
+        cuda_backend.ONE_LAUNCH = most
+        try:
+            return ms_kernels.multi_similarity_loss(x, y, backend="cuda")
+        finally:
+            cuda_backend.ONE_LAUNCH = saved
+
+    return loss
+
+
 @functools.cache
 def compiled_with(compiler: str, mode: str | None = None) -> Loss:
     torch._dynamo.config.cache_size_limit = 256  # one graph for each shape
-    chosen = {"backend": compiler} if mode is None else {"mode": mode}
+    chosen = {"backend": compiler} if mode is None or compiler != "inductor" else {"mode": mode}
     return torch.compile(reference.multi_similarity_loss, dynamic=False, **chosen)
 
 
-def candidates(
-    backend: str, compiler: str, with_metric_learning: bool, small: bool = False
-) -> dict[str, Loss]:
-    """Ours first; each a function of embeddings and labels that returns the mean loss.
+def chosen_backend(n: int) -> str:
+    """What `auto` takes of the backends that are measured."""
+    built = frozenset(backends())
+    return ms_kernels.dispatch.choose(device().type, built, n) if built != {"panels"} else "panels"
 
-    `small`: also Triton beside CUDA C++, and torch.compile that replays a graph.
+
+def candidates(n: int, compiled: bool, with_metric_learning: bool) -> dict[str, Loss]:
+    """Ours first, by the backend that `auto` takes; then our other backends and paths.
+
+    Each is a function of embeddings and labels that returns the mean loss.
     """
-    found: dict[str, Loss] = {"ours": ours_with(backend)}
-    if small and backend == "cuda" and "triton" in ms_kernels.dispatch.built():
-        found["triton"] = ours_with("triton")
+    first = chosen_backend(n)
+    found: dict[str, Loss] = {"ours": ours_with(first)}
+    found.update({name: ours_with(name) for name in backends() if name != first})
+    if "cuda" in backends():
+        if n <= cuda_backend.ONE_LAUNCH:
+            found["tiles"] = cuda_by(0)
+        elif n <= MOST_ONE_LAUNCH:
+            found["one_launch"] = cuda_by(n)
     found["dense"] = dense
-    found["compiled"] = compiled_with(compiler)
-    if small and compiler == "inductor":
-        found["replayed"] = compiled_with(compiler, "reduce-overhead")
+    if compiled:
+        compiler = device().compiler
+        found.update({name: compiled_with(compiler, mode) for name, mode in MODES.items()})
     if with_metric_learning:
         found["metric_learning"] = metric_learning
     return found
@@ -94,7 +132,7 @@ class Judge:
         """Why a result is not timed, or None."""
         pairs = zip(("loss", "gradient"), self.errors(result), self.same, strict=True)
         for what, error, same in pairs:
-            allowed = 2 * same + FLOOR if name == "ours" else LOOSE[self.dtype]
+            allowed = 2 * same + FLOOR if name in OURS else LOOSE[self.dtype]
             if not error <= allowed:  # so put, NaN is refused too
                 return f"{what} off by {error:.1e}, allowed {allowed:.1e}"
         return None

@@ -1,14 +1,13 @@
-"""python -m bench.gpu_family [--sizes N ...] [--dry-run]: every member of the family on a GPU.
+"""python -m bench.gpu_family [--sizes N ...]: every member of the family on a GPU.
 
 Each backend that knows the loss takes turns with the others and with pytorch-metric-learning's
-class. A candidate is held against panels in float64 before it is timed. Results:
-bench/results/<gpu>-family-<date>.json.
+class. A candidate is held against panels in float64 before it is timed. Results: lines of kind
+"family" of bench/gpu_record.py in --results. MSK_REHEARSAL=1 tries this code without a GPU.
 """
 
 import argparse
-import datetime
-import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,23 @@ import torch
 from torch import Tensor
 
 import ms_kernels
-from bench import gpu_machine
-from bench.baselines import Loss
+from bench import gpu_machine, gpu_report
+from bench.baselines import PEER, Loss
 from bench.family import SIZES, Member, make_batch, members
-from bench.family_report import PEER
-from bench.gpu_timing import DeviceTimer, DryTimer, Timer, step_of, take_turns
+from bench.gpu_device import BROKEN, REHEARSED, broken, device, unfit
+from bench.gpu_timing import Timer, reason, step_of, take_turns
 
-RESULTS = Path(__file__).parent / "results"
 BACKENDS = ("cuda", "triton", "panels")  # the first that is built and knows the rule is "ours"
 # Off by more, relative to the greatest gradient, it computes something else: mining flips a pair
 # within rounding of its threshold, which moves less.
 LOOSE = 1e-2
 
 
-def candidates(member: Member, n: int, device: str) -> dict[str, Loss]:
+def candidates(member: Member, n: int) -> dict[str, Loss]:
     """Ours first, then our other backends and the peer."""
     found: dict[str, Loss] = {}
     for backend in BACKENDS:
-        if backend not in ms_kernels.dispatch.built(device):
+        if backend not in ms_kernels.dispatch.built():
             continue
         try:
             found["ours" if not found else backend] = member.on(backend)
@@ -53,15 +51,17 @@ def distance(run: Loss, exact: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> f
     return float(torch.stack(errors).amax())  # NaN if one of them is
 
 
-def run_case(member: Member, name: str, n: int, device: str, timer: Timer) -> dict[str, Any]:
-    x, y = (side.to(device) for side in make_batch(n))
+def run_case(member: Member, name: str, n: int, timer: Timer) -> dict[str, Any]:
+    x, y = (side.to(device().type) for side in make_batch(n))
     exact = step_of(member.on("panels"), x.double(), y)()
     runs, skipped, errors = {}, {}, {}
-    for candidate, function in candidates(member, n, device).items():
+    for candidate, function in candidates(member, n).items():
         try:
             errors[candidate] = distance(function, exact, x, y)
         except Exception as error:  # reported, and the others go on
-            skipped[candidate] = {"why": f"{type(error).__name__}: {str(error)[:200]}"}
+            if broken():
+                raise
+            skipped[candidate] = {"why": reason(error)}
             continue
         if errors[candidate] <= LOOSE:
             runs[candidate] = step_of(function, x, y)
@@ -71,51 +71,39 @@ def run_case(member: Member, name: str, n: int, device: str, timer: Timer) -> di
     return {"member": name, "n": n, "errors": errors, "candidates": {**times, **skipped}}
 
 
-def table(cases: list[dict[str, Any]]) -> str:
-    """Markdown: GPU milliseconds of ours, its memory, and the others as multiples."""
-    others = [*BACKENDS, PEER]
-    lines = [
-        "| loss | N | ours | peak | " + " | ".join(others) + " |",
-        "|---|--:|--:|--:|" + "--:|" * len(others),
-    ]
-    for case in cases:
-        found = case["candidates"]
-        ours, ratios = found.get("ours", {}), []
-        for name in others:
-            ratio = found.get(name, {}).get("ratio")
-            ratios.append("" if ratio is None else f"{ratio:.1f}x")
-        time = f"{ours['gpu'] * 1e3:.3f} ms" if "gpu" in ours else ours.get("why", "")
-        peak = f"{ours['peak_bytes'] / 2**20:.1f} MiB" if ours.get("peak_bytes") else ""
-        lines.append(f"| {case['member']} | {case['n']} | {time} | {peak} | {' | '.join(ratios)} |")
-    return "\n".join(lines)
-
-
 def main(arguments: list[str]) -> int:
+    start = time.monotonic()
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_family", description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--dry-run", action="store_true", help="tiny, on the CPU: no figures")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the file")
+    parser.add_argument("--seconds", type=float, help="begin no case later than this")
+    parser.add_argument("--results", type=Path, help="a file of JSON lines")
     options = parser.parse_args(arguments)
-    if not options.dry_run and not torch.cuda.is_available():
-        print("bench.gpu_family: torch sees no CUDA device; --dry-run tries this code without one")
+    if why := unfit():
+        print(f"bench.gpu_family: {why}")
         return 2
-    device = "cpu" if options.dry_run else "cuda"
-    gpu = "dry" if options.dry_run else torch.cuda.get_device_name()
-    timer: Timer = DryTimer() if options.dry_run else DeviceTimer()
-    cases, failed = [], False
-    stem = f"{gpu.replace(' ', '-')}-family-{datetime.date.today().isoformat()}"
-    path = options.results / f"{stem}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    machine = gpu_machine.describe(gpu)
-    for name, member in members().items():
-        for n in [32] if options.dry_run else options.sizes:
-            case = run_case(member, name, n, device, timer)
-            ours = [found for who, found in case["candidates"].items() if who != PEER]
-            failed |= any("why" in found for found in ours)
-            cases.append(case)
-            print(json.dumps(case), flush=True)
-            path.write_text(json.dumps({"machine": machine, "cases": cases}, indent=1) + "\n")
-    print(f"{table(cases)}\nresults: {path}")
+    record = gpu_machine.record(options.results)
+    timer = Timer((2, 3), 0.0) if REHEARSED else Timer()
+    failed = False
+    works = [(name, n) for name in members() for n in options.sizes]
+    for name, n in works:
+        if record.has("family", (name, n)):
+            continue
+        if options.seconds and time.monotonic() - start > options.seconds:
+            print(f"{name} {n}: left for want of time")
+            continue
+        try:
+            case = run_case(members()[name], name, n, timer)
+        except Exception as error:  # one case must not cost the others their figures
+            case = {"member": name, "n": n, "error": reason(error), "candidates": {}}
+        ours = [found for who, found in case["candidates"].items() if who != PEER]
+        wrong = "error" in case or any("why" in found for found in ours)
+        failed |= wrong
+        record.add("family", (name, n), case)
+        print(f"{name} {n}: {gpu_report.line(case)}", flush=True)
+        if wrong and broken():
+            return BROKEN
+    print(gpu_report.family_table(record.cases("family")))
+    print(f"results: {record.path}")
     return int(failed)
 
 

@@ -1,14 +1,14 @@
-"""Floors, memory and tables of the GPU bench: arithmetic that needs no GPU."""
+"""Floors and memory of the GPU bench: arithmetic that needs no GPU."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 SIZES = (256, 1024, 4096, 16384, 65536)
 DEPTHS = (128, 512, 1024)
 # Bytes at the peak of a step for each of the N squared pairs, with float32 similarities; counted
 # on the CPU: torch.compile 6.7 to 8, eager 27 to 32, pytorch-metric-learning 56 to 60.
 BYTES_PER_PAIR = {
-    **{"ours": 0, "triton": 0, "compiled": 8, "replayed": 8, "dense": 32, "metric_learning": 60}
+    **{"ours": 0, "cuda": 0, "triton": 0, "one_launch": 0, "tiles": 0, "panels": 0},
+    **{"dense": 32, "compiled": 8, "replayed": 8, "autotuned": 8, "metric_learning": 60},
 }
 SMALL_SIZES = (80, 240, 480, 1024)
 SMALL_DEPTHS = (512, 4096, 8448)
@@ -48,51 +48,22 @@ def rate_of(
 
 
 class Floor(NamedTuple):
-    """Least seconds of loss and gradient: for one product of all pairs, for the bytes of x, dx."""
+    """Least seconds of loss and gradient, by products and by the bytes of x and dx."""
 
-    products: float
+    t1: float
+    t3: float
     bytes: float
 
 
 def floor_of(n: int, d: int, dtype: str, rate: Rate) -> Floor:
-    """2 N^2 D operations, and x read and dx written once."""
+    """t1: each pair's similarity once, half of a product, N^2 D operations; it is the floor where
+    mining keeps nothing. t3: and the gradient's product, 2 N^2 D, of all pairs. x read and dx
+    written once."""
     size = {"bfloat16": 2, "float32": 4}[dtype]
-    return Floor(2 * n * n * d / getattr(rate, dtype), 2 * n * d * size / rate.bytes)
+    t1 = n * n * d / getattr(rate, dtype)
+    return Floor(t1, 3 * t1, 2 * n * d * size / rate.bytes)
 
 
 def fits(name: str, n: int, memory: int) -> bool:
     """Whether a candidate's bytes for each pair stay below the usable share of the memory."""
     return BYTES_PER_PAIR[name] * n * n <= USABLE * memory
-
-
-def table(cases: Sequence[dict[str, Any]]) -> str:
-    """Markdown: our GPU time beside its floors, host and graph time, and the others as ratios."""
-    known = [name for name in BYTES_PER_PAIR if name != "ours"]
-    others = [name for name in known if any(name in case["candidates"] for case in cases)]
-    lines = [
-        "| N | D | dtype | regime | kept | backend | ours | 2N²D | bytes | host | graph "
-        "| launches | " + " | ".join(others) + " |",
-        "|--:|--:|---|---|--:|---|--:|--:|--:|--:|--:|--:|" + "--:|" * len(others),
-    ]
-    for case in cases:
-        found = case["candidates"]
-        ours = found.get("ours", {})
-        cells = [str(case["n"]), str(case["d"]), case["dtype"], case["regime"]]
-        cells += [f"{case['kept']:.2%}", case["backend"], time(ours.get("gpu"))]
-        cells += [time(case["floor"]["products"]), time(case["floor"]["bytes"])]
-        cells += [time(ours.get("host")), time(ours.get("graph")), str(ours.get("launches") or "")]
-        for name in others:
-            ratio = found.get(name, {}).get("ratio")
-            cells.append(f"{ratio:.1f}x" if ratio else found.get(name, {}).get("why", ""))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def time(seconds: float | None) -> str:
-    """Three digits with a unit; empty for what was not measured."""
-    if seconds is None:
-        return ""
-    for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= unit or unit == 1e-6:
-            return f"{seconds / unit:.3g} {name}"
-    raise AssertionError("unreachable")

@@ -1,24 +1,28 @@
-"""What a GPU result was measured on, and the files that keep it."""
+"""What a GPU result was measured on."""
 
 import datetime
+import functools
 import importlib.metadata
-import json
+import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import ms_kernels
+from bench.gpu_device import device
+from bench.gpu_record import Record, digest
 
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
 QUERY = (
     "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"
     "power.draw,power.limit,temperature.gpu"
 )
-# Of two results in one file these must be the same.
-SAME = ("gpu", "driver", "torch", "triton", "cuda", "commit")
 
 
 def clocks() -> str:
@@ -29,8 +33,10 @@ def clocks() -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
-def describe(gpu: str) -> dict[str, Any]:
+@functools.cache
+def describe() -> dict[str, Any]:
     state = clocks()
+    gpu = device().cuda.get_device_name()
     return {
         "gpu": gpu,
         "driver": state.split(", ")[1] if state else None,
@@ -42,10 +48,31 @@ def describe(gpu: str) -> dict[str, Any]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "ms_kernels": ms_kernels.__version__,
         "python": platform.python_version(),
-        "commit": _git("rev-parse", "--short", "HEAD"),
+        "cores": os.cpu_count(),
+        # A copy of the tree may have no repository: its sources name it too.
+        "commit": os.environ.get("MSK_COMMIT") or _git("rev-parse", "--short", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "sources": sources(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def sources() -> str:
+    """A digest of what is measured: the package, the kernels' sources and this bench."""
+    paths = [*ROOT.glob("ms_kernels/**/*.py"), *ROOT.glob("bench/*.py")]
+    paths += [path for path in ROOT.glob("csrc/**/*") if path.is_file()]
+    return digest(*(path.read_text() for path in sorted(paths)))
+
+
+def record(path: Path | None) -> Record:
+    """The file that takes this machine's cases; without a path one of the day in bench/results."""
+    machine = describe()
+    name = f"{machine['gpu'].replace(' ', '-')}-{machine['date']}.jsonl"
+    target = RESULTS / name if path is None else path
+    try:
+        return Record(target, machine)
+    except OSError as error:  # before any work
+        sys.exit(f"--results: expected a file that can be written, got {target}: {error.strerror}")
 
 
 def version_of(package: str) -> str | None:
@@ -57,38 +84,7 @@ def version_of(package: str) -> str | None:
 
 def _git(*arguments: str) -> str:
     try:
-        folder = Path(__file__).parent
         command = ["git", *arguments]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     except OSError:
         return ""
-
-
-class Store:
-    """<stem>.json, rewritten after each case, and <stem>.log beside it."""
-
-    def __init__(self, stem: Path, machine: dict[str, Any], rate: dict[str, float]) -> None:
-        self.path = stem.with_name(stem.name + ".json")
-        self.log = stem.with_name(stem.name + ".log")
-        self.head = {"machine": machine, "rate": rate}
-        self.cases: list[dict[str, Any]] = []
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            old = json.loads(self.path.read_text())
-            if all(old["machine"][key] == machine[key] for key in SAME):
-                self.cases = old["cases"]
-
-    def add(self, case: dict[str, Any]) -> None:
-        """In place of the same case of an earlier run."""
-        kept = [old for old in self.cases if _key(old) != _key(case)]
-        self.cases = sorted([*kept, case], key=_key)
-        self.path.write_text(json.dumps({**self.head, "cases": self.cases}, indent=1) + "\n")
-
-    def say(self, text: str) -> None:
-        print(text, flush=True)
-        with self.log.open("a") as file:
-            file.write(text + "\n")
-
-
-def _key(case: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(case[name] for name in ("n", "d", "dtype", "regime", "backend"))

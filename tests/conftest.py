@@ -68,3 +68,27 @@ def poison(monkeypatch):
         return out.fill_(255 if out.dtype == torch.uint8 else -1)  # bytes of 255 are a NaN too
 
     monkeypatch.setattr(torch, "empty", empty)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The GPU bench on the device of a rehearsal, with panels: interpreted kernels take seconds."""
+    from bench import gpu_device
+    from bench.gpu_stand_in import StandIn
+
+    kinds, watched = torch.autograd.DeviceType, torch.profiler.ProfilerActivity
+    found = gpu_device.Device("cpu", StandIn(), kinds.CPU, (watched.CPU,), 1 << 10, "eager")
+    for module in (
+        "gpu_timing",
+        "gpu_cases",
+        "gpu",
+        "gpu_latency",
+        "gpu_machine",
+        "gpu_family",
+        "gpu_device",
+    ):
+        monkeypatch.setattr(f"bench.{module}.device", lambda: found)
+    for module in ("gpu_cases", "gpu_latency"):
+        monkeypatch.setattr(f"bench.{module}.backends", lambda: ["panels"])
+    monkeypatch.setattr("bench.gpu_timing.GRAPH_STEPS", 2)
+    return found.cuda

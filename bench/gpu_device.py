@@ -1,0 +1,64 @@
+"""The device that the GPU bench measures: torch.cuda, or what stands in for it in a rehearsal.
+
+MSK_REHEARSAL=1 rehearses: the same code on CPU tensors, every call of torch.cuda answered by
+bench/gpu_stand_in.py, every size tiny. Its times mean nothing.
+"""
+
+import functools
+import os
+from typing import Any, NamedTuple
+
+import torch
+
+import ms_kernels
+from bench.gpu_stand_in import StandIn
+
+BROKEN = 3  # the exit status of a process that could not go on
+REHEARSED = os.environ.get("MSK_REHEARSAL") == "1"
+
+
+class Device(NamedTuple):
+    type: str  # of the tensors
+    cuda: Any  # torch.cuda, or an object that answers as it does
+    events: Any  # the profiler's device type of what runs here
+    activities: tuple[Any, ...]  # that the profiler is to watch
+    cold_bytes: int  # written between two timed calls, several times any cache
+    compiler: str  # of torch.compile
+
+
+@functools.cache
+def device() -> Device:
+    kinds, watched = torch.autograd.DeviceType, torch.profiler.ProfilerActivity
+    if REHEARSED:
+        return Device("cpu", StandIn(), kinds.CPU, (watched.CPU,), 1 << 16, "eager")
+    return Device(
+        "cuda", torch.cuda, kinds.CUDA, (watched.CUDA, watched.CPU), 256 << 20, "inductor"
+    )
+
+
+def unfit() -> str | None:
+    """Why nothing can be measured here, or None."""
+    if device().cuda.is_available():
+        return None
+    way_out = "MSK_REHEARSAL=1 tries this code without one"
+    return f"torch {torch.__version__} sees no CUDA device; {way_out}"
+
+
+def broken() -> bool:
+    """Whether an error left the CUDA context unusable: whatever comes next in this process fails.
+
+    A bench then ends with BROKEN, and whoever started it starts it again for what is left.
+    """
+    try:
+        device().cuda.synchronize()
+    except Exception as error:  # every one says that there is nothing to go on with
+        print(f"the CUDA context is broken: {error}", flush=True)
+        return True
+    return False
+
+
+def backends() -> list[str]:
+    """Those of ours that a GPU has, fastest first; panels stand in for them in a rehearsal."""
+    built = ms_kernels.dispatch.built()
+    found = [name for name in ("cuda", "triton") if name in built]
+    return found or ["panels"]
