@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 import ms_kernels
-from bench import family, memory, report
+from bench import family, memory, report, tables
 from bench.cases import DEPTHS
 from ms_kernels.backends import cpu
 from ms_kernels.command_line import check_output
@@ -96,7 +96,7 @@ def main() -> None:
     print(f"\nresults: {path}\n")
     print(report.table(found))
     if not quick:
-        report.publish(found)
+        tables.publish()
 
 
 if __name__ == "__main__":

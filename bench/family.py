@@ -20,8 +20,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 import ms_kernels
-from bench.baselines import Loss
-from bench.family_report import PEER, publish, table
+from bench.baselines import PEER, Loss
 from bench.timing import Turns, rounds_for
 from ms_kernels.command_line import check_count, check_output
 from ms_kernels.step_cost import peak_of
@@ -233,9 +232,11 @@ def run(machine: dict[str, object], quick: bool) -> None:
     rows = measure(SIZES[:1] if quick else SIZES)
     found = {"machine": machine, "shape": shape, "family": rows}
     path.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"\nresults: {path}\n\n{table(found)}")
+    from bench import family_report, tables
+
+    print(f"\nresults: {path}\n\n{family_report.table(found)}")
     if not quick:
-        publish(found)
+        tables.publish()
         print("\npage and plot: docs/benchmark_family.md, docs/bench_family.png")
 
 

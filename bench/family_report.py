@@ -1,6 +1,5 @@
-"""python -m bench.family_report results.json: page and plot of the family, from a result file."""
+"""Page and plot of the family, from a result file of `python -m bench family`."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from bench.report import ROOT, read
+from bench.baselines import PEER
+from bench.report import save
 
-PEER = "metric_learning"  # so named, bench.timing lets it sit out later rounds
 MARKERS = {512: ("o", "#56B4E9"), 2048: ("s", "#0072B2"), 8192: ("D", "#D55E00")}
 
 
@@ -71,16 +70,10 @@ def plot(found: dict[str, Any], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title("A training step of each loss on the CPU")
     axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path, found)
 
 
-def publish(found: dict[str, Any], root: Path = ROOT) -> None:
-    plot(found, root / "docs" / "bench_family.png")
-    title = "# The family, measured\n\n`python -m bench family` writes this page.\n\n"
+def page(found: dict[str, Any]) -> str:
+    title = "# The family, measured\n\n`python -m bench family` measures it.\n\n"
     picture = "![How many times longer the peer takes](bench_family.png)\n\n"
-    (root / "docs" / "benchmark_family.md").write_text(f"{title}{picture}{table(found)}\n")
-
-
-if __name__ == "__main__":
-    publish(read("bench.family_report", sys.argv[1:], "family"))
+    return f"{title}{picture}{table(found)}\n"

@@ -1,7 +1,6 @@
-"""python -m bench.report results.json: the table and the plots of README, from a result file."""
+"""Tables and plots of the CPU backend, from a result file of `python -m bench`."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from bench.baselines import LABELS
+from bench.gpu_record import digest
 
-ROOT = Path(__file__).parent.parent
-START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 COMPARED = ("dense", "compiled", "metric_learning", "row_loop")
 KEEPS = {"early": "half", "mid": "5%", "late": "0.05%"}
 # Okabe and Ito's palette: distinct for colour-blind readers too.
@@ -82,8 +81,7 @@ def plot_time(found: dict[str, Any], path: Path) -> None:
     panels[0].set_ylabel("training step (ms)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path, found)
 
 
 def plot_memory(found: dict[str, Any], path: Path) -> None:
@@ -97,8 +95,7 @@ def plot_memory(found: dict[str, Any], path: Path) -> None:
     axes.set(xlabel="batch size N (D = 512)", ylabel="peak memory of a step (MiB)")
     axes.set_title("Memory beyond the embeddings and their gradient")
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path, found)
 
 
 def _line(axes: Axes, name: str, points: list[tuple[int, float]]) -> None:
@@ -116,31 +113,15 @@ def _log_axes(axes: Axes, sizes: list[int]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def publish(found: dict[str, Any], root: Path = ROOT) -> None:
-    """Draws both plots and the whole table into docs/, the headline into README's markers."""
-    plot_time(found, root / "docs" / "bench_time.png")
-    if found["memory"]:
-        plot_memory(found, root / "docs" / "bench_memory.png")
-    title = "# A training step, measured\n\n`make bench` writes this page.\n\n"
-    (root / "docs" / "benchmark.md").write_text(f"{title}{table(found)}\n")
-    readme = root / "README.md"
-    before, rest = readme.read_text().split(START)
-    after = rest.split(END)[1]
-    readme.write_text(f"{before}{START}\n{table(found, headline)}\n{END}{after}")
+def page(found: dict[str, Any]) -> str:
+    return f"# A training step, measured\n\n`make bench` measures it.\n\n{table(found)}\n"
 
 
-def read(command: str, arguments: list[str], part: str) -> dict[str, Any]:
-    """The result file that a command was given; exits unless it has such a part."""
-    wanted = f"one result file with {part!r}, as `python -m bench` writes it"
-    try:
-        (name,) = arguments
-        found = json.loads(Path(name).read_text())
-    except (OSError, ValueError) as error:  # of no file, of several, of one that is no JSON
-        sys.exit(f"{command}: expected {wanted}, got {' '.join(arguments) or 'nothing'}: {error}")
-    if not isinstance(found, dict) or not {part, "machine"} <= set(found):
-        sys.exit(f"{command}: expected {wanted}, got {name}, which is another kind of file")
-    return found
+def save(figure: Figure, path: Path, found: Any) -> None:
+    """With a digest of what is drawn, by which a picture and its results can be compared."""
+    figure.savefig(path, dpi=110, metadata={"Source": digest_of(found)})
+    plt.close(figure)
 
 
-if __name__ == "__main__":
-    publish(read("bench.report", sys.argv[1:], "times"))
+def digest_of(found: Any) -> str:
+    return digest(json.dumps(found, sort_keys=True))

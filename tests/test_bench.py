@@ -1,7 +1,5 @@
 """The benchmark measures what it says it does."""
 
-import json
-
 import pytest
 import torch
 
@@ -9,7 +7,6 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("ms_kernels._cpu")
 
 import ms_kernels  # noqa: E402
-from bench import report  # noqa: E402
 from bench.baselines import BASELINES, ours  # noqa: E402
 from bench.cases import REGIMES, Batch, make_batch  # noqa: E402
 from bench.check import check, comparable  # noqa: E402
@@ -108,48 +105,3 @@ def test_candidates_take_turns():
     for kind in ("forward", "backward", "step"):
         assert found["a"][kind] > 0
     assert 0 < found["a"]["step_low"] <= found["a"]["step"] <= found["a"]["step_high"]
-
-
-def made_up(n, d, regime):
-    def times(scale):
-        return {"forward": scale, "backward": scale, "step": 2 * scale, "ratio": scale / 1e-3}
-
-    names = ("ours", "dense", "compiled", "metric_learning", "row_loop")
-    candidates = {name: times(1e-3 * (k + 1)) for k, name in enumerate(names)}
-    kept = {"early": 0.5, "mid": 0.05, "late": 5e-4}[regime]
-    return dict(n=n, d=d, regime=regime, kind="step", kept=kept, candidates=candidates)
-
-
-def test_report_draws_and_fills_the_readme(tmp_path):
-    machine = dict(threads=2, cpu="Test CPU", instruction_set="avx2", torch="2", date="2030-01-01")
-    found = {
-        "machine": machine,
-        "times": [made_up(n, 512, r) for n in (128, 512) for r in REGIMES],
-        "memory": [
-            {"candidate": k, "n": n, "d": 512, "bytes": n * 2**20}
-            for k in ("ours", "dense", "compiled", "metric_learning")
-            for n in (128, 512)
-        ],
-    }
-    (tmp_path / "docs").mkdir()
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
-    report.publish(json.loads(json.dumps(found)), tmp_path)
-    text = readme.read_text()
-    assert text.startswith("before") and text.endswith("after\n") and "old" not in text
-    assert "| 512 | 512 | mid | 5.00% | 2.00 ms | 2.0x | 3.0x | 4.0x | 5.0x |" in text
-    assert "Test CPU" in text and "| 128 | 512 | early |" not in text
-    assert "| 128 | 512 | early |" in (tmp_path / "docs" / "benchmark.md").read_text()
-    for name in ("bench_time.png", "bench_memory.png"):
-        assert (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
-
-
-def test_report_without_memory_keeps_the_old_plot(tmp_path):
-    machine = dict(threads=2, cpu="Test CPU", instruction_set="avx2", torch="2", date="2030-01-01")
-    found = {"machine": machine, "times": [made_up(128, 512, "mid")], "memory": []}
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text(f"{report.START}\n{report.END}\n")
-    (tmp_path / "docs" / "bench_memory.png").write_bytes(b"old")
-    report.publish(found, tmp_path)
-    assert (tmp_path / "docs" / "bench_memory.png").read_bytes() == b"old"
-    assert "Test CPU" in (tmp_path / "README.md").read_text()

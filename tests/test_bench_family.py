@@ -10,7 +10,8 @@ pytest.importorskip("pytorch_metric_learning")
 pytest.importorskip("ms_kernels._cpu")
 
 import ms_kernels  # noqa: E402
-from bench import family, gpu_family  # noqa: E402
+from bench import family, family_report  # noqa: E402
+from bench.baselines import PEER  # noqa: E402
 
 
 @pytest.mark.parametrize("name", family.members())
@@ -55,7 +56,7 @@ def test_a_case_is_measured_with_its_peer_or_says_why_not(monkeypatch):
     members["NTXent"] = members["NTXent"]._replace(most=32)
     monkeypatch.setattr(family, "members", lambda: members)
     with_peer, without, too_large = family.measure((64,))
-    assert set(with_peer["times"]) == set(with_peer["bytes"]) == {"ours", family.PEER}
+    assert set(with_peer["times"]) == set(with_peer["bytes"]) == {"ours", PEER}
     assert set(without["times"]) == set(too_large["bytes"]) == {"ours"}
     assert without["left_out"] == "it has none" and too_large["left_out"] == family.TOO_LARGE
 
@@ -64,50 +65,17 @@ def test_table_has_times_ratios_memory_and_what_is_left_out():
     def row(member, n, left_out="", **peer):
         times = {"ours": {"step": 2e-3, "ratio": 1.0}}
         if peer:
-            times[family.PEER] = {"step": 5e-3, "ratio": 2.5}
-        peaks = {"ours": 3 << 20, **({family.PEER: None} if peer else {})}
+            times[PEER] = {"step": 5e-3, "ratio": 2.5}
+        peaks = {"ours": 3 << 20, **({PEER: None} if peer else {})}
         return {"member": member, "n": n, "left_out": left_out, "times": times, "bytes": peaks}
 
     machine = dict(threads=2, cpu="Test CPU", torch="2", date="2030-01-01", commit="abc")
     machine["pytorch_metric_learning"] = "9"
     shape = {"d": 128, "per_class": 4}
     rows = [row("NCA", 512, peer=True), row("NTXent", 8192, "too large")]
-    text = family.table(
+    text = family_report.table(
         json.loads(json.dumps({"machine": machine, "shape": shape, "family": rows}))
     )
     assert "2 threads of Test CPU, torch 2, pytorch-metric-learning 9, 2030-01-01" in text
     assert "| NCA | 512 | 2.0 ms | 5.0 ms | 2.5x | 3.0 MiB |  |" in text
     assert "| NTXent | 8192 | 2.0 ms | too large |  | 3.0 MiB |  |" in text
-
-
-@pytest.mark.parametrize("flaw", ["gradient", "nan"])
-def test_on_a_gpu_wrong_gradients_are_seen(flaw):
-    member = family.members()["SupCon"]
-    x, y = family.make_batch(32)
-    exact = gpu_family.step_of(member.on("panels"), x.double(), y)()
-
-    def flawed(x, y):
-        loss = member.ours(x, y)
-        if flaw == "gradient":
-            return loss + (loss.detach() - loss)
-        return loss + 0 * (x - x.detach()).sqrt().sum()  # 0 times infinite slopes
-
-    assert gpu_family.distance(member.ours, exact, x, y) < 1e-4
-    assert flawed(x, y) == member.ours(x, y)
-    assert not gpu_family.distance(flawed, exact, x, y) <= gpu_family.LOOSE
-
-
-def test_on_a_gpu_dry(tmp_path, monkeypatch, capsys):
-    chosen = ("MultiSimilarity", "NPair", "Histogram")
-    members = {name: family.members()[name] for name in chosen}
-    members["Histogram"] = members["Histogram"]._replace(peer=lambda x, y: x.sum())
-    monkeypatch.setattr(gpu_family, "members", lambda: members)
-    assert gpu_family.main(["--dry-run", "--results", str(tmp_path)]) == 0
-    (path,) = tmp_path.iterdir()
-    cases = json.loads(path.read_text())["cases"]
-    assert [case["member"] for case in cases] == list(chosen)
-    for case in cases:
-        assert case["candidates"]["ours"]["ratio"] == 1 and case["errors"]["ours"] < 1e-4
-    assert "off by" in cases[2]["candidates"]["metric_learning"]["why"]  # not timed
-    assert "gpu" in cases[0]["candidates"]["metric_learning"]
-    assert "| NPair | 32 |" in capsys.readouterr().out

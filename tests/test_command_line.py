@@ -107,23 +107,20 @@ def test_the_ablation(option, monkeypatch, capsys):
     assert f"{option}: expected at least 1, got 0" in capsys.readouterr().err
 
 
-def test_reports_name_the_file_they_want(tmp_path):
+def test_tables_name_the_file_that_will_not_do(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    from bench import report
+    from bench import tables
 
     other, broken = tmp_path / "other.json", tmp_path / "broken.json"
     other.write_text(json.dumps({"machine": {}, "family": []}))
     broken.write_text("{")
-    assert report.read("bench.family_report", [str(other)], "family")["family"] == []
-    for given, said in (
-        ([], "got nothing"),
-        (["a.json", "b.json"], "got a.json b.json"),
-        ([str(tmp_path / "none.json")], "No such file"),
-        ([str(broken)], "broken.json"),
-        ([str(other)], "another kind of file"),
-    ):
-        with pytest.raises(SystemExit, match=f"^bench.report: .*with 'times'.*{said}"):
-            report.read("bench.report", given, "times")
+    assert tables.load(other, "family")["family"] == []
+    for given, said in ((broken, "broken.json .* got no JSON"), (other, "another kind of file")):
+        with pytest.raises(SystemExit, match=f"^bench.tables: .*(?=.*'times').*{said}"):
+            tables.load(given, "times")
+    monkeypatch.setattr(sys, "argv", ["tables", "a.json"])
+    with pytest.raises(SystemExit, match="expected nothing.*got a.json"):
+        runpy.run_path(str(ROOT / "bench" / "tables.py"), run_name="__main__")
 
 
 @pytest.mark.parametrize(
@@ -146,5 +143,6 @@ def test_peaks_of_the_bench(module, arguments, said, monkeypatch):
     for needed in ("matplotlib", "tqdm"):
         pytest.importorskip(needed)
     monkeypatch.setattr(sys, "argv", ["bench", *arguments.split()])
+    monkeypatch.delitem(sys.modules, f"bench.{module}", raising=False)  # run, not imported
     with pytest.raises(SystemExit, match=f"^bench.{module}: .*{said}"):
         runpy.run_module(f"bench.{module}", run_name="__main__")
