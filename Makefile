@@ -3,8 +3,11 @@
 # make bench  measures against PyTorch and pytorch-metric-learning; BENCH=quick for two minutes
 # make launcher  every Triton kernel through Triton's launcher and compiler; TRITON=3.6.0 for
 #             another Triton than the environment's
-# make gpu    all that a GPU must show, with PYTHON's own torch; BENCH=quick for a short bench,
-#             STEPS="kernels memcheck" for some of it
+# make gpu    what a GPU must show, with PYTHON's own torch: RESULTS=folder takes what is found,
+#             STEPS="machine latency" some of it, STEPS=first and STEPS=second its halves
+# make gpu-build      the modules for it beforehand: PYTHON=python3.12 ARCHITECTURES=90-real,
+#             KERNELS=1 for those of that Python's Triton too
+# make gpu-rehearsal  every step of it, tiny, without a GPU
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,7 +23,7 @@ CXX_FILES := $(shell find csrc tests/host_gpu tests/stand_in_driver -name '*.h' 
 # a GPU: make MSK_CUDA=ON CMAKE_CUDA_ARCHITECTURES=90-real
 export MSK_CUDA ?= OFF
 
-.PHONY: demo test launcher bench gpu lint format clean
+.PHONY: demo test launcher bench tables gpu gpu-build gpu-rehearsal lint format clean
 
 # Editable, so that Python changes need no reinstall; a change of csrc/ rebuilds the module.
 $(VENV)/installed: $(SOURCES)
@@ -54,9 +57,30 @@ launcher: $(VENV)/extra-test $(TRITON:%=$(VENV)/triton-%)
 bench: $(VENV)/extra-bench
 	$(BIN)/python -m bench $(BENCH)
 
+# README's and docs' tables and plots, from what bench/results holds.
+tables: $(VENV)/extra-bench
+	$(BIN)/python -m bench.tables
+
 # With the torch and Triton that the machine has: no environment is made, nothing is installed.
+RESULTS ?= build/gpu-results
+ARCHITECTURES ?= 90-real
 gpu:
-	$(PYTHON) tests/prove_gpu.py $(BENCH) $(STEPS)
+	$(PYTHON) tests/prove_gpu.py --results $(RESULTS) $(STEPS)
+
+# Into build/gpu, named for PYTHON (cp312); make gpu finds it there, whatever machine built it.
+gpu-build:
+	PYTHONPATH=tests $(PYTHON) -m gpu_proof.carry --architectures "$(ARCHITECTURES)"
+	$(if $(KERNELS),PYTHONPATH=tests $(PYTHON) -m gpu_proof.carry --triton)
+
+# In the environment of the tests, or with a PYTHON that is named.
+REHEARSAL := build/gpu-rehearsal
+ifeq ($(origin PYTHON),command line)
+gpu-rehearsal:
+	$(PYTHON) tests/prove_gpu.py --rehearse --results $(REHEARSAL) $(STEPS)
+else
+gpu-rehearsal: $(VENV)/extra-test
+	$(BIN)/python tests/prove_gpu.py --rehearse --results $(REHEARSAL) $(STEPS)
+endif
 
 lint: $(VENV)/extra-test $(VENV)/extra-lint
 	$(BIN)/ruff check .

@@ -1,76 +1,344 @@
-"""`make gpu` says what is missing, and runs what it should."""
+"""`make gpu` without a GPU: its plan, its time limits, what it reads and says is missing."""
 
+import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import prove_gpu
 import pytest
 import torch
+from gpu_proof import carry, ncu, process, proof, rehearsal, sanitizer, steps
+from gpu_proof.site import Site
+from gpu_proof.steps import Step
+
+from bench.gpu_record import append, read
+
+HERE = Path(__file__).parent
+SCRIPT = [sys.executable, str(HERE / "prove_gpu.py")]
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A machine that has everything."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    found = Site(tmp_path)
+    monkeypatch.setattr(Site, "tool", lambda self, name: f"/bin/{name}")
+    monkeypatch.setattr(Site, "importable", lambda self, name: True)
+    monkeypatch.setattr(Site, "has_cuda_module", True)
+    found.carried = None
+    found.probe = {"available": True, "capability": [9, 0]}
+    return found
+
+
+def python(code):
+    return lambda site, limit: [sys.executable, "-c", code]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so():
-    command = [sys.executable, Path(prove_gpu.__file__)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "CUDA device" in done.stdout
+def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    done = subprocess.run([*SCRIPT, "--results", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "sees no CUDA device" in done.stdout and "make gpu-rehearsal" in done.stdout
 
 
-def test_a_python_without_torch_is_named(monkeypatch):
-    monkeypatch.setattr(prove_gpu, "importable", lambda name: name != "torch")
-    assert "cannot import torch" in prove_gpu.unfit() and "PYTHON=" in prove_gpu.unfit()
+def test_a_python_without_torch_is_named(site, monkeypatch):
+    monkeypatch.setattr(Site, "importable", lambda self, name: name != "torch")
+    assert "cannot import torch" in site.unfit() and "PYTHON=" in site.unfit()
 
 
-def test_steps(monkeypatch):
-    monkeypatch.setattr(prove_gpu, "sanitizer", lambda: "/bin/compute-sanitizer")
-    commands = {name: " ".join(map(str, command)) for name, command, _ in prove_gpu.steps(True)}
-    watched = ["memcheck", "racecheck", "synccheck", "initcheck"]
-    assert [*commands][-7:] == [*watched, "bench", "small", "family"]
-    assert set(commands) <= set(prove_gpu.STEPS)
-    assert commands["bench"].endswith("bench.gpu quick")
-    assert commands["small"].endswith("bench.gpu small")
-    for _, command, _ in prove_gpu.steps(False):
-        for part in command:
-            if part.startswith("tests/"):
-                assert (prove_gpu.ROOT / part).exists(), part
+def test_the_interpreter_would_prove_nothing(site, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "TRITON_INTERPRET" in site.unfit()
 
 
-def test_steps_can_be_named(monkeypatch, capsys):
-    monkeypatch.setattr(prove_gpu, "unfit", lambda: None)
-    monkeypatch.setattr(prove_gpu, "can_build", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["prove_gpu", "info"])
-    assert prove_gpu.main() == 0
-    assert "passed       info" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["prove_gpu", "speed"])
-    assert prove_gpu.main() == 2 and "got speed" in capsys.readouterr().out
+def test_a_broken_torch_is_named(site):
+    site.probe = {"error": "libcudart.so.13: cannot open shared object file"}
+    assert "libcudart" in site.unfit()
 
 
-def test_figures_are_read_from_the_report(tmp_path, monkeypatch):
-    report = tmp_path / "gpu.xml"
-    report.write_text(
-        '<a><testcase name="t"><properties><property name="launches" value="9"/>'
-        "</properties></testcase></a>"
+def test_the_plan_fits_two_calls():
+    """Of at most 540 s, most valuable first."""
+    first = {step.name: step.seconds for step in steps.FIRST}
+    assert list(first) == ["machine", "build", "cuda", "latency", "ncu", "bench", "triton"]
+    assert list(first.values()) == [15, 25, 50, 70, 50, 110, 200]
+    second = {step.name: step.seconds for step in steps.SECOND}
+    assert second == {"memcheck": 90, "racecheck": 60, "symmetry": 30, "million": 20}
+    assert sum(first.values()) <= 540 and sum(second.values()) <= 200
+
+
+def test_steps_are_named_in_any_order():
+    assert [s.name for s in steps.chosen(["latency", "machine"])] == ["machine", "latency"]
+    assert steps.chosen([]) == [*steps.FIRST, *steps.SECOND]
+    assert steps.chosen(["second", "full"]) == [*steps.SECOND, steps.MORE[-1]]
+    done = subprocess.run([*SCRIPT, "speed"], capture_output=True, text=True)
+    assert done.returncode == 2 and "got speed" in done.stdout and "racecheck" in done.stdout
+
+
+def test_every_command_names_what_is_there(site):
+    for step in (*steps.FIRST, *steps.SECOND, *steps.MORE):
+        command = step.command(site, 60.0)
+        for word in command:
+            if word.startswith("tests/"):
+                assert (HERE.parent / word).exists(), word
+        module = command[command.index("-m") + 1]
+        room = {"gpu_proof": HERE, "bench": HERE.parent}.get(module.split(".")[0])
+        assert room is None or (room / f"{module.replace('.', '/')}.py").exists(), module
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking", "said"),
+    [
+        ("ncu", "ncu", "ncu: neither on PATH"),
+        ("memcheck", "compute-sanitizer", "compute-sanitizer: neither on PATH"),
+        ("triton", "triton", "cannot import triton"),
+        ("cuda", "pytest", "cannot import pytest"),
+        ("build", "pybind11", "cannot import pybind11"),
+        ("build", "nvcc", "nvcc: neither on PATH"),
+    ],
+)
+def test_what_is_missing_is_named(site, monkeypatch, name, lacking, said):
+    monkeypatch.setattr(Site, "tool", lambda self, tool: None if tool == lacking else tool)
+    monkeypatch.setattr(Site, "importable", lambda self, package: package != lacking)
+    monkeypatch.setattr(Site, "has_cuda_module", name != "build")
+    (step,) = steps.chosen([name])
+    (outcome,) = proof.run(site, [step])
+    assert outcome.state == proof.LEFT_OUT and said in outcome.detail
+    assert not proof.failed([outcome])
+
+
+def test_without_the_module_its_steps_are_left_out(site, monkeypatch):
+    monkeypatch.setattr(Site, "has_cuda_module", False)
+    for name in ("cuda", "racecheck"):
+        (step,) = steps.chosen([name])
+        assert "_cuda is not built" in step.why_not(site)
+
+
+def test_serial_tests_without_xdist(site, monkeypatch):
+    assert "-n" in site.pytest(8)
+    monkeypatch.setattr(Site, "importable", lambda self, name: name != "xdist")
+    assert "-n" not in site.pytest(8)
+    assert any("xdist" in remark for remark in site.remarks())
+
+
+def test_a_step_that_hangs_is_killed_with_its_children(site):
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    code = (
+        f"import subprocess, sys, time; c = subprocess.Popen([sys.executable, '-c', {child!r}]);"
+        "print('child', c.pid, flush=True); time.sleep(60)"
     )
-    monkeypatch.setattr(prove_gpu, "REPORT", report)
-    assert prove_gpu.figures() == "t: launches 9"
+    hang = Step("hang", "hangs", 2, python(code))
+    after = Step("after", "runs all the same", 9, python("print('after')"))
+    start = time.monotonic()
+    outcomes = proof.run(site, [hang, after])
+    assert time.monotonic() - start < 30
+    assert [o.state for o in outcomes] == [proof.KILLED, proof.PASSED] and proof.failed(outcomes)
+    log = site.log.read_text()
+    assert "[killed after 2 s]" in log and "after" in log
+    pid = log.split("child ")[-1].split()[0]
+    status = Path(f"/proc/{pid}/status")
+    assert not status.exists() or "zombie" in status.read_text()
+    kept = [case["state"] for case in read(site.file) if case["kind"] == "outcome"]
+    assert kept == ["KILLED", "passed"]
 
 
-def test_no_sanitizer_is_no_failure(monkeypatch, capsys):
-    monkeypatch.setattr(prove_gpu, "sanitizer", lambda: None)
-    assert [name for name, _, _ in prove_gpu.steps(False)][-3:] == ["bench", "small", "family"]
-    assert "left out" in capsys.readouterr().out
+def test_a_child_left_behind_does_not_hold_the_step(site):
+    code = "import subprocess; subprocess.Popen(['sleep', '60']); print('done')"
+    (outcome,) = proof.run(site, [Step("leaves", "", 20, python(code))])
+    assert outcome.state == proof.PASSED and outcome.seconds < 15
 
 
-def test_missing_extras_leave_out_their_tests(monkeypatch):
-    monkeypatch.setattr(prove_gpu, "importable", lambda name: name != "hypothesis")
-    monkeypatch.setattr(prove_gpu, "sanitizer", lambda: None)
-    command = next(c for name, c, _ in prove_gpu.steps(False) if name == "suite")
-    assert "--ignore=tests/test_properties.py" in command
+def test_what_was_found_before_the_end_is_counted(site):
+    code = (
+        "import os, sys; sys.path.insert(0, '.'); from pathlib import Path\n"
+        "from bench.gpu_record import append\n"
+        "file = Path(os.environ['MSK_PROOF_RESULTS'])\n"
+        "for k in range(3): append(file, dict(kind='step', on='', key=[k]))\n"
+        "append(file, dict(kind='step', on='', key=[9], error='no'))\n"
+        "raise SystemExit(5)"
+    )
+    (outcome,) = proof.run(site, [Step("counts", "", 30, python(code))])
+    assert outcome.state == proof.FAILED
+    assert outcome.detail == "ended with 5; 4 step; see 9"
 
 
-def test_what_the_sanitizer_watches_runs():
-    pytest.importorskip("triton")
-    import sanitize_kernels
+def test_a_step_whose_context_broke_goes_on_in_another_process(site):
+    code = (
+        "import pathlib, sys; p = pathlib.Path(sys.argv[1]); n = len(p.read_text()) if p.exists() "
+        "else 0; p.write_text('x' * (n + 1)); sys.exit(3 if n < 2 else 0)"
+    )
+    count = site.results / "count"
+    step = Step("breaks", "", 40, lambda site, _: [sys.executable, "-c", code, str(count)])
+    (outcome,) = proof.run(site, [step])
+    assert outcome.state == proof.PASSED and count.read_text() == "xxx"
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    sanitize_kernels.run(37, 20, 33, torch.bfloat16, device, "triton")
+
+def test_a_worker_whose_context_broke_is_replaced(tmp_path):
+    pytest.importorskip("xdist")
+    (tmp_path / "test_it.py").write_text(
+        "from bench.gpu_device import device\n"
+        "broken = []\n"
+        "def test_1(): device().cuda.synchronize = lambda: 1 / 0; broken.append(1); assert False\n"
+        "def test_2(): assert not broken\n"
+    )
+    file, log = tmp_path / "r.jsonl", tmp_path / "log"
+    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
+    environment = {**os.environ, "PYTHONPATH": paths, "MSK_PROOF_STEP": "cuda"}
+    environment |= {"MSK_PROOF_RESULTS": str(file), "MSK_REHEARSAL": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_proof.outcomes", "-n", "1"]
+    command += ["-p", "no:cacheprovider", "--rootdir", str(tmp_path), "test_it.py"]
+    process.run(command, 120.0, log, tmp_path, environment)
+    found = [(c["key"][1].split("::")[-1], c["outcome"]) for c in read(file)]
+    assert ("test_1", "failed") in found and ("test_2", "passed") in found, log.read_text()
+
+
+def test_unused_seconds_go_to_later_steps(site, monkeypatch):
+    limits = []
+    monkeypatch.setattr(
+        proof.process,
+        "run",
+        lambda c, limit, *a: limits.append(limit) or process.Ended(0, False, 0),
+    )
+    left_out = Step("b", "", 20, python(""), lambda site: "no")
+    proof.run(site, [Step("a", "", 10, python("")), left_out, Step("c", "", 5, python(""))])
+    assert limits[0] == pytest.approx(10, abs=1) and limits[1] == pytest.approx(35, abs=1)
+
+
+def test_tests_are_written_as_they_end(tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "import os, pytest, signal, time\n"
+        "def test_passes(record_property): record_property('launches', 9)\n"
+        "def test_fails(): assert 1 == 2, 'said'\n"
+        "def test_is_skipped(): pytest.skip('for a reason')\n"
+        "def test_hangs(): time.sleep(60)\n"
+    )
+    file, log = tmp_path / "r.jsonl", tmp_path / "log"
+    append(file, {"kind": "machine", "on": "abc", "key": []})
+    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
+    environment = {**os.environ, "PYTHONPATH": paths, "MSK_PROOF_STEP": "cuda"}
+    environment |= {"MSK_PROOF_RESULTS": str(file)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_proof.outcomes"]
+    command += ["-p", "no:cacheprovider", "--rootdir", str(tmp_path), "test_it.py"]
+    limit = 8.0
+    while True:  # on a slow machine pytest may take longer to come as far as the test that hangs
+        ended = process.run(command, limit, log, tmp_path, environment)
+        found = {c["key"][1].split("::")[-1]: c for c in read(file) if c["kind"] == "test"}
+        if "test_hangs" in found or limit > 60:
+            break
+        limit *= 3
+    assert ended.killed
+    assert found["test_passes"]["counted"] == {"launches": 9}
+    assert found["test_fails"]["outcome"] == "failed" and "said" in found["test_fails"]["text"]
+    assert "for a reason" in found["test_is_skipped"]["why"]
+    assert found["test_hangs"]["outcome"] == "cut off" and found["test_hangs"]["on"] == "abc"
+    assert "1 cut off" in proof.counted([c for c in read(file) if c["kind"] == "test"][-4:])
+
+
+PEAK = "avg.pct_of_peak_sustained"
+STALLED = "smsp__average_warps_issue_stalled"
+COLUMNS = ["ID", "Process ID", "Kernel Name", "Block Size", "gpu__time_duration.sum"]
+COLUMNS += [f"sm__throughput.{PEAK}_elapsed", f"sm__inst_executed_pipe_tensor_op.{PEAK}_active"]
+COLUMNS += [f"{STALLED}_{why}_per_issue_active.ratio" for why in ("barrier", "wait")]
+UNITS = ["", "", "", "", "nsecond", "%", "%", "inst", "inst"]
+VALUES = ["0", "7", "void msk::gpu::batch_kernel(Problem)", "(256, 1, 1)", "21,500"]
+VALUES += ["41.5", "n/a", "3.0", "1.0"]
+TABLE = [",".join(f'"{cell}"' for cell in row) for row in (COLUMNS, UNITS, VALUES)]
+RAW = "\n".join(["==PROF== Connected to process 7", *TABLE, "==PROF== Disconnected"])
+LONG = """"ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"
+"0","scan","s","gpu__time_duration.sum","us","1,211.94"
+"0","scan","s","sm__throughput.avg.pct_of_peak_sustained_elapsed","%","12.5"
+"1","gradient","s","gpu__time_duration.sum","us","3"
+"""
+
+
+def test_counters_of_ncu_are_read():
+    (kernel,) = ncu.profiles(RAW)
+    assert kernel["kernel"].startswith("void msk::gpu::batch_kernel")
+    assert kernel["seconds"] == pytest.approx(21.5e-6) and kernel["sm"] == 41.5
+    assert kernel["tensor"] is None  # n/a: not counted on this GPU
+    assert kernel["stalls"] == [("barrier", 0.75), ("wait", 0.25)]
+    scan, gradient = ncu.profiles(LONG)
+    assert scan["seconds"] == pytest.approx(1.21194e-3) and scan["sm"] == 12.5
+    assert gradient["seconds"] == pytest.approx(3e-6) and gradient["sm"] is None
+    assert ncu.profiles("==ERROR== no kernels were profiled\n") == []
+
+
+MEMCHECK = """========= COMPUTE-SANITIZER
+case cuda N=67 M=None D=33 torch.bfloat16
+========= Invalid __global__ read of size 4 bytes
+=========     at msk::gpu::batch_kernel(Problem)+0x1230
+=========     by thread (32,0,0) in block (1,0,0)
+=========
+case cuda N=67 M=None D=33 torch.float32
+========= ERROR SUMMARY: 1 error
+"""
+RACECHECK = """========= COMPUTE-SANITIZER
+========= Error: Race reported between Write access at batch_kernel+0x10
+=========     and Read access at batch_kernel+0x90 [4 hazards]
+=========
+========= RACECHECK SUMMARY: 4 hazards displayed (1 error, 3 warnings)
+"""
+
+
+def test_findings_of_the_sanitizer_are_read():
+    found = list(sanitizer.read(MEMCHECK.splitlines()))
+    assert [kind for kind, _ in found] == ["case", "finding", "case", "summary"]
+    assert found[1][1][0].startswith("Invalid __global__ read") and len(found[1][1]) == 3
+    assert found[-1] == ("summary", 1)
+    (finding, summary) = sanitizer.read(RACECHECK.splitlines())
+    assert "batch_kernel+0x90" in finding[1][1] and summary == ("summary", 1)
+    clean = "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
+    assert list(sanitizer.read([clean])) == [("summary", 0)]
+    assert list(sanitizer.read(["========= ERROR SUMMARY: 0 errors"])) == [("summary", 0)]
+
+
+def test_a_carried_module_is_placed_where_it_serves(tmp_path, capsys):
+    here = carry.python_of(sys.executable)
+    folder, package = tmp_path / "gpu" / here["tag"], tmp_path / "package"
+    folder.mkdir(parents=True)
+    package.mkdir()
+    assert carry.place(tmp_path / "gpu", package) is None
+    (folder / f"_cuda{here['suffix']}").write_bytes(b"module")
+    manifest = {**here, "architectures": "90-real", "sources": carry.sources()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert carry.place(tmp_path / "gpu", package) == f"gpu/{here['tag']}, 90-real"
+    assert carry.in_package("_cuda", package).read_bytes() == b"module"
+    assert carry.in_package("_cpu", package) is None
+    for flaw in ({"sources": "old"}, {"suffix": ".cpython-399-x86_64-linux-gnu.so"}):
+        (folder / "manifest.json").write_text(json.dumps({**manifest, **flaw}))
+        assert carry.place(tmp_path / "gpu", package) is None
+        assert "is not used" in capsys.readouterr().out
+
+
+def test_the_carried_module_is_not_built_again(site):
+    site.carried = "gpu/cp312, 90-real"
+    (step,) = steps.chosen(["build"])
+    assert step.why_not(site) == "carried: gpu/cp312, 90-real"
+    site.carried = None
+    assert step.command(site, 9.0)[-2:] == ["--architectures", "90-real"]
+
+
+def test_a_rehearsal_has_every_step():
+    planned = {step.name for step in (*steps.FIRST, *steps.SECOND)}
+    assert planned <= {step.name for step in rehearsal.steps([])}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_short_rehearsal(tmp_path):
+    """`make gpu-rehearsal` has all steps."""
+    names = ["stand-ins", "machine", "ncu", "memcheck", "hang", "break", "absent"]
+    command = [*SCRIPT, "--rehearse", "--results", tmp_path, *names]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    cases = read(tmp_path / "results.jsonl")
+    states = {c["step"]: c["state"] for c in cases if c["kind"] == "outcome"}
+    assert states == {
+        **{"stand-ins": "passed", "machine": "passed", "ncu": "passed", "memcheck": "passed"},
+        **{"hang": "KILLED", "break": "FAILED", "absent": "left out"},
+    }
+    kinds = {case["kind"] for case in cases}
+    assert {"machine", "software", "ceiling", "ncu", "sanitizer"} <= kinds
+    assert {case["on"] for case in cases if case["kind"] == "outcome"} == {cases[0]["on"]}
