@@ -1,7 +1,8 @@
 """Any row loss in plain PyTorch, with its gradient, in one sweep of panels."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -65,24 +66,51 @@ def panel_loss(
 
     A loss without a gradient is an error unless it is 0, as of a panel without pairs, or may be.
     """
-    similarity = panel.sim.detach().requires_grad_(wanted)
-    with torch.set_grad_enabled(wanted):
-        loss, kept = row_losses(row_function, mining, similarity, panel.positive, panel.negative)
     if not wanted:
-        return loss, kept, similarity
-    if not loss.requires_grad:  # a constant, or nothing is recorded here
-        if not similarity.view_as(similarity).requires_grad:
-            raise RuntimeError("panels: expected autograd to be there, it is switched off")
-        if not may_be_constant and loss.any():
-            raise ValueError(
-                "row_loss: expected a loss that autograd can follow to the similarities, got one "
-                "without a gradient; is there a detach, item, numpy or no_grad in it?"
-            )
-        return loss, kept, torch.zeros_like(similarity)
-    incoming = torch.ones_like(loss) if dloss is None else dloss[panel.rows].to(loss.dtype)
-    (weight,) = torch.autograd.grad(loss, similarity, incoming, allow_unused=True)
+        with torch.no_grad():
+            loss, kept = row_losses(row_function, mining, *panel[1:])
+        return loss, kept, panel.sim
+    with autograd():
+        similarity = panel.sim.detach().requires_grad_()
+        loss, kept = row_losses(row_function, mining, similarity, *panel[2:])
+        if not loss.requires_grad:
+            if not may_be_constant and loss.any():
+                raise ValueError(
+                    "row_loss: expected a loss that autograd can follow to the similarities, got "
+                    "one without a gradient; is there a detach, item, numpy or no_grad in it?"
+                )
+            return loss, kept, torch.zeros_like(similarity)
+        incoming = torch.ones_like(loss) if dloss is None else dloss[panel.rows].to(loss.dtype)
+        (weight,) = torch.autograd.grad(loss, similarity, incoming, allow_unused=True)
     weight = torch.zeros_like(similarity) if weight is None else weight
     return loss.detach(), kept, weight.masked_fill(loss.detach().isnan()[:, None], math.nan)
+
+
+@contextlib.contextmanager
+def autograd() -> Iterator[None]:
+    """A recording of its own inside another forward pass: also where a TorchDispatchMode or a
+    compiled graph has the dispatcher pass over autograd, and unseen by the hooks of a checkpoint,
+    which would run the whole forward pass again for what is used up here."""
+    key, exclude = torch._C.DispatchKey, torch._C._dispatch_tls_local_exclude_set()
+    exclude = exclude.remove(key.AutogradFunctionality).remove(key.ADInplaceOrView)
+    include = torch._C._dispatch_tls_local_include_set()
+    with (
+        torch._C._ForceDispatchKeyGuard(include, exclude),
+        _without_hooks(),
+        torch.enable_grad(),
+    ):
+        yield
+
+
+def _without_hooks() -> contextlib.AbstractContextManager[object]:
+    # Only where there are some: of what hooks save, no edit in place is noticed.
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return contextlib.nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
 
 
 def row_losses(
