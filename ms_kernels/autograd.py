@@ -6,11 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ms_kernels import ops
 from ms_kernels.checks import Pairs
 from ms_kernels.reference import count_valid
+from ms_kernels.refusals import (
+    WAY_OUT,
+    below_autograd,
+    refuse_second_derivative,
+    refuse_transforms,
+)
 from ms_kernels.spec import PairSpec, Spec
 
 
@@ -27,15 +32,17 @@ class ReducedLoss(torch.autograd.Function):
         packed: list[float],
         backend: str,
     ) -> Tensor:
-        row, kept, dx, dr = ops.loss_and_gradient(
-            *pairs, ctx.needs_input_grad[0], ctx.needs_input_grad[1], packed, backend
-        )
+        with below_autograd():
+            row, kept, dx, dr = ops.loss_and_gradient(
+                *pairs, ctx.needs_input_grad[0], ctx.needs_input_grad[1], packed, backend
+            )
+            total = ops.total(row)
         ctx.dtype = embeddings.dtype
         ctx.reduction = reduction
         ctx.count = max(embeddings.shape[0], 1)
         valid = count_valid(kept) if reduction == "mean_valid" else None
         ctx.save_for_backward(dx, dr, valid)
-        return reduce(ops.total(row), reduction, ctx.count, valid)
+        return reduce(total, reduction, ctx.count, valid)
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
@@ -79,13 +86,35 @@ def in_public_dtype(loss: Tensor, embeddings: Tensor) -> Tensor:
     return loss.to(embeddings.dtype)
 
 
+def differentiable_once(
+    pairs: Pairs, name: str = "ms_kernels", way_out: str = WAY_OUT
+) -> tuple[Tensor, Tensor | None]:
+    """Both sides, after a refusal of every derivative but the first of reverse mode.
+
+    In a graph they are aliases that refuse a second one: for a derivative to go through, while the
+    pairs themselves are what is computed with.
+    """
+    x, r = pairs.embeddings, pairs.ref_emb
+    if not torch.compiler.is_compiling():
+        refuse_transforms(name, way_out, embeddings=x, ref_emb=r)
+        return x, r
+    # A transform hides what requires a gradient, and looks at what is called, used or not.
+    once = ops.differentiable_once(x, pairs.labels)
+    x = once if x.requires_grad else x
+    if r is not None:
+        once = ops.differentiable_once(r, pairs.ref_labels)
+        r = once if r.requires_grad else r
+    return x, r
+
+
 def fused_loss(pairs: Pairs, spec: Spec, reduction: str, backend: str) -> Tensor:
     """The reduced loss through the ops, in the compute dtype."""
-    x, r = pairs.embeddings, pairs.ref_emb
+    x, r = differentiable_once(pairs)
     wanted = torch.is_grad_enabled() and (x.requires_grad or (r is not None and r.requires_grad))
     if not wanted:
-        loss, kept, _, _ = ops.loss_and_gradient(*pairs, False, False, spec.pack(), backend)
-        return reduce_rows(loss, kept, reduction, ops.total)
+        with below_autograd():
+            loss, kept, _, _ = ops.loss_and_gradient(*pairs, False, False, spec.pack(), backend)
+            return reduce_rows(loss, kept, reduction, ops.total)
     if reduction != "none":
         return ReducedLoss.apply(x, r, pairs, reduction, spec.pack(), backend)  # type: ignore[no-any-return, no-untyped-call]
     by_row = PairRowLoss if isinstance(spec, PairSpec) else RowLoss
@@ -104,10 +133,12 @@ class RowLoss(torch.autograd.Function):
         packed: list[float],
         backend: str,
     ) -> Tensor:
-        stats = ops.row_statistics(*pairs, packed, backend)
+        with below_autograd():
+            stats = ops.row_statistics(*pairs, packed, backend)
+            loss: Tensor = ops.row_loss_of(list(stats), packed, backend)
         ctx.save_for_backward(*pairs, *stats[:4])
         ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
-        return ops.row_loss_of(list(stats), packed, backend)  # type: ignore[no-any-return]
+        return loss
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
@@ -117,7 +148,7 @@ class RowLoss(torch.autograd.Function):
         dx: Tensor | None = None
         dr: Tensor | None = None
         options = ctx.packed, ctx.backend
-        with _products_of(ctx.precision):
+        with _products_of(ctx.precision), below_autograd():
             if ctx.needs_input_grad[0]:
                 both = term if r is None else []
                 dx = ops.embedding_gradient(
@@ -145,14 +176,15 @@ class PairRowLoss(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(*pairs)
         ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
-        return ops.loss_and_gradient(*pairs, False, False, packed, backend)[0]  # type: ignore[no-any-return]
+        with below_autograd():
+            return ops.loss_and_gradient(*pairs, False, False, packed, backend)[0]  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("ms_kernels")
         pairs = ctx.saved_tensors
         need_dx, need_dr, *_ = ctx.needs_input_grad
-        with _products_of(ctx.precision):
+        with _products_of(ctx.precision), below_autograd():
             _, _, dx, dr = ops.loss_and_gradient(
                 *pairs, need_dx, need_dr, ctx.packed, ctx.backend, dloss
             )
@@ -189,33 +221,3 @@ def _set_precision(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def refuse_second_derivative(name: str) -> None:
-    # Compiled graphs refuse by themselves, and are traced with gradients enabled.
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(
-            f"{name}: this backend has no second derivative (create_graph=True); "
-            "use backend='reference'"
-        )
-
-
-def _tangent(x: Tensor) -> Tensor | None:
-    return forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call, no-any-return]
-
-
-def refuse_transforms(**sides: Tensor | None) -> None:
-    if torch.compiler.is_compiling():
-        return
-    # Under vmap a tensor hides that it requires a gradient, which would be lost in silence.
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RuntimeError(
-            "ms_kernels: this backend has no forward-mode derivative and takes no part "
-            "in transforms of torch.func (vmap, grad, jvp); use backend='reference'"
-        )
-    for name, x in sides.items():
-        if x is not None and _tangent(x) is not None:
-            raise RuntimeError(
-                f"{name}: expected no tangent, got one: this backend has no forward-mode "
-                "derivative; use backend='reference'"
-            )

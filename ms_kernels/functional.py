@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from ms_kernels import dispatch, ops, reference
-from ms_kernels.autograd import fused_loss, in_public_dtype, reduce_rows, refuse_transforms
+from ms_kernels.autograd import fused_loss, in_public_dtype, reduce_rows
 from ms_kernels.backends.sweep import row_losses
 from ms_kernels.checks import MOST_OPTION, Pairs, check_choice, check_pairs, check_rule
 from ms_kernels.histogram import Histogram, histogram_loss
 from ms_kernels.mining_rules import NO_MINING, Mining, mining_of
 from ms_kernels.ops import compute_dtype
 from ms_kernels.reference import REDUCTIONS, RowStatistics
+from ms_kernels.refusals import constants
 from ms_kernels.spec import NATIVE, MultiSimilaritySpec, PairOptions, PairSpec, Spec, spec_of
 from ms_kernels.streaming import streamed
 from ms_kernels.weighting_rules import MultiSimilarity, Triplet, Weighting, is_traced
@@ -77,7 +78,6 @@ def pair_loss(
     traced = chosen == "panels" and torch.compiler.is_compiling()
     if spec is None or (traced and isinstance(spec, PairSpec)):
         return streamed(weighting.row_loss, pairs, mining, shared, reduction)
-    refuse_transforms(embeddings=embeddings, ref_emb=ref_emb)
     return in_public_dtype(fused_loss(pairs, spec, reduction, backend), embeddings)
 
 
@@ -250,7 +250,7 @@ def row_statistics(
     normalize: bool = True,
     backend: str = "auto",
 ) -> RowStatistics:
-    """Hardest pairs, log-sum-exps and kept counts of each anchor, (N,) each; no gradient.
+    """Hardest pairs, log-sum-exps and kept counts of each anchor, (N,) each: constants.
 
     pos_lse is log sum exp(-alpha (S - base)) over the kept positives, neg_lse is
     log sum exp(beta (S - base)) over the kept negatives; -inf where none is kept. The loss of an
@@ -261,8 +261,9 @@ def row_statistics(
     spec = MultiSimilaritySpec(alpha, beta, base, epsilon, max_positive_similarity, normalize)
     check_choice("backend", backend, dispatch.NAMES)
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-    with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
-        if dispatch.resolve(backend, embeddings.device.type) == "reference":
+    device = embeddings.device.type
+    with constants(), torch.autocast(device, enabled=False):
+        if _resolve(backend, device, spec.known_by, "") == "reference":
             return reference.row_statistics(
                 *_wide(pairs), ids=pairs.ids, ref_ids=pairs.ref_ids, **spec.by_name()
             )

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ms_kernels import reference
-from ms_kernels.autograd import in_public_dtype, refuse_second_derivative
+from ms_kernels.autograd import differentiable_once, in_public_dtype
 from ms_kernels.backends.sides import Sides, computed, full_precision
 from ms_kernels.backends.sweep import TEMPORARIES
 from ms_kernels.checks import Pairs
 from ms_kernels.mining_rules import Mining, kept_pairs
 from ms_kernels.ops import sides_of
+from ms_kernels.refusals import refuse_second_derivative
 from ms_kernels.spec import PairOptions
 from ms_kernels.weighting_rules import Weighting
 
@@ -93,9 +94,12 @@ def histogram_loss(
 ) -> Tensor:
     """`pair_loss` of the rule Histogram: all similarities at once if dense, else in panels."""
     check_reduction(weighting, reduction)
-    with torch.autocast(pairs.embeddings.device.type, enabled=False):
-        x = computed(pairs.embeddings, shared.normalize)
-        refs = None if pairs.ref_emb is None else computed(pairs.ref_emb, shared.normalize)
+    x, refs = pairs.embeddings, pairs.ref_emb
+    if not dense:
+        x, refs = differentiable_once(pairs, "Histogram")
+    with torch.autocast(x.device.type, enabled=False):
+        x = computed(x, shared.normalize)
+        refs = None if refs is None else computed(refs, shared.normalize)
         if dense:
             similarity, positive, negative = reference.labelled_similarities(
                 x,

@@ -16,6 +16,7 @@ from ms_kernels import dispatch
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.checks import Pairs
 from ms_kernels.reference import RowStatistics, row_loss
+from ms_kernels.refusals import differentiate_once, refuse_derivatives
 from ms_kernels.spec import MultiSimilaritySpec, unpack
 
 LARGEST_SUM = 16384
@@ -41,6 +42,7 @@ _library.define(
 # Ops of their own, so that no compiler chooses the order of a sum or another exponential.
 _library.define("row_loss(Tensor[] statistics, float[] options, str backend) -> Tensor")
 _library.define("total(Tensor row_loss) -> Tensor")
+_library.define("differentiable_once(Tensor x, Tensor labels) -> Tensor")
 
 
 def _row_statistics(
@@ -222,9 +224,14 @@ for _name, _run, _fake in (
 ):
     _library.impl(_name, _run, "CompositeExplicitAutograd")
     library.register_fake(f"ms_kernels::{_name}", _fake, lib=_library)
+    refuse_derivatives(_library, _name)
+
+_library.impl("differentiable_once", lambda x, labels: x.clone(), "CompositeExplicitAutograd")
+differentiate_once(_library, "differentiable_once")
 
 row_statistics = torch.ops.ms_kernels.row_statistics.default
 embedding_gradient = torch.ops.ms_kernels.embedding_gradient.default
 loss_and_gradient = torch.ops.ms_kernels.loss_and_gradient.default
 row_loss_of = torch.ops.ms_kernels.row_loss.default
 total = torch.ops.ms_kernels.total.default
+differentiable_once = torch.ops.ms_kernels.differentiable_once.default

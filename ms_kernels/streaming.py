@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ms_kernels.autograd import in_public_dtype, reduce, reduce_rows, refuse_second_derivative
+from ms_kernels.autograd import differentiable_once, in_public_dtype, reduce, reduce_rows
 from ms_kernels.backends.interface import Side
 from ms_kernels.backends.sides import Sides
 from ms_kernels.backends.sweep import TEMPORARIES, RowFunction, row_losses, sweep
@@ -14,6 +14,12 @@ from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule
 from ms_kernels.mining_rules import NO_MINING, Mining
 from ms_kernels.ops import sides_of
 from ms_kernels.reference import REDUCTIONS, count_valid
+from ms_kernels.refusals import (
+    OWN_WAY_OUT,
+    has_tangent,
+    is_forward_mode,
+    refuse_second_derivative,
+)
 from ms_kernels.spec import PairOptions
 
 Given = tuple[RowFunction, Mining, PairOptions]
@@ -74,11 +80,11 @@ def streamed(
             f"row_loss: expected a function row_loss(similarity, positive, negative), got "
             f"{row_loss!r}; a rule goes to pair_loss(weighting=...)"
         )
-    with torch.autocast(pairs.embeddings.device.type, enabled=False):
+    x, r = differentiable_once(pairs, "streamed_loss", OWN_WAY_OUT)
+    with torch.autocast(x.device.type, enabled=False):
         if torch.compiler.is_compiling() or _learns(pairs, *given):
             loss = _checkpointed(pairs, *given, reduction)
         else:
-            x, r = pairs.embeddings, pairs.ref_emb
             loss = _Swept.apply(x, r, pairs, given, reduction)  # type: ignore[no-untyped-call]
     return in_public_dtype(loss, pairs.embeddings)
 
@@ -108,7 +114,7 @@ class _Swept(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative("streamed_loss")
+        refuse_second_derivative("streamed_loss", OWN_WAY_OUT)
         dx, dr, valid, *pairs = ctx.saved_tensors
         if ctx.reduction == "none":
             row_loss, mining, shared = ctx.given
@@ -123,8 +129,8 @@ class _Swept(torch.autograd.Function):
 
 
 def _learns(pairs: Pairs, row_loss: RowFunction, mining: Mining, shared: PairOptions) -> bool:
-    """Whether row_loss depends on a tensor that requires a gradient: a learnable temperature."""
-    if not torch.is_grad_enabled():
+    """Whether row_loss depends on a tensor that asks for a derivative: a learnable temperature."""
+    if not torch.is_grad_enabled() and not is_forward_mode():
         return False
     anchors, candidates = sides_of(pairs)
     one = Side(*(None if t is None else t[:1].detach() for t in anchors))  # type: ignore[arg-type]
@@ -133,7 +139,7 @@ def _learns(pairs: Pairs, row_loss: RowFunction, mining: Mining, shared: PairOpt
         return False
     with torch.enable_grad():
         loss, _ = row_losses(row_loss, mining, panel.sim.detach(), panel.positive, panel.negative)
-    return loss.requires_grad
+    return loss.requires_grad or has_tangent(loss)
 
 
 def _checkpointed(

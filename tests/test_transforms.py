@@ -1,0 +1,194 @@
+"""Derivatives that are not there are refused in our words, in eager mode and in compiled graphs."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import ms_kernels
+from ms_kernels import (
+    Histogram,
+    NTXent,
+    Triplet,
+    multi_similarity_loss,
+    ops,
+    pair_loss,
+    streamed_loss,
+)
+
+X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) // 3
+PACKED = ms_kernels.MultiSimilaritySpec().pack()
+
+
+def squares(similarity, positive, negative):
+    return torch.where(negative, similarity**2, 0).sum(1)
+
+
+@dataclass(frozen=True)
+class Own(ms_kernels.Weighting):
+    def row_loss(self, similarity, positive, negative):
+        return squares(similarity, positive, negative)
+
+
+def family(rule, **options):
+    return lambda x: pair_loss(x, Y, weighting=rule, **options).sum()
+
+
+LOSSES = {
+    **{
+        f"ms-{reduction}": lambda x, r=reduction: multi_similarity_loss(x, Y, reduction=r).sum()
+        for reduction in ("mean", "sum", "none", "mean_valid")
+    },
+    "ms-panels": lambda x: multi_similarity_loss(x, Y, backend="panels"),
+    "ms-refs": lambda x: multi_similarity_loss(X, Y, x, Y),
+    "ntxent-mean": family(NTXent()),
+    "ntxent-none": family(NTXent(), reduction="none"),
+    "triplet-panels": family(Triplet(), backend="panels"),
+    "own": family(Own()),
+    "histogram": family(Histogram(20)),
+    "streamed": lambda x: streamed_loss(squares, x, Y),
+}
+
+
+def dual(loss, x):
+    with torch.autograd.forward_ad.dual_level():
+        number = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        return torch.autograd.forward_ad.unpack_dual(loss(number)).tangent
+
+
+TRANSFORMS = {
+    "grad": lambda f, x: torch.func.grad(f)(x),
+    "vjp": lambda f, x: torch.func.vjp(f, x)[1](torch.ones(()))[0],
+    "jacrev": lambda f, x: torch.func.jacrev(f)(x),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
+    "dual": dual,
+    "vmap": lambda f, x: torch.func.vmap(f)(x[None]),
+    "vmap of grad": lambda f, x: torch.func.vmap(torch.func.grad(f))(x[None]),
+}
+REFUSAL = "(takes no part|no forward-mode).*backend='reference'"
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_transforms_are_refused(name, transform):
+    with pytest.raises(RuntimeError, match=REFUSAL):
+        TRANSFORMS[transform](LOSSES[name], X)
+
+
+# Every loss in one graph, and every transform: a refusal comes while the graph is traced, so that
+# the compiler makes no difference but to what is done before.
+IN_GRAPHS = [
+    *[("ms-mean", transform, "aot_eager") for transform in TRANSFORMS],
+    *[("ms-mean", transform, "eager") for transform in ("grad", "jvp", "vmap")],
+    *[(name, "grad", "eager") for name in LOSSES if name != "ms-mean"],
+    *[(name, "vmap", "eager") for name in ("ntxent-none", "histogram", "streamed")],
+    *[(name, "jvp", "eager") for name in ("ms-none", "histogram", "streamed")],
+    ("ms-none", "grad", "inductor"),
+]
+
+
+@pytest.mark.parametrize(("name", "transform", "compiler"), IN_GRAPHS)
+def test_transforms_in_a_graph_are_refused(name, transform, compiler):
+    torch._dynamo.reset()
+    run = torch.compile(
+        lambda x: TRANSFORMS[transform](LOSSES[name], x), fullgraph=True, backend=compiler
+    )
+    with pytest.raises(RuntimeError, match=f"(?s){REFUSAL}"):
+        run(X)
+    # The refusal leaves nothing behind.
+    assert torch._C._functorch.peek_interpreter_stack() is None
+    assert torch.func.jvp(torch.sum, (X,), (X,))[1] == X.sum()
+
+
+def test_a_graph_that_may_break_refuses_too():
+    torch._dynamo.reset()
+    run = torch.compile(torch.func.grad(LOSSES["ms-mean"]), backend="eager")
+    with pytest.raises(RuntimeError, match=f"(?s){REFUSAL}"):
+        run(X)
+
+
+def test_a_gradient_of_vmap_in_a_graph_is_not_lost():
+    torch._dynamo.reset()
+    x = X.clone().requires_grad_()
+    run = torch.compile(lambda x: torch.func.vmap(LOSSES["ms-mean"])(x[None]), backend="eager")
+    with pytest.raises(RuntimeError, match=f"(?s){REFUSAL}"):
+        run(x).sum().backward()
+
+
+@pytest.mark.parametrize("name", [n for n in LOSSES if n not in ("own", "streamed")])
+def test_a_second_derivative_of_a_graph_is_refused(name):
+    """That of what is traced as plain PyTorch is right: see below."""
+    torch._dynamo.reset()
+    if name == "triplet-panels":
+        pytest.skip("plain PyTorch in a graph")
+    run = torch.compile(LOSSES[name], fullgraph=True, backend="eager")
+    x = X.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative.*backend='reference'"):
+        torch.autograd.grad(run(x), x, create_graph=True)
+    assert torch.equal(
+        torch.autograd.grad(run(x), x)[0], torch.autograd.grad(LOSSES[name](x), x)[0]
+    )
+
+
+def test_a_second_derivative_of_what_is_traced_is_right():
+    torch._dynamo.reset()
+    x, found = X.double().requires_grad_(), []
+    compiled = torch.compile(LOSSES["streamed"], fullgraph=True, backend="eager")
+    for loss in (compiled, family(Own(), backend="reference")):
+        (dx,) = torch.autograd.grad(loss(x), x, create_graph=True)
+        found.append(torch.autograd.grad((dx * x.detach().cos()).sum(), x)[0])
+    torch.testing.assert_close(*found)
+
+
+STATS = list(ops.row_statistics(X, Y, *[None] * 4, PACKED, "panels"))
+CALLS = {
+    "row_statistics": lambda x: ops.row_statistics(x, Y, *[None] * 4, PACKED, "panels")[2],
+    "loss_and_gradient": lambda x: ops.loss_and_gradient(
+        *(x, Y, *[None] * 4, True, False, PACKED, "panels")
+    )[0],
+    "embedding_gradient": lambda x: ops.embedding_gradient(
+        *(x, Y, *[None] * 4, [*STATS[:4], torch.ones(12)], [], PACKED, "panels")
+    ),
+    "embedding_gradient of a term": lambda x: ops.embedding_gradient(
+        *(X, Y, *[None] * 4, [*STATS[:4], x[:, 0]], [], PACKED, "panels")
+    ),
+    "row_loss": lambda x: ops.row_loss_of([x[:, 0], *STATS[1:]], PACKED, "panels"),
+    "total": lambda x: ops.total(x[:, 0]),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_op_by_itself_refuses_what_asks_for_a_derivative(name):
+    def total(x):
+        return CALLS[name](x).sum()
+
+    refusal = pytest.raises(RuntimeError, match=rf"ms_kernels.{name.split()[0]}: .*no derivative")
+    with refusal:
+        total(X.clone().requires_grad_())
+    for transform in ("grad", "jvp", "dual", "vmap of grad"):
+        with refusal:
+            TRANSFORMS[transform](total, X)
+    with torch.no_grad():
+        assert torch.equal(CALLS[name](X.clone().requires_grad_()), CALLS[name](X))
+
+
+def test_statistics_are_constants():
+    """In forward mode as under reverse mode."""
+    want = ms_kernels.row_statistics(X, Y)
+    assert not ms_kernels.row_statistics(X.clone().requires_grad_(), Y).pos_lse.requires_grad
+    with torch.autograd.forward_ad.dual_level():
+        number = torch.autograd.forward_ad.make_dual(X, torch.ones_like(X))
+        for got, statistic in zip(ms_kernels.row_statistics(number, Y), want, strict=True):
+            assert torch.equal(got, statistic)
+            assert torch.autograd.forward_ad.unpack_dual(got).tangent is None
+
+
+def test_a_tangent_of_what_a_row_loss_learns_is_kept():
+    scale, tangent = torch.tensor(2.0), torch.tensor(3.0)
+
+    def loss(scale):
+        return streamed_loss(lambda s, p, n: torch.where(n, (scale * s).exp(), 0).sum(1), X, Y)
+
+    got = dual(loss, scale) * tangent
+    leaf = scale.clone().requires_grad_()
+    torch.testing.assert_close(got, tangent * torch.autograd.grad(loss(leaf), leaf)[0])
