@@ -1,5 +1,7 @@
-"""Derivatives that the fused losses do not have are refused, in eager mode and in graphs: one that is
-missing must never pass for zero."""
+"""Derivatives that the fused losses do not have are refused, in eager mode and in graphs.
+
+One that is missing must never pass for zero.
+"""
 
 import contextlib
 from collections.abc import Iterator
