@@ -13,6 +13,7 @@ from ms_kernels.reference import count_valid
 from ms_kernels.refusals import (
     WAY_OUT,
     below_autograd,
+    refuse_batches,
     refuse_second_derivative,
     refuse_transforms,
 )
@@ -143,6 +144,7 @@ class RowLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("ms_kernels")
+        refuse_batches("ms_kernels", dloss)
         x, labels, ids, r, ref_labels, ref_ids, *stats = ctx.saved_tensors
         term = [*stats, dloss]
         dx: Tensor | None = None

@@ -11,7 +11,7 @@ from ms_kernels.histogram import Histogram, histogram_loss
 from ms_kernels.mining_rules import NO_MINING, Mining, mining_of
 from ms_kernels.ops import compute_dtype
 from ms_kernels.reference import REDUCTIONS, RowStatistics
-from ms_kernels.refusals import constants
+from ms_kernels.refusals import constants, refuse_tracing
 from ms_kernels.spec import NATIVE, MultiSimilaritySpec, PairOptions, PairSpec, Spec, spec_of
 from ms_kernels.streaming import streamed
 from ms_kernels.weighting_rules import MultiSimilarity, Triplet, Weighting, is_traced
@@ -63,6 +63,8 @@ def pair_loss(
     check_rules(weighting, mining)
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("backend", backend, dispatch.NAMES)
+    if backend != "reference":
+        refuse_tracing("ms_kernels")
     shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
     if isinstance(weighting, Histogram) and backend in ("auto", "panels", "reference"):

@@ -177,8 +177,7 @@ class _StreamedHistogram(torch.autograd.Function):
         positive_share, negative_share = _shares(nodes)
         counts = nodes.sum(1, keepdim=True).clamp(min=1)
         slopes = torch.stack([-negative_share[:-1], positive_share[1:]]) / counts * (bins / 2)
-        slopes = torch.cat([slopes.flatten(), slopes.new_zeros(bins)]) * dloss
-        slopes = slopes.to(x.dtype)
+        slopes = torch.cat([slopes.flatten(), slopes.new_zeros(bins)]).to(x.dtype)
         panels = _panels(x, refs, Pairs(*tensors), bins, mining, cap)
         with full_precision(x):  # the backward pass may be called under autocast
             for rows, similarity, positive, negative in panels:
@@ -189,7 +188,8 @@ class _StreamedHistogram(torch.autograd.Function):
                     dx[rows] += weight @ r
                 if refs is None or ctx.needs_input_grad[1]:
                     dr += weight.T @ x[rows]
-        return dx, None if refs is None else dr, None, None, None, None
+        # Last, as it may be one of a batch, which nothing else here could be written into.
+        return dx * dloss, None if refs is None else dr * dloss, None, None, None, None
 
 
 def _shares(nodes: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ms_kernels.losses import MultiSimilarityLoss
 from ms_kernels.mining_rules import NO_MINING, Mining, kept_pairs
 from ms_kernels.ops import compute_dtype
 from ms_kernels.pair_losses import PairLoss
+from ms_kernels.refusals import refuse_tracing
 from ms_kernels.spec import PairOptions
 from ms_kernels.weighting_rules import Weighting
 
@@ -83,6 +84,7 @@ def pair_weights(
     >>> found = pair_weights(NTXentLoss(), embeddings, labels, anchors=[0, 7])
     >>> found.weight[0][found.negative[0]]
     """
+    _refuse_graphs()
     rules = rules_of(loss)
     shared = PairOptions(
         max_positive_similarity=rules.max_positive_similarity, normalize=rules.normalize
@@ -118,6 +120,21 @@ def pair_weights(
             for whole, part in zip(found, parts, strict=True):
                 whole[panel.rows] = part
     return found
+
+
+def _refuse_graphs() -> None:
+    if torch.compiler.is_compiling():
+        # Without fullgraph the compiler leaves it out of the graph.
+        raise RuntimeError(
+            "pair_weights: expected no torch.compile(fullgraph=True), whose graph cannot hold the "
+            "derivative that is taken here; call it outside, or leave fullgraph out"
+        )
+    refuse_tracing("pair_weights")
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "pair_weights: expected no transform of torch.func (vmap, grad, jvp), got one; it "
+            "gives constants: call it before the transform"
+        )
 
 
 def rules_of(loss: object) -> Rules:

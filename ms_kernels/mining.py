@@ -7,6 +7,7 @@ from ms_kernels.backends.sides import Sides
 from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.mining_rules import Mining, kept_pairs
 from ms_kernels.ops import sides_of
+from ms_kernels.refusals import is_batched, refuse_tracing
 from ms_kernels.spec import MultiSimilaritySpec
 
 EPSILON = MultiSimilaritySpec().epsilon
@@ -50,7 +51,13 @@ def mined_pairs(
             "mining=MultiSimilarityMining(epsilon), or mining=NoMining() for None"
         )
     check_rule("mining", mining, Mining)
+    refuse_tracing("mined_pairs")
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+    if any(map(is_batched, pairs)):
+        raise RuntimeError(
+            "mined_pairs: expected one batch, got several under vmap, whose numbers of pairs "
+            "differ; call it once for each"
+        )
     none = torch.zeros(0, 2, dtype=torch.int64, device=embeddings.device)
     found = [none], [none]
     with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):

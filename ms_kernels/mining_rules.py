@@ -41,7 +41,10 @@ def kept_pairs(
     mining: Mining, similarity: Tensor, positive: Tensor, negative: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What a rule keeps of the pairs given; an error says what a rule of one's own must return."""
+    version = version_of(similarity)
     kept = mining.keep(similarity, positive, negative)
+    if version_of(similarity) != version:
+        raise ValueError(written_into(f"{type(mining).__name__}.keep"))
     if not isinstance(kept, tuple) or len(kept) != 2:
         raise TypeError(_unfit(mining, similarity, type(kept).__name__))
     for mask in kept:
@@ -50,6 +53,20 @@ def kept_pairs(
             got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
             raise TypeError(_unfit(mining, similarity, got))
     return kept[0] & positive, kept[1] & negative
+
+
+def version_of(similarity: Tensor) -> int:
+    """How often it was written into; 0 where nothing keeps count, as in inference mode."""
+    if torch.compiler.is_compiling() or similarity.is_inference():
+        return 0
+    return similarity._version
+
+
+def written_into(name: str) -> str:
+    return (
+        f"{name}: expected similarity to stay as it is, got one that was written into; use an "
+        "operation that returns a new tensor, such as similarity.clamp(min=0) for clamp_"
+    )
 
 
 def _unfit(mining: Mining, similarity: Tensor, got: str) -> str:

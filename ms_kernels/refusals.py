@@ -37,6 +37,39 @@ def refuse_transforms(
             )
 
 
+def refuse_tracing(name: str) -> None:
+    """First of all: even a check of a shape is recorded, or warned of."""
+    if torch._C._get_tracing_state() is not None:
+        raise RuntimeError(
+            f"{name}: expected no torch.jit.trace, which would keep the size of this batch as a "
+            "constant and lose the gradient; use torch.compile"
+        )
+
+
+def refuse_batches(name: str, dloss: Tensor, way_out: str = WAY_OUT) -> None:
+    if torch.compiler.is_compiling():
+        return
+    functorch = torch._C._functorch
+    if functorch.is_batchedtensor(dloss) or functorch.is_legacy_batchedtensor(dloss):
+        raise RuntimeError(
+            f"{name}: with reduction='none' expected one gradient at a time, got a batch of them "
+            f"(is_grads_batched=True, or vmap over the backward pass); give them one by one, or "
+            f"{way_out}"
+        )
+
+
+def is_batched(x: Tensor | None) -> bool:
+    """Whether a vmap, of any depth, stands for several of it."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    while x is not None and functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
+
+
 def _takes_no_part(name: str, way_out: str = WAY_OUT) -> str:
     return (
         f"{name}: this backend has no forward-mode derivative and takes no part "

@@ -18,7 +18,9 @@ from ms_kernels.refusals import (
     OWN_WAY_OUT,
     has_tangent,
     is_forward_mode,
+    refuse_batches,
     refuse_second_derivative,
+    refuse_tracing,
 )
 from ms_kernels.spec import PairOptions
 
@@ -65,6 +67,7 @@ def streamed_loss(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     check_rule("mining", mining, Mining)
+    refuse_tracing("streamed_loss")
     shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
     return streamed(row_loss, pairs, mining, shared, reduction)
@@ -117,6 +120,7 @@ class _Swept(torch.autograd.Function):
         refuse_second_derivative("streamed_loss", OWN_WAY_OUT)
         dx, dr, valid, *pairs = ctx.saved_tensors
         if ctx.reduction == "none":
+            refuse_batches("streamed_loss", dloss, OWN_WAY_OUT)
             row_loss, mining, shared = ctx.given
             dx_too, dr_too = ctx.needs_input_grad[:2]
             sides = sides_of(Pairs(*pairs))

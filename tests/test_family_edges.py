@@ -309,6 +309,45 @@ def test_a_row_loss_without_a_gradient_is_refused(row_loss):
         streamed_loss(weigh.NTXent(), x, y)
 
 
+def test_a_row_loss_must_not_write_into_the_similarities():
+    x, y = batch(n=20)
+
+    def writes(similarity, positive, negative):
+        return similarity.clamp_(min=0).sum(1)
+
+    @dataclasses.dataclass(frozen=True)
+    class Writes(weigh.Weighting):
+        row_loss = staticmethod(writes)
+
+    for wanted in (False, True):
+        leaf = x.clone().requires_grad_(wanted)
+        for run in (
+            lambda leaf: streamed_loss(writes, leaf, y),
+            lambda leaf: pair_loss(leaf, y, weighting=Writes(), backend="reference"),
+            lambda leaf: ms_kernels.pair_weights(Writes(), leaf, y),
+        ):
+            with pytest.raises(ValueError, match="row_loss: .*written into; use .*clamp"):
+                run(leaf)
+    with torch.inference_mode():  # nothing counts there, and nothing is lost
+        assert streamed_loss(writes, x * 1, y).isfinite()
+
+    class Mines(mine.Mining):
+        def keep(self, similarity, positive, negative):
+            similarity -= 1
+            return positive, negative
+
+    with pytest.raises(ValueError, match="Mines.keep: .*written into"):
+        ms_kernels.mined_pairs(x, y, mining=Mines())
+    with pytest.raises(ValueError, match="Mines.keep: .*written into"):
+        pair_loss(x.clone().requires_grad_(), y, weighting=weigh.NTXent(), mining=Mines())
+
+    def fails(similarity, positive, negative):
+        raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match="of its own"):
+        streamed_loss(fails, x.clone().requires_grad_(), y)
+
+
 def test_a_row_loss_may_return_zeros_where_there_is_nothing():
     x, y = batch(n=20)
     y[0] = -1  # an anchor without positives

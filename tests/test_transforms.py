@@ -1,5 +1,6 @@
 """Derivatives that are not there are refused in our words, in eager mode and in compiled graphs."""
 
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -192,3 +193,94 @@ def test_a_tangent_of_what_a_row_loss_learns_is_kept():
     got = dual(loss, scale) * tangent
     leaf = scale.clone().requires_grad_()
     torch.testing.assert_close(got, tangent * torch.autograd.grad(loss(leaf), leaf)[0])
+
+
+BATCHES = torch.tensor([1.0, -2.0, 0.5])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_several_gradients_at_once_are_right_or_refused(name):
+    x = X.clone().requires_grad_()
+    (dx,) = torch.autograd.grad(LOSSES[name](x), x)
+
+    def run():
+        loss = LOSSES[name](x)
+        return torch.autograd.grad(loss, x, BATCHES, is_grads_batched=True)[0]
+
+    if name == "ms-none":
+        with pytest.raises(RuntimeError, match="one gradient at a time.*backend='reference'"):
+            run()
+    else:
+        torch.testing.assert_close(run(), BATCHES[:, None, None] * dx)
+
+
+def test_several_gradients_of_single_losses_swept_are_refused():
+    x = X.clone().requires_grad_()
+    loss = streamed_loss(squares, x, Y, reduction="none").sum()
+    with pytest.raises(RuntimeError, match="streamed_loss: .*one gradient at a time.*Weighting"):
+        torch.autograd.grad(loss, x, BATCHES, is_grads_batched=True)
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_tracing_is_refused(name, with_gradient):
+    x = X.clone().requires_grad_(with_gradient)
+    with pytest.raises(RuntimeError, match="no torch.jit.trace.*use torch.compile"):
+        torch.jit.trace(LOSSES[name], x)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vjp", "jacrev", "jvp", "vmap"])
+def test_weights_of_pairs_are_taken_outside_a_transform(transform):
+    def total(x):
+        return ms_kernels.pair_weights(NTXent(), x, Y).weight.sum()
+
+    with pytest.raises(RuntimeError, match="pair_weights: .*call it before the transform"):
+        TRANSFORMS[transform](total, X)
+    with pytest.raises(RuntimeError, match=r"pair_weights: expected no torch.jit.trace"):
+        torch.jit.trace(total, X)
+
+
+def test_pairs_of_several_batches_are_mined_one_by_one():
+    def pairs(x):
+        return torch.stack(ms_kernels.mined_pairs(x, Y, epsilon=None)[:2])
+
+    with pytest.raises(RuntimeError, match="mined_pairs: expected one batch, got several"):
+        torch.func.vmap(pairs)(X[None])
+    with pytest.raises(RuntimeError, match="mined_pairs: expected no torch.jit.trace"):
+        torch.jit.trace(pairs, X)
+    # A gradient goes by them: they are constants.
+    of_pairs = torch.func.grad(lambda x: (x[pairs(x)[0]] * x[pairs(x)[1]]).sum())
+    assert of_pairs(X).any()
+
+
+PUBLIC = {
+    "row_statistics": lambda x: ms_kernels.row_statistics(x, Y),
+    "row_statistics-refs": lambda x: ms_kernels.row_statistics(x, Y, X, Y, backend="panels"),
+    "row_statistics-reference": lambda x: ms_kernels.row_statistics(x, Y, backend="reference"),
+    "mined_pairs": lambda x: ms_kernels.mined_pairs(x, Y),
+}
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", PUBLIC)
+def test_functions_without_a_gradient_in_one_graph(name, compiler):
+    torch._dynamo.reset()
+    x = X.clone().requires_grad_()
+    compiled = torch.compile(PUBLIC[name], fullgraph=True, backend=compiler)
+    for got, want in zip(compiled(x), PUBLIC[name](x), strict=True):
+        assert not got.requires_grad
+        torch.testing.assert_close(got, want)
+
+
+def test_weights_of_pairs_leave_a_graph():
+    torch._dynamo.reset()
+
+    def weights(x):
+        return ms_kernels.pair_weights(NTXent(), x, Y).weight
+
+    with pytest.raises(RuntimeError, match="pair_weights: .*fullgraph.*call it outside"):
+        torch.compile(weights, fullgraph=True, backend="eager")(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # these tests put a function in the place of torch.empty
+        got = torch.compile(weights, backend="eager")(X)
+    torch.testing.assert_close(got, weights(X))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ms_kernels.backends.interface import Side
 from ms_kernels.backends.sides import Panel, Sides, full_precision, through_normalisation
-from ms_kernels.mining_rules import Mining, kept_pairs
+from ms_kernels.mining_rules import Mining, kept_pairs, version_of, written_into
 from ms_kernels.spec import Options
 
 RowFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -126,7 +126,16 @@ def row_losses(
         kept = positive.sum(1) + negative.sum(1)
         # A factor and no summand: what a NaN loss weighs is NaN too.
         poison = torch.where(similarity.isfinite().all(1), 1.0, math.nan)
-    loss = row_function(similarity, positive, negative)
+    version = version_of(similarity)
+    try:
+        loss = row_function(similarity, positive, negative)
+    except RuntimeError as error:
+        # Of a leaf autograd refuses the edit itself: a copy shows whether that was it.
+        if similarity.requires_grad and _writes(row_function, similarity, positive, negative):
+            raise ValueError(written_into("row_loss")) from error
+        raise
+    if version_of(similarity) != version:
+        raise ValueError(written_into("row_loss"))
     rows = similarity.shape[:1]
     if not isinstance(loss, Tensor) or not loss.is_floating_point() or loss.shape != rows:
         got = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
@@ -135,3 +144,16 @@ def row_losses(
             f"{tuple(rows)} for {rows[0]}, got {got}"
         )
     return loss * poison.to(loss.dtype), kept
+
+
+def _writes(
+    row_function: RowFunction, similarity: Tensor, positive: Tensor, negative: Tensor
+) -> bool:
+    copy = similarity.detach().clone()
+    version = version_of(copy)
+    try:
+        with torch.no_grad():
+            row_function(copy, positive, negative)
+    except Exception:  # then it is the first error that tells more
+        return False
+    return version_of(copy) != version
