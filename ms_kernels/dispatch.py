@@ -110,14 +110,19 @@ def serving(here: frozenset[str], dtype: torch.dtype) -> frozenset[str]:
     return frozenset(name for name in here if refusal(name, dtype) is None)
 
 
-@functools.cache
+_remarked: list[str] = []
+
+
 def remark_on_panels(dtype: torch.dtype) -> None:
     """Once in a process: CUDA tensors go the slow way, why, and how to make it another."""
+    if _remarked:
+        return
     reasons = "; ".join(
         f"{name}: {why_missing(name) or refusal(name, dtype)}"
         for name, only in DEVICE_OF.items()
         if only == "cuda"
     )
+    _remarked.append(reasons)
     warnings.warn(
         "ms_kernels: neither kernels for a GPU can be used, so CUDA tensors go to 'panels', plain "
         f"PyTorch and much slower ({reasons}). backend='panels' asks for it without this warning; "

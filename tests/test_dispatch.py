@@ -110,7 +110,7 @@ def test_float64_passes_an_old_triton_by(monkeypatch):
         assert dispatch.resolve("auto", "cuda", dtype=torch.float32) == "triton"
         if version == "3.5.1":
             assert dispatch.resolve("auto", "cuda", dtype=torch.float64) == "triton"
-    dispatch.remark_on_panels.cache_clear()
+    dispatch._remarked.clear()
     with pytest.warns(UserWarning, match="triton: float64 needs Triton 3.5 or newer"):
         assert dispatch.resolve("auto", "cuda", dtype=torch.float64) == "panels"
     x = torch.randn(4, 2, dtype=torch.float64)
@@ -143,20 +143,20 @@ def test_cuda_tensors_by_panels_are_told_once(monkeypatch):
     monkeypatch.setattr(
         dispatch, "built", lambda device: frozenset(n for n, why in reasons.items() if why is None)
     )
-    dispatch.remark_on_panels.cache_clear()
+    dispatch._remarked.clear()
     try:
         # Nothing to tell: CPU tensors, a loss that only panels knows, panels that are asked for.
         assert dispatch.resolve("auto", "cpu") == "cpu"
         assert dispatch.resolve("auto", "cuda", known_by=("panels",)) == "panels"
         assert dispatch.resolve("panels", "cuda") == "panels"
         with pytest.warns(UserWarning) as told:
-            for _ in range(3):
-                assert dispatch.resolve("auto", "cuda", 4096) == "panels"
+            for dtype in (torch.float32, torch.bfloat16, torch.float32):
+                assert dispatch.resolve("auto", "cuda", 4096, dtype=dtype) == "panels"
         message = str(told[0].message)
         assert len(told) == 1 and "(cuda: no module; triton: an old Triton)" in message
         assert "backend='panels'" in message and "README" in message
         reasons["triton"] = None
-        dispatch.remark_on_panels.cache_clear()
+        dispatch._remarked.clear()
         assert dispatch.resolve("auto", "cuda", 4096) == "triton"
     finally:
-        dispatch.remark_on_panels.cache_clear()
+        dispatch._remarked.clear()

@@ -123,6 +123,14 @@ def test_a_driver_that_serves_the_module(driver, runtime, built):
     assert cuda.unfit((9, 0), built, driver, runtime) is None
 
 
+def test_a_module_of_an_earlier_build_is_a_reason(machine, monkeypatch):
+    machine()
+    monkeypatch.setattr(cuda, "_module", lambda: types.SimpleNamespace(architectures="90-real"))
+    dispatch.forget()
+    note = ms_kernels.backends()["cuda"].note
+    assert "is of an earlier ms_kernels; build it anew: MSK_CUDA=ON pip install" in note
+
+
 def test_what_torch_says_of_the_driver_is_passed_on(machine, monkeypatch):
     def old_driver():
         warnings.warn(

@@ -40,6 +40,11 @@ def missing() -> str | None:
             f"the compiled module ms_kernels._cuda is not here ({error}); reinstall with nvcc on "
             f"PATH: {REBUILD}"
         )
+    if not hasattr(module, "versions"):
+        return (
+            "the compiled module ms_kernels._cuda is of an earlier ms_kernels; build it anew: "
+            f"{REBUILD}"
+        )
     return unfit(torch.cuda.get_device_capability(), module.architectures, *module.versions())
 
 
