@@ -36,7 +36,7 @@ def compare(batch, spec, dtype):
     x, y, r, z = batch
     found = []
     for wide, backend in ((dtype, "cpu"), (torch.float64, "reference")):
-        leaves = [v.to(wide).requires_grad_() for v in (x.clone(), r) if v is not None]
+        leaves = [v.to(wide, copy=True).requires_grad_() for v in (x, r) if v is not None]
         refs = [] if r is None else [leaves[1], z]
         loss = multi_similarity_loss(leaves[0], y, *refs, backend=backend, **vars(spec))
         found.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
