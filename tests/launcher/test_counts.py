@@ -1,0 +1,62 @@
+"""How much a training step asks of a GPU: launches of ours, and of torch's own kernels."""
+
+import pytest
+from steps import cost_of, step
+
+import ms_kernels
+from ms_kernels.mining_rules import SemiHardMining
+from ms_kernels.weighting_rules import NTXent, Triplet
+
+PAIRS = ms_kernels.pair_loss
+# A step -> launches of ours, launches of torch. A change that needs fewer writes them down.
+COUNTS = {
+    "rows held whole": (step(1500, 40), 11, 24),
+    "panels": (step(1500, 512), 12, 24),
+    "sorted": (step(16384, 128), 8, 30),
+    "sorted, panels": (step(16384, 512), 40, 30),
+    "given ids": (step(1500, 40, ids=True), 11, 28),
+    "each row's loss": (step(1500, 40, reduction="none"), 15, 23),
+    "refs that learn": (step(1500, 40, m=1300, learn_refs=True), 19, 35),
+    "another loss": (step(1500, 40, loss=PAIRS, weighting=NTXent()), 11, 24),
+    "triplets": (
+        step(1500, 40, loss=PAIRS, weighting=Triplet(), mining=SemiHardMining()),
+        12,
+        39,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_launches_of_a_step(stand_in, name):
+    run, ours, of_torch = COUNTS[name]
+    cost = cost_of(stand_in, run)
+    assert len(cost.kernels) <= ours and len(cost.torch_ops) <= of_torch, cost
+
+
+def read_a_number(x, y):
+    return float(x.sum())
+
+
+def choose_rows(x, y):
+    return x[y > 3]
+
+
+def write_rows(x, y):
+    x[y > 3] = x[0].clone()
+
+
+@pytest.mark.parametrize("wait", (read_a_number, choose_rows, write_rows))
+def test_a_wait_shows(stand_in, wait, monkeypatch):
+    """Planted in the backend itself, below the op that torch sees."""
+    from ms_kernels.backends import triton as backend
+
+    real = backend.loss_and_gradient
+
+    def waits(anchors, *rest, **options):
+        wait(anchors.embeddings.detach().clone(), anchors.labels)
+        return real(anchors, *rest, **options)
+
+    monkeypatch.setattr(backend, "loss_and_gradient", waits)
+    assert cost_of(stand_in, step(33, 40)).waits
+    monkeypatch.undo()
+    assert not cost_of(stand_in, step(33, 40)).waits
