@@ -68,7 +68,7 @@ class Rows:
             self.width,
             self.stride,
             NORMALIZE=spec.normalize,
-            HALF=2 in (operand.itemsize, x.dtype.itemsize),
+            SCALED=mode == "tf32" or 2 in (operand.itemsize, x.dtype.itemsize),
             ROUND=mode == "tf32",
             ROWS=height,
             BLOCK_D=width,

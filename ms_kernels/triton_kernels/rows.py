@@ -65,7 +65,7 @@ def copy_kernel(
     D,
     stride,
     NORMALIZE: tl.constexpr,
-    HALF: tl.constexpr,
+    SCALED: tl.constexpr,  # rows keep their length, else they are divided by it
     ROUND: tl.constexpr,  # to tf32 numbers: of others tensor cores cut what does not fit
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -73,8 +73,8 @@ def copy_kernel(
     """One program copies ROWS rows.
 
     With NORMALIZE their largest element is brought to [1, 2) by a power of two, so that no square
-    overflows. Half rows stay so, not rounded, and `scale` makes up for their norm; others are
-    divided by it. Rows that are not finite become 0.
+    overflows. SCALED rows stay so, half ones not rounded, and `scale` makes up for the norm of what
+    was stored; others are divided by it. Rows that are not finite become 0.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     present = row < N
@@ -102,7 +102,10 @@ def copy_kernel(
             d = start + tl.arange(0, BLOCK_D).to(tl.int64)
             inside = (present & is_finite)[:, None] & (d < D)[None, :]
             x = tl.load(source + d[None, :] * column_stride, mask=inside, other=0).to(T)
-            x = (x * down[:, None]).to(copy.dtype.element_ty).to(tl.float64)
+            x *= down[:, None]
+            if ROUND:
+                x = round_to_tf32(x)
+            x = x.to(copy.dtype.element_ty).to(tl.float64)
             squares += x * x
         floor = tl.full((ROWS,), 1e-12, T)
         length = tl.sqrt(tl.sum(squares, 1)).to(T)
@@ -110,14 +113,14 @@ def copy_kernel(
         divisor = tl.where(floored, INFINITY, length * up)
         # Of the scaled rows.
         length = tl.where(floored, floor / up, length)
-        if HALF:
+        if SCALED:
             factor = 1 / length
     for start in range(0, stride, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D).to(tl.int64)
         inside = (present & is_finite)[:, None] & (d < D)[None, :]
         x = tl.load(source + d[None, :] * column_stride, mask=inside, other=0).to(T)
         x *= down[:, None]
-        if NORMALIZE and not HALF:
+        if NORMALIZE and not SCALED:
             x /= length[:, None]
         if ROUND:
             x = round_to_tf32(x)
