@@ -19,6 +19,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "ms_kernels"
 CARRIED = ROOT / "build" / "gpu"
+# Not carried, and of this checkout alone: CMake refuses a tree that was moved.
+TREES = ROOT / "build" / f"gpu-tree-{hashlib.sha256(bytes(ROOT)).hexdigest()[:8]}"
 ASK = (
     "import json, sys, sysconfig; v = sys.version_info; print(json.dumps({"
     "'tag': f'cp{v[0]}{v[1]}', 'suffix': sysconfig.get_config_var('EXT_SUFFIX')}))"
@@ -37,7 +39,8 @@ def python_of(executable: str) -> dict[str, str]:
 def sources() -> str:
     """A digest of what the modules are built from."""
     paths = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
-    paths += [*(ROOT / "cmake").glob("*.cmake"), ROOT / "CMakeLists.txt"]
+    paths += [path for path in (ROOT / "cmake").rglob("*") if path.is_file()]
+    paths.append(ROOT / "CMakeLists.txt")
     found = hashlib.sha256()
     for path in sorted(paths):
         found.update(path.read_bytes())
@@ -45,11 +48,16 @@ def sources() -> str:
 
 
 def build(
-    python: str, architectures: str, into: Path, cuda: bool = True, dry: bool = False
+    python: str,
+    architectures: str,
+    into: Path,
+    only: str = "",
+    cuda: bool = True,
+    dry: bool = False,
 ) -> None:
-    """Both modules for that Python; dry: configured, and what would run is listed."""
+    """The modules for that Python, or one; dry: configured, and what would run is listed."""
     tag = python_of(python)["tag"]
-    tree = CARRIED / f"tree-{tag}-{architectures.replace(';', '_')}"
+    tree = TREES / f"{tag}-{architectures.replace(';', '_')}"
     configure = [
         *("cmake", "-S", str(ROOT), "-B", str(tree), "-G", "Ninja"),
         f"-DMSK_OUTPUT={into}",
@@ -58,7 +66,8 @@ def build(
         f"-DCMAKE_CUDA_ARCHITECTURES={architectures}",
         "-DCMAKE_BUILD_TYPE=Release",
     ]
-    make = ["cmake", "--build", str(tree), *(["--", "-n"] if dry else [])]
+    target = ["--target", only] if only else []
+    make = ["cmake", "--build", str(tree), *target, *(["--", "-n"] if dry else [])]
     into.mkdir(parents=True, exist_ok=True)
     for command in (configure, make):
         print("$", " ".join(command), flush=True)
@@ -146,12 +155,14 @@ def main(arguments: list[str]) -> int:
         return compile_kernels(options.python)
     if options.dry:
         has_nvcc = shutil.which("nvcc") is not None
-        build(options.python, options.architectures, CARRIED / "dry", has_nvcc, dry=True)
+        only = "_cuda" if has_nvcc else ""
+        build(options.python, options.architectures, TREES / "dry", only, has_nvcc, dry=True)
         return 0
     manifest = folder / "manifest.json"
     if not options.here:
         manifest.unlink(missing_ok=True)  # a build that fails leaves no claim behind
-    build(options.python, options.architectures, folder)
+    # On the GPU machine seconds count: the kernels of the CPU prove nothing there.
+    build(options.python, options.architectures, folder, "_cuda" if options.here else "")
     if not options.here:
         text = json.dumps(manifest_of(options.python, options.architectures), indent=1)
         manifest.write_text(text + "\n")
