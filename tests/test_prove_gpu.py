@@ -13,6 +13,7 @@ from gpu_proof import carry, ncu, process, proof, rehearsal, sanitizer, steps
 from gpu_proof.site import Site
 from gpu_proof.steps import Step
 
+from bench import gpu_device
 from bench.gpu_record import append, read
 
 HERE = Path(__file__).parent
@@ -167,7 +168,7 @@ def test_what_was_found_before_the_end_is_counted(site):
 def test_a_step_whose_context_broke_goes_on_in_another_process(site):
     code = (
         "import pathlib, sys; p = pathlib.Path(sys.argv[1]); n = len(p.read_text()) if p.exists() "
-        "else 0; p.write_text('x' * (n + 1)); sys.exit(3 if n < 2 else 0)"
+        "else 0; p.write_text('x' * (n + 1)); sys.exit(75 if n < 2 else 0)"
     )
     count = site.results / "count"
     step = Step("breaks", "", 40, lambda site, _: [sys.executable, "-c", code, str(count)])
@@ -318,6 +319,20 @@ def test_the_carried_module_is_not_built_again(site):
     assert step.why_not(site) == "carried: gpu/cp312, 90-real"
     site.carried = None
     assert step.command(site, 9.0)[-2:] == ["--architectures", "90-real"]
+
+
+@pytest.mark.parametrize("few", ["", "N1_"])
+def test_choices_of_tests_can_be_joined(site, monkeypatch, few):
+    monkeypatch.setattr(Site, "few_tests", few)
+    for name, chosen in (("symmetry", ""), ("cuda", "(cuda)")):
+        (step,) = steps.chosen([name])
+        command = step.command(site, 9.0)
+        words = command[command.index("-k") + 1] if "-k" in command else ""
+        assert words == " and ".join(filter(None, [chosen, few and f"({few})"]))
+
+
+def test_both_name_a_broken_context_alike():
+    assert proof.BROKEN == gpu_device.BROKEN
 
 
 def test_a_rehearsal_has_every_step():

@@ -12,7 +12,7 @@ from bench.gpu_record import append, read
 
 PASSED, FAILED, KILLED, LEFT_OUT = "passed", "FAILED", "KILLED", "left out"
 UNFIT = 2  # what a step ends with where this Python cannot show anything
-BROKEN = 3  # and where it could not go on: bench/gpu_device.py
+BROKEN = 75  # and where it could not go on: bench/gpu_device.py
 
 
 class Outcome(NamedTuple):

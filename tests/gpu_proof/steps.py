@@ -51,7 +51,7 @@ def testing(files: Sequence[str], chosen: str, workers: int) -> Callable[[Site, 
 
     def command(site: Site, limit: float) -> Command:
         found = [f"tests/{name}.py" for name in files]
-        words = f"({chosen}) and ({site.few_tests})" if site.few_tests else chosen
+        words = " and ".join(f"({some})" for some in (chosen, site.few_tests) if some)
         select = ["-k", words] if words else []
         return [*site.pytest(min(workers, site.most_workers)), *found, *select]
 
