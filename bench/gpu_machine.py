@@ -3,6 +3,7 @@
 import datetime
 import functools
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 
 import ms_kernels
+from bench import gpu_sources
 from bench.gpu_device import device
-from bench.gpu_record import Record, digest
+from bench.gpu_record import Record
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -52,20 +54,33 @@ def describe() -> dict[str, Any]:
         # A copy of the tree may have no repository: its sources name it too.
         "commit": os.environ.get("MSK_COMMIT") or _git("rev-parse", "--short", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "sources": sources(),
+        "sources": gpu_sources.measured(),
+        "cuda_module": cuda_module(),
         "date": datetime.date.today().isoformat(),
     }
 
 
-def sources() -> str:
-    """A digest of what is measured: the package, the kernels' sources and this bench."""
-    paths = [*ROOT.glob("ms_kernels/**/*.py"), *ROOT.glob("bench/*.py")]
-    paths += [path for path in ROOT.glob("csrc/**/*") if path.is_file()]
-    return digest(*(path.read_text() for path in sorted(paths)))
+def cuda_module() -> str | None:
+    """The digest of what the package's _cuda was built from, if it is here and that is known."""
+    found = importlib.util.find_spec("ms_kernels._cuda")
+    return gpu_sources.module_sources(Path(found.origin)) if found and found.origin else None
+
+
+def unlike() -> str | None:
+    """Why figures would be given under the name of sources that were not compiled, or None."""
+    module, here = cuda_module(), gpu_sources.built()
+    if module is None or module == here:
+        return None
+    return (
+        f"ms_kernels._cuda was built from other sources ({module}, here {here}): build it again, "
+        "make gpu STEPS=build, or remove it to measure Triton alone"
+    )
 
 
 def record(path: Path | None) -> Record:
     """The file that takes this machine's cases; without a path one of the day in bench/results."""
+    if why := unlike():
+        sys.exit(why)
     machine = describe()
     name = f"{machine['gpu'].replace(' ', '-')}-{machine['date']}.jsonl"
     target = RESULTS / name if path is None else path

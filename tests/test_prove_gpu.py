@@ -13,7 +13,7 @@ from gpu_proof import carry, ncu, process, proof, rehearsal, sanitizer, steps
 from gpu_proof.site import Site
 from gpu_proof.steps import Step
 
-from bench import gpu_device
+from bench import gpu_device, gpu_machine, gpu_sources
 from bench.gpu_record import append, read
 
 HERE = Path(__file__).parent
@@ -27,7 +27,7 @@ def site(tmp_path, monkeypatch):
     found = Site(tmp_path)
     monkeypatch.setattr(Site, "tool", lambda self, name: f"/bin/{name}")
     monkeypatch.setattr(Site, "importable", lambda self, name: True)
-    monkeypatch.setattr(Site, "has_cuda_module", True)
+    monkeypatch.setattr(Site, "no_cuda_module", None)
     found.carried = None
     found.probe = {"available": True, "capability": [9, 0]}
     return found
@@ -63,8 +63,8 @@ def test_a_broken_torch_is_named(site):
 def test_the_plan_fits_two_calls():
     """Of at most 540 s, most valuable first."""
     first = {step.name: step.seconds for step in steps.FIRST}
-    assert list(first) == ["machine", "build", "cuda", "latency", "ncu", "bench", "triton"]
-    assert list(first.values()) == [15, 25, 50, 70, 50, 110, 200]
+    assert list(first) == ["build", "machine", "cuda", "latency", "ncu", "bench", "triton"]
+    assert list(first.values()) == [25, 15, 50, 70, 50, 110, 200]
     second = {step.name: step.seconds for step in steps.SECOND}
     assert second == {"memcheck": 90, "racecheck": 60, "symmetry": 30, "million": 20}
     assert sum(first.values()) <= 540 and sum(second.values()) <= 200
@@ -103,15 +103,15 @@ def test_every_command_names_what_is_there(site):
 def test_what_is_missing_is_named(site, monkeypatch, name, lacking, said):
     monkeypatch.setattr(Site, "tool", lambda self, tool: None if tool == lacking else tool)
     monkeypatch.setattr(Site, "importable", lambda self, package: package != lacking)
-    monkeypatch.setattr(Site, "has_cuda_module", name != "build")
+    monkeypatch.setattr(Site, "no_cuda_module", "none" if name == "build" else None)
     (step,) = steps.chosen([name])
     (outcome,) = proof.run(site, [step])
     assert outcome.state == proof.LEFT_OUT and said in outcome.detail
     assert not proof.failed([outcome])
 
 
-def test_without_the_module_its_steps_are_left_out(site, monkeypatch):
-    monkeypatch.setattr(Site, "has_cuda_module", False)
+def test_without_the_module_its_steps_are_left_out(site, monkeypatch, tmp_path):
+    monkeypatch.setattr(Site, "no_cuda_module", carry.unusable("_cuda", tmp_path))
     for name in ("cuda", "racecheck"):
         (step,) = steps.chosen([name])
         assert "_cuda is not built" in step.why_not(site)
@@ -302,7 +302,7 @@ def test_a_carried_module_is_placed_where_it_serves(tmp_path, capsys):
     package.mkdir()
     assert carry.place(tmp_path / "gpu", package) is None
     (folder / f"_cuda{here['suffix']}").write_bytes(b"module")
-    manifest = {**here, "architectures": "90-real", "sources": carry.sources()}
+    manifest = {**here, "architectures": "90-real", "sources": gpu_sources.built()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert carry.place(tmp_path / "gpu", package) == f"gpu/{here['tag']}, 90-real"
     assert carry.in_package("_cuda", package).read_bytes() == b"module"
@@ -311,6 +311,68 @@ def test_a_carried_module_is_placed_where_it_serves(tmp_path, capsys):
         (folder / "manifest.json").write_text(json.dumps({**manifest, **flaw}))
         assert carry.place(tmp_path / "gpu", package) is None
         assert "is not used" in capsys.readouterr().out
+
+
+def test_a_module_of_other_sources_is_built_again(site, tmp_path, monkeypatch):
+    """The sources were edited, the module that an earlier call put into the package is there."""
+    here, package = carry.python_of(sys.executable), tmp_path / "package"
+    package.mkdir()
+    module = package / f"_cuda{here['suffix']}"
+    module.write_bytes(b"module")
+    monkeypatch.setattr(
+        Site, "no_cuda_module", property(lambda _: carry.unusable("_cuda", package))
+    )
+    (build,) = steps.chosen(["build"])
+    tests, tools = steps.chosen(["cuda", "memcheck"])
+    assert build.why_not(site) is None and "nothing says" in tests.why_not(site)
+    manifest = {**here, "architectures": "90-real", "sources": gpu_sources.built()}
+    gpu_sources.write_note(manifest, package)
+    assert "is here" in build.why_not(site) and tests.why_not(site) is None
+    gpu_sources.write_note({**manifest, "sources": "old"}, package)
+    assert build.why_not(site) is None
+    assert "other sources (old" in tests.why_not(site) == tools.why_not(site)
+    monkeypatch.setattr(gpu_machine, "cuda_module", lambda: gpu_sources.module_sources(module))
+    with pytest.raises(SystemExit, match="other sources"):
+        gpu_machine.record(tmp_path / "r.jsonl")
+    gpu_sources.write_note(manifest, package)
+    assert gpu_machine.unlike() is None
+    gpu_sources.write_note({**manifest, "sources": "old"}, package)
+    assert carry.place(tmp_path / "nothing carried", package) is None and not module.exists()
+    module.write_bytes(b"another build's")  # the note is not its own
+    assert "nothing says" in tests.why_not(site)
+
+
+def test_a_failed_build_leaves_no_note(tmp_path, monkeypatch):
+    (tmp_path / gpu_sources.NOTE).write_text("{}")
+    module = tmp_path / f"_cuda{carry.python_of(sys.executable)['suffix']}"
+    module.write_bytes(b"old")
+    monkeypatch.setattr(carry, "PACKAGE", tmp_path)
+    monkeypatch.setattr(carry, "build", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        carry.main(["--here"])
+    assert not (tmp_path / gpu_sources.NOTE).exists() and not module.exists()
+
+
+def test_the_digest_holds_all_that_is_compiled(tmp_path):
+    files = ("csrc/cuda/a.cu", "cmake/cuda.cmake", "cmake/cuda/CMakeLists.txt", "CMakeLists.txt")
+    files += ("cmake/build_cuda.cmake.in",)
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    seen = {gpu_sources.built(tmp_path)}
+    for name in files:
+        (tmp_path / name).write_text("changed")
+        seen.add(gpu_sources.built(tmp_path))
+    assert len(seen) == 1 + len(files)
+
+
+def test_the_manifest_names_the_nvcc_that_was_used(tmp_path):
+    assert carry.nvcc_of(tmp_path) is None
+    (tmp_path / "cuda").mkdir()
+    said = "nvcc: NVIDIA (R) Cuda compiler\nCuda compilation tools, release 13.0, V13.0.88\nBuild"
+    (tmp_path / "cuda" / "tools.txt").write_text(f"/opt/my cuda/bin/nvcc {said} /usr/bin/c++  ")
+    assert carry.nvcc_of(tmp_path).startswith("/opt/my cuda/bin/nvcc: Cuda")
+    assert "release 13.0" in carry.nvcc_of(tmp_path)
 
 
 def test_the_carried_module_is_not_built_again(site):

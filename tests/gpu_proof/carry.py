@@ -7,7 +7,6 @@ those of other sources are not wanted: then they are built there.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -16,8 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "ms_kernels"
+from bench import gpu_sources
+from bench.gpu_sources import PACKAGE, ROOT
+
 CARRIED = ROOT / "build" / "gpu"
 # Not carried, and of this checkout alone: CMake refuses a tree that was moved.
 TREES = ROOT / "build" / f"gpu-tree-{hashlib.sha256(bytes(ROOT)).hexdigest()[:8]}"
@@ -36,17 +36,6 @@ def python_of(executable: str) -> dict[str, str]:
     return found
 
 
-def sources() -> str:
-    """A digest of what the modules are built from."""
-    paths = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
-    paths += [path for path in (ROOT / "cmake").rglob("*") if path.is_file()]
-    paths.append(ROOT / "CMakeLists.txt")
-    found = hashlib.sha256()
-    for path in sorted(paths):
-        found.update(path.read_bytes())
-    return found.hexdigest()[:12]
-
-
 def build(
     python: str,
     architectures: str,
@@ -54,8 +43,8 @@ def build(
     only: str = "",
     cuda: bool = True,
     dry: bool = False,
-) -> None:
-    """The modules for that Python, or one; dry: configured, and what would run is listed."""
+) -> Path:
+    """The modules for that Python, or one; dry: what would run is listed. The folder of it."""
     tag = python_of(python)["tag"]
     tree = TREES / f"{tag}-{architectures.replace(';', '_')}"
     configure = [
@@ -72,32 +61,53 @@ def build(
     for command in (configure, make):
         print("$", " ".join(command), flush=True)
         subprocess.run(command, check=True)
+    return tree
 
 
-def manifest_of(python: str, architectures: str) -> dict[str, Any]:
-    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    shown = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    release = [line for line in shown.splitlines() if "release" in line]
+def manifest_of(python: str, architectures: str, sources: str, tree: Path) -> dict[str, Any]:
+    """Of a build: `sources` as they were before it began, a change during it is none of it."""
     return {
         **python_of(python),
         "architectures": architectures,
-        "sources": sources(),
-        "nvcc": release[0].strip() if release else None,
+        "sources": sources,
+        "nvcc": nvcc_of(tree),
     }
+
+
+def nvcc_of(tree: Path) -> str | None:
+    """The nvcc that this build took, as cmake/cuda.cmake wrote it down: PATH may have another."""
+    path = tree / "cuda" / "tools.txt"
+    text = path.read_text() if path.exists() else ""
+    release = [line.strip() for line in text.splitlines() if "release" in line]
+    return f"{text.split(' nvcc:')[0]}: {release[0]}" if release else None
 
 
 def refusal(manifest: dict[str, Any], suffix: str) -> str | None:
     """Why a carried build does not serve this Python and these sources, or None."""
     if manifest["suffix"] != suffix:
         return f"it is for {manifest['suffix']}, this Python loads {suffix}"
-    if manifest["sources"] != sources():
-        return f"it was built from other sources ({manifest['sources']}, here {sources()})"
-    return None
+    return other_sources(manifest["sources"])
+
+
+def other_sources(of: str | None) -> str | None:
+    """Why modules built of these are not wanted, or None."""
+    here = gpu_sources.built()
+    if of is None:
+        return f"nothing says what it was built from (here {here})"
+    return None if of == here else f"it was built from other sources ({of}, here {here})"
 
 
 def place(carried: Path = CARRIED, package: Path = PACKAGE) -> str | None:
-    """Copies the carried modules of this Python into the package; says what they are, or None."""
+    """Copies the carried modules of this Python into the package; says what they are, or None.
+
+    Those of other sources that an earlier call put there are taken away: they would be measured.
+    """
     here = python_of(sys.executable)
+    for module in package.glob(f"*{here['suffix']}"):
+        of = gpu_sources.module_sources(module)
+        if of is not None and (why := other_sources(of)):
+            print(f"{module} is removed: {why}")
+            module.unlink()
     folder = carried / here["tag"]
     path = folder / "manifest.json"
     if not path.exists():
@@ -113,6 +123,7 @@ def place(carried: Path = CARRIED, package: Path = PACKAGE) -> str | None:
             made = target.with_suffix(".part")
             shutil.copyfile(module, made)
             made.rename(target)  # a process that has the old one mapped keeps it
+    gpu_sources.write_note(manifest, package)
     return f"{folder.relative_to(carried.parent)}, {manifest['architectures']}"
 
 
@@ -120,6 +131,15 @@ def in_package(name: str, package: Path = PACKAGE) -> Path | None:
     """The file of a compiled module that this Python would load."""
     path = package / f"{name}{python_of(sys.executable)['suffix']}"
     return path if path.exists() else None
+
+
+def unusable(name: str, package: Path = PACKAGE) -> str | None:
+    """Why the package's compiled module must not stand for the present sources, or None."""
+    path = in_package(name, package)
+    if path is None:
+        return f"ms_kernels.{name} is not built for this Python"
+    why = other_sources(gpu_sources.module_sources(path))
+    return None if why is None else f"ms_kernels.{name}: {why}"
 
 
 def triton_cache() -> Path | None:
@@ -158,15 +178,20 @@ def main(arguments: list[str]) -> int:
         only = "_cuda" if has_nvcc else ""
         build(options.python, options.architectures, TREES / "dry", only, has_nvcc, dry=True)
         return 0
-    manifest = folder / "manifest.json"
-    if not options.here:
-        manifest.unlink(missing_ok=True)  # a build that fails leaves no claim behind
+    claim = folder / (gpu_sources.NOTE if options.here else "manifest.json")
+    claim.unlink(missing_ok=True)  # a build that fails leaves no claim behind, and no old module
+    (folder / f"_cuda{found['suffix']}").unlink(missing_ok=True)
+    before = gpu_sources.built()
     # On the GPU machine seconds count: the kernels of the CPU prove nothing there.
-    build(options.python, options.architectures, folder, "_cuda" if options.here else "")
-    if not options.here:
-        text = json.dumps(manifest_of(options.python, options.architectures), indent=1)
-        manifest.write_text(text + "\n")
-        print(f"{folder}: {text}")
+    only = "_cuda" if options.here else ""
+    tree = build(options.python, options.architectures, folder, only)
+    manifest = manifest_of(options.python, options.architectures, before, tree)
+    text = json.dumps(manifest, indent=1)
+    if options.here:
+        gpu_sources.write_note(manifest)
+    else:
+        claim.write_text(text + "\n")
+    print(f"{folder}: {text}")
     return 0
 
 

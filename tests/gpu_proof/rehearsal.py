@@ -70,7 +70,7 @@ class Rehearsed(Site):
         return {"capability": [9, 0]}
 
     carried = None
-    has_cuda_module = True
+    no_cuda_module = None
 
 
 def python(code: str) -> Callable[[Site, float], list[str]]:

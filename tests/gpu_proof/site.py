@@ -112,8 +112,9 @@ class Site:
         return carry.place()
 
     @property
-    def has_cuda_module(self) -> bool:
-        return carry.in_package("_cuda") is not None
+    def no_cuda_module(self) -> str | None:
+        """Why there is no CUDA module of the present sources, or None; asked anew after a build."""
+        return carry.unusable("_cuda")
 
     def unfit(self) -> str | None:
         """Why this Python cannot show anything, or None."""

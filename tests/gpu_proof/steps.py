@@ -66,14 +66,14 @@ def sanitized(tool: str) -> Callable[[Site, float], Command]:
 
 
 def no_module(site: Site) -> str | None:
-    return None if site.has_cuda_module else "ms_kernels._cuda is not built for this Python"
+    return site.no_cuda_module
 
 
 def no_build(site: Site) -> str | None:
     if site.carried:
         return f"carried: {site.carried}"
-    if site.has_cuda_module:
-        return "ms_kernels._cuda is here"
+    if site.no_cuda_module is None:
+        return "ms_kernels._cuda of these sources is here"
     return site.lacking("nvcc", "cmake", "ninja", "c++") or site.unimportable("pybind11")
 
 
@@ -97,11 +97,12 @@ def no_triton_tests(site: Site) -> str | None:
     return no_pytest(site) or site.unimportable("triton") or site.no_interpreter
 
 
+# The build before all that names or measures what is built; of a carried module it takes no time.
 FIRST = (
-    Step("machine", "versions, clocks, ceilings", 15, measuring("gpu_proof.machine", "--no-limit")),
     Step(
         "build", "the CUDA module for this GPU", 25, lambda site, _: site.build_command(), no_build
     ),
+    Step("machine", "versions, clocks, ceilings", 15, measuring("gpu_proof.machine", "--no-limit")),
     Step("cuda", "tests of the CUDA kernels", 50, testing(CUDA_TESTS, "cuda", 8), no_cuda_tests),
     Step("latency", "small steps, large ones by kernel", 70, measuring("bench.gpu_latency")),
     Step("ncu", "counters of each main kernel", 50, measuring("gpu_proof.ncu"), no_ncu),
