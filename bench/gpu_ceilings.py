@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from bench import gpu_machine
-from bench.gpu_device import REHEARSED, device, unfit
+from bench.gpu_device import REHEARSED, device, no_device
 from bench.gpu_timing import Timer, reason
 
 SIDE = 128 if REHEARSED else 8192
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_ceilings", description=__doc__)
     parser.add_argument("--results", type=Path, help="a file of JSON lines")
     options = parser.parse_args(arguments)
-    if why := unfit():
+    if why := no_device():
         print(f"bench.gpu_ceilings: {why}")
         return 2
     record = gpu_machine.record(options.results)

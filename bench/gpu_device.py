@@ -14,6 +14,7 @@ import ms_kernels
 from bench.gpu_stand_in import StandIn
 
 BROKEN = 75  # the exit status of a process that could not go on; pytest has none above 5
+GPU_BACKENDS = ("cuda", "triton")
 REHEARSED = os.environ.get("MSK_REHEARSAL") == "1"
 
 
@@ -36,12 +37,21 @@ def device() -> Device:
     )
 
 
-def unfit() -> str | None:
-    """Why nothing can be measured here, or None."""
+def no_device() -> str | None:
+    """Why nothing runs on a GPU here, or None."""
     if device().cuda.is_available():
         return None
     way_out = "MSK_REHEARSAL=1 tries this code without one"
     return f"torch {torch.__version__} sees no CUDA device; {way_out}"
+
+
+def unfit() -> str | None:
+    """Why nothing of ours can be measured here, or None; another backend never stands in."""
+    why = no_device()
+    if why is not None or backends():
+        return why
+    missing = (f"{name}: {ms_kernels.dispatch.why_missing(name)}" for name in GPU_BACKENDS)
+    return f"no kernels of ours for this GPU; {'; '.join(missing)}"
 
 
 def broken() -> bool:
@@ -58,7 +68,7 @@ def broken() -> bool:
 
 
 def backends() -> list[str]:
-    """Those of ours that a GPU has, fastest first; panels stand in for them in a rehearsal."""
+    """Those of ours that a GPU has, fastest first; only in a rehearsal panels stand in for them."""
     built = ms_kernels.dispatch.built()
-    found = [name for name in ("cuda", "triton") if name in built]
-    return found or ["panels"]
+    found = [name for name in GPU_BACKENDS if name in built]
+    return found or (["panels"] if REHEARSED else [])

@@ -229,6 +229,15 @@ def test_results_are_added_whole_and_lines_cut_short_are_not_read(tmp_path):
     assert [c["gpu"] for c in latest(read(path)) if c["kind"] == "step"] == [3.0, 2.0]
 
 
+def test_nothing_stands_in_for_kernels_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(ms_kernels.dispatch, "built", lambda device=None: frozenset({"cpu"}))
+    monkeypatch.setattr(gpu_device, "REHEARSED", True)
+    assert gpu_device.backends() == ["panels"] and gpu_device.unfit() is None
+    monkeypatch.setattr(gpu_device, "REHEARSED", False)
+    assert gpu_device.backends() == [] and gpu_device.no_device() is None
+    assert "no kernels of ours for this GPU; cuda: " in gpu_device.unfit()
+
+
 def test_a_bench_goes_on_where_it_was_cut_off(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("bench.gpu.unfit", lambda: None)
     monkeypatch.setattr("bench.gpu.REHEARSED", True)

@@ -117,6 +117,40 @@ def test_without_the_module_its_steps_are_left_out(site, monkeypatch, tmp_path):
         assert "_cuda is not built" in step.why_not(site)
 
 
+def test_a_step_whose_tests_are_all_skipped_fails(site):
+    def writes(outcome):
+        case = {"kind": "test", "on": "", "key": ["cuda", "test_it"], "outcome": outcome}
+        code = f"import os; open(os.environ['MSK_PROOF_RESULTS'], 'a').write({json.dumps(case)!r})"
+        return Step(outcome, "", 30, python(f"{code}; print()"), tests=True)
+
+    outcomes = proof.run(site, [writes("skipped"), writes("passed"), writes("skipped")])
+    assert [o.state for o in outcomes] == [proof.FAILED, proof.PASSED, proof.FAILED]
+    assert outcomes[0].detail == "no test passed; 1 skipped"
+
+
+def test_every_step_of_pytest_must_show_a_passed_test(site):
+    for step in (*steps.FIRST, *steps.SECOND, *steps.MORE):
+        assert step.tests == ("pytest" in step.command(site, 60.0)), step.name
+
+
+def test_ncu_fails_where_it_profiled_nothing(tmp_path, monkeypatch, stand_in):
+    monkeypatch.setattr(ncu, "backends", lambda: [])
+    monkeypatch.setattr(ncu, "REHEARSED", False)
+    assert ncu.main(["--results", str(tmp_path / "r.jsonl")]) == 1
+
+
+def test_a_rehearsal_leaves_out_named_steps_only(site):
+    def left_out(name):
+        return proof.Outcome(name, proof.LEFT_OUT, "not here", 0.0)
+
+    for name in ("build", "cuda", "triton", "launcher", "absent"):
+        assert rehearsal.verdicts(site, [left_out(name)]) == []
+    for name in ("machine", "latency", "ncu", "bench", "million", "family", "stand-ins", "again"):
+        (wrong,) = rehearsal.verdicts(site, [left_out(name)])
+        assert name in wrong and "not here" in wrong
+    assert set(rehearsal.MAY_BE_LEFT_OUT) <= {step.name for step in rehearsal.steps([])}
+
+
 def test_serial_tests_without_xdist(site, monkeypatch):
     assert "-n" in site.pytest(8)
     monkeypatch.setattr(Site, "importable", lambda self, name: name != "xdist")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ms_kernels
 from bench import gpu_ceilings, gpu_machine
-from bench.gpu_device import REHEARSED, unfit
+from bench.gpu_device import REHEARSED, no_device
 
 PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-xdist", "pybind11", "cmake", "ninja")
 PACKAGES += ("hypothesis", "matplotlib", "pytorch-metric-learning")
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m gpu_proof.machine", description=__doc__)
     parser.add_argument("--results", type=Path, required=True, help="a file of JSON lines")
     options = parser.parse_args(arguments)
-    if why := unfit():
+    if why := no_device():
         print(f"machine: {why}")
         return 2
     record = gpu_machine.record(options.results)

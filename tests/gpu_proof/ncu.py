@@ -107,7 +107,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--results", type=Path, required=True, help="a file of JSON lines")
     options = parser.parse_args(arguments)
     record = gpu_machine.record(options.results)
-    failed = False
+    failed, profiled = False, 0
     for path in options.paths:
         if PATHS[path][0] not in backends() and not REHEARSED:
             print(f"{path}: left out, {PATHS[path][0]} is not built")
@@ -116,6 +116,7 @@ def main(arguments: list[str]) -> int:
             print(f"{path}: left for want of time")
             continue
         done = subprocess.run(command_of("ncu", path), stdout=subprocess.PIPE, text=True)
+        profiled += 1
         kernels = [k for k in profiles(done.stdout) if not FOREIGN.search(k["kernel"])]
         for place, kernel in enumerate(kernels):
             record.add("ncu", (path, place), {"path": path, **kernel})
@@ -124,7 +125,9 @@ def main(arguments: list[str]) -> int:
             print(done.stdout[-2000:])
             failed = True
     print(gpu_report.counter_table(record.cases("ncu")))
-    return int(failed)
+    if not profiled:
+        print("FAILED: no path was profiled")
+    return int(failed or not profiled)
 
 
 if __name__ == "__main__":

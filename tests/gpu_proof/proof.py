@@ -61,11 +61,14 @@ def run_step(site: Site, step: Step, limit: float) -> Outcome:
             break
         print(f"== {step.name}: again, for what is left after the broken context", flush=True)
     seconds = time.monotonic() - start
-    detail = counted(read(site.file)[before:])
+    cases = read(site.file)[before:]
+    detail = counted(cases)
     if ended.killed:
         return Outcome(step.name, KILLED, f"after its {limit:.0f} s; {detail}", seconds)
     if ended.code != 0:
         return Outcome(step.name, FAILED, f"ended with {ended.code}; {detail}", seconds)
+    if step.tests and not any(case.get("outcome") == "passed" for case in cases):
+        return Outcome(step.name, FAILED, f"no test passed; {detail}", seconds)
     return Outcome(step.name, PASSED, detail, seconds)
 
 

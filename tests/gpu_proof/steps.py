@@ -20,6 +20,7 @@ class Step(NamedTuple):
     why_not: Callable[[Site], str | None] = lambda site: None
     additions: dict[str, str] = {}  # to the environment
     inherits: bool = True  # the seconds that earlier steps left unused
+    tests: bool = False  # it shows nothing unless a test passed
 
 
 # Under a sanitizer the caching allocator would hide reads past the end of a tensor.
@@ -103,7 +104,14 @@ FIRST = (
         "build", "the CUDA module for this GPU", 25, lambda site, _: site.build_command(), no_build
     ),
     Step("machine", "versions, clocks, ceilings", 15, measuring("gpu_proof.machine", "--no-limit")),
-    Step("cuda", "tests of the CUDA kernels", 50, testing(CUDA_TESTS, "cuda", 8), no_cuda_tests),
+    Step(
+        "cuda",
+        "tests of the CUDA kernels",
+        50,
+        testing(CUDA_TESTS, "cuda", 8),
+        no_cuda_tests,
+        tests=True,
+    ),
     Step("latency", "small steps, large ones by kernel", 70, measuring("bench.gpu_latency")),
     Step("ncu", "counters of each main kernel", 50, measuring("gpu_proof.ncu"), no_ncu),
     Step("bench", "ours against others", 110, measuring("bench.gpu", "quick")),
@@ -113,6 +121,7 @@ FIRST = (
         200,
         testing(TRITON_TESTS, "not cuda and not million", 14),
         no_triton_tests,
+        tests=True,
     ),
 )
 SECOND = (
@@ -128,6 +137,7 @@ SECOND = (
         30,
         testing(("test_gpu_symmetry",), "", 8),
         no_triton_tests,
+        tests=True,
     ),
     Step("million", "a step of a million rows", 20, measuring("bench.gpu", "million")),
 )
