@@ -19,28 +19,20 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-import ms_kernels
-from bench import gpu_floor, gpu_machine, gpu_report
+from bench import gpu_floor, gpu_huge, gpu_machine, gpu_report
 from bench.cases import REGIMES
 from bench.gpu_cases import (
     DTYPES,
     OURS,
-    Batch,
     Judge,
     candidates,
-    check_rows,
     chosen_backend,
     make_batch,
-    ours_with,
 )
 from bench.gpu_device import BROKEN, REHEARSED, broken, device, unfit
 from bench.gpu_floor import Rate, fits, floor_of
 from bench.gpu_record import Case, Record
 from bench.gpu_timing import GRAPH_STEPS, Timer, reason, step_of, take_turns
-from ms_kernels.backends.interface import Side
-from ms_kernels.spec import MultiSimilaritySpec
 
 MOST_IN_GRAPH = 1024
 LOOKS = ("eager", "compiled")  # without and with the candidates of torch.compile
@@ -120,34 +112,6 @@ def run_case(shape: Shape, compiled: bool, timer: Timer) -> Case:
     }
 
 
-def run_huge(shape: Shape, timer: Timer) -> Case:
-    """Ours alone; the oracle sees 64 anchors, since all pairs in float64 would take minutes."""
-    batch = make_batch(*shape)
-    backend = chosen_backend(shape.n)
-    refusal = check_rows(batch, lambda: _row_losses(batch, backend))
-    found: dict[str, Any] = {"ours": {"why": "refused", "refusal": refusal}}
-    if refusal is None:
-        run = step_of(ours_with(backend), batch.x, batch.y)
-        run()
-        found = take_turns({"ours": run}, timer, False)
-    return {
-        "kept": batch.kept,
-        "backend": backend,
-        "checked": "row losses of 64 anchors",
-        "candidates": found,
-    }
-
-
-def _row_losses(batch: Batch, backend: str) -> torch.Tensor:
-    """As the step computes them: of the call that makes the gradient too."""
-    module = ms_kernels.dispatch.load(backend)
-    side = Side(batch.x, batch.y, None)
-    losses: torch.Tensor = module.loss_and_gradient(side, None, MultiSimilaritySpec(), True, False)[
-        0
-    ]
-    return losses
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("list", nargs="?", choices=list(LISTS), default="full")
@@ -178,9 +142,10 @@ def main(arguments: list[str]) -> int:
         return 2
     huge = options.list == "million"
     timer = Timer((2, 3), 0.0) if REHEARSED else Timer()
-    works = [(look, shape) for look in options.looks for shape in shapes_of(options)]
+    looks = gpu_huge.LOOKS if huge else options.looks
+    works = [(look, shape) for look in looks for shape in shapes_of(options)]
     failed = left = 0
-    for look, shape in works[: len(works) // len(options.looks)] if huge else works:
+    for look, shape in works:
         if record.has("step", (look, *shape)):
             continue
         if options.seconds and time.monotonic() - start > options.seconds:
@@ -188,7 +153,10 @@ def main(arguments: list[str]) -> int:
             continue
         begun = time.monotonic()
         try:
-            found = run_huge(shape, timer) if huge else run_case(shape, look == "compiled", timer)
+            if huge:
+                found = gpu_huge.run_huge(look, shape, timer)
+            else:
+                found = run_case(shape, look == "compiled", timer)
         except Exception as error:  # one case must not cost the others their figures
             found = {"error": reason(error), "candidates": {}}
         wrong = "error" in found or any("refusal" in found["candidates"].get(c, {}) for c in OURS)

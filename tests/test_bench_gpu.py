@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import ms_kernels
-from bench import gpu, gpu_device, gpu_floor, gpu_latency, gpu_native, gpu_report
+from bench import gpu, gpu_device, gpu_floor, gpu_huge, gpu_latency, gpu_native, gpu_report
 from bench.gpu_capture import capture, no_wait, nodes_in, why_not_captured
 from bench.gpu_cases import Batch, Judge, candidates, check_rows, cuda_by, make_batch, ours_with
 from bench.gpu_record import Record, append, latest, read
-from bench.gpu_timing import Timer, extra, take_turns
+from bench.gpu_timing import Timer, extra, step_of, take_turns
 
 pytestmark = pytest.mark.usefixtures("stand_in")
 MACHINE = {name: "x" for name in ("gpu", "driver", "torch", "triton", "cuda", "sources")}
@@ -227,6 +227,44 @@ def test_results_are_added_whole_and_lines_cut_short_are_not_read(tmp_path):
     assert not Record(path, {**MACHINE, "sources": "other"}).has("step", (1, "a"))
     append(path, {"kind": "step", "on": record.on, "key": [1, "a"], "gpu": 3.0})
     assert [c["gpu"] for c in latest(read(path)) if c["kind"] == "step"] == [3.0, 2.0]
+
+
+def test_a_huge_step_is_written_before_it_is_repeated(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.gpu.unfit", lambda: None)
+    monkeypatch.setattr("bench.gpu.REHEARSED", True)
+    steps = []
+
+    def counted(function, x, y):
+        run = step_of(function, x, y)
+        return lambda: steps.append(1) or run()
+
+    monkeypatch.setattr("bench.gpu_huge.step_of", counted)
+    path = tmp_path / "r.jsonl"
+    few = ["million", "--sizes", "64", "--depths", "16", "--results", str(path)]
+    monkeypatch.setattr("bench.gpu_huge._rounds", lambda run, timer: 1 / 0)  # cut off there
+    assert gpu.main(few) == 1 and len(steps) == 1
+    cases = [case for case in read(path) if case["kind"] == "step"]
+    assert [case["look"] for case in cases] == ["warm", "eager"] and "error" in cases[1]
+    ours = cases[0]["candidates"]["ours"]
+    assert ours["gpu"] > 0 and ours["peak_bytes"] > 0
+    assert gpu_report.by_shape(cases)[0]["candidates"]["ours"] == ours
+    rounds = {**cases[1], "candidates": {"ours": {"gpu": 7.0, "rounds": 3}}}
+    (both,) = gpu_report.by_shape([cases[0], rounds])
+    assert both["candidates"]["ours"] == {**ours, "gpu": 7.0, "rounds": 3}
+
+
+def test_a_huge_step_is_repeated_few_times(stand_in):
+    steps = []
+    timer = Timer((2, 3), 0.0)
+    found = gpu_huge._rounds(lambda: steps.append(1), timer)
+    assert found["rounds"] == 3 and found["gpu_low"] <= found["gpu"] <= found["gpu_high"]
+    assert len(steps) <= 5
+    refused = gpu_huge.Checked(make_batch(40, 16, "float32", "mid"), "panels", "off by 1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_huge, "checked", lambda shape: refused)
+        for look in gpu_huge.LOOKS:
+            case = gpu_huge.run_huge(look, (40, 16, "float32", "mid"), timer)
+            assert case["candidates"]["ours"] == {"why": "refused", "refusal": "off by 1"}
 
 
 def test_nothing_stands_in_for_kernels_on_a_gpu(monkeypatch):

@@ -98,7 +98,9 @@ def without_tools(site: Site) -> str | None:
 
 
 def without_launcher(site: Site) -> str | None:
-    return None if (ROOT / "tests" / f"{LAUNCHER}.py").exists() else "it is not here"
+    if not (ROOT / "tests" / f"{LAUNCHER}.py").exists():
+        return "it is not here"
+    return site.unimportable("triton") or site.unimportable("triton.backends.nvidia")
 
 
 def launcher_tests(site: Site, limit: float) -> list[str]:
@@ -118,6 +120,7 @@ LAUNCHED = Step(
     launcher_tests,
     without_launcher,
     {"MSK_REHEARSAL": "0", "TRITON_INTERPRET": "0"},
+    tests=True,
 )
 # What goes wrong on purpose; a second run of a step that was done measures nothing.
 WRONG = (
@@ -133,7 +136,7 @@ MAY_BE_LEFT_OUT = {
     "build": "no CMake, no Ninja, no C++ compiler or no pybind11",
     **dict.fromkeys(("cuda", "memcheck", "racecheck", "synccheck"), NO_COMPILER),
     **dict.fromkeys(("triton", "symmetry"), NO_TRITON),
-    "launcher": "no tests of it",
+    "launcher": "no tests of it, or no Triton for NVIDIA's GPUs",
 }
 NOT_REHEARSED = ("initcheck", "small", "full")  # as others, by other arguments
 # Here no step is cut off for being slow: the cores may be shared.

@@ -139,7 +139,7 @@ SECOND = (
         no_triton_tests,
         tests=True,
     ),
-    Step("million", "a step of a million rows", 20, measuring("bench.gpu", "million")),
+    Step("million", "a step of a million rows", 45, measuring("bench.gpu", "million")),
 )
 # Only where they are named.
 MORE = (
