@@ -51,9 +51,7 @@ def describe() -> dict[str, Any]:
         "ms_kernels": ms_kernels.__version__,
         "python": platform.python_version(),
         "cores": os.cpu_count(),
-        # A copy of the tree may have no repository: its sources name it too.
-        "commit": os.environ.get("MSK_COMMIT") or _git("rev-parse", "--short", "HEAD"),
-        "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **gpu_sources.commit(),
         "sources": gpu_sources.measured(),
         "cuda_module": cuda_module(),
         "date": datetime.date.today().isoformat(),
@@ -95,11 +93,3 @@ def version_of(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _git(*arguments: str) -> str:
-    try:
-        command = ["git", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return ""

@@ -20,7 +20,9 @@ OTHERS += ("metric_learning",)
 
 
 def machine_line(machine: Case) -> str:
-    commit = f"commit {machine['commit'] or 'unknown'}{', changed' if machine['changed'] else ''}"
+    commit = f"commit {machine['commit'] or 'unknown'}"
+    commit += ", changed" if machine["changed"] else ""
+    commit += ", changed or not: unknown" if machine["changed"] is None else ""
     return (
         f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}, torch "
         f"{machine['torch']}, Triton {machine['triton']}, {machine['date']}, {commit}, sources "

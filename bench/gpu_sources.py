@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ms_kernels"
+CARRIED = ROOT / "build" / "gpu"  # what make gpu-build made for another machine
 NOTE = "_modules.json"
 
 
@@ -41,16 +42,29 @@ def measured(root: Path = ROOT) -> str:
     return digest_of([*_compiled(root), *python], root)
 
 
-def commit() -> dict[str, Any]:
-    """The repository's commit and whether tracked files differ; None where there is none."""
-    name = _git("rev-parse", "--short", "HEAD")
-    status = _git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": name or None, "changed": None if status is None else bool(status)}
+def commit(root: Path = ROOT, carried: Path = CARRIED) -> dict[str, Any]:
+    """The commit that is measured and whether tracked files differ from it; None: not known.
+
+    A copy of the tree may have no repository: then what make gpu-build noted where there was one,
+    and what differs from it is a change too.
+    """
+    if _git(root, "rev-parse", "--show-toplevel") == str(root.resolve()):
+        status = _git(root, "status", "--porcelain", "--untracked-files=no")
+        return {
+            "commit": _git(root, "rev-parse", "--short", "HEAD"),
+            "changed": None if status is None else bool(status),
+        }
+    for path in sorted(carried.glob("*/manifest.json")):
+        noted = json.loads(path.read_text())
+        if noted.get("commit"):
+            same = noted["measured"] == measured(root)
+            return {"commit": noted["commit"], "changed": noted["changed"] if same else True}
+    return {"commit": None, "changed": None}
 
 
-def _git(*arguments: str) -> str | None:
+def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
     except OSError:
         return None
     return None if done.returncode else done.stdout.strip()

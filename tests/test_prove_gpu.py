@@ -13,7 +13,7 @@ from gpu_proof import carry, ncu, process, proof, rehearsal, sanitizer, steps
 from gpu_proof.site import Site
 from gpu_proof.steps import Step
 
-from bench import gpu_device, gpu_machine, gpu_sources
+from bench import gpu_device, gpu_machine, gpu_report, gpu_sources
 from bench.gpu_record import append, read
 
 HERE = Path(__file__).parent
@@ -398,6 +398,34 @@ def test_the_digest_holds_all_that_is_compiled(tmp_path):
         (tmp_path / name).write_text("changed")
         seen.add(gpu_sources.built(tmp_path))
     assert len(seen) == 1 + len(files)
+
+
+def test_the_commit_is_known_without_a_repository(tmp_path):
+    copy, carried = tmp_path / "copy", tmp_path / "gpu"
+    (copy / "bench").mkdir(parents=True)
+    (copy / "CMakeLists.txt").write_text("")
+    asked = (copy, carried)
+    assert gpu_sources.commit(*asked) == {"commit": None, "changed": None}
+    (carried / "cp312").mkdir(parents=True)
+    manifest = {"commit": "abc", "changed": False, "measured": gpu_sources.measured(copy)}
+    (carried / "cp312" / "manifest.json").write_text(json.dumps(manifest))
+    assert gpu_sources.commit(*asked) == {"commit": "abc", "changed": False}
+    (copy / "bench" / "a.py").write_text("edited there")
+    assert gpu_sources.commit(*asked) == {"commit": "abc", "changed": True}
+    manifest |= {"changed": True, "measured": gpu_sources.measured(copy)}
+    (carried / "cp312" / "manifest.json").write_text(json.dumps(manifest))
+    assert gpu_sources.commit(*asked)["changed"] is True
+    assert {"commit", "changed", "measured", "sources"} <= set(carry.state())
+    machine = dict.fromkeys(("gpu", "driver", "cuda", "torch", "triton", "date", "sources"), "x")
+    unknown = gpu_report.machine_line({**machine, "commit": None, "changed": None})
+    assert "commit unknown, changed or not: unknown" in unknown
+
+
+def test_a_repository_around_the_tree_is_not_its_own(tmp_path):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "CMakeLists.txt").write_text("")
+    assert gpu_sources.commit(tmp_path / "copy", tmp_path) == {"commit": None, "changed": None}
 
 
 def test_the_manifest_names_the_nvcc_that_was_used(tmp_path):

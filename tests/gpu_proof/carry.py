@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import gpu_sources
-from bench.gpu_sources import PACKAGE, ROOT
+from bench.gpu_sources import CARRIED, PACKAGE, ROOT
 
-CARRIED = ROOT / "build" / "gpu"
 # Not carried, and of this checkout alone: CMake refuses a tree that was moved.
 TREES = ROOT / "build" / f"gpu-tree-{hashlib.sha256(bytes(ROOT)).hexdigest()[:8]}"
 ASK = (
@@ -64,12 +63,20 @@ def build(
     return tree
 
 
-def manifest_of(python: str, architectures: str, sources: str, tree: Path) -> dict[str, Any]:
-    """Of a build: `sources` as they were before it began, a change during it is none of it."""
+def state() -> dict[str, Any]:
+    """Of the sources: their digests and, for a machine whose copy has no repository, the commit."""
+    digests = {"sources": gpu_sources.built(), "measured": gpu_sources.measured()}
+    return {**digests, **gpu_sources.commit()}
+
+
+def manifest_of(
+    python: str, architectures: str, state: dict[str, Any], tree: Path
+) -> dict[str, Any]:
+    """Of a build: `state` is that before it began, a change during it is none of it."""
     return {
         **python_of(python),
         "architectures": architectures,
-        "sources": sources,
+        **state,
         "nvcc": nvcc_of(tree),
     }
 
@@ -181,7 +188,7 @@ def main(arguments: list[str]) -> int:
     claim = folder / (gpu_sources.NOTE if options.here else "manifest.json")
     claim.unlink(missing_ok=True)  # a build that fails leaves no claim behind, and no old module
     (folder / f"_cuda{found['suffix']}").unlink(missing_ok=True)
-    before = gpu_sources.built()
+    before = state()
     # On the GPU machine seconds count: the kernels of the CPU prove nothing there.
     only = "_cuda" if options.here else ""
     tree = build(options.python, options.architectures, folder, only)
