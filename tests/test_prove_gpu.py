@@ -329,6 +329,16 @@ def test_findings_of_the_sanitizer_are_read():
     assert list(sanitizer.read(["========= ERROR SUMMARY: 0 errors"])) == [("summary", 0)]
 
 
+def test_the_sanitizer_looks_at_our_kernels():
+    for tool in sanitizer.TOOLS:
+        command = sanitizer.command_of(tool)
+        chosen = command[: command.index(sys.executable)]
+        assert ("kernel_substring=_ZN3msk" in chosen) == (tool != "initcheck")
+    for path in (HERE.parent / "csrc" / "cuda").glob("*.cuh"):  # so their names begin
+        if "MSK_KERNEL(" in (text := path.read_text()):
+            assert "namespace msk::gpu {" in text, path
+
+
 def test_a_carried_module_is_placed_where_it_serves(tmp_path, capsys):
     here = carry.python_of(sys.executable)
     folder, package = tmp_path / "gpu" / here["tag"], tmp_path / "package"

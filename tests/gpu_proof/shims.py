@@ -49,6 +49,7 @@ words = sys.argv[1:]
 if words == ["--version"]:
     sys.exit(print("Version 0 (a stand-in)"))
 assert words[0] == "--tool" and "--error-exitcode" in words, words
+assert ("--kernel-name" in words) == (words[1] != "initcheck"), words
 at = words.index(sys.executable)
 print("========= COMPUTE-SANITIZER", flush=True)
 done = subprocess.run(words[at:])
