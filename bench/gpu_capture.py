@@ -77,7 +77,11 @@ def nodes_of(cuda: Any, run: Run) -> list[str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph.debug_dump(str(path))
-        return nodes_in(path.read_text())
+        drawn = path.read_text()
+        found = nodes_in(drawn)
+        if not found:  # another driver may draw in another way: that is no graph without nodes
+            raise RuntimeError(f"no node is read from the driver's drawing: {drawn[:120]!r}")
+        return found
 
 
 def nodes_in(dot: str) -> list[str]:

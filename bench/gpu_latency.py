@@ -27,7 +27,9 @@ from ms_kernels.spec import MultiSimilaritySpec
 
 SMALL, LARGE = (80, 256, 512, 1024), (4096, 16384)
 DEPTH = 16 if REHEARSED else 512
-CALLS = 1 if REHEARSED else 100  # of the host between two waits, fewer than the queue holds
+# The driver's queue of launches: the host waits where it is full, and its time would be the GPU's.
+QUEUE = 1000
+LAUNCHES = {"cuda": 16, "triton": 40}  # of a step at most; what was launched is held against it
 PROFILED = 1 if REHEARSED else 3
 
 
@@ -38,6 +40,11 @@ def module_call(backend: str, batch: Batch) -> Callable[[], object]:
     return lambda: module.loss_and_gradient(side, None, spec, True, False)
 
 
+def calls_of(backend: str) -> int:
+    """Calls of the host between two waits, whose launches the queue holds."""
+    return 1 if REHEARSED else QUEUE // LAUNCHES.get(backend, QUEUE)
+
+
 def host_times(step: Run, call: Run, backend: str) -> dict[str, Any]:
     """Seconds of the host for one step, while the device runs behind it.
 
@@ -45,25 +52,38 @@ def host_times(step: Run, call: Run, backend: str) -> dict[str, Any]:
     other processes do not lengthen.
     """
     found: dict[str, Any] = {}
-    found["step"], found["step_cpu"] = per_call(step)
-    found["module"], found["module_cpu"] = per_call(call)
-    extra(found, "native", lambda run: native_time(backend, run, CALLS), call)
+    calls = calls_of(backend)
+    found["step"], found["step_cpu"] = per_call(step, calls)
+    found["module"], found["module_cpu"] = per_call(call, calls)
+    if backend == "cuda" or not REHEARSED:  # interpreted kernels and panels have nothing compiled
+        extra(found, "native", lambda run: native_time(backend, run, calls), call)
     return found
 
 
-def per_call(run: Run) -> tuple[float, float]:
+def raise_lost(found: Case, backend: str) -> None:
+    """What was lost within "host" is lost to the case, and so is a figure with waits in it."""
+    host = found.get("host", {})
+    lost = {f"host.{name}": why for name, why in host.pop("lost", {}).items()}
+    launches = sum(kernel["launches"] for kernel in found.get("launched", []))
+    if host and not REHEARSED and launches * calls_of(backend) > QUEUE:
+        lost["host"] = f"{launches:.0f} launches a step, {calls_of(backend)} steps fill the queue"
+    if lost:
+        found.setdefault("lost", {}).update(lost)
+
+
+def per_call(run: Run, calls: int) -> tuple[float, float]:
     """Median over rounds of the clock's and this thread's seconds."""
     wait = device().cuda.synchronize
     rounds = []
     for _ in range(1 if REHEARSED else 7):
         wait()
         clock, thread = time.perf_counter(), time.thread_time()
-        for _ in range(CALLS):
+        for _ in range(calls):
             run()
         rounds.append((time.perf_counter() - clock, time.thread_time() - thread))
         wait()
     clocks, threads = zip(*rounds, strict=True)
-    return sorted(clocks)[len(rounds) // 2] / CALLS, sorted(threads)[len(rounds) // 2] / CALLS
+    return sorted(clocks)[len(rounds) // 2] / calls, sorted(threads)[len(rounds) // 2] / calls
 
 
 def small_case(backend: str, dtype: str, n: int, timer: Timer) -> Case:
@@ -84,6 +104,7 @@ def small_case(backend: str, dtype: str, n: int, timer: Timer) -> Case:
     extra(found, "kernels_alone", timer.graph, call)
     extra(found, "graph", timer.graph, step)
     extra(found, "nodes", lambda run: nodes_of(timer.cuda, run), step)
+    raise_lost(found, backend)
     return found
 
 

@@ -7,7 +7,7 @@ import torch
 
 import ms_kernels
 from bench import gpu, gpu_device, gpu_floor, gpu_huge, gpu_latency, gpu_native, gpu_report
-from bench.gpu_capture import capture, no_wait, nodes_in, why_not_captured
+from bench.gpu_capture import capture, no_wait, nodes_in, nodes_of, why_not_captured
 from bench.gpu_cases import Batch, Judge, candidates, check_rows, cuda_by, make_batch, ours_with
 from bench.gpu_record import Record, append, latest, read
 from bench.gpu_timing import Timer, extra, step_of, take_turns
@@ -191,6 +191,27 @@ def test_nodes_of_a_graph_are_named():
     assert nodes_in(verbose) == ["_ZN3msk12batch_kernelE", "MEMCPY"]
     terse = '"graph_1_node_0"[style="bold" shape="octagon" label="0\nf\\<\\<\\<1,1,0\\>\\>\\>\n"];'
     assert nodes_in(terse) == ["f"]
+
+
+def test_a_drawing_without_nodes_is_lost(stand_in, monkeypatch):
+    assert nodes_of(stand_in, lambda: None) == ["stand_in_kernel", "MEMSET"]
+    monkeypatch.setattr("bench.gpu_stand_in.NODE", "digraph another {}")
+    with pytest.raises(RuntimeError, match="digraph another"):
+        nodes_of(stand_in, lambda: None)
+
+
+def test_what_the_host_lost_is_lost_to_the_case():
+    def case(launches):
+        launched = [{"name": "k", "launches": launches, "seconds": 1e-6}]
+        return {"host": {"step": 1e-4, "lost": {"native": "no"}}, "launched": launched}
+
+    found = case(3)
+    gpu_latency.raise_lost(found, "triton")
+    assert found["lost"] == {"host.native": "no"} and found["host"] == {"step": 1e-4}
+    for backend, most in gpu_latency.LAUNCHES.items():
+        assert gpu_latency.calls_of(backend) * most <= gpu_latency.QUEUE
+        gpu_latency.raise_lost(found := case(3 * most), backend)
+        assert "fill the queue" in found["lost"]["host"]
 
 
 def test_compiled_steps_of_a_call_are_timed(monkeypatch):
