@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from gpu_proof import carry, ncu, process, proof, rehearsal, sanitizer, steps
 from gpu_proof.site import Site
 from gpu_proof.steps import Step
 
-from bench import gpu_device, gpu_machine, gpu_report, gpu_sources
+from bench import gpu, gpu_device, gpu_latency, gpu_machine, gpu_report, gpu_sources
 from bench.gpu_record import append, read
 
 HERE = Path(__file__).parent
@@ -467,6 +468,13 @@ def test_choices_of_tests_can_be_joined(site, monkeypatch, few):
 
 def test_both_name_a_broken_context_alike():
     assert proof.BROKEN == gpu_device.BROKEN
+
+
+def test_kernels_are_compiled_beforehand_for_the_largest_size_of_the_plan():
+    """The gradient of many rows is another kernel than that of few."""
+    text = (HERE / "gpu_proof" / "kernels_beforehand.py").read_text()
+    sizes = re.search(r"SIZES, DEPTHS = \(([\d, ]+)\)", text)[1]
+    assert max(map(int, sizes.split(","))) >= max(*gpu_latency.LARGE, *gpu.LISTS["quick"][0])
 
 
 def test_a_rehearsal_has_every_step():

@@ -7,6 +7,7 @@ those of other sources are not wanted: then they are built there.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
