@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+# Of a tensor, what reads a number back; torch.Tensor inherits them or has them itself.
+READERS = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")
 MODES = {"default": 0, "warn": 1, "error": 2}
 NODE = """digraph dot {
 subgraph cluster_1 {
@@ -37,7 +39,7 @@ class StandIn:
         self.mode = 0
         self.stream_now = Stream(self)
         self.waits = 0  # a count: an event is over once somebody waited after it
-        self._item = torch.Tensor.item
+        self._readers = {name: getattr(torch.Tensor, name) for name in READERS}
 
     def is_available(self) -> bool:
         return True
@@ -110,7 +112,8 @@ class StandIn:
 
     def set_sync_debug_mode(self, mode: str | int) -> None:
         self.mode = MODES[mode] if isinstance(mode, str) else mode
-        torch.Tensor.item = self._refuse_item if self.mode == 2 else self._item  # type: ignore
+        for name, reader in self._readers.items():
+            setattr(torch.Tensor, name, _refuse_reading if self.mode == 2 else reader)
         if self.mode:
             # torch says so once in a process, and where warnings are errors that raises.
             warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=2)
@@ -118,14 +121,15 @@ class StandIn:
     def get_sync_debug_mode(self) -> int:
         return self.mode
 
-    def _refuse_item(self) -> Any:
-        raise RuntimeError("called a synchronizing CUDA operation")
-
     def _sleep(self, clocks: int) -> None:
         pass
 
     def cudart(self) -> SimpleNamespace:
         return SimpleNamespace(cudaProfilerStart=lambda: 0, cudaProfilerStop=lambda: 0)
+
+
+def _refuse_reading(tensor: torch.Tensor) -> Any:
+    raise RuntimeError("called a synchronizing CUDA operation")
 
 
 class Stream:

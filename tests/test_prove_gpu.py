@@ -61,14 +61,21 @@ def test_a_broken_torch_is_named(site):
     assert "libcudart" in site.unfit()
 
 
-def test_the_plan_fits_two_calls():
-    """Of at most 540 s, most valuable first."""
+def test_the_halves_of_the_plan_fit_a_machine_lent_for_minutes():
+    """About nine for the first, which is the most valuable, and four for the second."""
     first = {step.name: step.seconds for step in steps.FIRST}
     assert list(first) == ["build", "machine", "cuda", "latency", "ncu", "bench", "triton"]
     assert list(first.values()) == [25, 15, 50, 70, 50, 110, 200]
     second = {step.name: step.seconds for step in steps.SECOND}
     assert second == {"memcheck": 90, "racecheck": 60, "symmetry": 30, "million": 45}
     assert sum(first.values()) <= 540 and sum(second.values()) <= 240
+
+
+def test_a_bench_is_told_when_to_stop_where_it_takes_that(site):
+    by_name = {step.name: step.command(site, 60.0) for step in steps.FIRST}
+    assert "--seconds" not in by_name["machine"]
+    for name in ("latency", "ncu", "bench"):
+        assert by_name[name][by_name[name].index("--seconds") + 1] == "52"
 
 
 def test_steps_are_named_in_any_order():

@@ -1,7 +1,6 @@
 """Step "machine": what this machine is, which backends it has, and the ceilings of its GPU."""
 
 import argparse
-import importlib.metadata
 import shutil
 import subprocess
 import sys
@@ -13,13 +12,6 @@ from bench.gpu_device import REHEARSED, no_device
 
 PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-xdist", "pybind11", "cmake", "ninja")
 PACKAGES += ("hypothesis", "matplotlib", "pytorch-metric-learning")
-
-
-def version_of(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def first_line(*command: str) -> str | None:
@@ -43,7 +35,7 @@ def main(arguments: list[str]) -> int:
         subprocess.run(["nvidia-smi"])
     built = {name: list(state) for name, state in ms_kernels.backends().items()}
     software = {
-        "packages": {name: version_of(name) for name in PACKAGES},
+        "packages": {name: gpu_machine.version_of(name) for name in PACKAGES},
         "nvcc": first_line("nvcc", "--version"),
         "ncu": first_line("ncu", "--version"),
         "compute-sanitizer": first_line("compute-sanitizer", "--version"),

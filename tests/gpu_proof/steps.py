@@ -1,7 +1,7 @@
 """The plan of `make gpu`: its steps in order, each with the seconds that it may take.
 
-The first call of a GPU machine is worth the most and may be cut off at any moment, so what is known
-least comes first. Seconds that a step leaves unused go to those after it.
+A GPU is often lent for minutes, and a run may end before its plan does: what is known least comes
+first. Seconds that a step leaves unused go to those after it.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,17 +32,12 @@ TRITON_TESTS += ("test_triton_family",)
 CLOSING = 8
 
 
-def measuring(module: str, *arguments: str) -> Callable[[Site, float], Command]:
-    """A bench: it stops by itself before it would be killed."""
+def measuring(module: str, *arguments: str, stops: bool = True) -> Callable[[Site, float], Command]:
+    """A bench: it stops by itself before it would be killed; stops: it takes --seconds."""
 
     def command(site: Site, limit: float) -> Command:
-        stop = (
-            ["--seconds", f"{max(1.0, limit - CLOSING):.0f}"]
-            if "--no-limit" not in arguments
-            else []
-        )
-        given = [word for word in arguments if word != "--no-limit"]
-        return [*site.module(module), *given, *site.tiny(module), *stop, *site.results_option]
+        stop = ["--seconds", f"{max(1.0, limit - CLOSING):.0f}"] if stops else []
+        return [*site.module(module), *arguments, *site.tiny(module), *stop, *site.results_option]
 
     return command
 
@@ -103,7 +98,7 @@ FIRST = (
     Step(
         "build", "the CUDA module for this GPU", 25, lambda site, _: site.build_command(), no_build
     ),
-    Step("machine", "versions, clocks, ceilings", 15, measuring("gpu_proof.machine", "--no-limit")),
+    Step("machine", "versions, clocks, ceilings", 15, measuring("gpu_proof.machine", stops=False)),
     Step(
         "cuda",
         "tests of the CUDA kernels",
