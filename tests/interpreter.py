@@ -2,7 +2,9 @@
 
 It multiplies float32 numbers in full whatever precision is asked for; a tensor core reads the upper
 19 bits of them, so operands that nobody rounded are cut, and their products biased. It cuts float32
-numbers where they become bfloat16; a GPU rounds them to the nearest.
+numbers where they become bfloat16; a GPU rounds them to the nearest. And its products are NumPy's:
+which of a processor's instructions and which order of the sums OpenBLAS takes depends on shape and
+layout, so that a pair has other bits in the scan than in the gradient, where a GPU has the same.
 """
 
 import sys
@@ -23,6 +25,8 @@ def round_as_a_gpu() -> None:
     def create_dot(self, a, b, sums, precision, *rest):
         if str(precision).endswith("TF32"):
             a, b = (_cut(interpreter, operand) for operand in (a, b))
+        if a.data.dtype == b.data.dtype == sums.data.dtype == np.float32:
+            return interpreter.TensorHandle(product(a.data, b.data) + sums.data, sums.dtype.scalar)
         return dot(self, a, b, sums, precision, *rest)
 
     def convert_float(x, source, target, mode):
@@ -32,6 +36,15 @@ def round_as_a_gpu() -> None:
 
     interpreter.InterpreterBuilder.create_dot = create_dot
     interpreter._convert_float = convert_float
+
+
+def product(a, b):
+    """a @ b in ascending depth, whatever their shapes and layout: one pair, one number."""
+    found = np.zeros((*a.shape[:-1], b.shape[-1]), a.dtype)
+    with np.errstate(all="ignore"):  # infinities are ordinary operands
+        for k in range(a.shape[-1]):
+            found += a[..., :, k, None] * b[..., k, None, :]
+    return found
 
 
 def _cut(interpreter, operand):
