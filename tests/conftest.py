@@ -8,6 +8,7 @@ import torch
 if not torch.cuda.is_available():  # before any of our kernels is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import cases  # noqa: E402
 from cases import BACKENDS  # noqa: E402
 from interpreter import round_as_a_gpu  # noqa: E402
 
@@ -21,6 +22,35 @@ else:
     # The same examples in every run: a failure in CI must come back at home.
     settings.register_profile("steady", derandomize=True, deadline=None, max_examples=20)
     settings.load_profile("steady")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--budgets", action="store_true", help="print each file's largest ratio of error to budget"
+    )
+
+
+@pytest.fixture(autouse=True)
+def largest_ratio(request):
+    """Properties of a report reach the process that prints, whichever ran the test."""
+    cases.RATIOS.clear()
+    yield
+    if cases.RATIOS:
+        request.node.user_properties.append(("error / budget", max(cases.RATIOS)))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption("--budgets"):
+        return
+    largest = {}
+    for report in terminalreporter.getreports(""):  # setups and teardowns
+        for name, ratio in report.user_properties:
+            if name == "error / budget":
+                file = report.nodeid.split("::")[0]
+                largest[file] = max(largest.get(file, (0.0, "")), (ratio, report.nodeid))
+    terminalreporter.section("largest error / budget")
+    for _, (ratio, test) in sorted(largest.items()):
+        terminalreporter.write_line(f"{ratio:.2f}  {test}")
 
 
 @pytest.fixture(params=BACKENDS)

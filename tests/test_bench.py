@@ -1,6 +1,7 @@
 """The benchmark measures what it says it does."""
 
 import pytest
+import rounding
 import torch
 
 pytest.importorskip("matplotlib")
@@ -9,8 +10,9 @@ pytest.importorskip("ms_kernels._cpu")
 import ms_kernels  # noqa: E402
 from bench.baselines import BASELINES, ours  # noqa: E402
 from bench.cases import REGIMES, Batch, make_batch  # noqa: E402
-from bench.check import check, comparable  # noqa: E402
+from bench.check import ROUNDING, check, comparable  # noqa: E402
 from bench.timing import Turns  # noqa: E402
+from ms_kernels import MultiSimilaritySpec, reference  # noqa: E402
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -61,7 +63,20 @@ def test_it_is_the_loss_of_pytorch_metric_learning(regime):
 @pytest.mark.parametrize("regime", REGIMES)
 def test_right_results_are_timed(regime):
     names = ("dense", "row_loop", "panels")
-    check(make_batch(512, 32, regime), {"ours": ours, **{name: BASELINES[name] for name in names}})
+    check(make_batch(512, 128, regime), {"ours": ours, **{name: BASELINES[name] for name in names}})
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_the_check_allows_what_rounding_may_do(regime):
+    """And hardly more: a candidate must not depend on the dense code's errors being large."""
+    for shape in ((128, 128), (512, 512)):
+        batch = make_batch(*shape, regime)
+        x, y = batch.x.double().requires_grad_(), batch.y
+        loss = reference.multi_similarity_loss(x, y)
+        exact = loss.detach(), *torch.autograd.grad(loss, x)
+        floors = rounding.of_spec((batch.x, y), MultiSimilaritySpec()).step("mean")
+        for value, floor in zip(exact, floors, strict=True):
+            assert ROUNDING / 3 <= floor.max() / value.abs().max() <= ROUNDING
 
 
 @pytest.mark.parametrize(

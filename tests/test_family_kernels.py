@@ -5,11 +5,12 @@ import math
 
 import pytest
 import torch
-from cases import assert_within_budget
+from cases import assert_within_budget, incoming_gradient
+from rounding import Rounding
 from test_family import MININGS, WEIGHTINGS, name_of
 
 import ms_kernels
-from ms_kernels import functional, pair_loss
+from ms_kernels import functional, pair_loss, reference
 from ms_kernels import mining_rules as mine
 from ms_kernels import weighting_rules as weigh
 from ms_kernels.autograd import fused_loss
@@ -44,9 +45,33 @@ def step(sides, backend, reduction="none", **rules):
     loss = pair_loss(
         leaves[0], y, *leaves[1:], *refs[1:], backend=backend, reduction=reduction, **rules
     )
-    incoming = torch.linspace(-1, 2, len(x)).to(loss) if reduction == "none" else None
+    incoming = incoming_gradient(len(x)).to(loss) if reduction == "none" else None
     loss.backward(incoming)
     return [loss.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def dense_step(x, y, weighting):
+    """Plain PyTorch in the dtype of the rows; backend="reference" widens half rows first."""
+    leaf = x.detach().requires_grad_()
+    options = {"ids": None, "ref_ids": None, "max_positive_similarity": None, "normalize": True}
+    found = reference.labelled_similarities(leaf, y, None, None, **options)
+    loss = weighting.row_loss(*found).mean()
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+
+
+def assert_step(sides, backend, reduction="none", **rules):
+    """Loss and gradients of `step` within their budgets, and of the rows' dtype."""
+    wide = [side.double() if side.is_floating_point() else side for side in sides]
+    exact = step(wide, "reference", reduction, **rules)
+    incoming = incoming_gradient(len(wide[0])) if reduction == "none" else torch.ones(())
+    mining = rules.get("mining", mine.NoMining())
+    floors = Rounding(sides, rules["weighting"], mining, backend=backend)
+    floors = floors.step(reduction, incoming.to(wide[0]))
+    dense = dense_step(*sides, rules["weighting"]) if sides[0].is_cuda else [None] * len(exact)
+    found = step(sides, backend, reduction, **rules)
+    for got, same, want, floor in zip(found, dense, exact, floors, strict=True):
+        assert got.dtype == sides[0].dtype
+        assert_within_budget(got, same, want, floor)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -66,12 +91,7 @@ def test_values_and_gradients(weighting, mining, shape):
 def test_errors_stay_within_the_budget(weighting, dtype):
     for shape in ((130, None, 16), (60, 310, 17)):
         sides = [side.to(dtype) if side.is_floating_point() else side for side in batch(*shape)]
-        wide = [side.double() if side.is_floating_point() else side for side in sides]
-        rules = {"weighting": weighting}
-        exact, dense = step(wide, "reference", **rules), step(sides, "reference", **rules)
-        for got, same, want in zip(step(sides, "cpu", **rules), dense, exact, strict=True):
-            assert got.dtype == dtype
-            assert_within_budget(got, same, want)
+        assert_step(sides, "cpu", weighting=weighting)
 
 
 @pytest.mark.parametrize("mining", MININGS, ids=name_of)
@@ -146,12 +166,8 @@ def test_exponents_far_apart(scale):
         weigh.BinLifted(2 / scale, 50 / scale),
         weigh.Circle(0.25, 80 / max(1, scale)),
     ):
-        for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-3)):
-            given = [sides[0].to(dtype), sides[1]]
-            want = step(given, "reference", weighting=weighting)
-            for got, exact in zip(step(given, "cpu", weighting=weighting), want, strict=True):
-                near = tolerance * float(exact.abs().max())
-                torch.testing.assert_close(got, exact, rtol=tolerance, atol=near)
+        for dtype in (torch.float64, torch.float32):
+            assert_step((sides[0].to(dtype), sides[1]), "cpu", weighting=weighting)
 
 
 def test_all_rows_alike():
@@ -242,13 +258,13 @@ def test_rows_that_overflow_stay_alone_in_every_round(classes):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_triplets_of_long_lists_stay_within_the_budget(dtype):
-    x = torch.randn(300, 16, generator=torch.Generator().manual_seed(3)).to(dtype)
-    y = torch.arange(300) % 2
-    rules = {"weighting": weigh.Triplet(0.3)}
-    exact = step((x.double(), y), "reference", **rules)
-    dense = step((x, y), "reference", **rules)
-    for got, same, want in zip(step((x, y), "cpu", **rules), dense, exact, strict=True):
-        assert_within_budget(got, same, want)
+    x = torch.randn(320, 16, generator=torch.Generator().manual_seed(3)).to(dtype)
+    y = torch.arange(320) % 2
+    weighting = weigh.Triplet(0.3)
+    # Without anchors of which rounding may turn one of a million triplets around.
+    settled = ~Rounding((x, y), weighting, mine.NoMining()).flips.any(1)
+    assert settled.sum() > 280
+    assert_step((x[settled], y[settled]), "cpu", weighting=weighting)
 
 
 def test_triplets_that_tie_with_the_margin():

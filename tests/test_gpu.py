@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import SPECS, Batch, case_id, factor_of, make_batch
+from cases import SPECS, Batch, assert_within_budget, case_id, make_batch
 from on_device import (
     DEVICE,
     DTYPES,
@@ -15,9 +15,8 @@ from on_device import (
     replayed,
     step,
     tiny,
-    within_budget,
 )
-from test_backward import gradients
+from test_backward import floors_of, gradients
 
 import ms_kernels
 from bench.gpu_timing import launched
@@ -57,8 +56,9 @@ def test_large_shapes_within_the_budget(shape, name, dtype):
         same = gradients(reference.multi_similarity_loss, x, y, None, None, reduction, chosen)
         chosen = {**chosen, "backend": "triton"}
         got = gradients(multi_similarity_loss, x, y, None, None, reduction, chosen)
-        for g, s, e in zip(got, same, exact, strict=True):
-            within_budget(g, s, e, factor_of(dtype))
+        floors = floors_of(Batch(x, y, r, z), SPECS[name], reduction, "triton")
+        for g, s, e, floor in zip(got, same, exact, floors, strict=True):
+            assert_within_budget(g, s, e, floor)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
@@ -70,8 +70,9 @@ def test_refs_within_the_budget(dtype):
     same = gradients(reference.multi_similarity_loss, x, y, r, z, "mean", chosen)
     chosen = {**chosen, "backend": "triton"}
     got = gradients(multi_similarity_loss, x, y, r, z, "mean", chosen)
-    for g, s, e in zip(got, same, exact, strict=True):
-        within_budget(g, s, e, factor_of(dtype))
+    floors = floors_of(Batch(x, y, r, z), SPECS["default"], "mean", "triton")
+    for g, s, e, floor in zip(got, same, exact, floors, strict=True):
+        assert_within_budget(g, s, e, floor)
 
 
 @pytest.mark.parametrize("n", tiny([1000, 9001], [30]))  # ranks counted, and sorted

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from on_device import BACKENDS, clustered, host_never_waits, replayed, tiny, within_budget
+from cases import assert_within_budget
+from on_device import BACKENDS, clustered, host_never_waits, replayed, tiny
+from rounding import Rounding
 from test_family import MININGS, WEIGHTINGS, name_of
-from test_triton_family import dense_step
+from test_family_kernels import dense_step
 
 from ms_kernels import mining_rules as mine
 from ms_kernels import pair_loss
@@ -57,8 +59,9 @@ def test_errors_stay_within_the_budget(weighting, dtype, backend):
         exact = step(x.double(), y, weighting, mine.NoMining(), "reference")
         same = dense_step(x, y, weighting)
         got = step(x, y, weighting, mine.NoMining(), backend)
-        for g, s, e in zip(got, same, exact, strict=True):
-            within_budget(g, s, e)
+        floors = Rounding((x, y), weighting, mine.NoMining(), backend=backend).step("mean")
+        for g, s, e, floor in zip(got, same, exact, floors, strict=True):
+            assert_within_budget(g, s, e, floor)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -5,10 +5,11 @@ aligned sizes, one tile and several, a depth that a program holds whole and one 
 """
 
 import pytest
+import rounding
 import tf32
 import torch
-from cases import SPECS, Batch, assert_within_budget, case_id, factor_of, make_batch
-from test_backward import gradients
+from cases import SPECS, Batch, assert_within_budget, case_id, make_batch
+from test_backward import floors_of, gradients
 from torch import library
 
 import ms_kernels
@@ -70,11 +71,13 @@ def test_statistics(shape, name, dtype):
     x, y, r, z = on_device(make_batch(*shape, spec, dtype))
     wide = None if r is None else r.double()
     exact = reference.row_statistics(x.double(), y, wide, z, **vars(spec))
-    dense = reference.row_statistics(x, y, r, z, **vars(spec))
+    dense = [None] * 4
+    if not interpreted():
+        dense = reference.row_statistics(x, y, r, z, **vars(spec))
     got = ms_kernels.row_statistics(x, y, r, z, backend="triton", **vars(spec))
-    for field in ("hardest_positive", "hardest_negative", "pos_lse", "neg_lse"):
-        wanted = getattr(exact, field)
-        assert_within_budget(getattr(got, field), getattr(dense, field), wanted, factor_of(dtype))
+    floors = rounding.of_spec(Batch(x, y, r, z), spec).statistics(exact)
+    for k, floor in enumerate(floors):
+        assert_within_budget(got[k], dense[k], exact[k], floor)
     assert torch.equal(got.pos_kept, exact.pos_kept)
     assert torch.equal(got.neg_kept, exact.neg_kept)
 
@@ -87,12 +90,15 @@ def test_loss_and_gradient(shape, name, dtype, reduction):
     chosen = vars(SPECS[name])
     arguments = (y, wide, z, reduction, chosen)
     exact = gradients(reference.multi_similarity_loss, x.double(), *arguments)
-    same = gradients(reference.multi_similarity_loss, x, y, r, z, reduction, chosen)
+    same = [None] * len(exact)
+    if not interpreted():
+        same = gradients(reference.multi_similarity_loss, x, y, r, z, reduction, chosen)
     chosen = {**chosen, "backend": "triton"}
     got = gradients(multi_similarity_loss, x, y, r, z, reduction, chosen)
-    for g, s, e in zip(got, same, exact, strict=True):
+    floors = floors_of(Batch(x, y, r, z), SPECS[name], reduction, "triton")
+    for g, s, e, floor in zip(got, same, exact, floors, strict=True):
         assert g.dtype == dtype
-        assert_within_budget(g, s, e, factor_of(dtype))
+        assert_within_budget(g, s, e, floor)
 
 
 @pytest.mark.parametrize("name", ["default", "unmined"])
@@ -236,7 +242,8 @@ def test_kept_exponentials_stay_within_the_budget(monkeypatch, name, dtype):
     x, y, _, _ = on_device(make_batch(97, None, 70, SPECS[name], dtype))
     arguments = (y, None, None, "mean", vars(SPECS[name]))
     exact = gradients(reference.multi_similarity_loss, x.double(), *arguments)
-    same = gradients(reference.multi_similarity_loss, x, *arguments)
+    same = [None] if interpreted() else gradients(reference.multi_similarity_loss, x, *arguments)
+    (floor,) = floors_of(Batch(x, y, None, None), SPECS[name], "mean", "triton")
     kept = []
     real = launch_statistics._stash
     monkeypatch.setattr(
@@ -247,8 +254,8 @@ def test_kept_exponentials_stay_within_the_budget(monkeypatch, name, dtype):
     options.stash_bytes = 0
     (again,) = gradients(multi_similarity_loss, x, y, None, None, "mean", chosen)
     assert kept[0] is not None and kept[1] is None
-    assert_within_budget(got, same[0], exact[0])
-    assert_within_budget(again, same[0], exact[0])
+    assert_within_budget(got, same[0], exact[0], floor)
+    assert_within_budget(again, same[0], exact[0], floor)
 
 
 def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):

@@ -4,13 +4,12 @@ import math
 
 import pytest
 import torch
-from cases import assert_within_budget
 from test_family import MININGS, name_of
-from test_family_kernels import KERNELS, batch, step
+from test_family_kernels import KERNELS, assert_step, batch, step
 
 import ms_kernels
 from ms_kernels import mining_rules as mine
-from ms_kernels import pair_loss, reference
+from ms_kernels import pair_loss
 from ms_kernels import weighting_rules as weigh
 from ms_kernels.settings import options
 from ms_kernels.spec import PairSpec
@@ -64,26 +63,12 @@ def test_values_and_gradients(shape, weighting, mining):
         torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-11)
 
 
-def dense_step(x, y, weighting):
-    """Plain PyTorch in the dtype of the rows; backend="reference" widens half rows first."""
-    leaf = x.detach().requires_grad_()
-    options = {"ids": None, "ref_ids": None, "max_positive_similarity": None, "normalize": True}
-    found = reference.labelled_similarities(leaf, y, None, None, **options)
-    loss = weighting.row_loss(*found).mean()
-    return loss.detach(), torch.autograd.grad(loss, leaf)[0]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("weighting", KNOWN, ids=name_of)
 def test_errors_stay_within_the_budget(weighting, dtype):
     sides = on_device(batch(60, None, 20))
     sides = [side.to(dtype) if side.is_floating_point() else side for side in sides]
-    wide = [side.double() if side.is_floating_point() else side for side in sides]
-    rules = {"weighting": weighting, "reduction": "mean"}
-    exact, dense = step(wide, "reference", **rules), dense_step(*sides, weighting)
-    for got, same, want in zip(step(sides, "triton", **rules), dense, exact, strict=True):
-        assert got.dtype == dtype
-        assert_within_budget(got, same, want)
+    assert_step(sides, "triton", "mean", weighting=weighting)
 
 
 @pytest.mark.parametrize(
