@@ -136,7 +136,7 @@ def multi_similarity_loss(
     Raises:
         TypeError, ValueError: before any work, for an argument that does not fit.
         RuntimeError: on a second or a forward-mode derivative and in transforms of torch.func,
-            which only backend="reference" has.
+            which only backend="reference" has, also in compiled graphs; in torch.jit.trace.
 
     Source: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019, equation 15.
     """

@@ -78,6 +78,7 @@ def pair_weights(
 
     Raises:
         TypeError, ValueError: before any work, for an argument that does not fit.
+        RuntimeError: in a transform of torch.func, and under torch.compile(fullgraph=True).
 
     Source: Wang et al., CVPR 2019, equation 3.
 

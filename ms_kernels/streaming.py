@@ -46,8 +46,9 @@ def streamed_loss(
     Args:
         row_loss: row_loss(similarity, positive, negative) of some anchors: (rows, M) similarities
             and two (rows, M) masks of pairs that mining keeps, to a loss for each, (rows,). It is
-            called again in the backward pass and must give the same then: no randomness. Entries in
-            neither mask are the anchors themselves and what mining drops.
+            called again in the backward pass and must give the same then: no randomness. It must
+            not write into the similarities. Entries in neither mask are the anchors themselves and
+            what mining drops.
         mining: a mining rule. Default: every pair.
         The rest as in `multi_similarity_loss`; any device, and under torch.compile.
 
