@@ -3,6 +3,7 @@
 
 #include "cuda/embedding_gradient.cuh"
 #include "cuda/family_statistics.cuh"
+#include "cuda/grid_barrier.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/pair_weights.cuh"
 #include "cuda/prepare.cuh"

@@ -1,10 +1,6 @@
-// The only place that launches. Its twin in tests/host_gpu runs the blocks on the CPU.
+// The only place that launches. The CUDA runtime that tests/host_gpu puts under it has the CPU run
+// the blocks.
 #pragma once
-
-// Its grid.sync() needs none of libcu++, which takes longer to compile than the kernels: it is half
-// of their build. The instructions are the same.
-#define _CG_LIMIT_INCLUDED_DEPENDENCIES
-#include <cooperative_groups.h>
 
 #include <algorithm>
 #include <atomic>
@@ -15,9 +11,6 @@
 #include "cuda/check.h"
 
 namespace msk::gpu {
-
-// All blocks of the launch, with their writes to global memory, are here before any goes on.
-inline __device__ __noinline__ void grid_barrier() { cooperative_groups::this_grid().sync(); }
 
 // The caller has made the device current in its own copy of the runtime; this one is linked
 // statically and may still be at another. It stays: to go back could make a context on a GPU that
@@ -55,10 +48,9 @@ void launch_cooperative(const char* name, int blocks, int threads, std::size_t s
   go_to(device);
   const int grid = std::min(blocks, resident_blocks<kernel>(name, device, threads, shared));
   void* arguments[] = {const_cast<Argument*>(&argument)};
-  check(
-      cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(grid), dim3(threads),
-                                  arguments, shared, static_cast<cudaStream_t>(stream)),
-      described(name, grid, threads, shared));
+  check(cudaLaunchCooperativeKernel(kernel, dim3(grid), dim3(threads), arguments, shared,
+                                    static_cast<cudaStream_t>(stream)),
+        described(name, grid, threads, shared));
 }
 
 // Blocks that come and go in any order; none waits for another.
@@ -68,8 +60,8 @@ void launch_blocks(const char* name, std::int64_t blocks, int threads, std::size
   if (blocks == 0) return;
   go_to(device);
   void* arguments[] = {const_cast<Argument*>(&argument)};
-  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(unsigned(blocks)),
-                         dim3(threads), arguments, shared, static_cast<cudaStream_t>(stream)),
+  check(cudaLaunchKernel(kernel, dim3(unsigned(blocks)), dim3(threads), arguments, shared,
+                         static_cast<cudaStream_t>(stream)),
         described(name, blocks, threads, shared));
 }
 

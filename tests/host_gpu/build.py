@@ -1,5 +1,5 @@
 """Builds the CUDA kernels for the CPU: their sources unchanged, with the headers of this folder
-found before csrc/cuda/ptx.cuh and launch.cuh."""
+found before csrc/cuda/ptx.cuh, grid_barrier.cuh and CUDA's own."""
 
 import functools
 import hashlib
@@ -128,7 +128,10 @@ def digest(*texts: str) -> str:
 @functools.cache
 def module(csrc: Path = CSRC, instances: tuple[str, ...] = (), track: bool = False):
     """The module, built and loaded."""
-    path = build(csrc, instances, track=track)
+    return load(build(csrc, instances, track=track))
+
+
+def load(path: Path):
     # A name for each build: pybind11 gives the first module of a name again.
     spec = importlib.util.spec_from_file_location(f"host_gpu.{path.stem}._cuda", path)
     loaded = importlib.util.module_from_spec(spec)
