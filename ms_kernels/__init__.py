@@ -1,5 +1,7 @@
 """Pair losses for deep metric learning, above all the Multi-Similarity loss."""
 
+from typing import TYPE_CHECKING
+
 from ms_kernels.functional import multi_similarity_loss, pair_loss, row_statistics
 from ms_kernels.histogram import Histogram
 from ms_kernels.inspect import PairWeights, pair_weights
@@ -46,8 +48,11 @@ from ms_kernels.weighting_rules import (
     Weighting,
 )
 
-# Last: the package ms_kernels.backends is loaded by now, and this name is the function.
-from ms_kernels.dispatch import backends  # isort: skip
+# Type checkers do not know a package that is called.
+if TYPE_CHECKING:
+    from ms_kernels.dispatch import backends
+else:
+    from ms_kernels import backends
 
 __version__ = "0.1.0"
 

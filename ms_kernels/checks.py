@@ -1,5 +1,7 @@
 """Argument checks of the public functions: each names the argument, what it got and wanted."""
 
+import math
+import numbers
 import sys
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -9,6 +11,7 @@ from torch import Tensor
 
 LARGEST = sys.float_info.max
 MOST_OPTION = 1e30
+PLAIN = (int, float, bool, type(None))
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -41,11 +44,30 @@ def check_number(
             f"{name}: expected {wanted}, got a tensor; use .item(), or a row_loss of your own with "
             "streamed_loss, which may learn"
         )
+    value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected {wanted}, got {value!r}")
     # torch.compile has no isfinite of a symbol.
     if not -LARGEST <= value <= LARGEST or (above is not None and value <= above):
         raise ValueError(f"{name}: expected {wanted}, got {value}")
+
+
+def plain_number(value: Any) -> Any:
+    """A NumPy scalar, or any real number of another kind, as Python's own; else what it is."""
+    if type(value) in PLAIN or not isinstance(value, numbers.Real):
+        return value
+    try:
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    except OverflowError:
+        return math.inf
+
+
+def take_numbers(options: Any, *names: str) -> None:
+    """The options of a frozen dataclass become Python's own numbers, which torch can multiply."""
+    for name in names or [field.name for field in fields(options)]:
+        value = getattr(options, name)
+        if type(value) not in PLAIN:
+            object.__setattr__(options, name, plain_number(value))
 
 
 def check_option(name: str, value: Any, above_zero: bool = False) -> None:
@@ -60,6 +82,7 @@ def check_option(name: str, value: Any, above_zero: bool = False) -> None:
 
 def check_options(rule: Any, above_zero: tuple[str, ...] = ()) -> None:
     """Every option of a rule, a dataclass of numbers."""
+    take_numbers(rule)
     for field in fields(rule):
         name = f"{type(rule).__name__}.{field.name}"
         check_option(name, getattr(rule, field.name), field.name in above_zero)

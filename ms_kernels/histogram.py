@@ -11,7 +11,7 @@ from ms_kernels import reference
 from ms_kernels.autograd import differentiable_once, in_public_dtype
 from ms_kernels.backends.sides import Sides, computed, full_precision
 from ms_kernels.backends.sweep import TEMPORARIES
-from ms_kernels.checks import Pairs
+from ms_kernels.checks import Pairs, take_numbers
 from ms_kernels.mining_rules import Mining, kept_pairs
 from ms_kernels.ops import sides_of
 from ms_kernels.refusals import refuse_second_derivative
@@ -47,6 +47,7 @@ class Histogram(Weighting):
     bins: int = 100
 
     def __post_init__(self) -> None:
+        take_numbers(self)
         wanted = f"a whole number of steps over [-1, 1], from 1 to {MOST_BINS}"
         if isinstance(self.bins, bool) or not isinstance(self.bins, int):
             raise TypeError(f"Histogram.bins: expected {wanted}, got {self.bins!r}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ms_kernels.checks import check_number, check_options
+from ms_kernels.checks import check_number, check_options, take_numbers
 from ms_kernels.reference import hardest
 
 
@@ -98,6 +98,7 @@ class MultiSimilarityMining(Mining):
     epsilon: float = 0.1
 
     def __post_init__(self) -> None:
+        take_numbers(self)
         check_number("MultiSimilarityMining.epsilon", self.epsilon)
 
     def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,6 +140,7 @@ class SemiHardMining(Mining):
     margin: float = 0.2
 
     def __post_init__(self) -> None:
+        take_numbers(self)
         check_number("SemiHardMining.margin", self.margin, above=0)
 
     def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:

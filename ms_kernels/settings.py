@@ -1,5 +1,7 @@
 """Memory budgets and one tolerance, as attributes of `ms_kernels.options`."""
 
+from ms_kernels.checks import plain_number
+
 # With so many samples on the larger side, or fewer, the cost of a GPU is launches: the cuda backend
 # has one, and backend="auto" takes it. Above, it is products. From the floors of a launch against
 # tensor-core time, not yet from a measurement on a GPU.
@@ -63,6 +65,7 @@ class Options:
 
     @skip_below.setter
     def skip_below(self, value: float) -> None:
+        value = plain_number(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"options.skip_below: expected a number, got {value!r}")
         if not 0 <= value < 1:
@@ -83,6 +86,7 @@ class Options:
 
 
 def _bytes(name: str, value: int, least: int) -> int:
+    value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"options.{name}: expected a number of bytes (int), got {value!r}")
     if value < least:

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ms_kernels.checks import MOST_OPTION, check_flag, check_number, check_option
+from ms_kernels.checks import MOST_OPTION, check_flag, check_number, check_option, take_numbers
 from ms_kernels.dispatch import ALL
 from ms_kernels.mining_rules import (
     HardestMining,
@@ -51,6 +51,7 @@ class MultiSimilaritySpec:
     normalize: bool = True
 
     def __post_init__(self) -> None:
+        take_numbers(self, "alpha", "beta", "base", "epsilon", "max_positive_similarity")
         for name in ("alpha", "beta"):
             check_option(name, getattr(self, name), above_zero=True)
         check_option("base", self.base)
@@ -97,6 +98,7 @@ class PairOptions:
     normalize: bool = True
 
     def __post_init__(self) -> None:
+        take_numbers(self, "max_positive_similarity")
         check_shared(self.max_positive_similarity, self.normalize)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ms_kernels.checks import check_option, check_options
+from ms_kernels.checks import check_option, check_options, take_numbers
 from ms_kernels.reference import hardest, masked_log_sum_exp
 
 # Above it softplus(z) is taken as z: exp(-40) is below the rounding of float64.
@@ -68,6 +68,7 @@ class MultiSimilarity(Weighting):
 
     def __post_init__(self) -> None:
         # By the names of the arguments of `multi_similarity_loss`.
+        take_numbers(self)
         for name in ("alpha", "beta"):
             check_option(name, getattr(self, name), above_zero=True)
         check_option("base", self.base)

@@ -1,5 +1,6 @@
 """Which backend runs, and what an installation says of itself."""
 
+import inspect
 import subprocess
 import sys
 
@@ -160,3 +161,11 @@ def test_cuda_tensors_by_panels_are_told_once(monkeypatch):
         assert dispatch.resolve("auto", "cuda", 4096) == "triton"
     finally:
         dispatch._remarked.clear()
+
+
+def test_backends_is_the_package_and_the_function():
+    import ms_kernels.backends.panels as panels
+
+    assert ms_kernels.backends.panels is panels is dispatch.load("panels")
+    assert ms_kernels.backends() == dispatch.backends()
+    assert "-> dict[str, " in str(inspect.signature(ms_kernels.backends))

@@ -1,5 +1,7 @@
 """Bad input: the argument, what it got, what it wanted, before any work."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -56,6 +58,38 @@ CASES = [
 def test_bad_input_is_named(arguments, options, error, message):
     with pytest.raises(error, match=message):
         multi_similarity_loss(*arguments, **options)
+
+
+def test_scalars_of_numpy_are_numbers():
+    np = pytest.importorskip("numpy")
+    x, y = torch.randn(12, 4, requires_grad=True), torch.arange(12) // 3
+    for number in (np.float16, np.float32, np.float64, np.int8, np.int64, np.uint16, Fraction):
+        options = {"alpha": number(2), "beta": number(40), "base": number(1), "epsilon": number(0)}
+        for backend in ("auto", "panels", "reference"):
+            given = {**options, "max_positive_similarity": number(1), "backend": backend}
+            plain = {k: v if isinstance(v, str) else float(v) for k, v in given.items()}
+            loss = multi_similarity_loss(x, y, **given)
+            assert torch.equal(loss, multi_similarity_loss(x, y, **plain))
+            rules = {"weighting": ms_kernels.BinomialDeviance(number(2), number(9), number(0))}
+            rules["mining"] = ms_kernels.SemiHardMining(number(1))
+            loss = ms_kernels.pair_loss(x, y, **rules, backend=backend)
+            rules = {"weighting": ms_kernels.BinomialDeviance(2, 9, 0)}
+            rules["mining"] = ms_kernels.SemiHardMining(1)
+            assert torch.equal(loss, ms_kernels.pair_loss(x, y, **rules, backend=backend))
+            torch.autograd.grad(loss, x)
+        assert type(ms_kernels.MultiSimilarityLoss(**options).spec.alpha) in (int, float)
+        ms_kernels.mined_pairs(x, y, epsilon=number(0))
+    assert ms_kernels.Histogram(np.int32(20)) == ms_kernels.Histogram(20)
+    ms_kernels.options.workspace_bytes = np.int64(1 << 20)
+    ms_kernels.options.skip_below = np.float32(0)
+    for bad in (np.float32("nan"), np.float64("inf"), Fraction(10**400)):
+        with pytest.raises(ValueError, match="alpha: expected a finite number above 0"):
+            multi_similarity_loss(x, y, alpha=bad)
+    for bad in (np.bool_(True), np.complex64(2), np.ones(1), True):
+        with pytest.raises(TypeError, match="alpha: expected a finite number above 0"):
+            multi_similarity_loss(x, y, alpha=bad)
+    with pytest.raises(TypeError, match="Histogram.bins: .*got 20.0"):
+        ms_kernels.Histogram(np.float32(20))
 
 
 def test_the_reference_names_missing_labels():

@@ -19,7 +19,7 @@ CSRC = PACKAGE.parent / "csrc"
 MAY_IMPORT = {
     "reference": set(),
     "spec": {"checks", "dispatch", "mining_rules", "weighting_rules"},
-    "settings": set(),
+    "settings": {"checks"},
     "checks": set(),
     "refusals": set(),
     "dispatch": {"settings"},
