@@ -1,5 +1,6 @@
 """What a command was given is checked before any work, and refused in one line."""
 
+import errno
 import sys
 from pathlib import Path
 
@@ -19,15 +20,18 @@ def check_output(command: str, option: str, output: str | Path) -> None:
     if not path.absolute().parent.is_dir():
         sys.exit(f"{command}: {option}: expected a file in a folder that exists, got {str(path)!r}")
     try:
-        existed = path.exists()
+        existed = path.resolve().exists()
+        if existed and not path.is_file():  # to open a pipe would wait for its reader
+            raise OSError(errno.EINVAL, "it is no file")
         with path.open("ab"):
             pass
         if not existed:
-            path.unlink()
-    except OSError as error:
+            path.resolve().unlink()  # what a link leads to, not the link
+    except (OSError, ValueError) as error:
+        told = error.strerror if isinstance(error, OSError) else error
         sys.exit(
             f"{command}: {option}: expected a file that can be written, got {str(path)!r}: "
-            f"{error.strerror}; choose another place"
+            f"{told}; choose another place"
         )
 
 

@@ -1,6 +1,7 @@
 """A command refuses what it cannot do before any work: what it got, and what it wanted."""
 
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -52,6 +53,18 @@ def test_a_place_that_is_tried_stays_as_it_was(tmp_path):
     for path in (old, new):
         command_line.check_output("demo", "--output", path)
     assert old.read_text() == "kept" and not new.exists()
+    link = tmp_path / "link.png"
+    link.symlink_to(new)
+    command_line.check_output("demo", "--output", link)
+    assert link.is_symlink() and not new.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_what_is_no_file_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "a\0.png"):
+        with pytest.raises(SystemExit, match="demo: --output: expected a file"):
+            command_line.check_output("demo", "--output", path)
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,18 @@ def test_a_term_is_as_long_as_its_side():
             ops.embedding_gradient(X, Y, *[None] * 4, *terms, PACKED, "cpu")
 
 
+def test_statistics_of_other_lengths_make_no_row_losses():
+    pytest.importorskip("ms_kernels._cpu")
+    long, short = torch.zeros(48), torch.zeros(47)
+    for stats, error in (
+        ([long, long, long, short, long, long], r"neg_lse: expected shape \(48,\).*got \(47,\)"),
+        ([long, long, long, long.double(), long, long], r"neg_lse: expected torch.float32"),
+        ([long, long, long[None], long, long, long], r"pos_lse: expected shape"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            ops.row_loss_of(stats, PACKED, "cpu")
+
+
 def test_one_backend_serves_forward_and_backward(monkeypatch):
     """Another would take other bits for similarities, and mine other pairs."""
     asked = []

@@ -64,6 +64,10 @@ def loss_of_statistics(stats: RowStatistics, spec: MultiSimilaritySpec) -> Tenso
     """Row losses (N,) to the bits of `loss_and_gradient`; torch's depend on its threads."""
     module = _module()
     pos_lse, neg_lse = stats.pos_lse.contiguous(), stats.neg_lse.contiguous()
+    for name, lse in (("pos_lse", pos_lse), ("neg_lse", neg_lse)):
+        _check_array(name, lse, pos_lse.numel())
+    if pos_lse.dtype != neg_lse.dtype:
+        raise ValueError(f"neg_lse: expected {pos_lse.dtype}, as pos_lse is, got {neg_lse.dtype}")
     out = torch.empty_like(pos_lse)
     module.row_loss(
         native_dtype(module, out),
