@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/grid_barrier.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
 
