@@ -21,7 +21,7 @@ def check_output(command: str, option: str, output: str | Path) -> None:
         sys.exit(f"{command}: {option}: expected a file in a folder that exists, got {str(path)!r}")
     try:
         existed = path.resolve().exists()
-        if existed and not path.is_file():  # to open a pipe would wait for its reader
+        if existed and not path.is_file() and not path.is_dir():  # a pipe waits for its reader
             raise OSError(errno.EINVAL, "it is no file")
         with path.open("ab"):
             pass

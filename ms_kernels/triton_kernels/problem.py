@@ -28,10 +28,13 @@ AT_ONCE = {"BLOCK": 32, "WIDE": 256}
 BOUND = {torch.float32: 75.0, torch.float64: 600.0}
 
 
-def rows_at_once(depth: int) -> tuple[int, int]:
-    """Rows and piece of their depth that one program handles; rows divide every padding."""
+def rows_at_once(depth: int, itemsize: int = 4) -> tuple[int, int]:
+    """Rows and piece of their depth that one program handles; rows divide every padding.
+
+    Of float64 half as many: their registers are two each.
+    """
     width = min(1024, int(triton.next_power_of_2(depth)))
-    return min(32, int(2048 // width)), width
+    return min(128, int(8192 // width)) // itemsize, width
 
 
 class Rows:
@@ -54,7 +57,7 @@ class Rows:
         self.scale = torch.empty(self.padded, dtype=self.dtype, device=self.device)
         self.norm = torch.empty_like(self.scale)
         self.poisoned = torch.zeros(1, dtype=torch.int32, device=self.device)
-        height, width = rows_at_once(self.stride)
+        height, width = rows_at_once(self.stride, self.dtype.itemsize)
         copy_kernel[(triton.cdiv(self.padded, height),)](
             x,
             x.stride(0),

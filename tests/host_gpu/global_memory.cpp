@@ -172,7 +172,25 @@ std::string places_of_conflict() {
 
 }  // namespace host_gpu
 
-// What g++ calls. Atomics are not here: a kernel that has one does not load, and needs a rule.
+namespace {
+
+void refuse_in_a_kernel() {
+  if (host_gpu::running) host_gpu::fail("an atomic access, for which there is no rule yet");
+}
+
+}  // namespace
+
+// What g++ calls. Of atomics there are those of the launcher, on the host: a kernel that has one
+// fails, or does not load, and needs a rule.
+#define HOST_GPU_HOST_ATOMIC(bits, type)                                 \
+  type __tsan_atomic##bits##_load(const volatile type* at, int) {        \
+    refuse_in_a_kernel();                                                \
+    return __atomic_load_n(at, __ATOMIC_SEQ_CST);                        \
+  }                                                                      \
+  void __tsan_atomic##bits##_store(volatile type* at, type value, int) { \
+    refuse_in_a_kernel();                                                \
+    __atomic_store_n(at, value, __ATOMIC_SEQ_CST);                       \
+  }
 #define HOST_GPU_ACCESS(name, kind, bytes)                           \
   void __tsan_##name##bytes(void* at) {                              \
     host_gpu::kind##_global(at, bytes, __builtin_return_address(0)); \
@@ -194,5 +212,7 @@ void __tsan_read_range(void* at, std::size_t bytes) {
 void __tsan_write_range(void* at, std::size_t bytes) {
   host_gpu::write_global(at, bytes, __builtin_return_address(0));
 }
+HOST_GPU_HOST_ATOMIC(8, std::int8_t)
+HOST_GPU_HOST_ATOMIC(32, std::int32_t)
 void __tsan_init() { host_gpu::instrumented = true; }
 }
