@@ -17,9 +17,11 @@ DTYPES = {
     "float16": (torch.float16, "highest"),
     "bfloat16": (torch.bfloat16, "highest"),
 }
+if not FULL:  # kernels of half and of "medium" rows are bfloat16's but for one instruction
+    del DTYPES["float16"], DTYPES["float32_medium"]
 # Of every kernel that a depth chooses: FFMA and float32, rows held whole, panels.
 DEPTHS = (1, 8, 40, 128, 512, 4096) if FULL else (8, 40, 512)
-SIZES = (0, 1, 33, 1500)
+SIZES = (0, 1, 33, 1500) if FULL else (0, 1, 333)
 MODES = {
     "self": {},
     "ids": {"ids": True},
