@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from host_gpu import build
+from host_gpu.runtime import Runtime
 from host_gpu.serve import serve
 from test_family import MININGS, name_of
 from test_family_kernels import KERNELS, assert_step, batch, step
@@ -79,7 +80,7 @@ def test_degenerate_batches(backend, weighting, labels):
 @pytest.mark.parametrize("mining", MININGS, ids=name_of)
 @pytest.mark.parametrize(("n", "m"), [(150, None), (40, 140), (140, 40)])
 def test_triplets_of_long_lists(backend, n, m, mining, monkeypatch):
-    """Classes of more candidates than one launch compares, 64; in one panel and in several."""
+    """Classes of more candidates than one round compares, 64; in one panel and in several."""
     new = {"generator": torch.Generator().manual_seed(n)}
     sides = []
     for count in (n,) if m is None else (n, m):
@@ -87,7 +88,10 @@ def test_triplets_of_long_lists(backend, n, m, mining, monkeypatch):
         sides += [torch.arange(count) * 7 % 3 // 2]
     rules = {"weighting": weigh.Triplet(0.3), "mining": mining}
     want = step(sides, "reference", **rules)
-    got = step(sides, backend, **rules)
+    with Runtime(build.module()).recorded() as calls:
+        got = step(sides, backend, **rules)
+    # One for the losses and one for the gradients, however many rounds they take.
+    assert sum(call.launches for call in calls) == 2
     for found, exact in zip(got, want, strict=True):
         torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-11)
     monkeypatch.setattr(options, "_workspace_bytes", 0)

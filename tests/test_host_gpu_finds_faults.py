@@ -32,8 +32,8 @@ FAULTS = {
     ),
     "no_grid_barrier": (
         "batch.cuh",
-        "        pair_weights<P>(p, first, statistics);\n        grid_barrier();",
-        "        pair_weights<P>(p, first, statistics);",
+        "  pair_weights<P>(p, first, finished);\n  grid_barrier();",
+        "  pair_weights<P>(p, first, finished);",
         "no barrier of the grid between",
     ),
     "wrong_row_of_a_fragment": (

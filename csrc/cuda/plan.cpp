@@ -30,6 +30,7 @@ std::int64_t layout(Problem& p, std::byte* workspace, std::int64_t budget) {
     return std::clamp<std::int64_t>(fitting, kTile, std::max<std::int64_t>(height, kTile));
   };
   p.panel = panel(n, m);
+  p.one_panel = p.rows.count <= p.panel;
   p.exchanged_panel = p.d_columns ? panel(m, n) : 0;
   const std::int64_t rows = std::max(p.panel, p.exchanged_panel);
   const std::int64_t pairs = std::max(p.panel * m, p.exchanged_panel * n);
@@ -55,12 +56,8 @@ void begin(Problem& p) {
   p.terms = row_term | (p.self ? column_term : 0);
   if (p.job == Job::gradient)
     p.terms = (p.row_term.dloss ? row_term : 0) | (p.column_term.dloss ? column_term : 0);
-  p.prepared = false;
   p.ranked = p.family && p.rules.weighting == WeightingRule::triplet;
   p.rank_slots = int(std::min<std::int64_t>(p.columns.count, kRankSlots));
-  p.rounds = p.ranked ? int(divided(p.columns.count, kRankSlots)) : 1;
-  p.rounds = std::max(p.rounds, 1);
-  p.round = 0;
 }
 
 }  // namespace

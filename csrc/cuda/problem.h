@@ -85,13 +85,13 @@ struct Problem {
   SideInput rows, columns;
   Options options;
   Rules rules;
-  bool family;        // any rules, in one launch; else the MS loss with its own mining
-  const void* dloss;  // of a family member: of each row's loss; null: ones
-  bool ranked;        // a family member that compares pairs of pairs: see ranks.cuh
-  int rank_slots;
-  int rounds, round;                // launches, and which of them this is
-  const std::int64_t* ordinals;     // (candidates): which of its class each is
-  const std::int64_t* most_ranks;   // (1): candidates of the largest class
+  bool family;                     // any rules, in one launch; else the MS loss with its own mining
+  const void* dloss;               // of a family member: of each row's loss; null: ones
+  bool ranked;                     // a family member that compares pairs of pairs: see ranks.cuh
+  int rank_slots;                  // positives of an anchor that go at once
+  std::int64_t* passed;            // (1): of each class, in earlier rounds
+  const std::int64_t* ordinals;    // (candidates): which of its class each is
+  const std::int64_t* most_ranks;  // (1): candidates of the largest class
   TermInput row_term, column_term;  // Job::gradient only
   StatisticsOutput statistics;      // Job::statistics only
   void* row_loss;                   // Job::loss_and_gradient only: (rows.count), and
@@ -101,12 +101,12 @@ struct Problem {
 
   // The plan (plan.h).
   std::int64_t workspace_bytes;
-  int blocks;     // more would have nothing to do
-  int terms;      // which sides weigh a pair: Terms
-  bool prepared;  // copies and terms are in the workspace
+  int blocks;  // more would have nothing to do
+  int terms;   // which sides weigh a pair: Terms
   std::int64_t padded_depth;
   std::int64_t panel;  // rows whose similarities are held at a time, a multiple of the tile
   std::int64_t exchanged_panel;  // the same when the sides have changed places
+  bool one_panel;                // holds all rows
   int splits;                    // parts of the depth of one similarity, summed in order
   SideRoom row_room, column_room;
   void* similarities;  // (splits, panel, padded columns)
@@ -122,13 +122,19 @@ inline Problem exchanged(const Problem& problem) {
   std::swap(other.rows, other.columns);
   std::swap(other.row_room, other.column_room);
   other.panel = problem.exchanged_panel;
+  other.one_panel = other.rows.count <= other.panel;
   other.job = Job::gradient;
   other.terms = column_term;
-  other.prepared = true;
   other.d_rows = problem.d_columns;
   other.d_columns = nullptr;
   other.tiled.transposed = true;
   return other;
 }
+
+// What the one launch does: the pairs as given, and where candidates learn with the sides
+// exchanged.
+struct Passes {
+  Problem given, exchanged;
+};
 
 }  // namespace msk::gpu

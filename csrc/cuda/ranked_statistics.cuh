@@ -93,7 +93,7 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
     const RowTerm<Scalar> found = loss.finish(sums);
     const Scalar poison = hardest.finite ? Scalar(0) : kNaN<Scalar>;
     Scalar& row_loss = static_cast<Scalar*>(p.row_loss)[i];
-    row_loss = (p.round ? row_loss : Scalar(0)) + found.loss + poison;
+    row_loss = (loss.passed ? row_loss : Scalar(0)) + found.loss + poison;
     p.kept[i] = std::int64_t(kept.positive) + kept.negative;
     const Scalar dloss = (p.dloss ? static_cast<const Scalar*>(p.dloss)[i] : Scalar(1)) + poison;
     term.negative = times_dloss(found.negative, dloss);

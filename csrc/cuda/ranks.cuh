@@ -1,31 +1,44 @@
 // The triplet loss compares every kept negative of an anchor with every kept positive: an anchor
 // lists a threshold for each positive, and counts the negatives that reach it.
 //
-// kRankSlots positives of each anchor go at once. Only the GPU knows how many there are: launches
-// for as many as there could be follow each other, and those that no class reaches return at once.
+// kRankSlots positives of each anchor go at once, in as many rounds as the largest class needs.
+// Only the GPU knows how many that are, so the kernel itself begins another.
 #pragma once
 
 #include "cuda/block_reduce.cuh"
+#include "cuda/grid_barrier.cuh"
 #include "cuda/side.cuh"
 
 namespace msk::gpu {
 
-// A rule of which one launch sees some of the positives.
+// A rule of which one round sees some of the positives.
 template <typename T>
 struct RankedLoss : PairLoss<T> {
-  std::int64_t passed;  // candidates of each class that earlier launches had
+  std::int64_t passed;  // candidates of each class that earlier rounds had
   int slots;
 
   MSK_DEVICE explicit RankedLoss(const Problem& p)
       : PairLoss<T>(p.rules, p.options.max_positive_similarity),
-        passed(std::int64_t(p.round) * p.rank_slots),
+        passed(*p.passed),
         slots(int(*p.most_ranks - passed < p.rank_slots ? *p.most_ranks - passed : p.rank_slots)) {}
-  // Of a candidate; -1 if another launch has it.
+  // Of a candidate; -1 if another round has it.
   MSK_DEVICE int slot(std::int64_t ordinal) const {
     const std::int64_t slot = ordinal - passed;
     return slot >= 0 && slot < slots ? int(slot) : -1;
   }
 };
+
+// Later rounds add to what the first one wrote.
+MSK_DEVICE bool first_round(const Problem& p) { return !p.ranked || *p.passed == 0; }
+
+// Whether some class has candidates left; then it is their round. A barrier on either side: other
+// blocks may still be in the last one.
+MSK_PHASE bool next_round(const Problem& p) {
+  grid_barrier();
+  if (blockIdx.x == 0 && threadIdx.x == 0) *p.passed += p.rank_slots;
+  grid_barrier();
+  return *p.passed < *p.most_ranks;
+}
 
 // What an anchor adds to the weights of its pairs.
 template <typename T>

@@ -52,6 +52,7 @@ inline void carve_side(const Problem& p, const SideInput& side, SideRoom& room, 
 }
 
 inline void carve_ranks(Problem& p, Carver& carver) {
+  p.passed = static_cast<std::int64_t*>(carver.take(sizeof(std::int64_t)));
   const std::int64_t listed = padded(p.rows.count) * p.rank_slots;
   p.row_room.threshold = carver.take(listed * scalar_bytes(p));
   p.row_room.reached =
