@@ -1,8 +1,13 @@
 """What only a GPU can show of the cuda backend; skipped without one."""
 
+import os
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 from cases import SPECS, case_id, make_batch
+from gpu_proof.on_cpu import started
 from on_device import DEVICE, DTYPES, cuda, host_never_waits, needs, peak_of, replayed, tiny
 
 import ms_kernels
@@ -77,6 +82,22 @@ def test_graph_capture(shape):
         replay()
     cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    tiny(
+        [("ms", (240, 512)), ("ms", (2500, 64)), ("triplet", (600, 64))],
+        [("ms", (40, 20)), ("ms", (70, 33)), ("triplet", (40, 20))],
+    ),
+)
+def test_graph_of_a_first_call(loss, shape):
+    """In a process of its own, which has called nothing before."""
+    tests = Path(__file__).parent
+    command = [*started("gpu_proof.first_call"), loss, *map(str, shape)]
+    environment = {**os.environ, "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 
 
 def test_second_device():
