@@ -68,6 +68,32 @@ def test_refs(backend, dtype, shape, name, reduction):
     check(make_batch(*shape, SPECS[name], dtype), SPECS[name], dtype, backend, reduction)
 
 
+@pytest.mark.parametrize("m", [None, 1003], ids=["self", "refs"])
+def test_great_similarities_weigh_what_their_own_product_says(backend, m, monkeypatch):
+    """Half an ulp of 1e10 is 512: a weight of another order of the product would be any number.
+
+    The greatest pair of a row weighs 1, whatever its last bits are, so float32 is exact here.
+    """
+    monkeypatch.setattr(ms_kernels.options, "panel_bytes", 100_000)
+    g = torch.Generator().manual_seed(0)
+    n, spec = 701, MultiSimilaritySpec(normalize=False)
+    x, r = (1e4 * torch.randn(rows, 128, generator=g) for rows in (n, m or 1))
+    y, z = torch.arange(n) % 17, torch.arange(m or 1) % 17
+    sides = (r, z) if m else (None, None)
+    exact = gradients(
+        reference.multi_similarity_loss,
+        x.double(),
+        y,
+        *(s.double() if s is r else s for s in sides),
+        "none",
+        vars(spec),
+    )
+    chosen = {**vars(spec), "backend": backend}
+    got = gradients(ms_kernels.multi_similarity_loss, x, y, *sides, "none", chosen)
+    for ours, wanted in zip(got, exact, strict=True):
+        assert (ours - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+
+
 @functools.cache
 def long_sums():
     """A batch, its exact gradient, and one of exact weights whose 3000 products are added one by

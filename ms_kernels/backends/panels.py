@@ -39,18 +39,38 @@ def embedding_gradient(
 ) -> Tensor:
     """Gradient (N, D) with respect to the rows' embeddings, through their normalisation."""
     sides = Sides(rows, columns, spec)
+    anchors = sides if columns is None else Sides(columns, rows, spec)
     dx = torch.zeros_like(sides.x)
     with full_precision(sides.x):
-        for panel in sides.panels():
-            weight = torch.zeros_like(panel.sim)
+        if columns is None and row_term is not None and row_term is column_term:
+            _add_gradient(sides, row_term, spec, dx, dx)
+        else:
             if row_term is not None:
-                stats = RowStatistics(*(s[panel.rows, None] for s in row_term.stats))
-                weight += _pair_weight(panel, stats, spec) * row_term.dloss[panel.rows, None]
+                _add_gradient(sides, row_term, spec, dx, None)
             if column_term is not None:
-                stats = RowStatistics(*(s[None, :] for s in column_term.stats))
-                weight += _pair_weight(panel, stats, spec) * column_term.dloss[None, :]
-            dx[panel.rows] = weight @ sides.r
+                _add_gradient(anchors, column_term, spec, None, dx)
     return through_normalisation(dx, sides.x, rows.embeddings, spec)
+
+
+def _add_gradient(
+    anchors: Sides,
+    term: Term,
+    spec: MultiSimilaritySpec,
+    into_rows: Tensor | None,
+    into_columns: Tensor | None,
+) -> None:
+    """What the losses of the anchors, the rows, give to either side.
+
+    The panels are those of the statistics: where similarities are great, a product in another
+    order is off by whole exponents, and a pair of weight 1 would weigh half of it.
+    """
+    for panel in anchors.panels():
+        stats = RowStatistics(*(s[panel.rows, None] for s in term.stats))
+        weight = _pair_weight(panel, stats, spec) * term.dloss[panel.rows, None]
+        if into_rows is not None:
+            into_rows[panel.rows] += weight @ anchors.r
+        if into_columns is not None:
+            into_columns += weight.T @ anchors.x[panel.rows]
 
 
 def loss_and_gradient(
@@ -124,8 +144,8 @@ def _kept(
 def _pair_weight(panel: Panel, stats: RowStatistics, spec: MultiSimilaritySpec) -> Tensor:
     """dl/dS of one side, its statistics shaped to broadcast over the panel; NaN stays NaN.
 
-    A kept pair weighs at most 1. More is rounding, if a similarity of the statistics was another
-    product than this one: a great beta would make infinity of it.
+    A kept pair weighs at most 1. More is rounding of the log-sum: a great beta would make infinity
+    of it.
     """
     least, most = stats.hardest_positive, stats.hardest_negative
     positive, negative = _kept(panel, least, most, spec)
