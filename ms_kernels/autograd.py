@@ -87,6 +87,13 @@ def in_public_dtype(loss: Tensor, embeddings: Tensor) -> Tensor:
     return loss.to(embeddings.dtype)
 
 
+def keep(ctx: Any, *tensors: Tensor | None) -> None:
+    """For backward; those of inference mode as copies, for autograd would refuse them."""
+    if not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled()):
+        tensors = tuple(t.clone() if t is not None and t.is_inference() else t for t in tensors)
+    ctx.save_for_backward(*tensors)
+
+
 def differentiable_once(
     pairs: Pairs, name: str = "ms_kernels", way_out: str = WAY_OUT
 ) -> tuple[Tensor, Tensor | None]:
@@ -137,7 +144,7 @@ class RowLoss(torch.autograd.Function):
         with below_autograd():
             stats = ops.row_statistics(*pairs, packed, backend)
             loss: Tensor = ops.row_loss_of(list(stats), packed, backend)
-        ctx.save_for_backward(*pairs, *stats[:4])
+        keep(ctx, *pairs, *stats[:4])
         ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
         return loss
 
@@ -176,7 +183,7 @@ class PairRowLoss(torch.autograd.Function):
         packed: list[float],
         backend: str,
     ) -> Tensor:
-        ctx.save_for_backward(*pairs)
+        keep(ctx, *pairs)
         ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
         with below_autograd():
             return ops.loss_and_gradient(*pairs, False, False, packed, backend)[0]  # type: ignore[no-any-return]

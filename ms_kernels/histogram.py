@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels import reference
-from ms_kernels.autograd import differentiable_once, in_public_dtype
+from ms_kernels.autograd import differentiable_once, in_public_dtype, keep
 from ms_kernels.backends.sides import Sides, computed, full_precision
 from ms_kernels.backends.sweep import TEMPORARIES
 from ms_kernels.checks import Pairs, take_numbers
@@ -161,7 +161,7 @@ class _StreamedHistogram(torch.autograd.Function):
             counts = torch.zeros(len(node), 3 * (bins + 1), dtype=torch.int64, device=x.device)
             counts.scatter_add_(1, node, one - upper).scatter_add_(1, node + 1, upper)
             nodes += (counts.double() / one).sum(0).view(3, -1)[:2] + _poison(similarity)
-        ctx.save_for_backward(x, refs, *pairs, nodes)
+        keep(ctx, x, refs, *pairs, nodes)
         ctx.options = bins, mining, max_positive_similarity
         positive_share, negative_share = _shares(nodes)
         loss: Tensor = (negative_share * positive_share.cumsum(0)).sum()

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ms_kernels.autograd import differentiable_once, in_public_dtype, reduce, reduce_rows
+from ms_kernels.autograd import (
+    differentiable_once,
+    in_public_dtype,
+    keep,
+    reduce,
+    reduce_rows,
+)
 from ms_kernels.backends.interface import Side
 from ms_kernels.backends.sides import Sides
 from ms_kernels.backends.sweep import TEMPORARIES, RowFunction, row_losses, sweep
@@ -113,7 +119,7 @@ class _Swept(torch.autograd.Function):
         valid = count_valid(kept) if reduction == "mean_valid" else None
         ctx.given, ctx.reduction, ctx.count = given, reduction, max(len(rows), 1)
         ctx.dtype = x.dtype
-        ctx.save_for_backward(dx, dr, valid, *(pairs if later else ()))
+        keep(ctx, dx, dr, valid, *(pairs if later else ()))
         return rows if later else reduce(rows.sum(), reduction, ctx.count, valid)
 
     @staticmethod

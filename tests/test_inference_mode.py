@@ -1,0 +1,52 @@
+"""Labels and candidates that were made in inference mode, as an evaluation loop leaves them."""
+
+import pytest
+import torch
+
+import ms_kernels
+from ms_kernels import HistogramLoss, NTXent, Triplet, pair_loss, streamed_loss
+
+
+def made(n, m):
+    g = torch.Generator().manual_seed(0)
+    return torch.arange(n) % 4, torch.randn(m, 8, generator=g), torch.arange(m) % 4
+
+
+LOSSES = {
+    "multi_similarity": lambda *a, **k: ms_kernels.multi_similarity_loss(*a, **k),
+    "NTXent": lambda *a, **k: pair_loss(*a, weighting=NTXent(), **k),
+    "Triplet": lambda *a, **k: pair_loss(*a, weighting=Triplet(), **k),
+}
+
+
+def gradient(loss, *others):
+    x = torch.randn(20, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    loss(x, *others).sum().backward()
+    return x.grad
+
+
+def check(loss, refs):
+    wanted = gradient(loss, *made(20, 30)[: 3 if refs else 1])
+    with torch.inference_mode():
+        others = made(20, 30)[: 3 if refs else 1]
+    assert others[0].is_inference()
+    assert torch.equal(gradient(loss, *others), wanted)
+
+
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("backend", ["cpu", "panels", "reference"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name, backend, reduction, refs):
+    check(lambda *a: LOSSES[name](*a, backend=backend, reduction=reduction), refs)
+
+
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_streamed(reduction, refs):
+    check(lambda *a: streamed_loss(NTXent().row_loss, *a, reduction=reduction), refs)
+
+
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+def test_histogram(refs):
+    check(HistogramLoss(), refs)
