@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 LARGEST = sys.float_info.max
+LARGEST_BITS = sys.float_info.max_exp
 MOST_OPTION = 1e30
 PLAIN = (int, float, bool, type(None))
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -49,7 +50,14 @@ def check_number(
         raise TypeError(f"{name}: expected {wanted}, got {value!r}")
     # torch.compile has no isfinite of a symbol.
     if not -LARGEST <= value <= LARGEST or (above is not None and value <= above):
-        raise ValueError(f"{name}: expected {wanted}, got {value}")
+        raise ValueError(f"{name}: expected {wanted}, got {shown(value)}")
+
+
+def shown(value: float) -> str:
+    """What does not fill the screen: of some integers not even Python writes the digits."""
+    if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
+        return f"one of {value.bit_length()} bits"
+    return str(value)
 
 
 def plain_number(value: Any) -> Any:

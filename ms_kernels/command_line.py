@@ -4,14 +4,20 @@ import errno
 import sys
 from pathlib import Path
 
+MOST = 2**62
 
-def check_count(command: str, option: str, got: object, least: int = 1) -> int:
+
+def check_count(command: str, option: str, got: object, least: int = 1, most: int = MOST) -> int:
     """A whole number, also as text; exits with what was wanted."""
     text = str(got)
-    number = int(text) if text.removeprefix("-").isdecimal() else None
-    if number is None or number < least:
-        sys.exit(f"{command}: {option}: expected a whole number, at least {least}, got {text}")
-    return number
+    wanted = f"{command}: {option}: expected a whole number, at least {least}"
+    if not text.removeprefix("-").isdecimal():
+        sys.exit(f"{wanted}, got {text}")
+    if len(text) > len(str(most)) or int(text) > most:
+        sys.exit(f"{wanted} and at most {most}, got {text:.40}")
+    if int(text) < least:
+        sys.exit(f"{wanted}, got {text}")
+    return int(text)
 
 
 def check_output(command: str, option: str, output: str | Path) -> None:
@@ -36,10 +42,10 @@ def check_output(command: str, option: str, output: str | Path) -> None:
 
 
 def check_picture(command: str, output: str) -> None:
-    """A file that can be written, of a kind that matplotlib draws; needs matplotlib."""
+    """A file that can be written, of a kind that matplotlib draws by itself; needs matplotlib."""
     from matplotlib.figure import Figure
 
-    kinds = Figure().canvas.get_supported_filetypes()
+    kinds = set(Figure().canvas.get_supported_filetypes()) - {"pgf"}  # that one needs LaTeX
     if Path(output).suffix[1:].lower() not in kinds:
         sys.exit(
             f"{command}: --output: expected a picture, such as {command}.png or {command}.svg, "

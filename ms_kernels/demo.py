@@ -32,13 +32,13 @@ def run(steps: int, output: str) -> None:
     """The whole demo: two runs, a table, a picture. Exits with 1 if the runs differ."""
     check_count("demo", "--steps", steps)
     try:
+        check_picture("demo", output)
         import tqdm  # noqa: F401
         from sklearn.datasets import load_digits
 
         from ms_kernels.demo_plot import draw
     except ImportError as error:
         sys.exit(f"the demo needs {error.name}: pip install '.[demo]' in the source folder")
-    check_picture("demo", output)
     digits = load_digits()
     images = torch.tensor(digits.data / 16).view(-1, 1, 8, 8)
     labels = torch.tensor(digits.target)

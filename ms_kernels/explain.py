@@ -32,6 +32,7 @@ def run(steps: int, output: str) -> None:
     """Train briefly, draw the plots of `ms_kernels.plots` as one PNG, say what they show."""
     check_count("explain", "--steps", steps)
     try:
+        check_picture("explain", output)
         from matplotlib.figure import Figure
         from sklearn.datasets import load_digits
         from tqdm import tqdm
@@ -39,7 +40,6 @@ def run(steps: int, output: str) -> None:
         from ms_kernels import plots
     except ImportError as error:
         sys.exit(f"explain needs {error.name}: pip install '.[demo]' in the source folder")
-    check_picture("explain", output)
     digits = load_digits()
     images = torch.tensor(digits.data / 16).view(-1, 1, 8, 8)
     images = place(images, torch.Generator().manual_seed(0)).float()

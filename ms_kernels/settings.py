@@ -1,6 +1,6 @@
 """Memory budgets and one tolerance, as attributes of `ms_kernels.options`."""
 
-from ms_kernels.checks import plain_number
+from ms_kernels.checks import plain_number, shown
 
 # With so many samples on the larger side, or fewer, the cost of a GPU is launches: the cuda backend
 # has one, and backend="auto" takes it. Above, it is products. From the floors of a launch against
@@ -69,7 +69,7 @@ class Options:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"options.skip_below: expected a number, got {value!r}")
         if not 0 <= value < 1:
-            raise ValueError(f"options.skip_below: expected 0 <= number < 1, got {value}")
+            raise ValueError(f"options.skip_below: expected 0 <= number < 1, got {shown(value)}")
         self._skip_below = float(value)
 
     def skip_below_of(self, wide: bool) -> float:
@@ -90,9 +90,9 @@ def _bytes(name: str, value: int, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"options.{name}: expected a number of bytes (int), got {value!r}")
     if value < least:
-        raise ValueError(f"options.{name}: expected at least {least}, got {value}")
+        raise ValueError(f"options.{name}: expected at least {least}, got {shown(value)}")
     if value > 1 << 62:
-        raise ValueError(f"options.{name}: expected at most 2^62, got {value}")
+        raise ValueError(f"options.{name}: expected at most 2^62, got {shown(value)}")
     return value
 
 
