@@ -122,3 +122,18 @@ def stand_in(monkeypatch):
         monkeypatch.setattr(f"bench.{module}.backends", lambda: ["panels"])
     monkeypatch.setattr("bench.gpu_timing.GRAPH_STEPS", 2)
     return found.cuda
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A machine that has everything `make gpu` asks for."""
+    from gpu_proof.site import Site
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    found = Site(tmp_path)
+    monkeypatch.setattr(Site, "tool", lambda self, name: f"/bin/{name}")
+    monkeypatch.setattr(Site, "importable", lambda self, name: True)
+    monkeypatch.setattr(Site, "no_cuda_module", None)
+    found.carried = None
+    found.probe = {"available": True, "capability": [9, 0]}
+    return found

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -10,28 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu_proof import carry, ncu, process, proof, rehearsal, sanitizer, steps
+from gpu_proof import carry, ncu, process, proof, rehearsal, steps
 from gpu_proof.site import Site
 from gpu_proof.steps import Step
 
-from bench import gpu, gpu_device, gpu_latency, gpu_machine, gpu_report, gpu_sources
-from bench.gpu_record import append, read
+from bench import gpu_device
+from bench.gpu_record import read
 
 HERE = Path(__file__).parent
 SCRIPT = [sys.executable, str(HERE / "prove_gpu.py")]
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    """A machine that has everything."""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    found = Site(tmp_path)
-    monkeypatch.setattr(Site, "tool", lambda self, name: f"/bin/{name}")
-    monkeypatch.setattr(Site, "importable", lambda self, name: True)
-    monkeypatch.setattr(Site, "no_cuda_module", None)
-    found.carried = None
-    found.probe = {"available": True, "capability": [9, 0]}
-    return found
 
 
 def python(code):
@@ -249,220 +235,6 @@ def test_unused_seconds_go_to_later_steps(site, monkeypatch):
     assert limits[0] == pytest.approx(10, abs=1) and limits[1] == pytest.approx(35, abs=1)
 
 
-def test_tests_are_written_as_they_end(tmp_path):
-    (tmp_path / "test_it.py").write_text(
-        "import os, pytest, signal, time\n"
-        "def test_passes(record_property): record_property('launches', 9)\n"
-        "def test_fails(): assert 1 == 2, 'said'\n"
-        "def test_is_skipped(): pytest.skip('for a reason')\n"
-        "def test_hangs(): time.sleep(60)\n"
-    )
-    file, log = tmp_path / "r.jsonl", tmp_path / "log"
-    append(file, {"kind": "machine", "on": "abc", "key": []})
-    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
-    environment = {**os.environ, "PYTHONPATH": paths, "MSK_PROOF_STEP": "cuda"}
-    environment |= {"MSK_PROOF_RESULTS": str(file)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu_proof.outcomes"]
-    command += ["-p", "no:cacheprovider", "--rootdir", str(tmp_path), "test_it.py"]
-    limit = 8.0
-    while True:  # on a slow machine pytest may take longer to come as far as the test that hangs
-        ended = process.run(command, limit, log, tmp_path, environment)
-        found = {c["key"][1].split("::")[-1]: c for c in read(file) if c["kind"] == "test"}
-        if "test_hangs" in found or limit > 60:
-            break
-        limit *= 3
-    assert ended.killed
-    assert found["test_passes"]["counted"] == {"launches": 9}
-    assert found["test_fails"]["outcome"] == "failed" and "said" in found["test_fails"]["text"]
-    assert "for a reason" in found["test_is_skipped"]["why"]
-    assert found["test_hangs"]["outcome"] == "cut off" and found["test_hangs"]["on"] == "abc"
-    assert "1 cut off" in proof.counted([c for c in read(file) if c["kind"] == "test"][-4:])
-
-
-PEAK = "avg.pct_of_peak_sustained"
-STALLED = "smsp__average_warps_issue_stalled"
-COLUMNS = ["ID", "Process ID", "Kernel Name", "Block Size", "gpu__time_duration.sum"]
-COLUMNS += [f"sm__throughput.{PEAK}_elapsed", f"sm__inst_executed_pipe_tensor_op.{PEAK}_active"]
-COLUMNS += [f"{STALLED}_{why}_per_issue_active.ratio" for why in ("barrier", "wait")]
-UNITS = ["", "", "", "", "nsecond", "%", "%", "inst", "inst"]
-VALUES = ["0", "7", "void msk::gpu::batch_kernel(Problem)", "(256, 1, 1)", "21,500"]
-VALUES += ["41.5", "n/a", "3.0", "1.0"]
-TABLE = [",".join(f'"{cell}"' for cell in row) for row in (COLUMNS, UNITS, VALUES)]
-RAW = "\n".join(["==PROF== Connected to process 7", *TABLE, "==PROF== Disconnected"])
-LONG = """"ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"
-"0","scan","s","gpu__time_duration.sum","us","1,211.94"
-"0","scan","s","sm__throughput.avg.pct_of_peak_sustained_elapsed","%","12.5"
-"1","gradient","s","gpu__time_duration.sum","us","3"
-"""
-
-
-def test_counters_of_ncu_are_read():
-    (kernel,) = ncu.profiles(RAW)
-    assert kernel["kernel"].startswith("void msk::gpu::batch_kernel")
-    assert kernel["seconds"] == pytest.approx(21.5e-6) and kernel["sm"] == 41.5
-    assert kernel["tensor"] is None  # n/a: not counted on this GPU
-    assert kernel["stalls"] == [("barrier", 0.75), ("wait", 0.25)]
-    scan, gradient = ncu.profiles(LONG)
-    assert scan["seconds"] == pytest.approx(1.21194e-3) and scan["sm"] == 12.5
-    assert gradient["seconds"] == pytest.approx(3e-6) and gradient["sm"] is None
-    assert ncu.profiles("==ERROR== no kernels were profiled\n") == []
-
-
-MEMCHECK = """========= COMPUTE-SANITIZER
-case cuda N=67 M=None D=33 torch.bfloat16
-========= Invalid __global__ read of size 4 bytes
-=========     at msk::gpu::batch_kernel(Problem)+0x1230
-=========     by thread (32,0,0) in block (1,0,0)
-=========
-case cuda N=67 M=None D=33 torch.float32
-========= ERROR SUMMARY: 1 error
-"""
-RACECHECK = """========= COMPUTE-SANITIZER
-========= Error: Race reported between Write access at batch_kernel+0x10
-=========     and Read access at batch_kernel+0x90 [4 hazards]
-=========
-========= RACECHECK SUMMARY: 4 hazards displayed (1 error, 3 warnings)
-"""
-
-
-def test_findings_of_the_sanitizer_are_read():
-    found = list(sanitizer.read(MEMCHECK.splitlines()))
-    assert [kind for kind, _ in found] == ["case", "finding", "case", "summary"]
-    assert found[1][1][0].startswith("Invalid __global__ read") and len(found[1][1]) == 3
-    assert found[-1] == ("summary", 1)
-    (finding, summary) = sanitizer.read(RACECHECK.splitlines())
-    assert "batch_kernel+0x90" in finding[1][1] and summary == ("summary", 1)
-    clean = "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
-    assert list(sanitizer.read([clean])) == [("summary", 0)]
-    assert list(sanitizer.read(["========= ERROR SUMMARY: 0 errors"])) == [("summary", 0)]
-
-
-def test_the_sanitizer_looks_at_our_kernels():
-    for tool in sanitizer.TOOLS:
-        command = sanitizer.command_of(tool)
-        chosen = command[: command.index(sys.executable)]
-        assert ("kernel_substring=_ZN3msk" in chosen) == (tool != "initcheck")
-    for path in (HERE.parent / "csrc" / "cuda").glob("*.cuh"):  # so their names begin
-        if "MSK_KERNEL(" in (text := path.read_text()):
-            assert "namespace msk::gpu {" in text, path
-
-
-def test_a_carried_module_is_placed_where_it_serves(tmp_path, capsys):
-    here = carry.python_of(sys.executable)
-    folder, package = tmp_path / "gpu" / here["tag"], tmp_path / "package"
-    folder.mkdir(parents=True)
-    package.mkdir()
-    assert carry.place(tmp_path / "gpu", package) is None
-    (folder / f"_cuda{here['suffix']}").write_bytes(b"module")
-    manifest = {**here, "architectures": "90-real", "sources": gpu_sources.built()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert carry.place(tmp_path / "gpu", package) == f"gpu/{here['tag']}, 90-real"
-    assert carry.in_package("_cuda", package).read_bytes() == b"module"
-    assert carry.in_package("_cpu", package) is None
-    for flaw in ({"sources": "old"}, {"suffix": ".cpython-399-x86_64-linux-gnu.so"}):
-        (folder / "manifest.json").write_text(json.dumps({**manifest, **flaw}))
-        assert carry.place(tmp_path / "gpu", package) is None
-        assert "is not used" in capsys.readouterr().out
-
-
-def test_a_module_of_other_sources_is_built_again(site, tmp_path, monkeypatch):
-    """The sources were edited, the module that an earlier call put into the package is there."""
-    here, package = carry.python_of(sys.executable), tmp_path / "package"
-    package.mkdir()
-    module = package / f"_cuda{here['suffix']}"
-    module.write_bytes(b"module")
-    monkeypatch.setattr(
-        Site, "no_cuda_module", property(lambda _: carry.unusable("_cuda", package))
-    )
-    (build,) = steps.chosen(["build"])
-    tests, tools = steps.chosen(["cuda", "memcheck"])
-    assert build.why_not(site) is None and "nothing says" in tests.why_not(site)
-    manifest = {**here, "architectures": "90-real", "sources": gpu_sources.built()}
-    gpu_sources.write_note(manifest, package)
-    assert "is here" in build.why_not(site) and tests.why_not(site) is None
-    gpu_sources.write_note({**manifest, "sources": "old"}, package)
-    assert build.why_not(site) is None
-    assert "other sources (old" in tests.why_not(site) == tools.why_not(site)
-    monkeypatch.setattr(gpu_machine, "cuda_module", lambda: gpu_sources.module_sources(module))
-    with pytest.raises(SystemExit, match="other sources"):
-        gpu_machine.record(tmp_path / "r.jsonl")
-    gpu_sources.write_note(manifest, package)
-    assert gpu_machine.unlike() is None
-    gpu_sources.write_note({**manifest, "sources": "old"}, package)
-    assert carry.place(tmp_path / "nothing carried", package) is None and not module.exists()
-    module.write_bytes(b"another build's")  # the note is not its own
-    assert "nothing says" in tests.why_not(site)
-
-
-def test_a_failed_build_leaves_no_note(tmp_path, monkeypatch):
-    (tmp_path / gpu_sources.NOTE).write_text("{}")
-    module = tmp_path / f"_cuda{carry.python_of(sys.executable)['suffix']}"
-    module.write_bytes(b"old")
-    monkeypatch.setattr(carry, "PACKAGE", tmp_path)
-    monkeypatch.setattr(carry, "build", lambda *a: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        carry.main(["--here"])
-    assert not (tmp_path / gpu_sources.NOTE).exists() and not module.exists()
-
-
-def test_the_digest_holds_all_that_is_compiled(tmp_path):
-    files = ("csrc/cuda/a.cu", "cmake/cuda.cmake", "cmake/cuda/CMakeLists.txt", "CMakeLists.txt")
-    files += ("cmake/build_cuda.cmake.in",)
-    for name in files:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
-    seen = {gpu_sources.built(tmp_path)}
-    for name in files:
-        (tmp_path / name).write_text("changed")
-        seen.add(gpu_sources.built(tmp_path))
-    assert len(seen) == 1 + len(files)
-
-
-def test_the_commit_is_known_without_a_repository(tmp_path):
-    copy, carried = tmp_path / "copy", tmp_path / "gpu"
-    (copy / "bench").mkdir(parents=True)
-    (copy / "CMakeLists.txt").write_text("")
-    asked = (copy, carried)
-    assert gpu_sources.commit(*asked) == {"commit": None, "changed": None}
-    (carried / "cp312").mkdir(parents=True)
-    manifest = {"commit": "abc", "changed": False, "measured": gpu_sources.measured(copy)}
-    (carried / "cp312" / "manifest.json").write_text(json.dumps(manifest))
-    assert gpu_sources.commit(*asked) == {"commit": "abc", "changed": False}
-    (copy / "bench" / "a.py").write_text("edited there")
-    assert gpu_sources.commit(*asked) == {"commit": "abc", "changed": True}
-    manifest |= {"changed": True, "measured": gpu_sources.measured(copy)}
-    (carried / "cp312" / "manifest.json").write_text(json.dumps(manifest))
-    assert gpu_sources.commit(*asked)["changed"] is True
-    assert {"commit", "changed", "measured", "sources"} <= set(carry.state())
-    machine = dict.fromkeys(("gpu", "driver", "cuda", "torch", "triton", "date", "sources"), "x")
-    unknown = gpu_report.machine_line({**machine, "commit": None, "changed": None})
-    assert "commit unknown, changed or not: unknown" in unknown
-
-
-def test_a_repository_around_the_tree_is_not_its_own(tmp_path):
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    (tmp_path / "copy").mkdir()
-    (tmp_path / "copy" / "CMakeLists.txt").write_text("")
-    assert gpu_sources.commit(tmp_path / "copy", tmp_path) == {"commit": None, "changed": None}
-
-
-def test_the_manifest_names_the_nvcc_that_was_used(tmp_path):
-    assert carry.nvcc_of(tmp_path) is None
-    (tmp_path / "cuda").mkdir()
-    said = "nvcc: NVIDIA (R) Cuda compiler\nCuda compilation tools, release 13.0, V13.0.88\nBuild"
-    (tmp_path / "cuda" / "tools.txt").write_text(f"/opt/my cuda/bin/nvcc {said} /usr/bin/c++  ")
-    assert carry.nvcc_of(tmp_path).startswith("/opt/my cuda/bin/nvcc: Cuda")
-    assert "release 13.0" in carry.nvcc_of(tmp_path)
-
-
-def test_the_carried_module_is_not_built_again(site):
-    site.carried = "gpu/cp312, 90-real"
-    (step,) = steps.chosen(["build"])
-    assert step.why_not(site) == "carried: gpu/cp312, 90-real"
-    site.carried = None
-    assert step.command(site, 9.0)[-2:] == ["--architectures", "90-real"]
-
-
 @pytest.mark.parametrize("few", ["", "N1_"])
 def test_choices_of_tests_can_be_joined(site, monkeypatch, few):
     monkeypatch.setattr(Site, "few_tests", few)
@@ -475,13 +247,6 @@ def test_choices_of_tests_can_be_joined(site, monkeypatch, few):
 
 def test_both_name_a_broken_context_alike():
     assert proof.BROKEN == gpu_device.BROKEN
-
-
-def test_kernels_are_compiled_beforehand_for_the_largest_size_of_the_plan():
-    """The gradient of many rows is another kernel than that of few."""
-    text = (HERE / "gpu_proof" / "kernels_beforehand.py").read_text()
-    sizes = re.search(r"SIZES, DEPTHS = \(([\d, ]+)\)", text)[1]
-    assert max(map(int, sizes.split(","))) >= max(*gpu_latency.LARGE, *gpu.LISTS["quick"][0])
 
 
 def test_a_rehearsal_has_every_step():

@@ -3,11 +3,13 @@ gpu-build), and on that machine found and put in their place (make gpu).
 
 A folder of build/gpu is named for a Python, cp312, and holds _cpu, _cuda and a manifest that says
 of which sources and for which architectures they are. Modules of another Python cannot be loaded,
-those of other sources are not wanted: then they are built there.
+those of other sources are not wanted: then they are built there. The bench's peer lies beside them,
+for a machine without an index of packages.
 """
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -21,6 +23,7 @@ from bench.gpu_sources import CARRIED, PACKAGE, ROOT
 
 # Not carried, and of this checkout alone: CMake refuses a tree that was moved.
 TREES = ROOT / "build" / f"gpu-tree-{hashlib.sha256(bytes(ROOT)).hexdigest()[:8]}"
+PEER, SITE = "pytorch-metric-learning", CARRIED / "site"
 ASK = (
     "import json, sys, sysconfig; v = sys.version_info; print(json.dumps({"
     "'tag': f'cp{v[0]}{v[1]}', 'suffix': sysconfig.get_config_var('EXT_SUFFIX')}))"
@@ -167,6 +170,24 @@ def compile_kernels(python: str) -> int:
     return subprocess.run(command, cwd=ROOT, env=environment).returncode
 
 
+def fetch_peer(python: str) -> None:
+    """What the bench compares with; it is Python alone, and what it needs is common."""
+    shutil.rmtree(SITE, ignore_errors=True)
+    command = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
+    command += ["-c", str(ROOT / "constraints.txt"), "--target", str(SITE), PEER]
+    print("$", " ".join(command), flush=True)
+    if subprocess.run(command).returncode:
+        shutil.rmtree(SITE, ignore_errors=True)
+        print(f"{PEER} is not carried: that baseline of the bench will be left out")
+
+
+def peer_site() -> Path | None:
+    """Where the carried peer lies, unless this Python has one of its own."""
+    name = PEER.replace("-", "_")
+    installed = importlib.util.find_spec(name) is not None
+    return SITE if (SITE / name).is_dir() and not installed else None
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m gpu_proof.carry", description=__doc__)
     parser.add_argument("--python", default=sys.executable)
@@ -199,6 +220,7 @@ def main(arguments: list[str]) -> int:
         gpu_sources.write_note(manifest)
     else:
         claim.write_text(text + "\n")
+        fetch_peer(options.python)
     print(f"{folder}: {text}")
     return 0
 

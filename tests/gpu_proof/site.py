@@ -49,6 +49,7 @@ class Site:
     def environment(self, additions: dict[str, str]) -> dict[str, str]:
         """With the tree and the tests importable, and CUDA's tools found last."""
         python_path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+        python_path.append(str(carry.peer_site() or ""))
         found = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, python_path)),
@@ -144,9 +145,12 @@ class Site:
 
     def importable(self, name: str) -> bool:
         try:
-            return importlib.util.find_spec(name) is not None
+            if importlib.util.find_spec(name) is not None:
+                return True
         except ModuleNotFoundError:  # its package is not there
             return False
+        carried = carry.peer_site()
+        return carried is not None and (carried / name).is_dir()
 
     def unimportable(self, name: str) -> str | None:
         return None if self.importable(name) else f"{sys.executable} cannot import {name}"
