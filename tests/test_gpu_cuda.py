@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import tf32
 import torch
 from cases import SPECS, case_id, make_batch
 from gpu_proof.on_cpu import started
@@ -48,6 +49,29 @@ def test_values(dtype, shape, name, reduction):
     ulp = {torch.float64: 1e-11}.get(dtype, max(torch.finfo(dtype).eps, 2.0**-16))
     for g, w in zip(got, want, strict=True):
         assert (g.double() - w).abs().max() <= 4 * ulp * w.abs().max()
+
+
+@pytest.mark.parametrize("count", tiny([512, 2048], [128]))
+def test_tf32_similarities_are_rounded_and_not_cut(count):
+    def statistics(*pairs):
+        found = ms_kernels.row_statistics(*(v.to(DEVICE) for v in pairs), backend="cuda")
+        return reference.RowStatistics(*(v.cpu() for v in found))
+
+    tf32.check_similarities(statistics, count)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("name", tf32.UNMINED)
+@pytest.mark.parametrize(
+    "shape",
+    tiny(
+        [(240, None, 512), (300, 700, 129), (2500, None, 64), (300, 1500, 128)],
+        [(37, None, 40), (30, 70, 33)],
+    ),
+    ids=case_id,
+)
+def test_tf32_is_as_accurate_as_dense_tf32(shape, name, reduction):
+    tf32.check_step(shape, name, "cuda", reduction, DEVICE)
 
 
 @pytest.mark.parametrize("shape", SIZES, ids=case_id)

@@ -18,7 +18,8 @@ from bench.gpu_device import REHEARSED
 from ms_kernels import dispatch, settings
 from ms_kernels.backends import cuda
 
-INSTANCES = ("batch_bfloat16", "batch_float32", "tiled_bfloat16", "tiled_float32")
+PRECISIONS = ("bfloat16", "float32", "tf32")
+INSTANCES = tuple(f"{path}_{name}" for path in ("batch", "tiled") for name in PRECISIONS)
 ONE_LAUNCH = 48  # so that tiny batches take either path
 
 
