@@ -1,12 +1,16 @@
-"""Triton's interpreter, made to round as a GPU does where it does not.
+"""Triton's interpreter, made to round as a GPU does where it does not, in two thirds of the time.
 
 It multiplies float32 numbers in full whatever precision is asked for; a tensor core reads the upper
 19 bits of them, so operands that nobody rounded are cut, and their products biased. It cuts float32
 numbers where they become bfloat16; a GPU rounds them to the nearest. And its products are NumPy's:
 which of a processor's instructions and which order of the sums OpenBLAS takes depends on shape and
 layout, so that a pair has other bits in the scan than in the gradient, where a GPU has the same.
+
+It teaches the language to compute at a launch, and once more at each call of a function inside it,
+which changes nothing; and it looks for overflows of every integer sum, which a GPU does not.
 """
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -34,6 +38,20 @@ def round_as_a_gpu() -> None:
             return _to_bfloat16(x)
         return convert(x, source, target, mode)
 
+    taught = []
+
+    def call(self, *arguments, **options):
+        # Functions of Triton's own speak of tl.core, which a launch does not teach.
+        if not taught and "core" in self.fn.__globals__:
+            taught.append(interpreter._patch_lang(self.fn))
+        try:
+            return self.rewrite()(*arguments, **options)
+        except Exception as error:
+            raise interpreter.InterpreterError(repr(error)) from error
+
+    interpreter.InterpretedFunction.__call__ = call
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
     interpreter.InterpreterBuilder.create_dot = create_dot
     interpreter._convert_float = convert_float
 
