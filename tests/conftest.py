@@ -26,6 +26,11 @@ else:
 
 def pytest_addoption(parser):
     parser.addoption(
+        "--every-architecture",
+        action="store_true",
+        help="compile all kernels for all GPUs (make compile); the suite looks at sm_90",
+    )
+    parser.addoption(
         "--budgets", action="store_true", help="print each file's largest ratio of error to budget"
     )
 

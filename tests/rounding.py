@@ -33,9 +33,8 @@ rows add up as independent, but for the lengths of candidates, which all rows sh
 what it errs less by where one pair holds everything:
     dw_ij / w_ij = a (dT_ij - sum_k q_ik dT_ik) + one error of the sum, of (sum_k q_ik)^2 E_i
                  + 6 roundings: of exponential, quotient, products, weight of its row
-Panels form S again for the gradient, by a product that may add in another order: what a pair holds
-of its sum errs apart from it. Where both kinds of pairs meet in one sum, what a kind does not hold
-of it, 1 - sum_k q_ik, errs with the log-sum-exp of the other.
+Where both kinds of pairs meet in one sum, what a kind does not hold of it, 1 - sum_k q_ik, errs
+with the log-sum-exp of the other.
 
 **A hinge** weighs 0 or 1 alike where 6 deviations of T reach its corner.
 
@@ -47,6 +46,7 @@ A floor is 6 standard deviations and one rounding to the dtype of the result: of
 the largest exceeds 4.3 every other time, 6 once in 8,000. Of float64 results the oracle errs too.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -97,7 +97,6 @@ class Rounding:
     def __init__(self, batch, weighting, mining, *, normalize=True, cap=None, backend=""):
         x, y, r, z = (*batch, None, None)[:4]
         self.self_mode, self.normalize = r is None, normalize
-        self.computed_twice = backend == "panels"
         r, z = (x, y) if self.self_mode else (r, z)
         half = x.dtype in (torch.bfloat16, torch.float16)
         compute = torch.float32 if half else x.dtype
@@ -216,9 +215,6 @@ class Rounding:
             q, part = side.held, torch.where(side.kept, weight, 0)
             of_all = q.sum(1, keepdim=True)
             shared = of_all**2 * side.of_sum[:, None]
-            if self.computed_twice:
-                shared = shared + side.slope**2 * (q**2 * self.exponent).sum(1, keepdim=True)
-                q = torch.zeros_like(q)
             if self.joint:
                 shared = shared + (1 - of_all) ** 2 * other.log_sum[:, None]
             spread = torch.where(side.kept, moves**2, 0)
@@ -237,7 +233,7 @@ class Rounding:
                 self._through_length(*by_candidates, self.candidates, self.norms[1]),
             ]
         # S_ij and S_ji err alike: their effects add up before they are squared.
-        alike = moves if self.computed_twice else moves * (1 - sum(s.held for s in self.sides))
+        alike = moves * (1 - sum(s.held for s in self.sides))
         each = alone + mirrored.T + 2 * alike * alike.T * self.exponent
         found = self._sum(weight + weight.T, each, moved + moved.T, parts, self.rows)
         return [self._through_length(*found, self.rows, self.norms[0])]
@@ -272,6 +268,7 @@ class Rounding:
         return self._floor(variance / norms**2, (value - along * rows) / norms)
 
 
+@functools.lru_cache(maxsize=8)  # for one batch after the other, on every backend
 def of_spec(batch, spec, backend=""):
     """Floors of the Multi-Similarity loss."""
     return Rounding(

@@ -133,7 +133,7 @@ def probe(folder, text="", replacement=""):
     target.write_text(source.replace(text, replacement))
     shutil.copy(PROBE, csrc / "cuda" / "batch_float64.cu")
     (csrc / "cuda" / "tiled_float64.cu").write_text("")
-    return build.module(csrc, ("batch_float64", "tiled_float64"))
+    return build.module(csrc, ("batch_float64", "tiled_float64"), once=True)
 
 
 def check_probe(monkeypatch, module):

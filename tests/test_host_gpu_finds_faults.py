@@ -120,7 +120,9 @@ def sources(path, folder):
 
 @pytest.mark.parametrize("path", ["one_launch", "by_tiles"])
 def test_the_check_passes_without_a_fault(monkeypatch, tmp_path, path):
-    check(monkeypatch, build.module(sources(path, tmp_path / "csrc"), INSTANCE[path]), path)
+    check(
+        monkeypatch, build.module(sources(path, tmp_path / "csrc"), INSTANCE[path], once=True), path
+    )
 
 
 INSTANCE = {"one_launch": ("batch_bfloat16",), "by_tiles": ("tiled_float64",)}
@@ -136,7 +138,7 @@ def test_fault_shows(path, name, fault, tmp_path, monkeypatch):
     source = target.read_text()
     assert text in source, f"{file} has changed: the fault {name} must be put elsewhere"
     target.write_text(source.replace(text, replacement))
-    module = build.module(csrc, INSTANCE[path], track=name == "no_grid_barrier")
+    module = build.module(csrc, INSTANCE[path], track=name == "no_grid_barrier", once=True)
     error = AssertionError if message is None else RuntimeError
     with pytest.raises(error, match=message):
         check(monkeypatch, module, path)

@@ -35,17 +35,18 @@ print("no error")
 """
 
 
-@pytest.mark.parametrize("path", ["one_launch", "by_tiles"])
-@pytest.mark.parametrize("fault", [None, "output", "input"])
-def test_address_sanitizer(fault, path, tmp_path):
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [("one_launch", None), ("by_tiles", None), ("one_launch", "input"), ("by_tiles", "output")],
+)
+def test_address_sanitizer(path, fault, tmp_path):
     """Global memory: every tensor is an allocation of its own, with forbidden bytes around it."""
     csrc = build.CSRC
     if fault is not None:
         csrc = tmp_path / "csrc"
         shutil.copytree(build.CSRC, csrc)
-        output = {"one_launch": "embedding_gradient.cuh", "by_tiles": "tile_gradient.cuh"}[path]
         file, text, replacement = {
-            "output": (output, "depth) return;", "depth + 1) return;"),
+            "output": ("tile_gradient.cuh", "depth) return;", "depth + 1) return;"),
             "input": ("prepare.cuh", "i < side.count ? depth : 0", "depth + 1"),
         }[fault]
         source = (csrc / "cuda" / file).read_text()
@@ -53,7 +54,7 @@ def test_address_sanitizer(fault, path, tmp_path):
         (csrc / "cuda" / file).write_text(source.replace(text, replacement))
     kind = {"one_launch": "batch", "by_tiles": "tiled"}[path]
     # A fault is one of every operand type: one is enough to see it.
-    dtypes = ["float32"] if fault else ["float16", "float32", "float64"]
+    dtypes = ["float32"] if fault else ["float16", "float32"]
     names = tuple(f"{kind}_{name}" for name in dtypes)
     library = build.build(csrc, names, sanitize=True)
     libasan = subprocess.run(

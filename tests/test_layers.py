@@ -372,6 +372,8 @@ def test_builds_for_different_machines_share_no_code(tmp_path, isa):
     if subprocess.run(nothing, capture_output=True).returncode:
         pytest.skip(f"the compiler has no {isa}")
     target = tmp_path / "kernels.o"
+    # Less is inlined than in the module, so nothing is merged there that is not merged here.
+    flags = [flag.replace("-O3", "-O1") for flag in flags]
     flags += ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-Wno-psabi"]
     source = CSRC / "cpu" / "kernels.cpp"
     command = [compiler, *flags, f"-DMSK_ISA={isa}", "-c", source, "-o", target]

@@ -1,6 +1,8 @@
 """Builds the CUDA kernels for the CPU: their sources unchanged, with the headers of this folder
 found before csrc/cuda/ptx.cuh, grid_barrier.cuh and CUDA's own."""
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -10,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,27 +42,37 @@ def build(
     instances: tuple[str, ...] = (),
     sanitize: bool = False,
     track: bool = False,
+    once: bool = False,
 ) -> Path:
     """The module of these sources. `instances`: only these; a call of another type throws.
 
     track: each load and store of the kernels is seen by the machine, at five times the time.
+    once: for a call or two, compiled in less time than it then takes.
     """
     wanted = list(instances) or INSTANCES
     kernels = [csrc / "cuda" / f"{name}.cu" for name in wanted]
     host = [*sorted((csrc / "cuda").glob("*.cpp")), csrc / "module_cuda.cpp", *HERE.glob("*.cpp")]
     if len(wanted) < len(INSTANCES):
         host.append(absent([name for name in INSTANCES if name not in wanted]))
-    return link(kernels, host, csrc, sanitize, track)
+    return link(kernels, host, csrc, sanitize, track, once)
 
 
 def races() -> Path:
     """The small kernels of races.cu, tracked."""
-    return link([HERE / "races.cu"], [*HERE.glob("*.cpp")], CSRC, False, True)
+    return link([HERE / "races.cu"], [*HERE.glob("*.cpp")], CSRC, track=True)
 
 
-def link(kernels: list[Path], host: list[Path], csrc: Path, sanitize: bool, track: bool) -> Path:
+def link(
+    kernels: list[Path],
+    host: list[Path],
+    csrc: Path,
+    sanitize: bool = False,
+    track: bool = False,
+    once: bool = False,
+) -> Path:
     of_all = SANITIZE if sanitize else []
-    of_kernels = [*of_all, "-O1" if sanitize or track else "-O3", *(TRACK if track else [])]
+    level = "-O1" if sanitize or track or once else "-O3"
+    of_kernels = [*of_all, level, *(TRACK if track else [])]
 
     def compiled(path: Path) -> Path:
         if path.suffix == ".cu":
@@ -84,8 +97,9 @@ def compile_one(path: Path, csrc: Path, flags: list[str]) -> Path:
     sources = included(path, (HERE, csrc))
     key = digest(*FLAGS, *flags, sys.version, *(p.read_text() for p in sources))
     target = CACHE / f"{path.stem}-{key}.o"
-    if not target.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
+    with compiled_by_one(target) as missing:
+        if not missing:
+            return target
         include = [f"-I{HERE}", f"-I{csrc}", f"-I{pybind11.get_include()}"]
         include.append(f"-I{sysconfig.get_paths()['include']}")
         made = CACHE / f"{path.stem}-{os.getpid()}.o"
@@ -93,6 +107,15 @@ def compile_one(path: Path, csrc: Path, flags: list[str]) -> Path:
         subprocess.run(command, check=True)
         made.rename(target)
     return target
+
+
+@contextlib.contextmanager
+def compiled_by_one(target: Path) -> Iterator[bool]:
+    """Whether it is still to be made: of several processes one does, the others wait for it."""
+    (CACHE / "locks").mkdir(parents=True, exist_ok=True)
+    with (CACHE / "locks" / target.stem).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not target.exists()
 
 
 def included(source: Path, folders: tuple[Path, ...]) -> list[Path]:
@@ -126,9 +149,14 @@ def digest(*texts: str) -> str:
 
 
 @functools.cache
-def module(csrc: Path = CSRC, instances: tuple[str, ...] = (), track: bool = False):
+def module(
+    csrc: Path = CSRC,
+    instances: tuple[str, ...] = (),
+    track: bool = False,
+    once: bool = False,
+):
     """The module, built and loaded."""
-    return load(build(csrc, instances, track=track))
+    return load(build(csrc, instances, track=track, once=once))
 
 
 def load(path: Path):
