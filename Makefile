@@ -3,6 +3,7 @@
 # make bench  measures against PyTorch and pytorch-metric-learning; BENCH=quick for two minutes
 # make launcher  every Triton kernel through Triton's launcher and compiler; TRITON=3.6.0 for
 #             another Triton than the environment's
+# make compile   every kernel for every architecture, nothing may spill: ten minutes
 # make gpu    what a GPU must show, with PYTHON's own torch: RESULTS=folder takes what is found,
 #             STEPS="machine latency" some of it, STEPS=first and STEPS=second its halves
 # make gpu-build      the modules for it beforehand: PYTHON=python3.12 ARCHITECTURES=90-real,
@@ -23,7 +24,7 @@ CXX_FILES := $(shell find csrc tests/host_gpu tests/stand_in_driver -name '*.h' 
 # a GPU: make MSK_CUDA=ON CMAKE_CUDA_ARCHITECTURES=90-real
 export MSK_CUDA ?= OFF
 
-.PHONY: demo test launcher bench tables gpu gpu-build gpu-rehearsal lint format clean
+.PHONY: demo test launcher compile bench tables gpu gpu-build gpu-rehearsal lint format clean
 
 # Editable, so that Python changes need no reinstall; a change of csrc/ rebuilds the module.
 $(VENV)/installed: $(SOURCES)
@@ -53,6 +54,10 @@ launcher: $(VENV)/extra-test $(TRITON:%=$(VENV)/triton-%)
 	STAND_IN_DRIVER=cubin TRITON_INTERPRET=0 TRITON_CACHE_DIR=$(VENV)/launcher-$(TRITON) \
 	  PYTHONPATH=$(TRITON:%=$(VENV)/triton-%:)tests:tests/launcher \
 	  $(BIN)/python -m pytest -q -n auto tests/launcher
+
+compile: $(VENV)/extra-test
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --every-architecture \
+	  tests/test_cuda_build.py tests/test_triton_compile.py
 
 bench: $(VENV)/extra-bench
 	$(BIN)/python -m bench $(BENCH)

@@ -1,7 +1,8 @@
-"""python tests/compile_triton.py sm_90 [names]: compiles the Triton kernels without a GPU.
+"""python tests/compile_triton.py sm_90 [--some] [names]: compiles the Triton kernels without a GPU.
 
 The launches of real training steps are recorded instead of run, and each kernel compiled ahead of
-time as it would be launched. Prints JSON: what the compiler says of every kernel.
+time as it would be launched. Prints JSON: what the compiler says of every kernel; of --some, what a
+minute allows, a tile or two of each mode.
 """
 
 import json
@@ -133,7 +134,7 @@ def step(dtype, depth, spec=None, refs=False, exact=False, n=4096, with_ids=Fals
     return both
 
 
-def cases(variants):
+def cases(variants, some=False):
     """Every mode with a depth for each of its tiles; every other variant once, if asked for."""
     for name, dtype in (
         ("bf16", torch.bfloat16),
@@ -147,15 +148,17 @@ def cases(variants):
         depths = [*owner, 2 * max(owner)]
         if name == "fp16":  # compiled as bf16 is, with another instruction
             depths = depths[-2:]
+        if some:
+            depths = depths[-2:] if name in ("bf16", "tf32x3") else depths[-1:]
         for depth in depths:
             yield f"{name}-D{depth}", "high" if name == "tf32" else "highest", step(dtype, depth)
     yield "ffma-D16", "highest", step(torch.float32, 16)
     half = torch.bfloat16
-    for depth in (256, 1024):
+    for depth in () if some else (256, 1024):
         yield f"bf16-D{depth}-ids", "highest", step(half, depth, with_ids=True)
         yield f"bf16-D{depth}-few", "highest", step(half, depth, n=400)  # shared blocks of rows
     # The other losses: each where rows are held whole, one of each shape of sums by panels too.
-    for rule in NATIVE_WEIGHTINGS:
+    for rule in (Triplet,) if some else NATIVE_WEIGHTINGS:
         for depth in (128, 1024) if rule in (NTXent, NCA, Circle, Triplet) else (128,):
             if variants or depth == 1024:
                 pair = PairSpec(rule(), SemiHardMining())  # with bounds on both sides
@@ -195,11 +198,12 @@ def job(index):
 
 def main() -> None:
     capability = int(sys.argv[1].removeprefix("sm_"))
-    wanted = sys.argv[2:]
+    some = "--some" in sys.argv
+    wanted = [name for name in sys.argv[2:] if name != "--some"]
     table = tiles.TABLE.get(capability // 10, tiles.TABLE[8])
     problem.tiles_of = lambda mode, device: table[mode]
     seen = set()
-    for name, precision, run in cases(variants=capability == 90):
+    for name, precision, run in cases(capability == 90 and not some, some):
         torch.set_float32_matmul_precision(precision)
         for kernel, args, keywords in recorded(run):
             key = (kernel.__name__, source_of(kernel, args, keywords).hash(), str(keywords))

@@ -1,4 +1,5 @@
-"""Ahead-of-time compilation of every Triton kernel, dtype and tile, without a GPU.
+"""Ahead-of-time compilation of the Triton kernels, without a GPU: of every dtype and tile for three
+architectures in `make compile`, of a tile or two for sm_90 in the suite.
 
 tests/triton_resources.json holds what the compiler said last; `python tests/test_triton_compile.py`
 writes it anew. A figure that changes is a finding: look at it, then write the table.
@@ -31,24 +32,30 @@ SPILLS = {"sm_100": {"negative_scan/bf16-D256-ids": 6, "positive_finish/bf16-D25
 MATRIX = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}
 
 
-def compile_all(architecture):
+def pytest_generate_tests(metafunc):
+    if "architecture" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--every-architecture")
+        metafunc.parametrize("architecture", MOST_SHARED if every else ["sm_90"])
+
+
+def compile_all(architecture, *chosen):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, HERE / "compile_triton.py", architecture]
+    command = [sys.executable, HERE / "compile_triton.py", architecture, *chosen]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", MOST_SHARED)
-def test_every_kernel_compiles_without_spills(architecture):
-    found = compile_all(architecture)
+def test_kernels_compile_without_spills(architecture, pytestconfig):
+    every = pytestconfig.getoption("--every-architecture")
+    found = compile_all(architecture, *([] if every else ["--some"]))
     kernels = found["kernels"]
     assert {name.split("/")[0] for name in kernels} > MATRIX_KERNELS
     errors = {name: row["error"] for name, row in kernels.items() if "error" in row}
     assert not errors
     spills = {name: row["spills"] for name, row in kernels.items() if row["spills"]}
-    assert spills == SPILLS.get(architecture, {})
+    assert spills == {k: n for k, n in SPILLS.get(architecture, {}).items() if k in kernels}
     assert max(row["shared_bytes"] for row in kernels.values()) <= MOST_SHARED[architecture]
     for name, row in kernels.items():
         kernel, case = name.split("/")
@@ -57,6 +64,11 @@ def test_every_kernel_compiles_without_spills(architecture):
     table = json.loads(TABLE.read_text())
     if table["triton"] != found["triton"]:
         pytest.skip(f"the table is of Triton {table['triton']}, this is {found['triton']}")
+    if not every:  # a kernel of several cases bears the name of the first
+        wanted = {name: table[architecture][name] for name in table[architecture].keys() & kernels}
+        assert len(wanted) > len(kernels) / 2
+        kernels = {name: kernels[name] for name in wanted}
+        table[architecture] = wanted
     assert kernels == table[architecture]
 
 
