@@ -103,8 +103,10 @@ def autograd() -> Iterator[None]:
 
 
 def _without_hooks() -> contextlib.AbstractContextManager[object]:
-    # Only where there are some: of what hooks save, no edit in place is noticed.
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+    # Only where there are some: of what hooks save, no edit in place is noticed. Before torch 2.8
+    # nobody can ask.
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if top is not None and top(True) is None:
         return contextlib.nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
 
