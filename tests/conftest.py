@@ -20,7 +20,7 @@ except ImportError:  # then test_properties.py is left out
     pass
 else:
     # The same examples in every run: a failure in CI must come back at home.
-    settings.register_profile("steady", derandomize=True, deadline=None, max_examples=20)
+    settings.register_profile("steady", derandomize=True, deadline=None, max_examples=12)
     settings.load_profile("steady")
 
 
@@ -33,6 +33,11 @@ def pytest_addoption(parser):
     parser.addoption(
         "--budgets", action="store_true", help="print each file's largest ratio of error to budget"
     )
+
+
+def pytest_collection_modifyitems(items):
+    """Long ones first: one that begins when all others are done would be waited for."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)

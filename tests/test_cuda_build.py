@@ -1,6 +1,7 @@
 """nvcc's view of the CUDA kernels, without a GPU: they build, nothing spills, registers stay within
-tests/ptxas.json, each product runs on the tensor cores. For sm_90 in the suite, for sm_80 and
-sm_100 too in `make compile`. That shared memory fits, the sources assert."""
+tests/ptxas.json, each product runs on the tensor cores. In the suite those of three operand types
+for sm_90, in `make compile` all, for sm_80 and sm_100 too. That shared memory fits, the sources
+assert."""
 
 import importlib.util
 import json
@@ -52,9 +53,16 @@ def architectures(config):
     return BOUNDS["architectures"] if config.getoption("--every-architecture") else ["90"]
 
 
+def instances(config):
+    """The others differ from one of these in the instruction of their products."""
+    some = [f"{path}_{name}" for path in GRADIENTS for name in ("float16", "float32", "float64")]
+    return INSTANCES if config.getoption("--every-architecture") else some
+
+
 def pytest_generate_tests(metafunc):
-    if "architecture" in metafunc.fixturenames:
-        metafunc.parametrize("architecture", architectures(metafunc.config))
+    for name, values in (("architecture", architectures), ("instance", instances)):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, values(metafunc.config))
 
 
 def compiled(instance, architecture, folder):
@@ -74,7 +82,6 @@ def run(command):
 
 @pytest.mark.skipif(None in (NVCC, PTXAS), reason="nvcc is not installed")
 @pytest.mark.slow
-@pytest.mark.parametrize("instance", INSTANCES)
 def test_every_instance_builds_without_spills(instance, architecture, tmp_path):
     cubin, report = compiled(instance, architecture, tmp_path)
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)

@@ -85,6 +85,7 @@ def test_gradcheck(backend, name, reduction):
         x.clone().requires_grad_(),
         eps=1e-7,
         atol=1e-5,
+        fast_mode=True,
     )
 
 
@@ -98,6 +99,7 @@ def test_gradcheck_with_refs(backend, reduction, with_ids):
         (x.clone().requires_grad_(), r.clone().requires_grad_()),
         eps=1e-7,
         atol=1e-5,
+        fast_mode=True,
     )
 
 

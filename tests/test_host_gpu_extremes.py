@@ -61,7 +61,7 @@ def terms_of(use, x, y, r, z, dloss, spec):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 @pytest.mark.parametrize("use", ["self", "rows", "columns"])
-@pytest.mark.parametrize("value", [1.0, 1e8, 1e12, 1e30, math.inf, math.nan])
+@pytest.mark.parametrize("value", [1.0, 1e12, 1e30, math.inf, math.nan])
 def test_the_incoming_gradient_of_one_row_takes_nothing_from_others(backend, dtype, use, value):
     spec = SPECS["unmined"]
     x, y, r, z = make_batch(70, None if use == "self" else 90, 16, spec, dtype)

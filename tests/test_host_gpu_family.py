@@ -77,8 +77,14 @@ def test_degenerate_batches(backend, weighting, labels):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("mining", MININGS, ids=name_of)
-@pytest.mark.parametrize(("n", "m"), [(150, None), (40, 140), (140, 40)])
+@pytest.mark.parametrize(
+    ("n", "m", "mining"),
+    [
+        *[(100, None, mining) for mining in MININGS],
+        *[(n, m, MININGS[k]) for k in (0, 1) for n, m in ((40, 140), (140, 40))],
+    ],
+    ids=str,
+)
 def test_triplets_of_long_lists(backend, n, m, mining, monkeypatch):
     """Classes of more candidates than one round compares, 64; in one panel and in several."""
     new = {"generator": torch.Generator().manual_seed(n)}

@@ -107,7 +107,11 @@ def test_gradcheck(name, reduction):
     x, y, _, _ = on_device(make_batch(7, None, 3, SPECS[name], torch.float64))
     chosen = {**vars(SPECS[name]), "backend": "triton", "reduction": reduction}
     assert torch.autograd.gradcheck(
-        lambda x: multi_similarity_loss(x, y, **chosen), x.requires_grad_(), eps=1e-7, atol=1e-5
+        lambda x: multi_similarity_loss(x, y, **chosen),
+        x.requires_grad_(),
+        eps=1e-7,
+        atol=1e-5,
+        fast_mode=True,
     )
 
 
@@ -121,7 +125,7 @@ def test_gradcheck_with_refs_and_ids():
         )
 
     sides = x.requires_grad_(), r.requires_grad_()
-    assert torch.autograd.gradcheck(loss, sides, eps=1e-7, atol=1e-5)
+    assert torch.autograd.gradcheck(loss, sides, eps=1e-7, atol=1e-5, fast_mode=True)
 
 
 def same_as_reference(x, y, *refs, **chosen):

@@ -123,11 +123,11 @@ def test_what_the_kernels_do_not_know():
 
 
 @pytest.mark.parametrize("mining", [mine.NoMining(), mine.MultiSimilarityMining()], ids=name_of)
-@pytest.mark.parametrize(("n", "m"), [(90, None), (40, 70)])
+@pytest.mark.parametrize(("n", "m"), [(50, None), (24, 40)])
 def test_triplets_in_rounds(n, m, mining, monkeypatch):
     """Classes of more candidates than an anchor lists at once."""
     monkeypatch.setattr(launch_family, "LIST_BYTES", 0)
-    monkeypatch.setattr(launch_family, "LEAST_RANKS", 30)
+    monkeypatch.setattr(launch_family, "LEAST_RANKS", 16)
     new = {"generator": torch.Generator().manual_seed(n)}
     sides = []
     for count in (n,) if m is None else (n, m):
