@@ -23,7 +23,7 @@ BATCHES = [(2, 1), (47, 16), (5, 300), (70, 129)]
 # Options that change no loop are tested at one shape.
 CASES = [(s, name) for s in BATCHES for name in ("default", "unmined")]
 CASES += [((47, 16), name) for name in SPECS if name not in ("default", "unmined")]
-REFS = [(1, 7, 3), (66, 5, 17), (30, 130, 70)]
+REFS = [(s, "default") for s in ((1, 7, 3), (66, 5, 17), (30, 130, 70))] + [((66, 5, 17), "raw")]
 
 
 @pytest.fixture(params=["one_launch", "by_tiles"])
@@ -66,8 +66,7 @@ def test_batch(backend, dtype, shape, name):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
-@pytest.mark.parametrize("shape", REFS, ids=case_id)
-@pytest.mark.parametrize("name", ["default", "raw"])
+@pytest.mark.parametrize(("shape", "name"), REFS, ids=case_id)
 def test_refs(backend, dtype, shape, name):
     batch = make_batch(*shape, SPECS[name], dtype)
     test_forward.check(batch, SPECS[name], dtype, backend)

@@ -17,9 +17,14 @@ pytest.importorskip("triton.backends.nvidia")
 HERE = Path(__file__).parent
 
 
+# One process with the most of them, one with the others.
+MOST = ["test_modes"]
+OTHERS = sorted({p.stem for p in (HERE / "launcher").glob("test_*.py")} - set(MOST))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(p.stem for p in (HERE / "launcher").glob("test_*.py")))
-def test_under_the_stand_in_driver(name, tmp_path):
+@pytest.mark.parametrize("names", [MOST, OTHERS], ids=" ".join)
+def test_under_the_stand_in_driver(names, tmp_path):
     path = os.pathsep.join(map(str, (HERE.parent, HERE, HERE / "launcher")))
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("PYTEST")},
@@ -28,7 +33,7 @@ def test_under_the_stand_in_driver(name, tmp_path):
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, HERE / "launcher" / f"{name}.py"],
+        [*command, *(HERE / "launcher" / f"{name}.py" for name in names)],
         env=environment,
         cwd=HERE.parent,
         capture_output=True,

@@ -20,7 +20,7 @@ DTYPES = {
 if not FULL:  # kernels of half and of "medium" rows are bfloat16's but for one instruction
     del DTYPES["float16"], DTYPES["float32_medium"]
 # Of every kernel that a depth chooses: FFMA and float32, rows held whole, panels.
-DEPTHS = (1, 8, 40, 128, 512, 4096) if FULL else (8, 40, 512)
+DEPTHS = (1, 8, 40, 128, 512, 4096) if FULL else (40, 512)
 SIZES = (0, 1, 33, 1500) if FULL else (0, 1, 333)
 MODES = {
     "self": {},
@@ -64,6 +64,13 @@ OPTIONS = [
     {"max_positive_similarity": 0.9},
     {"normalize": False, "beta": 400.0, "epsilon": None},
 ]
+
+
+def test_shallow_rows(stand_in):
+    """Of float32 they have tiles of their own."""
+    for mode, n in itertools.product(MODES.values(), SIZES):
+        cost = cost_of(stand_in, step(n, 8, torch.float32, **mode))
+        assert not cost.waits and len(cost.kernels) >= 4
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o))
