@@ -9,7 +9,8 @@
 #include "cuda/number.h"
 
 #define MSK_DEVICE __device__ __forceinline__
-// A phase of a kernel: called, not inlined, so that its registers are its own.
+// A phase of a kernel: called, not inlined, so that its registers are its own. To the linker it is
+// as any function: inline or a template.
 #define MSK_PHASE __device__ __noinline__
 // A parameter that functions may take the address of, left where the launch put it.
 #define MSK_PARAMETER __grid_constant__

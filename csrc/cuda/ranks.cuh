@@ -33,7 +33,7 @@ MSK_DEVICE bool first_round(const Problem& p) { return !p.ranked || *p.passed ==
 
 // Whether some class has candidates left; then it is their round. A barrier on either side: other
 // blocks may still be in the last one.
-MSK_PHASE bool next_round(const Problem& p) {
+inline MSK_PHASE bool next_round(const Problem& p) {
   grid_barrier();
   if (blockIdx.x == 0 && threadIdx.x == 0) *p.passed += p.rank_slots;
   grid_barrier();

@@ -13,7 +13,7 @@
 
 #define HOST_GPU_UNTRACKED __attribute__((no_sanitize("thread")))
 #define MSK_DEVICE inline
-#define MSK_PHASE inline
+#define MSK_PHASE  // not inline for nvcc either: the linker would find two
 #define MSK_PARAMETER
 #define MSK_KERNEL(threads, blocks) void
 #define threadIdx (host_gpu::running->threadIdx)
