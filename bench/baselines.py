@@ -36,6 +36,17 @@ def compiled(x: Tensor, y: Tensor) -> Tensor:
 
 
 @functools.cache
+def has_peer() -> bool:
+    """Whether pytorch-metric-learning can be compared with: it needs packages of its own."""
+    try:
+        import pytorch_metric_learning.losses  # noqa: F401
+    except ImportError as error:
+        print(f"pytorch-metric-learning is left out: {error}", flush=True)
+        return False
+    return True
+
+
+@functools.cache
 def _metric_learning() -> tuple[Callable[..., Tensor], Callable[..., object]]:
     from pytorch_metric_learning.losses import MultiSimilarityLoss
     from pytorch_metric_learning.miners import MultiSimilarityMiner

@@ -5,7 +5,6 @@ Settings are those that make both losses equal, and they are compared before the
 """
 
 import functools
-import importlib.util
 import json
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 import ms_kernels
-from bench.baselines import PEER, Loss
+from bench.baselines import PEER, Loss, has_peer
 from bench.timing import Turns, rounds_for
 from ms_kernels.command_line import check_count, check_output
 from ms_kernels.step_cost import peak_of
@@ -72,7 +71,7 @@ def members() -> dict[str, Member]:
         "Circle": k.CircleLoss(),
         "Histogram": k.HistogramLoss(),
     }
-    peers = _peers() if importlib.util.find_spec("pytorch_metric_learning") else {}
+    peers = _peers() if has_peer() else {}
     left_out = {"NTXent": (512, TOO_LARGE), "Histogram": (2048, TOO_MANY)}
     return {
         name: Member(loss, peers.get(name), *left_out.get(name, (SIZES[-1], "")), name == "NPair")

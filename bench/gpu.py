@@ -12,7 +12,6 @@ bench/gpu_record.py in --results. MSK_REHEARSAL=1 tries this code without a GPU.
 """
 
 import argparse
-import importlib.util
 import itertools
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import gpu_floor, gpu_huge, gpu_machine, gpu_report
+from bench.baselines import has_peer
 from bench.cases import REGIMES
 from bench.gpu_cases import (
     DTYPES,
@@ -80,11 +80,10 @@ def run_case(shape: Shape, compiled: bool, timer: Timer) -> Case:
     """Checks, then times; a candidate that is not timed says why."""
     n = shape.n
     memory = device().cuda.get_device_properties(0).total_memory
-    with_peer = importlib.util.find_spec("pytorch_metric_learning") is not None
     batch = make_batch(*shape)
     judge = Judge(batch, fits("dense", n, memory))
     runs, skipped = {}, {}
-    for name, function in candidates(n, compiled, with_peer).items():
+    for name, function in candidates(n, compiled, has_peer()).items():
         if not fits(name, n, memory):
             skipped[name] = {"why": "memory"}
             continue
@@ -99,7 +98,7 @@ def run_case(shape: Shape, compiled: bool, timer: Timer) -> Case:
             runs[name] = run
         else:
             skipped[name] = {"why": "refused", "refusal": refusal}
-    if not with_peer:
+    if not has_peer():
         skipped["metric_learning"] = {"why": "not installed"}
     errors = {"same_dtype": judge.same}
     del judge

@@ -1,5 +1,7 @@
 """The benchmark measures what it says it does."""
 
+import sys
+
 import pytest
 import rounding
 import torch
@@ -120,3 +122,13 @@ def test_candidates_take_turns():
     for kind in ("forward", "backward", "step"):
         assert found["a"][kind] > 0
     assert 0 < found["a"]["step_low"] <= found["a"]["step"] <= found["a"]["step_high"]
+
+
+def test_a_peer_without_its_own_needs_is_left_out(monkeypatch, capsys):
+    from bench import baselines
+
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    for name in [name for name in sys.modules if name.startswith("pytorch_metric_learning")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert not baselines.has_peer.__wrapped__()
+    assert "pytorch-metric-learning is left out: " in capsys.readouterr().out

@@ -31,7 +31,8 @@ def test_under_the_stand_in_driver(names, tmp_path):
         **{"STAND_IN_DRIVER": "ttir", "TRITON_INTERPRET": "0", "PYTHONPATH": path},
         "TRITON_CACHE_DIR": str(tmp_path),  # of kernels that are not finished
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    # Without the options that plugins bring, which a GPU machine may lack.
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, *(HERE / "launcher" / f"{name}.py" for name in names)],
         env=environment,
