@@ -214,7 +214,9 @@ def _panels(
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Some rows at a time, their similarities (rows, M), and the masks of kept pairs."""
     shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=False)
-    sides = Sides(*sides_of(pairs._replace(embeddings=x, ref_emb=refs)), shared)
+    sides = Sides(
+        *sides_of(Pairs(x, pairs.labels, pairs.ids, refs, pairs.ref_labels, pairs.ref_ids)), shared
+    )
     row_bytes = max(1, len(sides.r) * x.element_size())
     for panel in sides.panels(max(TEMPORARIES, 3 * (bins + 1) * 16 // row_bytes)):
         kept = kept_pairs(mining, panel.sim, panel.positive, panel.negative)

@@ -86,9 +86,14 @@ def is_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-@contextlib.contextmanager
-def constants() -> Iterator[None]:
+def constants() -> contextlib.AbstractContextManager[object]:
     """What is computed has no derivative, as documented: not in forward mode either."""
+    # A graph's ops refuse forward mode themselves, and torch 2.6 traces no generator.
+    return torch.no_grad() if torch.compiler.is_compiling() else _constants()
+
+
+@contextlib.contextmanager
+def _constants() -> Iterator[None]:
     with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
         yield
 

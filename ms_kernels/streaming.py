@@ -1,5 +1,7 @@
 """Losses of your own, streamed: any function of a panel of similarities, in O(panel * M) memory."""
 
+from __future__ import annotations  # torch.compile of torch 2.6 traces no tuple[Tensor, Tensor]
+
 from typing import Any
 
 import torch

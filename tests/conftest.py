@@ -103,9 +103,9 @@ def poison(monkeypatch):
 
     def empty(*args, **options):
         out = real(*args, **options)
-        if out.is_floating_point():
-            return out.fill_(float("nan"))
-        return out.fill_(255 if out.dtype == torch.uint8 else -1)  # bytes of 255 are a NaN too
+        value = 255 if out.dtype == torch.uint8 else -1  # bytes of 255 are a NaN too
+        with torch.no_grad():
+            return out.fill_(float("nan") if out.is_floating_point() else value)
 
     monkeypatch.setattr(torch, "empty", empty)
 

@@ -30,13 +30,15 @@ class Sides:
     """Both sides in the compute dtype, normalised, and their panels."""
 
     def __init__(self, rows: Side, columns: Side | None, spec: Options) -> None:
+        self_mode = columns is None
         if columns is None:
             if rows.ids is None:
-                rows = rows._replace(ids=torch.arange(len(rows.labels), device=rows.labels.device))
+                x, labels, _ = rows  # torch.compile of torch 2.6 traces no _replace
+                rows = Side(x, labels, torch.arange(len(labels), device=labels.device))
             columns = rows
         self.rows, self.columns, self.spec = rows, columns, spec
         self.x = computed(rows.embeddings, spec.normalize)
-        self.r = self.x if columns is rows else computed(columns.embeddings, spec.normalize)
+        self.r = self.x if self_mode else computed(columns.embeddings, spec.normalize)
 
     def panels(self, arrays: int = 1) -> Iterator[Panel]:
         """Blocks of rows, so that `arrays` of a panel's size fit options.panel_bytes; of many
