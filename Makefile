@@ -6,8 +6,8 @@
 # make compile   every kernel for every architecture, nothing may spill: ten minutes
 # make gpu    what a GPU must show, with PYTHON's own torch: RESULTS=folder takes what is found,
 #             STEPS="machine latency" some of it, STEPS=first and STEPS=second its halves
-# make gpu-build      the modules for it beforehand: PYTHON=python3.12 ARCHITECTURES=90-real,
-#             KERNELS=1 for those of that Python's Triton too
+# make gpu-build      the modules for it beforehand: PYTHON=python3.12, ARCHITECTURES=90-real (80-real
+#             for an A100), KERNELS=1 for those of that Python's Triton too
 # make gpu-rehearsal  every step of it, tiny, without a GPU
 
 PYTHON ?= python3

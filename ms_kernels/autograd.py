@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels import ops
-from ms_kernels.checks import Pairs
+from ms_kernels.checks import Pairs, savable
 from ms_kernels.reference import count_valid
 from ms_kernels.refusals import (
     WAY_OUT,
@@ -88,10 +88,8 @@ def in_public_dtype(loss: Tensor, embeddings: Tensor) -> Tensor:
 
 
 def keep(ctx: Any, *tensors: Tensor | None) -> None:
-    """For backward; those of inference mode as copies, for autograd would refuse them."""
-    if not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled()):
-        tensors = tuple(t.clone() if t is not None and t.is_inference() else t for t in tensors)
-    ctx.save_for_backward(*tensors)
+    """For backward."""
+    ctx.save_for_backward(*map(savable, tensors))
 
 
 def differentiable_once(

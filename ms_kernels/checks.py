@@ -27,6 +27,17 @@ class Pairs(NamedTuple):
     ref_ids: Tensor | None
 
 
+def savable(tensor: Tensor | None) -> Tensor | None:
+    """For a backward pass; one of inference mode as a copy, for autograd would refuse it."""
+    if tensor is None or torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return tensor
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def savable_pairs(pairs: Pairs) -> Pairs:
+    return Pairs(*map(savable, pairs))  # type: ignore[arg-type]
+
+
 def check_choice(name: str, got: str, wanted: tuple[str, ...]) -> None:
     if got not in wanted:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, wanted))}, got {got!r}")
@@ -53,7 +64,7 @@ def check_number(
         raise ValueError(f"{name}: expected {wanted}, got {shown(value)}")
 
 
-def shown(value: float) -> str:
+def shown(value: object) -> str:
     """What does not fill the screen: of some integers not even Python writes the digits."""
     if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
         return f"one of {value.bit_length()} bits"
@@ -170,7 +181,9 @@ def check_pairs(
 
 def _check_embeddings(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+        raise TypeError(
+            f"{name}: expected a tensor, got {type(x).__name__}; use torch.as_tensor({name})"
+        )
     if x.dtype not in DTYPES:
         raise TypeError(
             f"{name}: expected float16, bfloat16, float32 or float64, got {x.dtype}; use .float()"
@@ -185,7 +198,9 @@ def _check_embeddings(name: str, x: Tensor) -> None:
 
 def _integers(name: str, got: Tensor, beside: str, x: Tensor) -> Tensor:
     if not isinstance(got, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(got).__name__}")
+        raise TypeError(
+            f"{name}: expected a tensor, got {type(got).__name__}; use torch.as_tensor({name})"
+        )
     no_integer = got.is_floating_point() or got.is_complex() or got.is_quantized
     if no_integer or got.dtype == torch.bool:
         raise TypeError(f"{name}: expected an integer dtype, got {got.dtype}; use .long()")

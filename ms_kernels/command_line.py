@@ -4,27 +4,37 @@ import errno
 import sys
 from pathlib import Path
 
+from ms_kernels.checks import shown
+
 MOST = 2**62
 
 
 def check_count(command: str, option: str, got: object, least: int = 1, most: int = MOST) -> int:
     """A whole number, also as text; exits with what was wanted."""
-    text = str(got)
     wanted = f"{command}: {option}: expected a whole number, at least {least}"
-    if not text.removeprefix("-").isdecimal():
-        sys.exit(f"{wanted}, got {text}")
-    if len(text) > len(str(most)) or int(text) > most:
-        sys.exit(f"{wanted} and at most {most}, got {text:.40}")
-    if int(text) < least:
-        sys.exit(f"{wanted}, got {text}")
-    return int(text)
+    number = got
+    if isinstance(got, str):
+        digits = got.removeprefix("-")
+        if not digits.isdecimal():
+            sys.exit(f"{wanted}, got {got:.40}")
+        # Of thousands of digits Python makes no number.
+        long = len(digits.lstrip("0")) > len(str(most))
+        number = (-MOST if got[0] == "-" else 2 * MOST) if long else int(got)
+    if not isinstance(number, int) or number < least:
+        sys.exit(f"{wanted}, got {shown(got):.40}")
+    if number > most:
+        sys.exit(f"{wanted} and at most {most}, got {shown(got):.40}")
+    return number
 
 
 def check_output(command: str, option: str, output: str | Path) -> None:
     """A file that can be written: it is opened, and is left as it was."""
     path = Path(output)
     if not path.absolute().parent.is_dir():
-        sys.exit(f"{command}: {option}: expected a file in a folder that exists, got {str(path)!r}")
+        sys.exit(
+            f"{command}: {option}: expected a file in a folder that exists, got {str(path)!r}; "
+            "create the folder, or choose another"
+        )
     try:
         existed = path.resolve().exists()
         if existed and not path.is_file() and not path.is_dir():  # a pipe waits for its reader

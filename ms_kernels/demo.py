@@ -28,9 +28,9 @@ class Run(NamedTuple):
     seconds: float
 
 
-def run(steps: int, output: str) -> None:
+def run(steps: int | str, output: str) -> None:
     """The whole demo: two runs, a table, a picture. Exits with 1 if the runs differ."""
-    check_count("demo", "--steps", steps)
+    steps = check_count("demo", "--steps", steps)
     try:
         check_picture("demo", output)
         import tqdm  # noqa: F401

@@ -28,9 +28,9 @@ Look at
           a step learns from little: take a larger epsilon, a larger batch, or stop."""
 
 
-def run(steps: int, output: str) -> None:
+def run(steps: int | str, output: str) -> None:
     """Train briefly, draw the plots of `ms_kernels.plots` as one PNG, say what they show."""
-    check_count("explain", "--steps", steps)
+    steps = check_count("explain", "--steps", steps)
     try:
         check_picture("explain", output)
         from matplotlib.figure import Figure

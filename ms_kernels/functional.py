@@ -6,7 +6,14 @@ from torch import Tensor
 from ms_kernels import dispatch, ops, reference
 from ms_kernels.autograd import fused_loss, in_public_dtype, reduce_rows
 from ms_kernels.backends.sweep import row_losses
-from ms_kernels.checks import MOST_OPTION, Pairs, check_choice, check_pairs, check_rule
+from ms_kernels.checks import (
+    MOST_OPTION,
+    Pairs,
+    check_choice,
+    check_pairs,
+    check_rule,
+    savable_pairs,
+)
 from ms_kernels.histogram import Histogram, histogram_loss
 from ms_kernels.mining_rules import NO_MINING, Mining, mining_of
 from ms_kernels.ops import compute_dtype
@@ -67,6 +74,8 @@ def pair_loss(
         refuse_tracing("ms_kernels")
     shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+    if backend == "reference":
+        pairs = savable_pairs(pairs)
     if isinstance(weighting, Histogram) and backend in ("auto", "panels", "reference"):
         return histogram_loss(weighting, pairs, mining, shared, reduction, backend == "reference")
     if backend == "reference":

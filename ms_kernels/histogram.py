@@ -11,7 +11,7 @@ from ms_kernels import reference
 from ms_kernels.autograd import differentiable_once, in_public_dtype, keep
 from ms_kernels.backends.sides import Sides, computed, full_precision
 from ms_kernels.backends.sweep import TEMPORARIES
-from ms_kernels.checks import Pairs, take_numbers
+from ms_kernels.checks import Pairs, shown, take_numbers
 from ms_kernels.mining_rules import Mining, kept_pairs
 from ms_kernels.ops import sides_of
 from ms_kernels.refusals import refuse_second_derivative
@@ -52,11 +52,11 @@ class Histogram(Weighting):
         if isinstance(self.bins, bool) or not isinstance(self.bins, int):
             raise TypeError(f"Histogram.bins: expected {wanted}, got {self.bins!r}")
         if self.bins < 1:
-            raise ValueError(f"Histogram.bins: expected {wanted}, got {self.bins}")
+            raise ValueError(f"Histogram.bins: expected {wanted}, got {shown(self.bins)}")
         if self.bins > MOST_BINS:
             raise ValueError(
-                f"Histogram.bins: expected {wanted}, got {self.bins}; each anchor of a panel needs "
-                "three counts of 8 bytes for each of them: use fewer"
+                f"Histogram.bins: expected {wanted}, got {shown(self.bins)}; each anchor of a "
+                "panel needs three counts of 8 bytes for each of them: use fewer"
             )
 
     def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from ms_kernels.autograd import (
 from ms_kernels.backends.interface import Side
 from ms_kernels.backends.sides import Sides
 from ms_kernels.backends.sweep import TEMPORARIES, RowFunction, row_losses, sweep
-from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule
+from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule, savable_pairs
 from ms_kernels.mining_rules import NO_MINING, Mining
 from ms_kernels.ops import sides_of
 from ms_kernels.reference import REDUCTIONS, count_valid
@@ -163,7 +163,7 @@ def _checkpointed(
     reduction: str,
 ) -> Tensor:
     """As autograd sees it: what a compiled graph can trace, and what row_loss learns besides."""
-    sides = Sides(*sides_of(pairs), shared)
+    sides = Sides(*sides_of(savable_pairs(pairs)), shared)
 
     def panel(x: Tensor, r: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         some = sides.panel(slice(start, stop), x, r)

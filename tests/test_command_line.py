@@ -24,6 +24,8 @@ def work(*_):
     ("arguments", "said"),
     [
         (["--steps", "0"], "--steps: expected a whole number, at least 1, got 0"),
+        (["--steps", 5000 * "9"], "--steps: .* and at most [0-9]{19}, got 9{40}$"),
+        (["--steps", "many"], "--steps: expected a whole number, at least 1, got many"),
         (["--steps", "-3"], "--steps: expected a whole number, at least 1, got -3"),
         (["--output", "{}/none/a.png"], "--output: expected a file in a folder that exists, got"),
         (["--output", "{}"], "--output: expected a picture, such as .*png or .*svg, got"),

@@ -143,7 +143,7 @@ GRID_NEEDED_BY = {
 def function_of(barrier):
     name, line = barrier.split(":")
     above = (build.CSRC / "cuda" / name).read_text().splitlines()[: int(line)]
-    return [m[1] for m in map(re.compile(r"MSK_\w+ \w+ (\w+)\(").match, above) if m][-1]
+    return [m[1] for m in map(re.compile(r"(?:inline )?MSK_\w+ \w+ (\w+)\(").match, above) if m][-1]
 
 
 GRID_CASES = [(b, name) for b in OF_GRID for name in GRID_NEEDED_BY[function_of(b)]]

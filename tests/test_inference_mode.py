@@ -35,10 +35,36 @@ def check(loss, refs):
 
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("normalize", [True, False], ids=["unit", "raw"])
 @pytest.mark.parametrize("backend", ["cpu", "panels", "reference"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses(name, backend, reduction, refs):
-    check(lambda *a: LOSSES[name](*a, backend=backend, reduction=reduction), refs)
+def test_losses(name, backend, normalize, reduction, refs):
+    options = {"backend": backend, "normalize": normalize, "reduction": reduction}
+    check(lambda *a: LOSSES[name](*a, **options), refs)
+
+
+@pytest.mark.parametrize("normalize", [True, False], ids=["unit", "raw"])
+def test_a_row_loss_that_learns(normalize):
+    scale = torch.ones((), requires_grad=True)
+
+    def own(similarity, positive, negative):
+        return NTXent().row_loss(similarity * scale, positive, negative)
+
+    check(lambda *a: streamed_loss(own, *a, normalize=normalize), True)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "panels", "reference"])
+def test_embeddings_against_refs_that_learn(backend):
+    y, r, z = made(20, 30)
+    found = []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            x, ids = made(20, 20)[1], torch.arange(20)
+        leaf = r.clone().requires_grad_()
+        ids = {"ids": ids, "ref_ids": torch.arange(30)}
+        loss = LOSSES["multi_similarity"](x, y, leaf, z, backend=backend, normalize=False, **ids)
+        found.append(torch.autograd.grad(loss, leaf)[0])
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])

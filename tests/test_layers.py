@@ -227,7 +227,7 @@ MAY_IMPORT = {
         "spec",
         "weighting_rules",
     },
-    "command_line": set(),
+    "command_line": {"checks"},
     "explain": {"", "command_line", "demo", "plots"},
     "demo": {"", "command_line", "demo_plot", "step_cost"},
     "step_cost": {"", "checks", "command_line"},

@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ms_kernels.backends.interface import Side, Term
-from ms_kernels.backends.sides import Panel, Sides, full_precision, through_normalisation
+from ms_kernels.backends.sides import (
+    Panel,
+    Sides,
+    computed,
+    full_precision,
+    through_normalisation,
+)
 from ms_kernels.backends.sweep import sweep
 from ms_kernels.reference import RowStatistics, hardest, masked_log_sum_exp, row_loss
 from ms_kernels.spec import MultiSimilaritySpec, PairSpec, Spec
@@ -38,18 +44,19 @@ def embedding_gradient(
     column_term: Term | None,
 ) -> Tensor:
     """Gradient (N, D) with respect to the rows' embeddings, through their normalisation."""
-    sides = Sides(rows, columns, spec)
-    anchors = sides if columns is None else Sides(columns, rows, spec)
-    dx = torch.zeros_like(sides.x)
-    with full_precision(sides.x):
+    x = computed(rows.embeddings, spec.normalize)
+    dx = torch.zeros_like(x)
+    with full_precision(x):
         if columns is None and row_term is not None and row_term is column_term:
-            _add_gradient(sides, row_term, spec, dx, dx)
+            _add_gradient(Sides(rows, None, spec), row_term, spec, dx, dx)
         else:
             if row_term is not None:
-                _add_gradient(sides, row_term, spec, dx, None)
+                _add_gradient(Sides(rows, columns, spec), row_term, spec, dx, None)
             if column_term is not None:
-                _add_gradient(anchors, column_term, spec, None, dx)
-    return through_normalisation(dx, sides.x, rows.embeddings, spec)
+                anchors = rows if columns is None else columns
+                sides = Sides(anchors, None if columns is None else rows, spec)
+                _add_gradient(sides, column_term, spec, None, dx)
+    return through_normalisation(dx, x, rows.embeddings, spec)
 
 
 def _add_gradient(
