@@ -7,7 +7,8 @@ which of a processor's instructions and which order of the sums OpenBLAS takes d
 layout, so that a pair has other bits in the scan than in the gradient, where a GPU has the same.
 
 It teaches the language to compute at a launch, and once more at each call of a function inside it,
-which changes nothing; and it looks for overflows of every integer sum, which a GPU does not.
+which changes nothing; and it looks for overflows of every integer sum, of which it says nothing
+unless it is asked to: test_interpreter.py asks.
 """
 
 import dataclasses
