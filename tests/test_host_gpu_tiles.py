@@ -71,7 +71,7 @@ def much_done_in_parts(monkeypatch, small_parts):
 @pytest.mark.parametrize(
     ("shape", "budget"),
     [
-        *[((400, None, 20), 100_000), ((330, 200, 20), 40 << 20), ((70, 450, 20), 0)],
+        *[((300, None, 20), 100_000), ((260, 140, 20), 40 << 20), ((70, 330, 20), 0)],
     ],
     ids=case_id,
 )
