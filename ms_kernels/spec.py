@@ -180,7 +180,7 @@ class PairSpec(PairOptions):
     @property
     def fits_float32(self) -> bool:
         """The kernels take options in the compute dtype, some of them inverted."""
-        # torch.compile of torch 2.11 cannot trace vars(rule).
+        # torch.compile of torch 2.6 cannot trace vars(rule).
         rules = (self.weighting, self.mining)
         options = [getattr(rule, option.name) for rule in rules for option in fields(rule)]
         return all(not v or 1 / MOST_OPTION <= abs(v) <= MOST_OPTION for v in options)

@@ -4,6 +4,7 @@ import functools
 import math
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from ms_kernels import MultiSimilaritySpec, reference
 
 # Those that serve CPU tensors at full speed; test_triton.py has the cases of the Triton kernels.
 BACKENDS = [n for n in ("cpu", "panels") if ms_kernels.backends()[n].available]
+# In turn on one batch, so that what is exact is computed once.
+EACH_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 SPECS = {

@@ -6,9 +6,9 @@ import pytest
 import rounding
 import torch
 from cases import (
-    BACKENDS,
     BATCH_CASES,
     DTYPES,
+    EACH_BACKEND,
     REFS,
     SPECS,
     assert_within_budget,
@@ -21,9 +21,6 @@ from cases import (
 import ms_kernels
 from ms_kernels import MultiSimilaritySpec, reference
 from ms_kernels.weighting_rules import MultiSimilarity
-
-# One after the other on a batch, so that what is exact is computed once.
-EACH_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def gradients(function, x, y, r, z, reduction, options):

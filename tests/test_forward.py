@@ -6,9 +6,9 @@ import pytest
 import rounding
 import torch
 from cases import (
-    BACKENDS,
     BATCH_CASES,
     DTYPES,
+    EACH_BACKEND,
     REFS,
     SPECS,
     assert_within_budget,
@@ -18,9 +18,6 @@ from cases import (
 
 import ms_kernels
 from ms_kernels import reference
-
-# One after the other on a batch, so that what is exact is computed once.
-EACH_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
 
 
 @functools.lru_cache(maxsize=4)

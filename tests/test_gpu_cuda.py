@@ -53,11 +53,7 @@ def test_values(dtype, shape, name, reduction):
 
 @pytest.mark.parametrize("count", tiny([512, 2048], [128]))
 def test_tf32_similarities_are_rounded_and_not_cut(count):
-    def statistics(*pairs):
-        found = ms_kernels.row_statistics(*(v.to(DEVICE) for v in pairs), backend="cuda")
-        return reference.RowStatistics(*(v.cpu() for v in found))
-
-    tf32.check_similarities(statistics, count)
+    tf32.check_similarities(tf32.statistics_by("cuda", DEVICE), count)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])

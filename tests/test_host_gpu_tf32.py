@@ -9,8 +9,6 @@ from cases import case_id
 from host_gpu import build
 from host_gpu.serve import serve
 
-import ms_kernels
-
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
 
 
@@ -20,7 +18,7 @@ def backend(monkeypatch, request):
 
 
 def check_similarities(backend):
-    tf32.check_similarities(lambda *s: ms_kernels.row_statistics(*s, backend=backend), count=256)
+    tf32.check_similarities(tf32.statistics_by(backend), count=256)
 
 
 def test_similarities_have_no_bias(backend):
@@ -37,7 +35,7 @@ def test_errors_stay_within_the_budget(backend, shape, name, reduction, precisio
 
 def test_highest_precision_is_not_of_fewer_bits(backend):
     x, r = tf32.pairs(64, 128)
-    errors = tf32.similarity_errors(lambda *s: ms_kernels.row_statistics(*s, backend=backend), x, r)
+    errors = tf32.similarity_errors(tf32.statistics_by(backend), x, r)
     assert torch.get_float32_matmul_precision() == "highest"
     assert errors.abs().max() < 2.0**-22
 

@@ -281,12 +281,7 @@ def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
 
 def test_tf32_similarities_are_rounded_and_not_cut():
     """A bias of half an ulp a factor, -5e-4 of every similarity, is far within the spread."""
-
-    def statistics(*pairs):
-        found = ms_kernels.row_statistics(*on_device(pairs), backend="triton")
-        return reference.RowStatistics(*(v.cpu() for v in found))
-
-    tf32.check_similarities(statistics, count=128)
+    tf32.check_similarities(tf32.statistics_by("triton", DEVICE), count=128)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])

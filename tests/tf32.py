@@ -82,6 +82,16 @@ def pairs(count, depth, seed=0):
     return x, x + noise * torch.linspace(0.4, 2.0, count)[:, None]
 
 
+def statistics_by(backend, device="cpu"):
+    """row_statistics of a backend, from CPU tensors to CPU tensors."""
+
+    def row_statistics(*pairs):
+        found = ms_kernels.row_statistics(*(v.to(device) for v in pairs), backend=backend)
+        return reference.RowStatistics(*(v.cpu() for v in found))
+
+    return row_statistics
+
+
 def similarity_errors(row_statistics, x, r):
     """Of every pair of x[i] with r[i], from statistics: its only positive is its hardest."""
     label = torch.arange(len(x))

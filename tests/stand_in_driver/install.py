@@ -48,37 +48,37 @@ class _Launch(ctypes.Structure):
 class StandIn:
     """The installed driver: what was launched, compiled and waited for since `forget`."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
+    def __init__(self, driver: ctypes.CDLL) -> None:
+        self.driver = driver
         self.compiled: list[str] = []
-        library.stand_in_launch.restype = ctypes.POINTER(_Launch)
-        library.stand_in_launched.restype = library.stand_in_waits.restype = ctypes.c_long
-        library.stand_in_launch.argtypes = [ctypes.c_long]
-        library.stand_in_refused.restype = ctypes.c_char_p
+        driver.stand_in_launch.restype = ctypes.POINTER(_Launch)
+        driver.stand_in_launched.restype = driver.stand_in_waits.restype = ctypes.c_long
+        driver.stand_in_launch.argtypes = [ctypes.c_long]
+        driver.stand_in_refused.restype = ctypes.c_char_p
 
     def forget(self) -> None:
-        self.library.stand_in_forget()
+        self.driver.stand_in_forget()
         self.compiled.clear()
 
     @property
     def launches(self) -> list[Launch]:
-        rows = (self.library.stand_in_launch(i)[0] for i in range(self.library.stand_in_launched()))
+        rows = (self.driver.stand_in_launch(i)[0] for i in range(self.driver.stand_in_launched()))
         return [Launch(r.name.decode(), tuple(r.grid), r.block, r.shared) for r in rows]
 
     @property
     def waits(self) -> int:
-        waits: int = self.library.stand_in_waits()
+        waits: int = self.driver.stand_in_waits()
         return waits
 
     @property
     def refused(self) -> str:
         """What a driver would not have taken, or nothing."""
-        refused: bytes = self.library.stand_in_refused()
+        refused: bytes = self.driver.stand_in_refused()
         return refused.decode()
 
     def be(self, capability: tuple[int, int], version: int = 13000) -> None:
         """Another GPU, another driver; kernels compiled for it from now on."""
-        self.library.stand_in_set(*capability, version)
+        self.driver.stand_in_set(*capability, version)
         self.capability = capability
 
 
