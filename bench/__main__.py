@@ -18,7 +18,7 @@ import ms_kernels
 from bench import family, memory, report, tables
 from bench.cases import DEPTHS
 from ms_kernels.backends import cpu
-from ms_kernels.command_line import check_output
+from ms_kernels.tools.command_line import check_output
 
 MEMORY_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 # What a candidate needs grows as N squared: above these it would not fit 24 GiB, or take minutes.

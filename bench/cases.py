@@ -38,7 +38,7 @@ def make_batch(n: int, d: int, regime: str) -> Batch:
 def kept_share(x: Tensor, y: Tensor) -> float:
     """On the CPU whatever serves its tensors: a rehearsal has slow stand-ins of GPU backends."""
     n = len(y)
-    backend = "cpu" if "cpu" in ms_kernels.dispatch.built() else "panels"
+    backend = "cpu" if "cpu" in ms_kernels.backends.dispatch.built() else "panels"
     kept = ms_kernels.row_statistics(x, y, backend=backend).neg_kept.sum()
     return float(kept) / (n * (n - PER_CLASS))
 

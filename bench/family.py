@@ -21,8 +21,8 @@ from tqdm import tqdm
 import ms_kernels
 from bench.baselines import PEER, Loss, has_peer
 from bench.timing import Turns, rounds_for
-from ms_kernels.command_line import check_count, check_output
-from ms_kernels.step_cost import peak_of
+from ms_kernels.tools.command_line import check_count, check_output
+from ms_kernels.tools.step_cost import peak_of
 
 SIZES = (512, 2048, 8192)
 DEPTH = 128

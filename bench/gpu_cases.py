@@ -84,7 +84,11 @@ def compiled_with(compiler: str, mode: str | None = None) -> Loss:
 def chosen_backend(n: int) -> str:
     """What `auto` takes of the backends that are measured."""
     built = frozenset(backends())
-    return ms_kernels.dispatch.choose(device().type, built, n) if built != {"panels"} else "panels"
+    return (
+        ms_kernels.backends.dispatch.choose(device().type, built, n)
+        if built != {"panels"}
+        else "panels"
+    )
 
 
 def candidates(n: int, compiled: bool, with_metric_learning: bool) -> dict[str, Loss]:

@@ -50,7 +50,7 @@ def unfit() -> str | None:
     why = no_device()
     if why is not None or backends():
         return why
-    missing = (f"{name}: {ms_kernels.dispatch.why_missing(name)}" for name in GPU_BACKENDS)
+    missing = (f"{name}: {ms_kernels.backends.dispatch.why_missing(name)}" for name in GPU_BACKENDS)
     return f"no kernels of ours for this GPU; {'; '.join(missing)}"
 
 
@@ -69,6 +69,6 @@ def broken() -> bool:
 
 def backends() -> list[str]:
     """Those of ours that a GPU has, fastest first; only in a rehearsal panels stand in for them."""
-    built = ms_kernels.dispatch.built()
+    built = ms_kernels.backends.dispatch.built()
     found = [name for name in GPU_BACKENDS if name in built]
     return found or (["panels"] if REHEARSED else [])

@@ -31,7 +31,7 @@ def candidates(member: Member, n: int) -> dict[str, Loss]:
     """Ours first, then our other backends and the peer."""
     found: dict[str, Loss] = {}
     for backend in BACKENDS:
-        if backend not in ms_kernels.dispatch.built():
+        if backend not in ms_kernels.backends.dispatch.built():
             continue
         try:
             found["ours" if not found else backend] = member.on(backend)

@@ -6,8 +6,8 @@ import sys
 import torch
 
 from bench.baselines import BASELINES, ours
-from ms_kernels.command_line import check_count
-from ms_kernels.step_cost import peak_of
+from ms_kernels.tools.command_line import check_count
+from ms_kernels.tools.step_cost import peak_of
 
 
 def measure(name: str, n: int, d: int) -> int:

@@ -29,7 +29,7 @@ from ms_kernels import (
     MultiSimilarityMining,
     PairLoss,
 )
-from ms_kernels.demo import place
+from ms_kernels.tools.demo import place
 
 MINED = MultiSimilarityMining(epsilon=0.1)
 # Of unit rows every similarity lies between these margins: each pair of the loss weighs 1.

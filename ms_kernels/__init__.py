@@ -2,20 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from ms_kernels.functional import multi_similarity_loss, pair_loss, row_statistics
-from ms_kernels.histogram import Histogram
-from ms_kernels.inspect import PairWeights, pair_weights
-from ms_kernels.losses import MultiSimilarityLoss
-from ms_kernels.mining import mined_pairs
-from ms_kernels.mining_rules import (
-    HardestMining,
-    Mining,
-    MultiSimilarityMining,
-    NoMining,
-    SemiHardMining,
-    ThresholdMining,
-)
-from ms_kernels.pair_losses import (
+from ms_kernels.api.functional import multi_similarity_loss, pair_loss, row_statistics
+from ms_kernels.api.histogram import Histogram
+from ms_kernels.api.inspect import PairWeights, pair_weights
+from ms_kernels.api.losses import MultiSimilarityLoss
+from ms_kernels.api.mining import mined_pairs
+from ms_kernels.api.pair_losses import (
     BinLiftedLoss,
     BinomialDevianceLoss,
     CircleLoss,
@@ -29,11 +21,18 @@ from ms_kernels.pair_losses import (
     SupConLoss,
     TripletLoss,
 )
+from ms_kernels.api.streaming import streamed_loss
 from ms_kernels.reference import RowStatistics
-from ms_kernels.settings import options
-from ms_kernels.spec import MultiSimilaritySpec
-from ms_kernels.streaming import streamed_loss
-from ms_kernels.weighting_rules import (
+from ms_kernels.rules.mining import (
+    HardestMining,
+    Mining,
+    MultiSimilarityMining,
+    NoMining,
+    SemiHardMining,
+    ThresholdMining,
+)
+from ms_kernels.rules.spec import MultiSimilaritySpec
+from ms_kernels.rules.weighting import (
     NCA,
     BinLifted,
     BinomialDeviance,
@@ -47,10 +46,11 @@ from ms_kernels.weighting_rules import (
     Triplet,
     Weighting,
 )
+from ms_kernels.settings import options
 
 # Type checkers do not know a package that is called.
 if TYPE_CHECKING:
-    from ms_kernels.dispatch import backends
+    from ms_kernels.backends.dispatch import backends
 else:
     from ms_kernels import backends
 

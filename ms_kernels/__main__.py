@@ -38,15 +38,15 @@ def main() -> None:
     if arguments.command == "info":
         info()
     elif arguments.command == "tune":
-        from ms_kernels import tune as tuner
+        from ms_kernels.tools import tune as tuner
 
         tuner.run(arguments.show, arguments.modes)
     elif arguments.command == "explain":
-        from ms_kernels import explain as explainer
+        from ms_kernels.tools import explain as explainer
 
         explainer.run(arguments.steps, arguments.output)
     else:
-        from ms_kernels.demo import run
+        from ms_kernels.tools.demo import run
 
         run(arguments.steps, arguments.output)
 

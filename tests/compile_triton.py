@@ -22,11 +22,11 @@ from triton.runtime.jit import JITFunction
 from ms_kernels import MultiSimilaritySpec
 from ms_kernels.backends import triton as backend
 from ms_kernels.backends.interface import Side, Term
-from ms_kernels.mining_rules import SemiHardMining
+from ms_kernels.backends.triton import problem, tiles
 from ms_kernels.reference import RowStatistics
-from ms_kernels.spec import NATIVE_WEIGHTINGS, PairSpec
-from ms_kernels.triton_kernels import problem, tiles
-from ms_kernels.weighting_rules import NCA, Circle, NTXent, Triplet
+from ms_kernels.rules.mining import SemiHardMining
+from ms_kernels.rules.spec import NATIVE_WEIGHTINGS, PairSpec
+from ms_kernels.rules.weighting import NCA, Circle, NTXent, Triplet
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {

@@ -17,7 +17,7 @@ def served(monkeypatch, name):
         if build.why_not() is not None:
             pytest.skip(str(build.why_not()))
         return serve(monkeypatch, build.module(), path)
-    if name != "reference" and name not in ms_kernels.dispatch.built():
+    if name != "reference" and name not in ms_kernels.backends.dispatch.built():
         pytest.skip(f"{name}: {ms_kernels.backends()[name].note}")
     if name == "triton" and torch.cuda.is_available():
         pytest.skip("tests/test_gpu.py is for kernels on a GPU")

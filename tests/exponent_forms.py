@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from ms_kernels import weighting_rules as weigh
+from ms_kernels.rules import weighting as weigh
 
 
 class Form(NamedTuple):

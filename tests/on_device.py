@@ -12,7 +12,7 @@ from cases import DTYPES as ALL_DTYPES
 import ms_kernels
 from bench.gpu_capture import capture, no_wait
 from bench.gpu_device import REHEARSED, device
-from ms_kernels import dispatch
+from ms_kernels.backends import dispatch
 
 # Those that the rehearsal's CUDA kernels are built for.
 DTYPES = [torch.bfloat16, torch.float32] if REHEARSED else ALL_DTYPES

@@ -53,9 +53,9 @@ from typing import NamedTuple
 import torch
 from exponent_forms import flips, form_of, moves
 
-from ms_kernels import mining_rules as mine
 from ms_kernels import reference
-from ms_kernels import weighting_rules as weigh
+from ms_kernels.rules import mining as mine
+from ms_kernels.rules import weighting as weigh
 
 CHAIN = {torch.float64: math.inf, torch.float32: 256}
 CASCADE = 16

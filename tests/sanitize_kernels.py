@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
     chosen = parser.parse_args(arguments)
     budget = options.workspace_bytes
     for backend in chosen.backends:
-        if backend not in ms_kernels.dispatch.built():
+        if backend not in ms_kernels.backends.dispatch.built():
             print(f"{backend} left out: {ms_kernels.backends()[backend].note}")
             continue
         options.workspace_bytes = budget

@@ -20,7 +20,7 @@ from cases import (
 
 import ms_kernels
 from ms_kernels import MultiSimilaritySpec, reference
-from ms_kernels.weighting_rules import MultiSimilarity
+from ms_kernels.rules.weighting import MultiSimilarity
 
 
 def gradients(function, x, y, r, z, reduction, options):

@@ -300,7 +300,9 @@ def test_a_huge_step_is_repeated_few_times(stand_in):
 
 
 def test_nothing_stands_in_for_kernels_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(ms_kernels.dispatch, "built", lambda device=None: frozenset({"cpu"}))
+    monkeypatch.setattr(
+        ms_kernels.backends.dispatch, "built", lambda device=None: frozenset({"cpu"})
+    )
     monkeypatch.setattr(gpu_device, "REHEARSED", True)
     assert gpu_device.backends() == ["panels"] and gpu_device.unfit() is None
     monkeypatch.setattr(gpu_device, "REHEARSED", False)

@@ -10,7 +10,7 @@ import pytest
 
 import ms_kernels
 from ms_kernels import __main__ as command
-from ms_kernels import command_line, step_cost
+from ms_kernels.tools import command_line, step_cost
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,7 +100,7 @@ def test_step_cost_takes_what_fits():
 @pytest.mark.parametrize("where", ["file/ms_kernels/tiles.json", "folder"])
 def test_tune_tries_its_file_first(where, monkeypatch, tmp_path):
     pytest.importorskip("triton")
-    from ms_kernels import tune
+    from ms_kernels.tools import tune
 
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()

@@ -14,10 +14,10 @@ from host_gpu import build
 from host_gpu.host import Host, batch, step
 
 import ms_kernels
-from ms_kernels import mining_rules as mine
 from ms_kernels import options
-from ms_kernels import weighting_rules as weigh
-from ms_kernels.spec import NATIVE
+from ms_kernels.rules import mining as mine
+from ms_kernels.rules import weighting as weigh
+from ms_kernels.rules.spec import NATIVE
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
 

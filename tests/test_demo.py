@@ -9,8 +9,8 @@ pytest.importorskip("matplotlib")
 
 
 def test_demo(tmp_path, monkeypatch, capsys):
-    from ms_kernels import demo
     from ms_kernels.__main__ import main
+    from ms_kernels.tools import demo
 
     monkeypatch.setattr(demo, "MEASURED", ((200, 32),))
     target = tmp_path / "demo.png"
@@ -25,7 +25,7 @@ def test_demo(tmp_path, monkeypatch, capsys):
 
 
 def test_demo_fails_when_the_curves_differ(tmp_path, monkeypatch):
-    from ms_kernels import demo
+    from ms_kernels.tools import demo
 
     monkeypatch.setattr(demo, "TOLERANCE", -1.0)
     monkeypatch.setattr(demo, "measure", lambda *_: {"milliseconds": 1.0, "peak_bytes": 2**20})

@@ -59,7 +59,7 @@ def test_runs_and_threads(backend, dtype, shape, name):
 @pytest.mark.parametrize("name", ["default", "unmined", "sharp"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_memory_budget(shape, dtype, name):
-    if "cpu" not in ms_kernels.dispatch.built():
+    if "cpu" not in ms_kernels.backends.dispatch.built():
         pytest.skip("the compiled module is not built")
     batch = make_batch(*shape, SPECS[name], dtype)
     want = everything(batch, SPECS[name], "cpu")
@@ -75,7 +75,7 @@ def test_memory_budget(shape, dtype, name):
 )
 def test_many_waves_and_super_blocks(sizes, epsilon):
     """More tiles than one wave takes, more blocks than a row has cells: the streaming answer."""
-    if "cpu" not in ms_kernels.dispatch.built():
+    if "cpu" not in ms_kernels.backends.dispatch.built():
         pytest.skip("the compiled module is not built")
     (n, m), generator = sizes, torch.Generator().manual_seed(0)
     x = torch.randn(n, 6, generator=generator, dtype=torch.float64).requires_grad_()
@@ -114,7 +114,7 @@ def test_panel_budget_changes_rounding_only():
 @pytest.mark.parametrize("with_gradient", [False, True], ids=["no_grad", "grad"])
 def test_many_rows_do_not_depend_on_the_threads(reduction, with_gradient):
     """torch shares out sums and exponentials of more than 32768 numbers among its threads."""
-    if "cpu" not in ms_kernels.dispatch.built():
+    if "cpu" not in ms_kernels.backends.dispatch.built():
         pytest.skip("the compiled module is not built")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(70_001, 4, generator=generator).requires_grad_(with_gradient)
@@ -131,7 +131,7 @@ def test_many_rows_do_not_depend_on_the_threads(reduction, with_gradient):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_every_route_gives_the_same_loss(dtype):
-    if "cpu" not in ms_kernels.dispatch.built():
+    if "cpu" not in ms_kernels.backends.dispatch.built():
         pytest.skip("the compiled module is not built")
     x, y, _, _ = make_batch(389, None, 200, SPECS["default"], dtype)
     leaf = x.clone().requires_grad_()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ms_kernels
-from ms_kernels import dispatch
+from ms_kernels.backends import dispatch
 
 
 def test_auto_takes_the_fastest_that_serves_the_device():

@@ -159,7 +159,7 @@ def test_a_positive_at_the_cap_is_no_pair(backend):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_row_whose_square_overflows_is_still_a_direction(dtype):
     """The dense code normalises such a row to zeros; the kernels do better."""
-    if "cpu" not in ms_kernels.dispatch.built():
+    if "cpu" not in ms_kernels.backends.dispatch.built():
         pytest.skip("the compiled module is not built")
     x, y = unit(60, 12).to(dtype), torch.arange(60) // 4
     want = multi_similarity_loss(x, y, reduction="none", backend="cpu")

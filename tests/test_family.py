@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import ms_kernels
-from ms_kernels import mining_rules as mine
 from ms_kernels import pair_loss, streamed_loss
-from ms_kernels import weighting_rules as weigh
+from ms_kernels.rules import mining as mine
+from ms_kernels.rules import weighting as weigh
 from ms_kernels.settings import options
 
 MININGS = [

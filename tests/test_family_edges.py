@@ -12,9 +12,9 @@ import torch
 from test_family import MININGS, WEIGHTINGS, batch, five_lines, name_of
 
 import ms_kernels
-from ms_kernels import mining_rules as mine
 from ms_kernels import pair_loss, streamed_loss
-from ms_kernels import weighting_rules as weigh
+from ms_kernels.rules import mining as mine
+from ms_kernels.rules import weighting as weigh
 
 BACKENDS = ["reference", "panels", "cpu"]
 
@@ -214,7 +214,7 @@ def test_many_positives_of_an_anchor_are_as_exact_as_few():
 
 MEASURE = """
 import sys, torch, ms_kernels as m
-from ms_kernels import weighting_rules as w
+from ms_kernels.rules import weighting as w
 def now(what): return int(open('/proc/self/status').read().split(what)[1].split()[0]) / 1024
 n = int(sys.argv[2])
 x, y = torch.randn(n, 128), torch.arange(n) // 4

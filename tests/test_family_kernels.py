@@ -10,14 +10,15 @@ from rounding import Rounding
 from test_family import MININGS, WEIGHTINGS, name_of
 
 import ms_kernels
-from ms_kernels import functional, pair_loss, reference
-from ms_kernels import mining_rules as mine
-from ms_kernels import weighting_rules as weigh
-from ms_kernels.autograd import fused_loss
+from ms_kernels import pair_loss, reference
+from ms_kernels.api import functional
 from ms_kernels.backends import cpu
 from ms_kernels.backends.interface import Side
+from ms_kernels.engine.autograd import fused_loss
+from ms_kernels.rules import mining as mine
+from ms_kernels.rules import weighting as weigh
+from ms_kernels.rules.spec import NATIVE, PairSpec
 from ms_kernels.settings import options
-from ms_kernels.spec import NATIVE, PairSpec
 
 # Tiles of 48 and of 96 and their edges, candidates apart.
 SHAPES = [(130, None, 16), (300, None, 33), (60, 310, 17)]

@@ -23,8 +23,8 @@ import pytest
 import torch
 
 from ms_kernels import Histogram, mined_pairs, pair_loss
-from ms_kernels import mining_rules as mine
-from ms_kernels import weighting_rules as weigh
+from ms_kernels.rules import mining as mine
+from ms_kernels.rules import weighting as weigh
 
 peer_losses = pytest.importorskip("pytorch_metric_learning.losses")
 peer_miners = pytest.importorskip("pytorch_metric_learning.miners")

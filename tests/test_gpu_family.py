@@ -8,10 +8,10 @@ from rounding import Rounding
 from test_family import MININGS, WEIGHTINGS, name_of
 from test_family_kernels import dense_step
 
-from ms_kernels import mining_rules as mine
 from ms_kernels import pair_loss
-from ms_kernels import weighting_rules as weigh
-from ms_kernels.spec import PairSpec
+from ms_kernels.rules import mining as mine
+from ms_kernels.rules import weighting as weigh
+from ms_kernels.rules.spec import PairSpec
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,7 @@ from test_family import MININGS, kept, name_of
 
 import ms_kernels
 from ms_kernels import Histogram, HistogramLoss, pair_loss, streamed_loss
-from ms_kernels import mining_rules as mine
+from ms_kernels.rules import mining as mine
 from ms_kernels.settings import options
 
 RUNS = [("panels", 1), ("panels", 20_000), ("auto", 1 << 24), ("reference", 1)]

@@ -14,9 +14,9 @@ from host_gpu import build
 from host_gpu.serve import few_tiles_are_many, serve
 
 import ms_kernels
-from ms_kernels import mining_rules as mine
 from ms_kernels import multi_similarity_loss, options, pair_loss
-from ms_kernels import weighting_rules as weigh
+from ms_kernels.rules import mining as mine
+from ms_kernels.rules import weighting as weigh
 
 pytestmark = [
     pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not())),

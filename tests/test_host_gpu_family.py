@@ -11,8 +11,8 @@ from test_family import MININGS, name_of
 from test_family_kernels import KERNELS, assert_step, batch, step
 from test_triton_family import case_of
 
-from ms_kernels import mining_rules as mine
-from ms_kernels import weighting_rules as weigh
+from ms_kernels.rules import mining as mine
+from ms_kernels.rules import weighting as weigh
 from ms_kernels.settings import options
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))

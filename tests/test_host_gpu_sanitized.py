@@ -19,7 +19,7 @@ import importlib.util, sys
 import torch
 from ms_kernels.backends import cuda
 from ms_kernels.backends.interface import Side
-from ms_kernels.spec import MultiSimilaritySpec
+from ms_kernels.rules.spec import MultiSimilaritySpec
 spec = importlib.util.spec_from_file_location("_cuda", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)

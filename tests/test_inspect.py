@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 
 import ms_kernels
 from ms_kernels import MultiSimilarityLoss, PairLoss, options, pair_loss, pair_weights, reference
-from ms_kernels import mining_rules as mine
-from ms_kernels import weighting_rules as weigh
+from ms_kernels.rules import mining as mine
+from ms_kernels.rules import weighting as weigh
 
 PANELS = [1, 16 * 8 * 14 * 4, 16 << 20]
 

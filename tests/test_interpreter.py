@@ -11,7 +11,7 @@ from interpreter import product, round_as_a_gpu
 import ms_kernels
 from ms_kernels import NTXent, Triplet, multi_similarity_loss, pair_loss
 
-tiles = pytest.importorskip("ms_kernels.triton_kernels.tiles")
+tiles = pytest.importorskip("ms_kernels.backends.triton.tiles")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -38,7 +38,7 @@ def overflows_are_errors(monkeypatch):
     pytest.importorskip("triton")
     from triton.runtime import interpreter
 
-    if "triton" not in ms_kernels.dispatch.built() or not tiles.interpreted():
+    if "triton" not in ms_kernels.backends.dispatch.built() or not tiles.interpreted():
         pytest.skip("kernels are not interpreted")
     round_as_a_gpu()
     builder = interpreter.interpreter_builder

@@ -15,246 +15,22 @@ import ms_kernels
 PACKAGE = Path(ms_kernels.__file__).parent
 CSRC = PACKAGE.parent / "csrc"
 
-# What each module may import of ours; nothing else may.
-MAY_IMPORT = {
-    "reference": set(),
-    "spec": {"checks", "dispatch", "mining_rules", "weighting_rules"},
-    "settings": {"checks"},
-    "checks": set(),
-    "refusals": set(),
-    "dispatch": {"settings"},
-    "backends.interface": {"reference"},
-    "backends.sides": {"backends.interface", "reference", "settings", "spec"},
-    "backends.sweep": {"backends.interface", "backends.sides", "mining_rules", "spec"},
-    "backends.panels": {
-        "backends.interface",
-        "backends.sides",
-        "backends.sweep",
-        "reference",
-        "spec",
-    },
-    "backends.native": {"backends.interface", "reference", "spec"},
-    "backends.cpu": {"backends.interface", "backends.native", "reference", "settings", "spec"},
-    "backends.triton": {
-        "backends.gpu",
-        "backends.interface",
-        "reference",
-        "settings",
-        "spec",
-        "triton_kernels.launch_family",
-        "triton_kernels.launch_gradient",
-        "triton_kernels.launch_statistics",
-        "triton_kernels.problem",
-        "triton_kernels.tiles",
-        "weighting_rules",
-    },
-    "triton_kernels.tiles": set(),
-    "triton_kernels.order": set(),
-    "triton_kernels.rows": {"triton_kernels.similarity"},
-    "triton_kernels.pairs": set(),
-    "triton_kernels.similarity": set(),
-    "triton_kernels.multi_similarity": set(),
-    "triton_kernels.stash": set(),
-    "triton_kernels.tile_list": {"triton_kernels.multi_similarity", "triton_kernels.pairs"},
-    "triton_kernels.family": {"triton_kernels.multi_similarity"},
-    "triton_kernels.triplet": {
-        "triton_kernels.multi_similarity",
-        "triton_kernels.pairs",
-        "triton_kernels.similarity",
-    },
-    "triton_kernels.family_options": {"mining_rules", "spec", "weighting_rules"},
-    "triton_kernels.family_finish": {
-        "triton_kernels.family",
-        "triton_kernels.multi_similarity",
-        "triton_kernels.pairs",
-        "triton_kernels.similarity",
-    },
-    "triton_kernels.launch_family": {
-        "mining_rules",
-        "spec",
-        "triton_kernels.triplet",
-        "weighting_rules",
-        "triton_kernels.family_finish",
-        "triton_kernels.launch_statistics",
-        "triton_kernels.problem",
-    },
-    "triton_kernels.weights": {
-        "triton_kernels.triplet",
-        "triton_kernels.family",
-        "triton_kernels.multi_similarity",
-        "triton_kernels.pairs",
-    },
-    "triton_kernels.positives": {
-        "triton_kernels.multi_similarity",
-        "triton_kernels.pairs",
-        "triton_kernels.similarity",
-    },
-    "triton_kernels.negatives": {
-        "triton_kernels.triplet",
-        "triton_kernels.family",
-        "triton_kernels.multi_similarity",
-        "triton_kernels.pairs",
-        "triton_kernels.similarity",
-        "triton_kernels.stash",
-    },
-    "triton_kernels.gradient_sums": {"triton_kernels.similarity"},
-    "triton_kernels.gradient": {
-        "triton_kernels.gradient_sums",
-        "triton_kernels.rows",
-        "triton_kernels.similarity",
-        "triton_kernels.weights",
-    },
-    "triton_kernels.gradient_panels": {
-        "triton_kernels.gradient_sums",
-        "triton_kernels.similarity",
-        "triton_kernels.stash",
-        "triton_kernels.weights",
-    },
-    "triton_kernels.problem": {
-        "backends.interface",
-        "spec",
-        "triton_kernels.family_options",
-        "triton_kernels.order",
-        "triton_kernels.pairs",
-        "triton_kernels.rows",
-        "triton_kernels.tiles",
-    },
-    "triton_kernels.launch_statistics": {
-        "reference",
-        "triton_kernels.problem",
-        "triton_kernels.negatives",
-        "triton_kernels.positives",
-        "triton_kernels.tiles",
-    },
-    "triton_kernels.launch_gradient": {
-        "backends.interface",
-        "triton_kernels.gradient",
-        "triton_kernels.gradient_panels",
-        "triton_kernels.gradient_sums",
-        "triton_kernels.problem",
-        "triton_kernels.rows",
-        "triton_kernels.tile_list",
-        "triton_kernels.tiles",
-        "triton_kernels.weights",
-    },
-    "backends.gpu": set(),
-    "backends.cuda": {
-        "backends.gpu",
-        "backends.interface",
-        "backends.native",
-        "reference",
-        "settings",
-        "spec",
-        "weighting_rules",
-    },
-    "ops": {"backends.interface", "checks", "dispatch", "reference", "refusals", "spec"},
-    "autograd": {"ops", "checks", "reference", "refusals", "spec"},
-    "functional": {
-        "autograd",
-        "backends.sweep",
-        "checks",
-        "dispatch",
-        "histogram",
-        "mining_rules",
-        "ops",
-        "reference",
-        "refusals",
-        "spec",
-        "streaming",
-        "weighting_rules",
-    },
-    "mining": {"backends.sides", "checks", "mining_rules", "ops", "refusals", "spec"},
-    "losses": {"functional", "checks", "dispatch", "reference", "spec"},
-    "mining_rules": {"checks", "reference"},
-    "weighting_rules": {"checks", "reference"},
-    "streaming": {
-        "autograd",
-        "backends.interface",
-        "backends.sides",
-        "backends.sweep",
-        "checks",
-        "mining_rules",
-        "ops",
-        "reference",
-        "refusals",
-        "spec",
-    },
-    "histogram": {
-        "autograd",
-        "backends.sides",
-        "backends.sweep",
-        "checks",
-        "mining_rules",
-        "ops",
-        "reference",
-        "refusals",
-        "spec",
-        "weighting_rules",
-    },
-    "pair_losses": {
-        "checks",
-        "dispatch",
-        "functional",
-        "histogram",
-        "mining_rules",
-        "reference",
-        "spec",
-        "weighting_rules",
-    },
-    "inspect": {
-        "backends.interface",
-        "backends.sides",
-        "backends.sweep",
-        "checks",
-        "histogram",
-        "losses",
-        "mining_rules",
-        "ops",
-        "pair_losses",
-        "refusals",
-        "spec",
-        "weighting_rules",
-    },
-    "plot_style": set(),
-    "plots": {
-        "backends.interface",
-        "backends.sides",
-        "checks",
-        "inspect",
-        "mining_rules",
-        "plot_style",
-        "reference",
-        "spec",
-        "weighting_rules",
-    },
-    "command_line": {"checks"},
-    "explain": {"", "command_line", "demo", "plots"},
-    "demo": {"", "command_line", "demo_plot", "step_cost"},
-    "step_cost": {"", "checks", "command_line"},
-    "tune": {"backends.triton", "command_line", "tune_trial", "triton_kernels.tiles"},
-    "tune_trial": {
-        "backends.interface",
-        "settings",
-        "spec",
-        "triton_kernels.gradient",
-        "triton_kernels.gradient_panels",
-        "triton_kernels.launch_gradient",
-        "triton_kernels.launch_statistics",
-        "triton_kernels.problem",
-        "triton_kernels.rows",
-        "triton_kernels.negatives",
-        "triton_kernels.positives",
-        "triton_kernels.tiles",
-    },
-    "demo_plot": set(),
-    "__main__": {"", "demo", "explain", "tune"},
-}
+# From the ground up: what is in a room may import its own room and those before it.
+ROOMS = ("ground", "rules", "backends", "engine", "api", "tools")
+GROUND = ("checks", "reference", "settings")
+# Chosen while running, so that each can be left out: nobody imports one, and none another.
+BACKENDS = ("cpu", "cuda", "panels", "triton")
+# The tuner times the kernels themselves.
+TUNER = ("tools.tune", "tools.tune_trial")
 
 
 def modules():
-    paths = sorted(PACKAGE.rglob("*.py"))
-    names = [".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in paths]
-    return [(n, path) for n, path in zip(names, paths, strict=True) if not n.endswith("__init__")]
+    """{name: path} of all that the package has, the name of a package that of its folder."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
 
 
 def imports_of(path):
@@ -267,29 +43,77 @@ def imports_of(path):
 
 
 def ours(path):
-    names = {name for name, _ in modules()} | {""}
-    for full in imports_of(path):
-        if full.split(".")[0] == "ms_kernels":
-            short = full.removeprefix("ms_kernels").lstrip(".")
-            if short in names:
-                yield short
+    """Modules of ours that a file imports; a package that is only named on the way is none."""
+    known = modules()
+    found = {full.removeprefix("ms_kernels").lstrip(".") for full in imports_of(path)}
+    found = {name for name in found if name in known}
+    return {name for name in found if not any(lies_in(other, name) for other in found)}
 
 
-def test_every_module_has_its_place():
-    assert {name for name, _ in modules()} == set(MAY_IMPORT)
+def lies_in(module, package):
+    return module != package and (not package or module.startswith(f"{package}."))
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda v: v if isinstance(v, str) else "")
-def test_imports_go_one_way(name, path):
-    extra = set(ours(path)) - MAY_IMPORT[name]
-    if MAY_IMPORT[name] and "" not in MAY_IMPORT[name]:
-        extra -= {""}  # "from ms_kernels import ops" names the package on its way
-    assert not extra, f"{name} must not import {extra}"
+def room(module):
+    first = module.split(".")[0]
+    return "ground" if first in GROUND else first
+
+
+def backend_of(module):
+    parts = module.split(".")
+    return parts[1] if parts[0] == "backends" and parts[1:2] and parts[1] in BACKENDS else None
+
+
+def refusal(importer, imported):
+    """Why a module must not import another; None if it may."""
+    if importer in ("", "__main__"):  # what users see, and what they type
+        return None
+    if imported in ("", "__main__"):
+        return None if room(importer) == "tools" else "only the tools are users of the package"
+    if ROOMS.index(room(importer)) < ROOMS.index(room(imported)):
+        return f"{room(imported)} lies above {room(importer)}"
+    chosen = backend_of(imported)
+    if chosen not in (None, backend_of(importer)) and importer not in TUNER:
+        return f"{chosen} is chosen while running, by backends/dispatch.py"
+    return None
+
+
+def test_every_module_lies_in_a_room():
+    assert {room(name) for name in modules()} == {*ROOMS, "", "__main__"}
+
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_go_one_way(name):
+    refusals = {other: refusal(name, other) for other in ours(modules()[name])}
+    assert {other: why for other, why in refusals.items() if why} == {}
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    arrows = {name: ours(path) for name, path in modules().items() if name}
+    while leaves := [name for name, to in arrows.items() if not to & arrows.keys()]:
+        for name in leaves:
+            del arrows[name]
+    assert arrows == {}
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported"),
+    [
+        ("checks", "rules.spec"),
+        ("rules.spec", "backends.dispatch"),
+        ("backends.panels", "engine.ops"),
+        ("backends.cuda", "backends.triton.tiles"),
+        ("engine.ops", "backends.cpu"),
+        ("api.functional", ""),
+    ],
+)
+def test_an_arrow_the_wrong_way_is_refused(importer, imported):
+    assert refusal(importer, imported)
 
 
 def test_only_the_backend_touches_the_compiled_module():
-    users = [name for name, path in modules() if "ms_kernels._cpu" in path.read_text()]
-    assert users == ["__main__", "backends.cpu"] or users == ["backends.cpu"]
+    users = [name for name, path in modules().items() if "ms_kernels._cpu" in path.read_text()]
+    assert users == ["__main__", "backends.cpu"]
 
 
 def includes(path):

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import ms_kernels
-from ms_kernels import dispatch
 from ms_kernels.__main__ import info
-from ms_kernels.backends import cuda
+from ms_kernels.backends import cuda, dispatch
 
 
 @pytest.fixture

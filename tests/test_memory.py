@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import ms_kernels
-from ms_kernels import NoMining, NTXent, step_cost
+from ms_kernels import NoMining, NTXent
 from ms_kernels.backends import cpu
 from ms_kernels.backends.interface import Side
-from ms_kernels.spec import MultiSimilaritySpec, PairSpec
+from ms_kernels.rules.spec import MultiSimilaritySpec, PairSpec
+from ms_kernels.tools import step_cost
 
 MIB = 2**20
 
@@ -21,7 +22,7 @@ def peak(backend, n, d, *budget):
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc"),
-    pytest.mark.skipif("cpu" not in ms_kernels.dispatch.built(), reason="not built"),
+    pytest.mark.skipif("cpu" not in ms_kernels.backends.dispatch.built(), reason="not built"),
 ]
 
 

@@ -6,7 +6,7 @@ import torch
 
 import ms_kernels
 from ms_kernels import HardestMining, MultiSimilarityMining, NoMining, pair_loss
-from ms_kernels import weighting_rules as weigh
+from ms_kernels.rules import weighting as weigh
 
 
 @pytest.fixture(params=every_backend.NAMES)

@@ -6,7 +6,9 @@ from cases import SPECS, make_batch
 from torch import library
 
 import ms_kernels
-from ms_kernels import BinomialDeviance, dispatch, multi_similarity_loss, ops, pair_loss
+from ms_kernels import BinomialDeviance, multi_similarity_loss, pair_loss
+from ms_kernels.backends import dispatch
+from ms_kernels.engine import ops
 
 X, Y = make_batch(48, None, 48, SPECS["default"], torch.float32)[:2]
 R, Z = make_batch(97, None, 48, SPECS["default"], torch.float32)[:2]

@@ -6,7 +6,7 @@ import torch
 
 import ms_kernels
 from ms_kernels import multi_similarity_loss, pair_loss
-from ms_kernels import weighting_rules as weigh
+from ms_kernels.rules import weighting as weigh
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.arange(40) // 4

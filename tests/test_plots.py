@@ -22,9 +22,9 @@ from ms_kernels import (
     PairLoss,
     mined_pairs,
     options,
-    plots,
     reference,
 )
+from ms_kernels.tools import plots
 
 
 def curves(axes):
@@ -166,7 +166,7 @@ def test_errors_name_got_and_wanted(call, error, message):
 
 
 def test_no_pyplot_and_a_clear_message_without_matplotlib():
-    code = "import sys; import ms_kernels.plots; print('matplotlib.pyplot' in sys.modules)"
+    code = "import sys; import ms_kernels.tools.plots; print('matplotlib.pyplot' in sys.modules)"
     run = {"check": True, "capture_output": True, "text": True}
     assert subprocess.run([sys.executable, "-c", code], **run).stdout == "False\n"
     code = """
@@ -174,12 +174,12 @@ import sys
 sys.modules["matplotlib"] = None
 import ms_kernels
 try:
-    import ms_kernels.plots
+    import ms_kernels.tools.plots
 except ImportError as error:
     print(error)
 """
     shown = subprocess.run([sys.executable, "-c", code], **run).stdout
-    assert "ms_kernels.plots needs matplotlib" in shown and "pip install matplotlib" in shown
+    assert "ms_kernels.tools.plots needs matplotlib" in shown and "pip install matplotlib" in shown
 
 
 def test_explain(tmp_path):

@@ -9,7 +9,7 @@ from cases import DTYPES, case_id
 
 import ms_kernels
 from ms_kernels import multi_similarity_loss, pair_loss, reference, streamed_loss
-from ms_kernels import weighting_rules as weigh
+from ms_kernels.rules import weighting as weigh
 
 # Of a gradient, rounded to the dtype, as a part of its row's greatest element.
 ULP = {torch.float64: 2.0**-36, torch.float32: 2.0**-16, torch.bfloat16: 2.0**-6}

@@ -7,15 +7,8 @@ import pytest
 import torch
 
 import ms_kernels
-from ms_kernels import (
-    Histogram,
-    NTXent,
-    Triplet,
-    multi_similarity_loss,
-    ops,
-    pair_loss,
-    streamed_loss,
-)
+from ms_kernels import Histogram, NTXent, Triplet, multi_similarity_loss, pair_loss, streamed_loss
+from ms_kernels.engine import ops
 
 X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) // 3
 PACKED = ms_kernels.MultiSimilaritySpec().pack()

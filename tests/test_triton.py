@@ -16,13 +16,13 @@ import ms_kernels
 from ms_kernels import multi_similarity_loss, options, reference
 
 pytest.importorskip("triton")
-if "triton" not in ms_kernels.dispatch.built():
+if "triton" not in ms_kernels.backends.dispatch.built():
     pytest.skip(ms_kernels.backends()["triton"].note, allow_module_level=True)
 
 from ms_kernels.backends import triton as backend  # noqa: E402
 from ms_kernels.backends.interface import Side  # noqa: E402
-from ms_kernels.triton_kernels import launch_gradient, launch_statistics  # noqa: E402
-from ms_kernels.triton_kernels.tiles import interpreted  # noqa: E402
+from ms_kernels.backends.triton import launch_gradient, launch_statistics  # noqa: E402
+from ms_kernels.backends.triton.tiles import interpreted  # noqa: E402
 
 DEVICE = "cpu" if interpreted() else "cuda"
 HALF = [torch.bfloat16, torch.float16]
@@ -301,7 +301,7 @@ def test_medium_precision_rounds_rows_to_bfloat16():
 
 
 def test_opcheck_and_compile():
-    from ms_kernels import ops
+    from ms_kernels.engine import ops
 
     x, y, _, _ = on_device(make_batch(37, None, 5, SPECS["default"], torch.float32))
     packed = SPECS["default"].pack()

@@ -8,18 +8,18 @@ from test_family import MININGS, name_of
 from test_family_kernels import KERNELS, assert_step, batch, step
 
 import ms_kernels
-from ms_kernels import mining_rules as mine
 from ms_kernels import pair_loss
-from ms_kernels import weighting_rules as weigh
+from ms_kernels.rules import mining as mine
+from ms_kernels.rules import weighting as weigh
+from ms_kernels.rules.spec import PairSpec
 from ms_kernels.settings import options
-from ms_kernels.spec import PairSpec
 
 pytest.importorskip("triton")
-if "triton" not in ms_kernels.dispatch.built():
+if "triton" not in ms_kernels.backends.dispatch.built():
     pytest.skip(ms_kernels.backends()["triton"].note, allow_module_level=True)
 
-from ms_kernels.triton_kernels import launch_family  # noqa: E402
-from ms_kernels.triton_kernels.tiles import interpreted  # noqa: E402
+from ms_kernels.backends.triton import launch_family  # noqa: E402
+from ms_kernels.backends.triton.tiles import interpreted  # noqa: E402
 
 DEVICE = "cpu" if interpreted() else "cuda"
 

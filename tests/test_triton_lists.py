@@ -10,11 +10,11 @@ import ms_kernels
 from ms_kernels import multi_similarity_loss, options, reference
 
 pytest.importorskip("triton")
-if "triton" not in ms_kernels.dispatch.built():
+if "triton" not in ms_kernels.backends.dispatch.built():
     pytest.skip(ms_kernels.backends()["triton"].note, allow_module_level=True)
 
-from ms_kernels.triton_kernels import launch_gradient, launch_statistics, problem  # noqa: E402
-from ms_kernels.triton_kernels.tiles import interpreted  # noqa: E402
+from ms_kernels.backends.triton import launch_gradient, launch_statistics, problem  # noqa: E402
+from ms_kernels.backends.triton.tiles import interpreted  # noqa: E402
 
 DEVICE = "cpu" if interpreted() else "cuda"
 
@@ -90,7 +90,7 @@ def test_exponents_of_a_million_unit_rows_stay_in_range():
     spec = SPECS["default"]
     assert spec.beta * (1 + spec.base) == problem.BOUND[torch.float32]
     assert problem.is_bounded(spec, 1 << 20, torch.float32)
-    sharp = ms_kernels.spec.MultiSimilaritySpec(beta=50.0, base=-0.49)
+    sharp = ms_kernels.rules.spec.MultiSimilaritySpec(beta=50.0, base=-0.49)
     assert problem.is_bounded(sharp, 1 << 17, torch.float32)
     assert not problem.is_bounded(sharp, 1 << 20, torch.float32)
 

@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from ms_kernels import tune
-from ms_kernels.triton_kernels import tiles as table
-from ms_kernels.triton_kernels.tiles import TABLE, Tile, agree, pack, unpack
+from ms_kernels.backends.triton import tiles as table
+from ms_kernels.backends.triton.tiles import TABLE, Tile, agree, pack, unpack
+from ms_kernels.tools import tune
 
 ALL = [(major, mode) for major in TABLE for mode in table.MODES]
 HALF = TABLE[9]["half"]
@@ -94,7 +94,7 @@ def test_a_trial_runs_every_role(monkeypatch):
     pytest.importorskip("triton")
     if not table.interpreted():
         pytest.skip("a GPU times them")
-    from ms_kernels import tune_trial
+    from ms_kernels.tools import tune_trial
 
     monkeypatch.setitem(tune_trial.WORK, "tf32x3", (torch.float32, "highest", 40, 1e-5))
     monkeypatch.setattr(tune_trial, "SCANNED_DEPTH", 40)

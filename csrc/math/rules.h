@@ -3,7 +3,7 @@
 
 namespace msk {
 
-// In the order of ms_kernels/spec.py; NPair is NTXent.
+// In the order of ms_kernels/rules/spec.py; NPair is NTXent.
 enum class WeightingRule : int {
   multi_similarity,
   contrastive,
@@ -18,7 +18,7 @@ enum class WeightingRule : int {
   count
 };
 
-// In the order of ms_kernels/spec.py.
+// In the order of ms_kernels/rules/spec.py.
 enum class MiningRule : int { none, multi_similarity, hardest, semi_hard, threshold, count };
 
 // Options of each rule in the order of its Python class.

@@ -6,7 +6,7 @@ Called, `ms_kernels.backends()` tells which of them are there, and why others ar
 import sys
 from types import ModuleType
 
-from ms_kernels import dispatch
+from ms_kernels.backends import dispatch
 
 
 class _Backends(ModuleType):

@@ -10,8 +10,8 @@ from torch import Tensor
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.backends.native import NativeCall, native_dtype, native_options
 from ms_kernels.reference import RowStatistics
+from ms_kernels.rules.spec import MultiSimilaritySpec, PairSpec, Spec
 from ms_kernels.settings import options
-from ms_kernels.spec import MultiSimilaritySpec, PairSpec, Spec
 
 
 def missing() -> str | None:

@@ -12,9 +12,9 @@ from ms_kernels.backends import gpu
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.backends.native import NativeCall, native_dtype, native_options
 from ms_kernels.reference import RowStatistics
+from ms_kernels.rules.spec import MultiSimilaritySpec, PairSpec, Spec
+from ms_kernels.rules.weighting import Triplet
 from ms_kernels.settings import ONE_LAUNCH, options
-from ms_kernels.spec import MultiSimilaritySpec, PairSpec, Spec
-from ms_kernels.weighting_rules import Triplet
 
 # Earlier GPUs have no bfloat16 and no asynchronous copies.
 LEAST_CAPABILITY = 80

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.reference import RowStatistics
-from ms_kernels.spec import MultiSimilaritySpec, PairSpec, Spec
+from ms_kernels.rules.spec import MultiSimilaritySpec, PairSpec, Spec
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -19,7 +19,7 @@ from ms_kernels.backends.sides import (
 )
 from ms_kernels.backends.sweep import sweep
 from ms_kernels.reference import RowStatistics, hardest, masked_log_sum_exp, row_loss
-from ms_kernels.spec import MultiSimilaritySpec, PairSpec, Spec
+from ms_kernels.rules.spec import MultiSimilaritySpec, PairSpec, Spec
 
 
 def missing() -> str | None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ms_kernels.backends.interface import Side
 from ms_kernels.reference import is_floored, row_scale, unit_rows
+from ms_kernels.rules.spec import Options
 from ms_kernels.settings import options
-from ms_kernels.spec import Options
 
 # A product of fewer rows, and the sum into all columns after it, would cost more than they share.
 BUSY_ROWS = 32

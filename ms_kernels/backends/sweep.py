@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ms_kernels.backends.interface import Side
 from ms_kernels.backends.sides import Panel, Sides, full_precision, through_normalisation
-from ms_kernels.mining_rules import Mining, kept_pairs, version_of, written_into
-from ms_kernels.spec import Options
+from ms_kernels.rules.mining import Mining, kept_pairs, version_of, written_into
+from ms_kernels.rules.spec import Options
 
 RowFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 # A panel and its derivative need some dozen temporaries of its size.

@@ -10,7 +10,7 @@ import torch
 
 from bench.gpu_device import REHEARSED, device
 from ms_kernels import multi_similarity_loss, pair_loss
-from ms_kernels import weighting_rules as weigh
+from ms_kernels.rules import weighting as weigh
 
 
 def run(loss: str, n: int, d: int) -> None:

@@ -15,8 +15,8 @@ from host_gpu import build
 from host_gpu.serve import serve
 
 from bench.gpu_device import REHEARSED
-from ms_kernels import dispatch, settings
-from ms_kernels.backends import cuda
+from ms_kernels import settings
+from ms_kernels.backends import cuda, dispatch
 
 PRECISIONS = ("bfloat16", "float32", "tf32")
 INSTANCES = tuple(f"{path}_{name}" for path in ("batch", "tiled") for name in PRECISIONS)

@@ -4,8 +4,7 @@ import shutil
 
 from host_gpu import build
 
-from ms_kernels import dispatch
-from ms_kernels.backends import cuda
+from ms_kernels.backends import cuda, dispatch
 
 
 def serve(monkeypatch, module, path="one_launch"):

@@ -4,8 +4,8 @@ import pytest
 from steps import cost_of, step
 
 import ms_kernels
-from ms_kernels.mining_rules import SemiHardMining
-from ms_kernels.weighting_rules import NTXent, Triplet
+from ms_kernels.rules.mining import SemiHardMining
+from ms_kernels.rules.weighting import NTXent, Triplet
 
 PAIRS = ms_kernels.pair_loss
 # A step -> launches of ours, launches of torch. A change that needs fewer writes them down.

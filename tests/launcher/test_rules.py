@@ -7,9 +7,9 @@ import torch
 from steps import FULL, cost_of, step
 
 import ms_kernels
-from ms_kernels import mining_rules
-from ms_kernels.spec import MININGS, NATIVE_WEIGHTINGS
-from ms_kernels.weighting_rules import Circle
+from ms_kernels.rules import mining as mining_rules
+from ms_kernels.rules.spec import MININGS, NATIVE_WEIGHTINGS
+from ms_kernels.rules.weighting import Circle
 
 # (dtype, depth): rows held whole, panels.
 KINDS = [(torch.bfloat16, 40)]

@@ -4,7 +4,7 @@ import torch
 from steps import cost_of, step
 
 import ms_kernels
-from ms_kernels.weighting_rules import NTXent, Triplet
+from ms_kernels.rules.weighting import NTXent, Triplet
 
 FEW = (40, 1000, 2500)
 

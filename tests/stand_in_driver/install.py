@@ -21,7 +21,7 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import driver as active
 from triton.runtime.jit import JITFunction
 
-from ms_kernels import dispatch
+from ms_kernels.backends import dispatch
 from ms_kernels.backends import triton as backend
 
 SOURCE = Path(__file__).parent / "triton_driver.c"

@@ -1,0 +1,187 @@
+"""Losses of your own, streamed: any function of a panel of similarities, in O(panel * M) memory."""
+
+from __future__ import annotations  # torch.compile of torch 2.6 traces no tuple[Tensor, Tensor]
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ms_kernels.backends.interface import Side
+from ms_kernels.backends.sides import Sides
+from ms_kernels.backends.sweep import TEMPORARIES, RowFunction, row_losses, sweep
+from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule, savable_pairs
+from ms_kernels.engine.autograd import (
+    differentiable_once,
+    in_public_dtype,
+    keep,
+    reduce,
+    reduce_rows,
+)
+from ms_kernels.engine.ops import sides_of
+from ms_kernels.engine.refusals import (
+    OWN_WAY_OUT,
+    has_tangent,
+    is_forward_mode,
+    refuse_batches,
+    refuse_second_derivative,
+    refuse_tracing,
+)
+from ms_kernels.reference import REDUCTIONS, count_valid
+from ms_kernels.rules.mining import NO_MINING, Mining
+from ms_kernels.rules.spec import PairOptions
+
+Given = tuple[RowFunction, Mining, PairOptions]
+
+
+def streamed_loss(
+    row_loss: RowFunction,
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    ids: Tensor | None = None,
+    ref_ids: Tensor | None = None,
+    mining: Mining = NO_MINING,
+    max_positive_similarity: float | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """A pair loss written in plain PyTorch, panel by panel: never all N x M similarities at once.
+
+    Args:
+        row_loss: row_loss(similarity, positive, negative) of some anchors: (rows, M) similarities
+            and two (rows, M) masks of pairs that mining keeps, to a loss for each, (rows,). It is
+            called again in the backward pass and must give the same then: no randomness. It must
+            not write into the similarities. Entries in neither mask are the anchors themselves and
+            what mining drops.
+        mining: a mining rule. Default: every pair.
+        The rest as in `multi_similarity_loss`; any device, and under torch.compile.
+
+    Returns:
+        The reduced loss in the embeddings' dtype (half is computed in float32), differentiable in
+        embeddings and ref_emb. A similarity that is not finite makes its anchor's loss NaN.
+
+    The Multi-Similarity loss without mining in five lines:
+
+    >>> def row_loss(similarity, positive, negative):
+    ...     pull = torch.where(positive, -2 * (similarity - 0.5), -torch.inf)
+    ...     push = torch.where(negative, 50 * (similarity - 0.5), -torch.inf)
+    ...     zero = similarity.new_zeros(len(similarity), 1)
+    ...     lse = [torch.cat([zero, z], 1).logsumexp(1) for z in (pull, push)]
+    ...     return lse[0] / 2 + lse[1] / 50
+    >>> loss = streamed_loss(row_loss, embeddings, labels)
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_rule("mining", mining, Mining)
+    refuse_tracing("streamed_loss")
+    shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
+    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+    return streamed(row_loss, pairs, mining, shared, reduction)
+
+
+def streamed(
+    row_loss: RowFunction, pairs: Pairs, mining: Mining, shared: PairOptions, reduction: str
+) -> Tensor:
+    """`streamed_loss` of checked arguments."""
+    given = (row_loss, mining, shared)
+    if not callable(row_loss):
+        raise TypeError(
+            f"row_loss: expected a function row_loss(similarity, positive, negative), got "
+            f"{row_loss!r}; a rule goes to pair_loss(weighting=...)"
+        )
+    x, r = differentiable_once(pairs, "streamed_loss", OWN_WAY_OUT)
+    with torch.autocast(x.device.type, enabled=False):
+        if torch.compiler.is_compiling() or _learns(pairs, *given):
+            loss = _checkpointed(pairs, *given, reduction)
+        else:
+            loss = _Swept.apply(x, r, pairs, given, reduction)  # type: ignore[no-untyped-call]
+    return in_public_dtype(loss, pairs.embeddings)
+
+
+class _Swept(torch.autograd.Function):
+    """Losses and gradient in one sweep; single losses are swept again, with what they are worth."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        r: Tensor | None,
+        pairs: Pairs,
+        given: Given,
+        reduction: str,
+    ) -> Tensor:
+        later = reduction == "none"
+        row_loss, mining, shared = given
+        dx_too, dr_too = (wanted and not later for wanted in ctx.needs_input_grad[:2])
+        sides = sides_of(pairs)
+        rows, kept, dx, dr = sweep(row_loss, mining, *sides, shared, dx_too, dr_too)
+        valid = count_valid(kept) if reduction == "mean_valid" else None
+        ctx.given, ctx.reduction, ctx.count = given, reduction, max(len(rows), 1)
+        ctx.dtype = x.dtype
+        keep(ctx, dx, dr, valid, *(pairs if later else ()))
+        return rows if later else reduce(rows.sum(), reduction, ctx.count, valid)
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("streamed_loss", OWN_WAY_OUT)
+        dx, dr, valid, *pairs = ctx.saved_tensors
+        if ctx.reduction == "none":
+            refuse_batches("streamed_loss", dloss, OWN_WAY_OUT)
+            row_loss, mining, shared = ctx.given
+            dx_too, dr_too = ctx.needs_input_grad[:2]
+            sides = sides_of(Pairs(*pairs))
+            _, _, dx, dr = sweep(row_loss, mining, *sides, shared, dx_too, dr_too, dloss)
+        else:
+            scale = reduce(dloss, ctx.reduction, ctx.count, valid)
+            dx, dr = (None if d is None else d * scale for d in (dx, dr))
+        dx, dr = (None if d is None else d.to(ctx.dtype) for d in (dx, dr))
+        return dx, dr, None, None, None
+
+
+def _learns(pairs: Pairs, row_loss: RowFunction, mining: Mining, shared: PairOptions) -> bool:
+    """Whether row_loss depends on a tensor that asks for a derivative: a learnable temperature."""
+    if not torch.is_grad_enabled() and not is_forward_mode():
+        return False
+    anchors, candidates = sides_of(pairs)
+    one = Side(*(None if t is None else t[:1].detach() for t in anchors))  # type: ignore[arg-type]
+    panel = next(Sides(one, candidates or anchors, shared).panels(), None)
+    if panel is None:
+        return False
+    with torch.enable_grad():
+        loss, _ = row_losses(row_loss, mining, panel.sim.detach(), panel.positive, panel.negative)
+    return loss.requires_grad or has_tangent(loss)
+
+
+def _checkpointed(
+    pairs: Pairs,
+    row_loss: RowFunction,
+    mining: Mining,
+    shared: PairOptions,
+    reduction: str,
+) -> Tensor:
+    """As autograd sees it: what a compiled graph can trace, and what row_loss learns besides."""
+    sides = Sides(*sides_of(savable_pairs(pairs)), shared)
+
+    def panel(x: Tensor, r: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        some = sides.panel(slice(start, stop), x, r)
+        return row_losses(row_loss, mining, some.sim, some.positive, some.negative)
+
+    n, height = len(sides.x), sides.height(TEMPORARIES)
+    losses, kept = [], []
+    for start in range(0, max(n, 1), height):
+        # Without the state of the random generators: reading it would wait for a GPU.
+        loss, count = checkpoint(
+            panel,
+            sides.x,
+            sides.r,
+            start,
+            min(n, start + height),
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        losses.append(loss)
+        kept.append(count)
+    return reduce_rows(torch.cat(losses), torch.cat(kept), reduction)

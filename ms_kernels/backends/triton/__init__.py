@@ -1,0 +1,219 @@
+"""Triton backend: tiles of similarities on a GPU, O(N D) memory, no wait of the host.
+
+Both sides are copied in label order; statistics take one half pass over the negatives and two looks
+at the few tiles with positives; the gradient visits the tiles that mining left.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ms_kernels.backends import gpu
+from ms_kernels.backends.interface import Side, Term
+from ms_kernels.backends.triton import tiles
+from ms_kernels.reference import RowStatistics
+from ms_kernels.rules.spec import MultiSimilaritySpec, PairSpec, Spec
+from ms_kernels.rules.weighting import Triplet
+from ms_kernels.settings import options
+
+if TYPE_CHECKING:
+    from ms_kernels.backends.triton.launch_statistics import Statistics
+    from ms_kernels.backends.triton.problem import Problem
+
+# The compiler of 3.2 crashes on the triplet loss.
+LEAST_TRITON = (3, 3)
+# Earlier ones have no float64 products.
+LEAST_FOR_FLOAT64 = (3, 5)
+
+# Kernels import Triton, so they are imported by the functions that launch them.
+
+
+def missing() -> str | None:
+    """None when Triton and a GPU are here, or its interpreter is asked for; else why not."""
+    interpreted = tiles.interpreted()
+    if not interpreted:
+        if torch.version.hip is not None:
+            return (
+                f"this torch, {torch.__version__}, is built for ROCm, where the kernels have "
+                "never run; use backend='panels'"
+            )
+        reason = gpu.unusable()
+        if reason is not None:
+            return f"{reason} (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+    if importlib.util.find_spec("triton") is None:
+        return f"Triton is not installed; pip install 'triton>={_dotted(LEAST_TRITON)}'"
+    version: str = importlib.import_module("triton").__version__
+    if _triton_version(version) < LEAST_TRITON:
+        return (
+            f"Triton {_dotted(LEAST_TRITON)} or newer is needed, this is {version}; update torch, "
+            "which brings it"
+        )
+    if interpreted:
+        return None
+    return tiles.unsupported(torch.device("cuda", torch.cuda.current_device())) or _unlaunchable()
+
+
+def refuses(dtype: torch.dtype) -> str | None:
+    """None when the kernels take embeddings of this dtype with the Triton that is here."""
+    if dtype != torch.float64:
+        return None
+    version: str = importlib.import_module("triton").__version__
+    if _triton_version(version) >= LEAST_FOR_FLOAT64:
+        return None
+    return (
+        f"float64 needs Triton {_dotted(LEAST_FOR_FLOAT64)} or newer, this is {version}; update "
+        "torch, which brings it, or use backend='panels'"
+    )
+
+
+def _triton_version(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split(".")[:2])
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _unlaunchable() -> str | None:
+    """None when Triton's launcher can be had: at its first use a C compiler builds a part of it."""
+    try:
+        importlib.import_module("triton.runtime").driver.active.get_current_target()
+    except (
+        Exception
+    ) as error:  # of the compiler, its headers, the driver's library: all are Triton's
+        told = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        return (
+            f"Triton cannot build its launcher ({told}); it needs a C compiler, Python's headers "
+            "and the driver's libcuda.so.1 (Debian: apt install gcc python3-dev)"
+        )
+    return None
+
+
+def row_statistics(
+    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec
+) -> RowStatistics:
+    """Statistics of each anchor; candidates None means the anchors themselves."""
+    from ms_kernels.backends.triton.launch_statistics import statistics
+    from ms_kernels.backends.triton.problem import Problem
+
+    with _on_device_of(anchors.embeddings):
+        problem = Problem(anchors, candidates, spec, wide=True)
+        found = statistics(problem, options.workspace_bytes, exact=True)
+        assert found.exact is not None
+        return found.exact
+
+
+def embedding_gradient(
+    rows: Side,
+    columns: Side | None,
+    spec: MultiSimilaritySpec,
+    row_term: Term | None,
+    column_term: Term | None,
+) -> Tensor:
+    """Gradient (N, D) with respect to the rows' embeddings, through their normalisation."""
+    from ms_kernels.backends.triton.launch_gradient import gradient, read_terms
+    from ms_kernels.backends.triton.problem import Problem
+
+    with _on_device_of(rows.embeddings):
+        problem = Problem(rows, columns, spec, wide=True)
+        poison = torch.zeros(1, dtype=problem.rows.dtype, device=rows.embeddings.device)
+        if column_term is not None:  # a weight that is not a number reaches every row
+            poison = poison + _poison(column_term.stats.neg_lse).sum().to(poison.dtype)
+        if row_term is not None and row_term is not column_term:
+            poison = poison + _poison(row_term.stats.neg_lse).to(poison.dtype)
+        row_terms = None if row_term is None else read_terms(problem.rows, row_term, problem)
+        if column_term is None or column_term is row_term:
+            column_terms = None if column_term is None else row_terms
+        else:
+            column_terms = read_terms(problem.columns, column_term, problem)
+        return gradient(problem, row_terms, column_terms, poison, None, options.workspace_bytes)
+
+
+def loss_and_gradient(
+    anchors: Side,
+    candidates: Side | None,
+    spec: Spec,
+    need_dx: bool,
+    need_dr: bool,
+    dloss: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Row losses, above 0 for the rows that keep a pair, and the gradients of the losses' sum."""
+    from ms_kernels.backends.triton.launch_family import family_statistics, most_ranks
+    from ms_kernels.backends.triton.launch_statistics import statistics
+    from ms_kernels.backends.triton.problem import Problem
+
+    with _on_device_of(anchors.embeddings):
+        budget = options.workspace_bytes
+        if isinstance(spec, PairSpec):  # weights may be of any size, and nothing bounds a tile's
+            problem = Problem(anchors, candidates, spec, wide=True)
+            step = most_ranks(problem) if isinstance(spec.weighting, Triplet) else 0
+            later = range(step, problem.columns.count, step) if step else ()
+            found = family_statistics(problem, spec.mining, dloss, budget)
+            tolerance = torch.zeros(1, dtype=found.terms.dtype, device=found.terms.device)
+        else:
+            later = ()
+            problem = Problem(anchors, candidates, spec)
+            stash_bytes = options.stash_bytes if need_dx else 0
+            found = statistics(problem, budget, exact=False, stash_bytes=stash_bytes)
+            tolerance = _tolerance(found.terms)
+        gradients = partial(_gradients, problem, anchors, candidates, need_dx, need_dr, tolerance)
+        loss, valid = found.loss, found.valid
+        dx, dr = gradients(found)
+        for passed in later:  # of a triplet loss, whose sums and gradients add up
+            found = family_statistics(problem, spec.mining, dloss, budget, passed)
+            loss = loss + found.loss
+            parts = zip((dx, dr), gradients(found), strict=True)
+            dx, dr = (None if d is None or e is None else d + e for d, e in parts)
+        return loss, valid, dx, dr
+
+
+def _gradients(
+    problem: "Problem",
+    anchors: Side,
+    candidates: Side | None,
+    need_dx: bool,
+    need_dr: bool,
+    tolerance: Tensor,
+    found: "Statistics",
+) -> tuple[Tensor | None, Tensor | None]:
+    from ms_kernels.backends.triton.launch_gradient import Scan, gradient
+
+    budget = options.workspace_bytes
+    row_poison = _poison(found.loss)
+    poison = row_poison.sum().view(1)
+    scan = Scan(found.tile_mass, tolerance, found.stash, transposed=False)
+    dx = dr = None
+    if need_dx:
+        if candidates is None:
+            dx = gradient(problem, found.terms, found.terms, poison, scan, budget)
+        else:
+            dx = gradient(problem, found.terms, None, row_poison, scan, budget)
+    if need_dr and candidates is not None:
+        ranges = problem.columns.ranges_among(candidates.labels, anchors.labels)
+        other = problem.other_way(*ranges)
+        scan = scan._replace(transposed=True)
+        dr = gradient(other, None, found.terms, poison, scan, budget)
+    return dx, dr
+
+
+def _poison(statistic: Tensor) -> Tensor:
+    """NaN where it is NaN, else 0."""
+    return torch.where(statistic.isnan(), torch.nan, 0.0).to(statistic.dtype)
+
+
+def _tolerance(terms: Tensor) -> Tensor:
+    """Weight that each row may lose: `skip_below` of the greatest total weight of any row."""
+    share = options.skip_below_of(terms.dtype == torch.float64)
+    if share == 0:
+        return torch.zeros(1, dtype=terms.dtype, device=terms.device)
+    # The weights of a row's negatives sum to 1 - exp(-offset).
+    return share * -torch.expm1(-terms[2].amax().view(1))
+
+
+def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -1,0 +1,69 @@
+"""What every gradient kernel does with its sums: operands, partial sums, the way to dx."""
+
+import triton
+import triton.language as tl
+
+from ms_kernels.backends.triton.similarity import round_to_tf32
+
+
+@triton.jit
+def as_operand(weight, column_scale, like, MODE: tl.constexpr, WEIGHT_SCALE: tl.constexpr):
+    """Weights of the copies' rows; WEIGHT_SCALE lifts them into the range of float16."""
+    weight *= column_scale[None, :] * WEIGHT_SCALE
+    if MODE == "tf32":  # tensor cores would cut it
+        weight = round_to_tf32(weight)
+    return weight.to(like)
+
+
+@triton.jit
+def store_gradient(
+    sums,  # (rows, depth)
+    dx,  # (N, D) out, in the caller's order
+    order,
+    divisor,  # norm of the rows
+    poison,  # (1) or (N), added: 0, or NaN for rows whose gradient is not a number
+    poison_stride,
+    rows,
+    depth,
+    N,
+    D,
+):
+    present = rows < N
+    sample = tl.load(order + rows, mask=present, other=0).to(tl.int64)
+    nan = tl.load(poison + sample * poison_stride, mask=present, other=0)
+    nan += tl.where(divisor == divisor, 0, divisor)
+    at = dx + sample[:, None] * D + depth[None, :]
+    tl.store(at, sums + nan[:, None], mask=present[:, None] & (depth < D)[None, :])
+
+
+@triton.jit(do_not_specialize=["first_row", "height", "parts", "N"])
+def sum_parts_kernel(
+    partial,  # (parts, height, stride)
+    norm,
+    order,
+    poison,
+    dx,
+    first_row,
+    height,
+    parts,
+    N,
+    D,
+    stride,
+    poison_stride,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One program adds up the parts of ROWS rows by BLOCK_D of their depth, in order."""
+    pieces = tl.cdiv(stride, BLOCK_D)
+    local = tl.program_id(0) // pieces * ROWS + tl.arange(0, ROWS)
+    depth = tl.program_id(0) % pieces * BLOCK_D + tl.arange(0, BLOCK_D)
+    at = partial + local.to(tl.int64)[:, None] * stride + depth[None, :]
+    inside = (local < height)[:, None] & (depth < stride)[None, :]
+    step = height.to(tl.int64) * stride
+    sums = tl.zeros((ROWS, BLOCK_D), partial.dtype.element_ty)
+    for _ in range(parts):
+        sums += tl.load(at, mask=inside, other=0)
+        at += step
+    rows = tl.where(local < height, first_row + local, N)
+    divisor = tl.load(norm + rows, mask=rows < N, other=1)
+    store_gradient(sums, dx, order, divisor, poison, poison_stride, rows, depth, N, D)

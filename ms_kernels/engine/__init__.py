@@ -1,0 +1,1 @@
+"""Ops of PyTorch and their derivatives: what lies between the public functions and a backend."""

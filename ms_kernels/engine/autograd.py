@@ -1,0 +1,230 @@
+"""Autograd functions over the ops."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ms_kernels.checks import Pairs, savable
+from ms_kernels.engine import ops
+from ms_kernels.engine.refusals import (
+    WAY_OUT,
+    below_autograd,
+    refuse_batches,
+    refuse_second_derivative,
+    refuse_transforms,
+)
+from ms_kernels.reference import count_valid
+from ms_kernels.rules.spec import PairSpec, Spec
+
+
+class ReducedLoss(torch.autograd.Function):
+    """Sum, mean or mean_valid: the gradient comes out of the forward pass, backward scales it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: Tensor,
+        ref_emb: Tensor | None,
+        pairs: Pairs,
+        reduction: str,
+        packed: list[float],
+        backend: str,
+    ) -> Tensor:
+        with below_autograd():
+            row, kept, dx, dr = ops.loss_and_gradient(
+                *pairs, ctx.needs_input_grad[0], ctx.needs_input_grad[1], packed, backend
+            )
+            total = ops.total(row)
+        ctx.dtype = embeddings.dtype
+        ctx.reduction = reduction
+        ctx.count = max(embeddings.shape[0], 1)
+        valid = count_valid(kept) if reduction == "mean_valid" else None
+        ctx.save_for_backward(dx, dr, valid)
+        return reduce(total, reduction, ctx.count, valid)
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("ms_kernels")
+        dx, dr, valid = ctx.saved_tensors
+        scale = reduce(dloss, ctx.reduction, ctx.count, valid)
+        return (
+            (dx * scale).to(ctx.dtype) if ctx.needs_input_grad[0] else None,
+            (dr * scale).to(ctx.dtype) if ctx.needs_input_grad[1] else None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def reduce(total: Tensor, reduction: str, count: int, valid: Tensor | None) -> Tensor:
+    """From the sum of row losses (or its gradient) to the reduced loss (or back)."""
+    if reduction == "sum":
+        return total
+    return total / (count if valid is None else valid)
+
+
+def reduce_rows(
+    row_loss: Tensor,
+    kept: Tensor,
+    reduction: str,
+    total: Callable[[Tensor], Tensor] = torch.sum,
+) -> Tensor:
+    """From losses and kept pairs of each row; `total` sums them."""
+    if reduction == "none":
+        return row_loss
+    valid = count_valid(kept) if reduction == "mean_valid" else None
+    return reduce(total(row_loss), reduction, max(row_loss.shape[0], 1), valid)
+
+
+def in_public_dtype(loss: Tensor, embeddings: Tensor) -> Tensor:
+    """That of the embeddings; under autocast the compute dtype."""
+    if loss.dtype == embeddings.dtype or torch.is_autocast_enabled(embeddings.device.type):
+        return loss
+    return loss.to(embeddings.dtype)
+
+
+def keep(ctx: Any, *tensors: Tensor | None) -> None:
+    """For backward."""
+    ctx.save_for_backward(*map(savable, tensors))
+
+
+def differentiable_once(
+    pairs: Pairs, name: str = "ms_kernels", way_out: str = WAY_OUT
+) -> tuple[Tensor, Tensor | None]:
+    """Both sides, after a refusal of every derivative but the first of reverse mode.
+
+    In a graph they are aliases that refuse a second one: for a derivative to go through, while the
+    pairs themselves are what is computed with.
+    """
+    x, r = pairs.embeddings, pairs.ref_emb
+    if not torch.compiler.is_compiling():
+        refuse_transforms(name, way_out, embeddings=x, ref_emb=r)
+        return x, r
+    # A transform hides what requires a gradient, and looks at what is called, used or not.
+    once = ops.differentiable_once(x, pairs.labels)
+    x = once if x.requires_grad else x
+    if r is not None:
+        once = ops.differentiable_once(r, pairs.ref_labels)
+        r = once if r.requires_grad else r
+    return x, r
+
+
+def fused_loss(pairs: Pairs, spec: Spec, reduction: str, backend: str) -> Tensor:
+    """The reduced loss through the ops, in the compute dtype."""
+    x, r = differentiable_once(pairs)
+    wanted = torch.is_grad_enabled() and (x.requires_grad or (r is not None and r.requires_grad))
+    if not wanted:
+        with below_autograd():
+            loss, kept, _, _ = ops.loss_and_gradient(*pairs, False, False, spec.pack(), backend)
+            return reduce_rows(loss, kept, reduction, ops.total)
+    if reduction != "none":
+        return ReducedLoss.apply(x, r, pairs, reduction, spec.pack(), backend)  # type: ignore[no-any-return, no-untyped-call]
+    by_row = PairRowLoss if isinstance(spec, PairSpec) else RowLoss
+    return by_row.apply(x, r, pairs, spec.pack(), backend)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class RowLoss(torch.autograd.Function):
+    """Loss of each anchor; the gradient waits for what each of them is worth."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: Tensor,
+        ref_emb: Tensor | None,
+        pairs: Pairs,
+        packed: list[float],
+        backend: str,
+    ) -> Tensor:
+        with below_autograd():
+            stats = ops.row_statistics(*pairs, packed, backend)
+            loss: Tensor = ops.row_loss_of(list(stats), packed, backend)
+        keep(ctx, *pairs, *stats[:4])
+        ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("ms_kernels")
+        refuse_batches("ms_kernels", dloss)
+        x, labels, ids, r, ref_labels, ref_ids, *stats = ctx.saved_tensors
+        term = [*stats, dloss]
+        dx: Tensor | None = None
+        dr: Tensor | None = None
+        options = ctx.packed, ctx.backend
+        with _products_of(ctx.precision), below_autograd():
+            if ctx.needs_input_grad[0]:
+                both = term if r is None else []
+                dx = ops.embedding_gradient(
+                    x, labels, ids, r, ref_labels, ref_ids, term, both, *options
+                ).to(x.dtype)
+            if ctx.needs_input_grad[1]:
+                dr = ops.embedding_gradient(
+                    r, ref_labels, ref_ids, x, labels, ids, [], term, *options
+                ).to(x.dtype)
+        return dx, dr, None, None, None
+
+
+class PairRowLoss(torch.autograd.Function):
+    """Loss of each anchor for any pair of rules: what they are worth is known in backward only,
+    which sweeps the pairs anew instead of keeping statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: Tensor,
+        ref_emb: Tensor | None,
+        pairs: Pairs,
+        packed: list[float],
+        backend: str,
+    ) -> Tensor:
+        keep(ctx, *pairs)
+        ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
+        with below_autograd():
+            return ops.loss_and_gradient(*pairs, False, False, packed, backend)[0]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("ms_kernels")
+        pairs = ctx.saved_tensors
+        need_dx, need_dr, *_ = ctx.needs_input_grad
+        with _products_of(ctx.precision), below_autograd():
+            _, _, dx, dr = ops.loss_and_gradient(
+                *pairs, need_dx, need_dr, ctx.packed, ctx.backend, dloss
+            )
+        dtype = pairs[0].dtype
+        return (
+            dx.to(dtype) if need_dx else None,
+            dr.to(dtype) if need_dr else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _precision() -> str | None:
+    """How torch takes float32 products now; None in a graph, which does not see it."""
+    return None if torch.compiler.is_compiling() else torch.get_float32_matmul_precision()
+
+
+def _products_of(precision: str | None) -> contextlib.AbstractContextManager[None]:
+    """As in the forward pass: other products would mine other pairs than the statistics are of."""
+    if precision is None or torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return _set_precision(precision)
+
+
+@contextlib.contextmanager
+def _set_precision(precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    if precision == before:
+        yield
+        return
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

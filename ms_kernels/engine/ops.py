@@ -1,0 +1,237 @@
+"""The two functions of a backend, and their fusion, as ops of PyTorch.
+
+Ops are what torch.compile sees: it never traces into a backend. `options` is
+MultiSimilaritySpec.pack(), of `loss_and_gradient` also PairSpec.pack(); backend "auto" is resolved
+inside.
+"""
+
+import operator
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, library
+
+from ms_kernels.backends import dispatch
+from ms_kernels.backends.interface import Side, Term
+from ms_kernels.checks import Pairs
+from ms_kernels.engine.refusals import differentiate_once, refuse_derivatives
+from ms_kernels.reference import RowStatistics, row_loss
+from ms_kernels.rules.spec import MultiSimilaritySpec, unpack
+
+LARGEST_SUM = 16384
+
+_PAIRS = (
+    "Tensor embeddings, Tensor labels, Tensor? ids, "
+    "Tensor? ref_emb, Tensor? ref_labels, Tensor? ref_ids"
+)
+_library: Any = library.Library("ms_kernels", "DEF")  # type: ignore[no-untyped-call]
+_library.define(
+    f"row_statistics({_PAIRS}, float[] options, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+# A term is the four statistics that weights need and the gradient of the row losses, or empty.
+_library.define(
+    f"embedding_gradient({_PAIRS}, Tensor[] row_term, Tensor[] column_term, "
+    "float[] options, str backend) -> Tensor"
+)
+_library.define(
+    f"loss_and_gradient({_PAIRS}, bool need_dx, bool need_dr, float[] options, str backend, "
+    "Tensor? dloss=None) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+# Ops of their own, so that no compiler chooses the order of a sum or another exponential.
+_library.define("row_loss(Tensor[] statistics, float[] options, str backend) -> Tensor")
+_library.define("total(Tensor row_loss) -> Tensor")
+_library.define("differentiable_once(Tensor x, Tensor labels) -> Tensor")
+
+
+def _row_statistics(
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_ids: Tensor | None,
+    options: list[float],
+    backend: str,
+) -> tuple[Tensor, ...]:
+    module = _module(backend, embeddings, ref_emb)
+    anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
+    return tuple(module.row_statistics(anchors, candidates, MultiSimilaritySpec.unpack(options)))
+
+
+def _embedding_gradient(
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_ids: Tensor | None,
+    row_term: list[Tensor],
+    column_term: list[Tensor],
+    options: list[float],
+    backend: str,
+) -> Tensor:
+    module = _module(backend, embeddings, ref_emb)
+    rows, columns = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
+    spec = MultiSimilaritySpec.unpack(options)
+    term = _term(row_term)
+    # In self mode one term serves both sides.
+    both = len(row_term) == len(column_term) and all(map(operator.is_, row_term, column_term))
+    other = term if both else _term(column_term)
+    dx: Tensor = module.embedding_gradient(rows, columns, spec, term, other)
+    return dx
+
+
+def _loss_and_gradient(
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_ids: Tensor | None,
+    need_dx: bool,
+    need_dr: bool,
+    options: list[float],
+    backend: str,
+    dloss: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    spec = unpack(options)
+    module = _module(backend, embeddings, ref_emb, spec.known_by)
+    anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
+    given = () if dloss is None else (dloss,)  # only a backend of the family takes one
+    loss, kept, dx, dr = module.loss_and_gradient(
+        anchors, candidates, spec, need_dx, need_dr, *given
+    )
+    # An op must return tensors: empty ones for what was not asked.
+    return (
+        loss,
+        kept,
+        loss.new_empty(0) if dx is None else dx,
+        loss.new_empty(0) if dr is None else dr,
+    )
+
+
+def _row_loss(statistics: list[Tensor], options: list[float], backend: str) -> Tensor:
+    module = dispatch.load(dispatch.resolve(backend, statistics[0].device.type))
+    stats, spec = RowStatistics(*statistics), MultiSimilaritySpec.unpack(options)
+    if hasattr(module, "loss_of_statistics"):
+        return module.loss_of_statistics(stats, spec)  # type: ignore[no-any-return]
+    return row_loss(stats, spec.alpha, spec.beta)
+
+
+def _total(row_loss: Tensor) -> Tensor:
+    # torch shares out a sum of more than 32768 numbers among its threads: never give it as many.
+    while len(row_loss) > LARGEST_SUM and row_loss.device.type == "cpu":
+        row_loss = torch.stack([part.sum() for part in torch.split(row_loss, LARGEST_SUM)])
+    return row_loss.sum()
+
+
+def sides_of(pairs: Pairs) -> tuple[Side, Side | None]:
+    """Anchors, and candidates unless they are the anchors."""
+    return _sides(*pairs)
+
+
+def _sides(
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_ids: Tensor | None,
+) -> tuple[Side, Side | None]:
+    anchors = Side(embeddings, labels, ids)
+    if ref_emb is None or ref_labels is None:
+        return anchors, None
+    return anchors, Side(ref_emb, ref_labels, ref_ids)
+
+
+def _module(
+    backend: str,
+    embeddings: Tensor,
+    ref_emb: Tensor | None,
+    known_by: tuple[str, ...] = dispatch.ALL,
+) -> ModuleType:
+    # The same when the sides change places: the gradient of the refs goes with the statistics.
+    samples = max(len(embeddings), 0 if ref_emb is None else len(ref_emb))
+    return dispatch.load(
+        dispatch.resolve(backend, embeddings.device.type, samples, known_by, embeddings.dtype)
+    )
+
+
+def _term(tensors: list[Tensor]) -> Term | None:
+    if not tensors:
+        return None
+    hardest_positive, hardest_negative, pos_lse, neg_lse, dloss = tensors
+    kept = torch.empty(0, dtype=torch.int64)  # weights do not depend on the counts
+    return Term(
+        RowStatistics(hardest_positive, hardest_negative, pos_lse, neg_lse, kept, kept), dloss
+    )
+
+
+def compute_dtype(embeddings: Tensor) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+
+
+def _row_statistics_fake(embeddings: Tensor, *_: object) -> tuple[Tensor, ...]:
+    n = embeddings.shape[0]
+    stats = [embeddings.new_empty(n, dtype=compute_dtype(embeddings)) for _ in range(4)]
+    return (*stats, *(embeddings.new_empty(n, dtype=torch.int64) for _ in range(2)))
+
+
+def _embedding_gradient_fake(embeddings: Tensor, *_: object) -> Tensor:
+    return embeddings.new_empty(embeddings.shape, dtype=compute_dtype(embeddings))
+
+
+def _loss_and_gradient_fake(
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_ids: Tensor | None,
+    need_dx: bool,
+    need_dr: bool,
+    *_: object,
+) -> tuple[Tensor, ...]:
+    dtype = compute_dtype(embeddings)
+    n = embeddings.shape[0]
+    return (
+        embeddings.new_empty(n, dtype=dtype),
+        embeddings.new_empty(n, dtype=torch.int64),
+        embeddings.new_empty(embeddings.shape if need_dx else (0,), dtype=dtype),
+        embeddings.new_empty(
+            ref_emb.shape if need_dr and ref_emb is not None else (0,), dtype=dtype
+        ),
+    )
+
+
+def _row_loss_fake(statistics: list[Tensor], *_: object) -> Tensor:
+    return torch.empty_like(statistics[0])
+
+
+def _total_fake(row_loss: Tensor) -> Tensor:
+    return row_loss.new_empty(())
+
+
+for _name, _run, _fake in (
+    ("row_loss", _row_loss, _row_loss_fake),
+    ("total", _total, _total_fake),
+    ("row_statistics", _row_statistics, _row_statistics_fake),
+    ("embedding_gradient", _embedding_gradient, _embedding_gradient_fake),
+    ("loss_and_gradient", _loss_and_gradient, _loss_and_gradient_fake),
+):
+    _library.impl(_name, _run, "CompositeExplicitAutograd")
+    library.register_fake(f"ms_kernels::{_name}", _fake, lib=_library)
+    refuse_derivatives(_library, _name)
+
+_library.impl("differentiable_once", lambda x, labels: x.clone(), "CompositeExplicitAutograd")
+differentiate_once(_library, "differentiable_once")
+
+row_statistics = torch.ops.ms_kernels.row_statistics.default
+embedding_gradient = torch.ops.ms_kernels.embedding_gradient.default
+loss_and_gradient = torch.ops.ms_kernels.loss_and_gradient.default
+row_loss_of = torch.ops.ms_kernels.row_loss.default
+total = torch.ops.ms_kernels.total.default
+differentiable_once = torch.ops.ms_kernels.differentiable_once.default

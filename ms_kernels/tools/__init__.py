@@ -1,0 +1,1 @@
+"""What runs from the command line: demo, pictures, tuner, and what a step costs."""

@@ -1,1 +1,0 @@
-"""Triton kernels of the triton backend; `backends/triton.py` launches them."""
