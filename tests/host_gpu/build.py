@@ -71,7 +71,7 @@ def link(
     once: bool = False,
 ) -> Path:
     of_all = SANITIZE if sanitize else []
-    level = "-O0" if sanitize else "-O1" if track or once else "-O3"
+    level = "-O0" if sanitize else "-O1" if track or once else "-O2"
     of_kernels = [*of_all, level, *(TRACK if track else [])]
 
     def compiled(path: Path) -> Path:
