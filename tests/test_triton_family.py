@@ -136,8 +136,11 @@ def test_what_the_kernels_do_not_know():
             pair_loss(x, y, weighting=weighting, backend="triton")
 
 
-@pytest.mark.parametrize("mining", [mine.NoMining(), mine.MultiSimilarityMining()], ids=name_of)
-@pytest.mark.parametrize(("n", "m"), [(50, None), (24, 40)])
+@pytest.mark.parametrize(
+    ("n", "m", "mining"),
+    [(50, None, mine.MultiSimilarityMining()), (24, 40, mine.NoMining())],
+    ids=name_of,
+)
 def test_triplets_in_rounds(n, m, mining, monkeypatch):
     """Classes of more candidates than an anchor lists at once."""
     monkeypatch.setattr(launch_family, "LIST_BYTES", 0)
