@@ -40,6 +40,13 @@ BATCH_CASES = [(name, shape) for name in ("default", "unmined") for shape in BAT
     for shape in [(5, 3), (49, 129), (389, 200)]
     if name not in ("default", "unmined")
 ]
+# Rows of 16 bits are widened as they are copied: in large batches they take turns.
+BATCH_STEPS = [
+    (name, shape, dtype)
+    for name, shape in BATCH_CASES
+    for dtype in DTYPES
+    if shape[0] < 100 or dtype != (torch.bfloat16 if name == "unmined" else torch.float16)
+]
 # (N, M, D) with candidates of their own.
 REFS = [(1, 7, 3), (7, 1, 3), (60, 500, 17), (500, 60, 48), (130, 1100, 70), (1100, 97, 200)]
 

@@ -149,7 +149,8 @@ def cases(variants, some=False):
         if name == "fp16":  # compiled as bf16 is, with another instruction
             depths = depths[-2:]
         if some:
-            depths = depths[-2:] if name in ("bf16", "tf32x3") else depths[-1:]
+            some_of = {"bf16": depths[-2:], "tf32x3": depths[-2:], "fp16": []}
+            depths = some_of.get(name, depths[-1:])
         for depth in depths:
             yield f"{name}-D{depth}", "high" if name == "tf32" else "highest", step(dtype, depth)
     yield "ffma-D16", "highest", step(torch.float32, 16)

@@ -6,7 +6,7 @@ import pytest
 import rounding
 import torch
 from cases import (
-    BATCH_CASES,
+    BATCH_STEPS,
     DTYPES,
     EACH_BACKEND,
     REFS,
@@ -51,8 +51,7 @@ def check(batch, spec, dtype, backend):
 
 
 @EACH_BACKEND
-@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
-@pytest.mark.parametrize(("name", "shape"), BATCH_CASES, ids=case_id)
+@pytest.mark.parametrize(("name", "shape", "dtype"), BATCH_STEPS, ids=case_id)
 def test_batch(backend, dtype, shape, name):
     n, d = shape
     check(make_batch(n, None, d, SPECS[name], dtype), SPECS[name], dtype, backend)

@@ -20,9 +20,15 @@ pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.wh
 # One tile, a ragged one, several with several steps of depth: a similarity of N = 5 is summed from
 # parts of the depth.
 BATCHES = [(2, 1), (47, 16), (5, 300), (70, 129)]
-# Options that change no loop are tested at one shape.
-CASES = [(s, name) for s in BATCHES for name in ("default", "unmined")]
-CASES += [((47, 16), name) for name in SPECS if name not in ("default", "unmined")]
+CASES = [(s, name, d) for s in BATCHES for name in ("default", "unmined") for d in DTYPES]
+# Options that change no loop are tested at one shape, for both types that kernels compute in and
+# the one whose weights are lifted into its range.
+CASES += [
+    ((47, 16), name, dtype)
+    for name in SPECS
+    for dtype in (torch.float64, torch.float32, torch.float16)
+    if name not in ("default", "unmined")
+]
 REFS = [(s, "default") for s in ((1, 7, 3), (66, 5, 17), (30, 130, 70))] + [((66, 5, 17), "raw")]
 
 
@@ -55,8 +61,7 @@ def test_compile_without_graph_break(backend, reduction, refs):
     test_ops.test_compile_without_graph_break(backend, reduction, refs, torch.float32)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
-@pytest.mark.parametrize(("shape", "name"), CASES, ids=case_id)
+@pytest.mark.parametrize(("shape", "name", "dtype"), CASES, ids=case_id)
 def test_batch(backend, dtype, shape, name):
     n, d = shape
     batch = make_batch(n, None, d, SPECS[name], dtype)
@@ -115,8 +120,14 @@ def everything(batch, backend):
     return found
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
-@pytest.mark.parametrize("shape", [(130, None, 33), (70, 130, 70)], ids=case_id)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *[((130, None, 33), dtype) for dtype in (torch.float64, torch.bfloat16)],
+        *[((70, 130, 70), dtype) for dtype in (torch.float32, torch.float16)],
+    ],
+    ids=case_id,
+)
 def test_bits_do_not_depend_on_memory_or_order(backend, shape, dtype, monkeypatch):
     """Panels of one tile against the whole batch at once; threads visited the other way round."""
     batch = make_batch(*shape, SPECS["default"], dtype)

@@ -17,14 +17,9 @@ pytest.importorskip("triton.backends.nvidia")
 HERE = Path(__file__).parent
 
 
-# One process with the most of them, one with the others.
-MOST = ["test_modes"]
-OTHERS = sorted({p.stem for p in (HERE / "launcher").glob("test_*.py")} - set(MOST))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [MOST, OTHERS], ids=" ".join)
-def test_under_the_stand_in_driver(names, tmp_path):
+def test_under_the_stand_in_driver(tmp_path):
+    """In one process, for kernels of one test are those of another too."""
     path = os.pathsep.join(map(str, (HERE.parent, HERE, HERE / "launcher")))
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("PYTEST")},
@@ -34,7 +29,7 @@ def test_under_the_stand_in_driver(names, tmp_path):
     # Without the options that plugins bring, which a GPU machine may lack.
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, *(HERE / "launcher" / f"{name}.py" for name in names)],
+        [*command, HERE / "launcher"],
         env=environment,
         cwd=HERE.parent,
         capture_output=True,

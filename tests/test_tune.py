@@ -112,8 +112,6 @@ def test_a_trial_runs_every_role(monkeypatch):
 @pytest.mark.parametrize(
     ("interpret", "arguments", "said"),
     [
-        ("0", [], "no CUDA device"),
-        ("0", ["--show"], "no CUDA device"),
         ("1", [], "TRITON_INTERPRET"),
         ("0", ["--modes", "int8"], "expected modes of half, tf32x3, tf32, float64, got int8"),
     ],
@@ -126,6 +124,17 @@ def test_what_it_cannot_do_is_said(interpret, arguments, said):
         text=True,
     )
     assert done.returncode == 1 and said in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("arguments", [[], ["--show"]], ids=str)
+def test_without_a_gpu_it_says_so(arguments, monkeypatch):
+    from ms_kernels.__main__ import main
+
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(sys, "argv", ["ms_kernels", "tune", *arguments])
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        main()
 
 
 def test_a_tuned_file_is_read(tmp_path):

@@ -71,13 +71,15 @@ def link(
     once: bool = False,
 ) -> Path:
     of_all = SANITIZE if sanitize else []
-    level = "-O0" if sanitize else "-O1" if track or once else "-O3"
+    level = "-O0" if sanitize else "-O1" if track or once else "-O2"
     of_kernels = [*of_all, level, *(TRACK if track else [])]
 
     def compiled(path: Path) -> Path:
         if path.suffix == ".cu":
             return compile_one(path, csrc, of_kernels)
         # The machine runs at each step of a kernel; the rest once a call, and pybind11 is slow.
+        if path.name == "module_cuda.cpp":  # it touches no memory of a tensor
+            return compile_one(path, csrc, ["-O0"])
         return compile_one(path, csrc, [*of_all, "-O3" if path.parent == HERE else "-O0"])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -13,6 +13,9 @@
 
 #include "fiber.h"
 
+// Which of the faults is planted that a test compiled in, by its number; 0: none.
+extern "C" int host_gpu_fault;
+
 namespace host_gpu {
 
 constexpr int kResidentBlocks = 3;
