@@ -118,3 +118,6 @@ extern "C" __attribute__((visibility("default"))) std::int64_t host_gpu_launches
 extern "C" __attribute__((visibility("default"))) std::int64_t host_gpu_products();
 
 }  // namespace host_gpu
+
+// Which of the faults that a test compiled into the kernels is planted; 0: none.
+extern "C" __attribute__((visibility("default"))) int host_gpu_fault;

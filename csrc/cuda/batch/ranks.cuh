@@ -1,0 +1,75 @@
+// The triplet loss compares every kept negative of an anchor with every kept positive: an anchor
+// lists a threshold for each positive, and counts the negatives that reach it.
+//
+// kRankSlots positives of each anchor go at once, in as many rounds as the largest class needs.
+// Only the GPU knows how many that are, so the kernel itself begins another.
+#pragma once
+
+#include "cuda/core/block_reduce.cuh"
+#include "cuda/core/grid_barrier.cuh"
+#include "cuda/pairs/side.cuh"
+
+namespace msk::gpu {
+
+// A rule of which one round sees some of the positives.
+template <typename T>
+struct RankedLoss : PairLoss<T> {
+  std::int64_t passed;  // candidates of each class that earlier rounds had
+  int slots;
+
+  MSK_DEVICE explicit RankedLoss(const Problem& p)
+      : PairLoss<T>(p.rules, p.options.max_positive_similarity),
+        passed(*p.passed),
+        slots(int(*p.most_ranks - passed < p.rank_slots ? *p.most_ranks - passed : p.rank_slots)) {}
+  // Of a candidate; -1 if another round has it.
+  MSK_DEVICE int slot(std::int64_t ordinal) const {
+    const std::int64_t slot = ordinal - passed;
+    return slot >= 0 && slot < slots ? int(slot) : -1;
+  }
+};
+
+// Later rounds add to what the first one wrote.
+MSK_DEVICE bool first_round(const Problem& p) { return !p.ranked || *p.passed == 0; }
+
+// Whether some class has candidates left; then it is their round. A barrier on either side: other
+// blocks may still be in the last one.
+inline MSK_PHASE bool next_round(const Problem& p) {
+  grid_barrier();
+  if (blockIdx.x == 0 && threadIdx.x == 0) *p.passed += p.rank_slots;
+  grid_barrier();
+  return *p.passed < *p.most_ranks;
+}
+
+// What an anchor adds to the weights of its pairs.
+template <typename T>
+struct RankedTerm {
+  FamilyTerm<T> term;
+  const T* threshold;  // of this anchor, the next slot at `stride`
+  const std::int32_t* reached;
+  std::int64_t stride;
+
+  // `ordinal`: of the candidate within its class. The negatives' offset is the least threshold.
+  MSK_DEVICE T weight(const RankedLoss<T>& loss, T s, bool is_positive, bool is_negative,
+                      std::int64_t ordinal) const {
+    std::int32_t number = 0;
+    if (is_negative && s >= term.negative.offset && s > term.neg_above && s < term.neg_below) {
+      for (int k = 0; k < loss.slots; ++k) number += s >= threshold[k * stride];
+      if (number) return T(number) * term.negative.coefficient;
+    }
+    if (is_positive && -s > term.pos_above && -s < term.pos_below) {
+      const int slot = loss.slot(ordinal);
+      if (slot >= 0) number = reached[slot * stride];
+      if (number) return -T(number) * term.positive.coefficient;
+    }
+    // NaN for a row whose loss is NaN, whatever is kept.
+    return term.negative.coefficient - term.negative.coefficient;
+  }
+};
+
+// The side's anchors have their lists in `room`.
+template <class P>
+MSK_DEVICE RankedTerm<typename P::Scalar> ranked_term(const Side<P>& side, std::int64_t i) {
+  return {side.family_term(i), side.threshold + i, side.reached + i, padded(side.count)};
+}
+
+}  // namespace msk::gpu

@@ -1,0 +1,71 @@
+// Parts of the workspace that both paths use.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/core/geometry.h"
+#include "cuda/pairs/problem.h"
+
+namespace msk::gpu {
+
+inline std::int64_t scalar_bytes(const Problem& p) { return p.dtype == DType::float64 ? 8 : 4; }
+
+// The type of operands in memory: float32 embeddings become bfloat16 at precision "medium".
+inline std::int64_t operand_bytes(const Problem& p) {
+  if (p.dtype == DType::float64) return 8;
+  return p.dtype == DType::float32 && p.precision != Precision::medium ? 4 : 2;
+}
+
+class Carver {
+ public:
+  explicit Carver(std::byte* at) : start_(at), at_(at) {}
+  void* take(std::int64_t bytes) {
+    std::byte* const found = at_;
+    at_ += (bytes + 255) / 256 * 256;
+    return found;
+  }
+  std::int64_t bytes() const { return at_ - start_; }
+
+ private:
+  std::byte *start_, *at_;
+};
+
+inline void carve_terms(const Problem& p, std::int64_t n, SideRoom& room, Carver& carver) {
+  const std::int64_t scalar = scalar_bytes(p);
+  for (void** array :
+       {&room.neg_threshold, &room.pos_threshold, &room.neg_offset, &room.pos_offset, &room.dloss})
+    *array = carver.take(n * scalar);
+  for (void** array : {&room.neg_below, &room.pos_below, &room.pos_factor, &room.pos_constant})
+    *array = carver.take(p.family ? n * scalar : 0);
+  if (!p.by_tiles) return;
+  for (void** array : {&room.least_offset, &room.greatest_offset})
+    *array = carver.take(n / kTile * scalar);
+  room.poisoned = static_cast<std::int32_t*>(carver.take(sizeof(std::int32_t)));
+}
+
+inline void carve_side(const Problem& p, const SideInput& side, SideRoom& room, Carver& carver) {
+  const std::int64_t n = padded(side.count), scalar = scalar_bytes(p);
+  room.copy = carver.take(n * p.padded_depth * operand_bytes(p));
+  for (void** array : {&room.scale, &room.residue, &room.inverse}) *array = carver.take(n * scalar);
+  carve_terms(p, n, room, carver);
+}
+
+inline void carve_ranks(Problem& p, Carver& carver) {
+  p.passed = static_cast<std::int64_t*>(carver.take(sizeof(std::int64_t)));
+  const std::int64_t listed = padded(p.rows.count) * p.rank_slots;
+  p.row_room.threshold = carver.take(listed * scalar_bytes(p));
+  p.row_room.reached =
+      static_cast<std::int32_t*>(carver.take(listed * std::int64_t(sizeof(std::int32_t))));
+}
+
+inline void carve_sides(Problem& p, Carver& carver) {
+  if (p.ranked) carve_ranks(p, carver);
+  carve_side(p, p.rows, p.row_room, carver);
+  if (!p.self) return carve_side(p, p.columns, p.column_room, carver);
+  p.column_room = p.row_room;
+  // A gradient may be asked with different terms of the two sides.
+  if (p.job == Job::gradient) carve_terms(p, padded(p.rows.count), p.column_room, carver);
+}
+
+}  // namespace msk::gpu

@@ -1,0 +1,184 @@
+// The one look at all pairs: partial sums of the negatives of rows and, in self mode, of columns.
+#pragma once
+
+#include "cuda/core/block_reduce.cuh"
+#include "cuda/tiled/negative_sum.cuh"
+
+namespace msk::gpu {
+
+// Partial sums in global memory, one array for each part of them.
+template <typename T>
+struct Partials {
+  T *hardest, *sum;
+  std::int32_t* kept;
+  MSK_DEVICE Partials(void* hardest, void* sum, std::int32_t* kept)
+      : hardest(static_cast<T*>(hardest)), sum(static_cast<T*>(sum)), kept(kept) {}
+  MSK_DEVICE NegativeSum<T> read(std::int64_t at) const {
+    NegativeSum<T> found;
+    found.hardest = hardest[at], found.sum = sum[at], found.kept = kept[at];
+    return found;
+  }
+  MSK_DEVICE void write(std::int64_t at, const NegativeSum<T>& found) const {
+    hardest[at] = found.hardest, sum[at] = found.sum, kept[at] = found.kept;
+  }
+};
+
+template <class P>
+struct NegativeScan {
+  using Scalar = typename P::Scalar;
+  using Tile = SimilarityTile<P>;
+  using Sum = NegativeSum<Scalar>;
+  static constexpr std::size_t kSharedBytes =
+      Tile::kStageBytes + kThreads * sizeof(Sum) + 2 * kThreads / 32 * sizeof(Greatest<Scalar>);
+
+  const Problem& p;
+  const OrderedPairs<P> pairs;
+  const Scalar beta;
+  Sum* const room;
+  Greatest<Scalar>* const mass_room;
+  Any* const any_room;
+
+  MSK_DEVICE explicit NegativeScan(const Problem& p)
+      : p(p),
+        pairs(p),
+        beta(pairs.loss.beta),
+        room(reinterpret_cast<Sum*>(shared_memory() + Tile::kStageBytes)),
+        mass_room(reinterpret_cast<Greatest<Scalar>*>(room + kThreads)),
+        any_room(reinterpret_cast<Any*>(mass_room + kThreads / 32)) {}
+
+  MSK_DEVICE static Scalar of(const void* array, std::int64_t i) {
+    return static_cast<const Scalar*>(array)[i];
+  }
+  // The similarity that a pair of the tile must pass to be looked at. A negative just under its
+  // threshold is looked at too: rounding may still keep a positive that it decides about.
+  MSK_DEVICE Scalar bar(std::int64_t row_tile, std::int64_t column_tile) const {
+    if (p.job == Job::statistics) return -kInfinity<Scalar>;  // wants the hardest in any case
+    Scalar least = of(p.row_room.least_threshold, row_tile);
+    if (pairs.self) {
+      const Scalar other = of(p.row_room.least_threshold, column_tile);
+      least = other < least ? other : least;
+    }
+    if (std::isinf(least)) return least;
+    return least - (std::fabs(least) + std::fabs(pairs.loss.epsilon)) * (4 * kUlp<Scalar>);
+  }
+  // Bit k: whether pair k of the thread's half row, or half column if `down`, is a negative.
+  MSK_DEVICE std::uint32_t negatives(std::int64_t row_tile, std::int64_t column_tile,
+                                     bool down) const {
+    const bool apart = !pairs.overlap(row_tile, column_tile) && !pairs.rows.ids;
+    std::uint32_t bits = 0;
+    for (int k = 0; k < kHalf; ++k) {
+      const int other = half() * kHalf + k;
+      const std::int64_t i = row_tile * kTile + (down ? other : line());
+      const std::int64_t j = column_tile * kTile + (down ? line() : other);
+      const bool is = pairs.present(i, j) && (apart || pairs.negative(i, j));
+      bits |= std::uint32_t(is) << k;
+    }
+    return bits;
+  }
+  // The thread's half of its row of the tile in shared memory, or of its column.
+  MSK_DEVICE Sum half_sum(std::int64_t row_tile, std::int64_t column_tile, bool down) const {
+    const std::int64_t i = (down ? column_tile : row_tile) * kTile + line();
+    const Scalar threshold = pairs.loss.negative_threshold(of(p.row_room.hardest_positive, i));
+    const int first = half() * kHalf;
+    return negatives_of<Scalar>(
+        [&](int k) {
+          return load_shared(down ? Tile::shared(first + k, line())
+                                  : Tile::shared(line(), first + k));
+        },
+        negatives(row_tile, column_tile, down), threshold, beta);
+  }
+  // The row of the tile that the thread owns or, in the second half of the block, the column.
+  MSK_DEVICE Sum sum_of_line(std::int64_t row_tile, std::int64_t column_tile, bool mirrored) const {
+    const Sum of_row = half_sum(row_tile, column_tile, false);
+    Sum of_column;
+    if (mirrored) of_column = half_sum(row_tile, column_tile, true);
+    // Each thread passes on the half sum of the line that it does not own.
+    store_shared(room + threadIdx.x, half() == 0 ? of_column : of_row);
+    __syncthreads();
+    Sum own = half() == 0 ? of_row : of_column;
+    own.merge(load_shared(room + (threadIdx.x ^ kTile)), beta);
+    return own;
+  }
+};
+
+// One block owns a tile of rows and a run of tiles of columns. In self mode it takes those on and
+// above the diagonal: a tile above serves its rows and its columns, one on it its rows. Threads of
+// the first half own a row, those of the second a column.
+template <class P>
+MSK_KERNEL(kThreads, 2)
+negative_scan_kernel(const MSK_PARAMETER Problem p) {
+  using Scalar = typename P::Scalar;
+  using Scan = NegativeScan<P>;
+  const Tiled& t = p.tiled;
+  const Scan scan(p);
+  const OrderedPairs<P>& pairs = scan.pairs;
+  const std::int64_t local = blockIdx.x % t.count, run = blockIdx.x / t.count;
+  const std::int64_t tile = t.first + local, end_of_run = (run + 1) * t.run;
+  const std::int64_t end = end_of_run < pairs.column_tiles ? end_of_run : pairs.column_tiles;
+  std::int64_t column = run * t.run;
+  if (pairs.self && column < tile) column = tile;
+  const Partials<Scalar> of_rows(t.row_hardest, t.row_sum, t.row_kept);
+  const Partials<Scalar> of_columns(t.column_hardest, t.column_sum, t.column_kept);
+
+  NegativeSum<Scalar> total;
+  Greatest<Scalar> mass{-kInfinity<Scalar>};
+  for (; column < end; ++column) {
+    const bool mirrored = pairs.self && column > tile;
+    NegativeSum<Scalar> own;
+    if (!pairs.one_class(tile, column)) {
+      const SimilarityTile<P> similarities(pairs, tile, column);
+      const Scalar bar = scan.bar(tile, column);
+      Any any{similarities.any([&](Scalar s) { return s > bar || !std::isfinite(s); })};
+      any = block_reduce(any, scan.any_room, Any::either);
+      if (any.value || p.job == Job::statistics) {
+        similarities.share();
+        own = scan.sum_of_line(tile, column, mirrored);
+        const Scalar found = own.log_mass(pairs.loss);
+        mass.value = found > mass.value ? found : mass.value;
+      }
+    }
+    if (half() == 0)
+      total.merge(own, scan.beta);
+    else if (mirrored)
+      of_columns.write((local * pairs.column_tiles + column) * kTile + line(), own);
+    if (t.mass && ((column + 1) % t.span == 0 || column + 1 == end)) {
+      __syncthreads();  // the room may still be read for the span before
+      mass = block_reduce(mass, scan.mass_room, Greatest<Scalar>::greater);
+      const std::int64_t spans = (pairs.column_tiles + t.span - 1) / t.span;
+      if (threadIdx.x == 0)
+        static_cast<Scalar*>(t.mass)[tile * spans + column / t.span] = mass.value;
+      mass.value = -kInfinity<Scalar>;
+    }
+  }
+  if (half() == 0) of_rows.write((run * t.chunk + local) * kTile + line(), total);
+}
+
+// One thread a row of the launch before and, in self mode, a column of it: adds the partial sums to
+// what was there, in the order of columns.
+template <class P>
+MSK_KERNEL(kThreads, 2)
+merge_kernel(const MSK_PARAMETER Problem p) {
+  using Scalar = typename P::Scalar;
+  const Tiled& t = p.tiled;
+  const OrderedPairs<P> pairs(p);
+  const Scalar beta = pairs.loss.beta;
+  const Partials<Scalar> totals(p.row_room.hardest_negative, p.row_room.negative_sum,
+                                p.row_room.neg_kept);
+  const Partials<Scalar> of_rows(t.row_hardest, t.row_sum, t.row_kept);
+  const Partials<Scalar> of_columns(t.column_hardest, t.column_sum, t.column_kept);
+  const std::int64_t k = std::int64_t(blockIdx.x) * kThreads + threadIdx.x, local = k / kTile;
+  const std::int64_t i = t.first * kTile + k, tile = t.first + local;
+  if (tile >= pairs.row_tiles) return;
+  NegativeSum<Scalar> total = totals.read(i);
+  if (pairs.self)
+    for (std::int64_t above = 0; above < t.count && above < local; ++above)
+      total.merge(of_columns.read(above * pairs.column_tiles * kTile + i), beta);
+  if (local < t.count) {
+    const std::int64_t runs = (pairs.column_tiles + t.run - 1) / t.run;
+    for (std::int64_t run = pairs.self ? tile / t.run : 0; run < runs; ++run)
+      total.merge(of_rows.read((run * t.chunk + local) * kTile + i % kTile), beta);
+  }
+  totals.write(i, total);
+}
+
+}  // namespace msk::gpu
