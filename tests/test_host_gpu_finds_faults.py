@@ -14,9 +14,9 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-# {fault: path, file, text, its replacement ({planted}: whether it is), the machine's message;
-# None: the numbers are wrong}. All are compiled into one module. test_host_gpu_barriers.py leaves
-# out every barrier in turn.
+# {fault: path, file, text, what is there in its place, and what the machine says while the fault is
+# {planted}; None: the numbers are wrong}. All are compiled into one module.
+# test_host_gpu_barriers.py leaves out every barrier in turn.
 FAULTS = {
     "no_wait_for_copies": (
         "one_launch",
@@ -35,8 +35,8 @@ FAULTS = {
     "shared_memory_too_small": (
         "one_launch",
         "batch/batch.cuh",
-        "kThreads, kSharedBytes<P>,",
-        "kThreads, kSharedBytes<P> / ({planted} ? 2 : 1),",
+        "kThreads<P>, kSharedBytes<P>,",
+        "kThreads<P>, kSharedBytes<P> / ({planted} ? 2 : 1),",
         "outside of shared memory",
     ),
     "wrong_row_of_a_fragment": (
@@ -91,15 +91,16 @@ FAULTS = {
     "a_segment_forgets_its_projection": (
         "by_tiles",
         "tiled/tile_gradient.cuh",
-        "half() == 0 && !first_segment ?",
-        "half() == 0 && !first_segment && !{planted} ?",
+        "tile_half<P>() == 0 && !first_segment ?",
+        "tile_half<P>() == 0 && !first_segment && !{planted} ?",
         None,
     ),
     "tiles_with_weight_are_left_out": (
         "by_tiles",
         "tiled/tile_list.cuh",
-        "- offset <= bar;",
-        "- offset <= ({planted} ? kInfinity<Scalar> : bar);",
+        "return static_cast<const Scalar*>(t.mass)[a * spans + b / t.span] - offset <= bar;",
+        "const Scalar most = static_cast<const Scalar*>(t.mass)[a * spans + b / t.span] - offset;"
+        "return {planted} ? most >= bar : most <= bar;",
         None,
     ),
     "rows_in_a_wrong_order": (

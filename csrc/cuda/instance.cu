@@ -13,29 +13,32 @@ namespace msk::gpu {
 
 namespace operands {
 
+template <typename Operand>
+using Shape = ShapeOf<Path::MSK_PATH, Operand>;
+
 struct float16 {
   using Input = Half;
-  using Product = HalfProduct<Half>;
+  using Product = HalfProduct<Half, Shape<Half>>;
 };
 struct bfloat16 {
   using Input = BFloat16;
-  using Product = HalfProduct<BFloat16>;
+  using Product = HalfProduct<BFloat16, Shape<BFloat16>>;
 };
 struct float32 {
   using Input = float;
-  using Product = Tf32Product<true>;
+  using Product = Tf32Product<true, Shape<float>>;
 };
 struct tf32 {
   using Input = float;
-  using Product = Tf32Product<false>;
+  using Product = Tf32Product<false, Shape<float>>;
 };
 struct rounded {
   using Input = float;
-  using Product = HalfProduct<BFloat16>;
+  using Product = HalfProduct<BFloat16, Shape<BFloat16>>;
 };
 struct float64 {
   using Input = double;
-  using Product = DoubleProduct;
+  using Product = DoubleProduct<Shape<double>>;
 };
 
 }  // namespace operands

@@ -257,5 +257,3 @@ void launch(const std::string& what, Grid kind, std::int64_t block_count, int th
 }
 
 }  // namespace host_gpu
-
-int host_gpu_fault = 0;

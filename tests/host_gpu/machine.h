@@ -13,6 +13,9 @@
 
 #include "fiber.h"
 
+// Which of the faults is planted that a test compiled in, by its number; 0: none.
+extern "C" int host_gpu_fault;
+
 namespace host_gpu {
 
 constexpr int kResidentBlocks = 3;
@@ -118,6 +121,3 @@ extern "C" __attribute__((visibility("default"))) std::int64_t host_gpu_launches
 extern "C" __attribute__((visibility("default"))) std::int64_t host_gpu_products();
 
 }  // namespace host_gpu
-
-// Which of the faults that a test compiled into the kernels is planted; 0: none.
-extern "C" __attribute__((visibility("default"))) int host_gpu_fault;

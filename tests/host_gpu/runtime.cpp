@@ -104,6 +104,8 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute, int value) {
 extern "C" {
 #define MSK_EXPORT __attribute__((visibility("default")))
 
+MSK_EXPORT int host_gpu_fault = 0;
+
 MSK_EXPORT void host_gpu_record(int on) {
   records = on;
   record.str("");

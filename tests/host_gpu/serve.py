@@ -26,7 +26,7 @@ def few_tiles_are_many(folder):
         ("host/plan_tiled.cpp", "std::int64_t(1) << 24;", "20;"),
         ("core/geometry.h", "kListRun = 4;", "kListRun = 1;"),
         ("core/geometry.h", "kSegment = 32;", "kSegment = 2;"),
-        ("core/geometry.h", "kListStep = kThreads;", "kListStep = 2;"),
+        ("tiled/tile_list.cuh", "kListStep = kThreads<P>;", "kListStep = 2;"),
     ):
         source = (folder / "cuda" / name).read_text()
         assert before in source

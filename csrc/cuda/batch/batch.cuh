@@ -64,7 +64,7 @@ MSK_DEVICE void gradient_pass(const Problem& p) {
 // the bits depend neither on the grid nor on the height of a panel. A ranked loss goes through its
 // pairs until no class has a candidate that no round had.
 template <class P, typename Input>
-MSK_KERNEL(kThreads, 2)
+MSK_KERNEL(kThreads<P>, 2)
 batch_kernel(const MSK_PARAMETER Passes passes) {
   const Problem& p = passes.given;
   prepare<P, Input>(p, p.rows, p.row_room);
@@ -84,7 +84,7 @@ namespace batch {
 template <class P, typename Input>
 void launch(const Problem& p, int device, void* stream) {
   static_assert(kSharedBytes<P> <= kMostShared);
-  launch_cooperative<batch_kernel<P, Input>>("batch_kernel", p.blocks, kThreads, kSharedBytes<P>,
+  launch_cooperative<batch_kernel<P, Input>>("batch_kernel", p.blocks, kThreads<P>, kSharedBytes<P>,
                                              device, stream, Passes{p, exchanged(p)});
 }
 

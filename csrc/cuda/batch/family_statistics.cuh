@@ -45,11 +45,10 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
   const Pass<P> pass(p);
   using Scalar = typename P::Scalar;
   const PairLoss<Scalar> loss(p.rules, p.options.max_positive_similarity);
-  constexpr int kWarps = kThreads / 32;
   auto* const hardest_room = reinterpret_cast<Hardest<Scalar>*>(shared_memory());
-  auto* const peaks_room = reinterpret_cast<Peaks<Scalar>*>(hardest_room + kWarps);
-  auto* const negative_room = reinterpret_cast<SumAndMoment<Scalar>*>(peaks_room + kWarps);
-  auto* const positive_room = negative_room + kWarps;
+  auto* const peaks_room = reinterpret_cast<Peaks<Scalar>*>(hardest_room + kWarps<P>);
+  auto* const negative_room = reinterpret_cast<SumAndMoment<Scalar>*>(peaks_room + kWarps<P>);
+  auto* const positive_room = negative_room + kWarps<P>;
   const std::int64_t last = first + pass.height(first);
   for (std::int64_t i = first + blockIdx.x; i < last && i < pass.rows.count; i += gridDim.x) {
     const Scalar* const row = pass.similarities + (i - first) * pass.width;
@@ -64,7 +63,7 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
     term.pos_below = loss.positive_below(least, most);
     // visit(value, is_positive) for the kept pairs.
     const auto each_kept = [&](auto visit) {
-      for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads) {
+      for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads<P>) {
         if (pass.self_pair(i, j)) continue;
         const Scalar s = row[j], value = loss.positive.sign * s;
         if (pass.columns.labels[j] != label) {
@@ -82,7 +81,7 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
       peak = z > peak ? z : peak;
       ++(positive ? peaks.pos_kept : peaks.neg_kept);
     });
-    peaks = block_reduce(peaks, peaks_room, Peaks<Scalar>::joined);
+    peaks = block_reduce<kWarps<P>>(peaks, peaks_room, Peaks<Scalar>::joined);
     SumAndMoment<Scalar> sum{Scalar(0), Scalar(0)};
     each_kept([&](Scalar value, bool positive) {
       if (positive) return;
@@ -90,7 +89,7 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
                      ? std::exp(below_peak(exponent_of(loss.negative, value), peaks.negative))
                      : summand(loss.negative, value, Scalar(0));
     });
-    sum = block_reduce(sum, negative_room, SumAndMoment<Scalar>::plus);
+    sum = block_reduce<kWarps<P>>(sum, negative_room, SumAndMoment<Scalar>::plus);
     RowSums<Scalar> sums{};
     sums.pos_kept = Scalar(peaks.pos_kept);
     sums.neg_kept = Scalar(peaks.neg_kept);
@@ -108,7 +107,7 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
         sum.moment += sigmoid(z - offset);
       }
     });
-    sum = block_reduce(sum, positive_room, SumAndMoment<Scalar>::plus);
+    sum = block_reduce<kWarps<P>>(sum, positive_room, SumAndMoment<Scalar>::plus);
     if (threadIdx.x != 0) continue;
     sums.positive = finished(loss.positive, peaks.pos_kept, peaks.positive, sum.sum);
     sums.moment = sum.moment;

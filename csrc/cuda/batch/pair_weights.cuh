@@ -44,7 +44,7 @@ MSK_PHASE void pair_weights(const Problem& p, const Loss& loss, std::int64_t fir
   using Scalar = typename P::Scalar;
   using Operand = typename P::Operand;
   auto* const greatest_room = reinterpret_cast<Greatest<Scalar>*>(shared_memory());
-  auto* const sum_room = reinterpret_cast<Sum<Scalar>*>(greatest_room + kThreads / 32);
+  auto* const sum_room = reinterpret_cast<Sum<Scalar>*>(greatest_room + kWarps<P>);
   for (std::int64_t r = blockIdx.x; r < pass.height(first); r += gridDim.x) {
     const std::int64_t i = first + r;
     const bool present = i < pass.rows.count;
@@ -69,14 +69,14 @@ MSK_PHASE void pair_weights(const Problem& p, const Loss& loss, std::int64_t fir
     __syncthreads();  // the rooms may still be read for the row before
     if constexpr (kFewExponents<Operand>) {
       Greatest<Scalar> most{Scalar(0)};
-      for (std::int64_t j = threadIdx.x; j < filled; j += kThreads) {
+      for (std::int64_t j = threadIdx.x; j < filled; j += kThreads<P>) {
         const Scalar s = finished ? row[j] : pass.similarity(first, i, j);
         most.value = std::fmax(most.value, std::fabs(weight(j, s)));
       }
-      lift = lift_of(block_reduce(most, greatest_room, Greatest<Scalar>::greater).value);
+      lift = lift_of(block_reduce<kWarps<P>>(most, greatest_room, Greatest<Scalar>::greater).value);
     }
     Sum<Scalar> dot{Scalar(0)};
-    for (std::int64_t j = threadIdx.x; j < pass.width; j += kThreads) {
+    for (std::int64_t j = threadIdx.x; j < pass.width; j += kThreads<P>) {
       if (j >= filled) {
         out[j] = narrow<Operand>(Scalar(0));
         continue;
@@ -86,7 +86,7 @@ MSK_PHASE void pair_weights(const Problem& p, const Loss& loss, std::int64_t fir
       // Of the rounded weights: then the projection takes out exactly what they put in.
       dot.value += P::as_read(out[j]) * (s / pass.columns.scale[j]);
     }
-    dot = block_reduce(dot, sum_room, Sum<Scalar>::plus);
+    dot = block_reduce<kWarps<P>>(dot, sum_room, Sum<Scalar>::plus);
     if (threadIdx.x != 0) continue;
     pass.unscale[r] = Scalar(1) / lift;
     pass.dot[r] = dot.value / lift;

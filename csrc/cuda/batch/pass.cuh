@@ -18,7 +18,7 @@ struct Pass : Pairs<P> {
   MSK_DEVICE explicit Pass(const Problem& p)
       : Pairs<P>(p),
         panel(p.panel),
-        width(padded(this->columns.count)),
+        width(padded<P>(this->columns.count)),
         splits(p.splits),
         similarities(static_cast<Scalar*>(p.similarities)),
         weights(static_cast<typename P::Operand*>(p.weights)),
@@ -27,7 +27,7 @@ struct Pass : Pairs<P> {
 
   // Rows from `first` on that the panel holds, padding included.
   MSK_DEVICE std::int64_t height(std::int64_t first) const {
-    const std::int64_t left = padded(this->rows.count) - first;
+    const std::int64_t left = padded<P>(this->rows.count) - first;
     return left < panel ? left : panel;
   }
   // The parts of the depth are summed in order.

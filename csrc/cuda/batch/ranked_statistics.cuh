@@ -34,16 +34,15 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
   const Pass<P> pass(p);
   using Scalar = typename P::Scalar;
   const RankedLoss<Scalar> loss(p);
-  constexpr int kWarps = kThreads / 32;
   auto* const hardest_room = reinterpret_cast<Hardest<Scalar>*>(shared_memory());
-  auto* const reach_room = reinterpret_cast<Reach<Scalar>*>(hardest_room + kWarps);
-  auto* const kept_room = reinterpret_cast<KeptNumbers*>(reach_room + kWarps);
-  const std::int64_t last = first + pass.height(first), stride = padded(pass.rows.count);
+  auto* const reach_room = reinterpret_cast<Reach<Scalar>*>(hardest_room + kWarps<P>);
+  auto* const kept_room = reinterpret_cast<KeptNumbers*>(reach_room + kWarps<P>);
+  const std::int64_t last = first + pass.height(first), stride = padded<P>(pass.rows.count);
   for (std::int64_t i = first + blockIdx.x; i < last && i < pass.rows.count; i += gridDim.x) {
     const Scalar* const row = pass.similarities + (i - first) * pass.width;
     const std::int64_t label = pass.rows.labels[i];
     Scalar* const threshold = pass.rows.threshold + i;
-    for (int k = threadIdx.x; k < loss.slots; k += kThreads)
+    for (int k = threadIdx.x; k < loss.slots; k += kThreads<P>)
       threshold[k * stride] = kInfinity<Scalar>;
     const Hardest<Scalar> hardest =  // its barrier is one for the thresholds too
         hardest_pairs(pass, first, i, loss.max_positive_similarity, hardest_room);
@@ -57,7 +56,7 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
              row[j] < term.neg_below;
     };
     KeptNumbers kept{0, 0};
-    for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads) {
+    for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads<P>) {
       kept.negative += keeps_negative(j);
       if (pass.columns.labels[j] != label || pass.self_pair(i, j)) continue;
       if (!(row[j] < loss.max_positive_similarity && -row[j] > term.pos_above &&
@@ -67,20 +66,20 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
       const int slot = loss.slot(p.ordinals[j]);
       if (slot >= 0) threshold[slot * stride] = row[j] - loss.a;
     }
-    kept = block_reduce(kept, kept_room, KeptNumbers::plus);
+    kept = block_reduce<kWarps<P>>(kept, kept_room, KeptNumbers::plus);
     Scalar sum = Scalar(0), least = kInfinity<Scalar>;
     for (int k = 0; k < loss.slots; ++k) {
       const Scalar bound = threshold[k * stride];
       least = bound < least ? bound : least;
       Reach<Scalar> reach{Scalar(0), 0};
       if (hardest.negative >= bound) {  // for all threads or for none
-        for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads) {
+        for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads<P>) {
           if (!(row[j] >= bound) || !keeps_negative(j)) continue;
           reach.sum += row[j] - bound;
           ++reach.number;
         }
         __syncthreads();  // the room may still be read for the slot before
-        reach = block_reduce(reach, reach_room, Reach<Scalar>::plus);
+        reach = block_reduce<kWarps<P>>(reach, reach_room, Reach<Scalar>::plus);
       }
       if (threadIdx.x == 0) pass.rows.reached[k * stride + i] = reach.number;
       sum += reach.sum;

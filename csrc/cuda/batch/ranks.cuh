@@ -69,7 +69,7 @@ struct RankedTerm {
 // The side's anchors have their lists in `room`.
 template <class P>
 MSK_DEVICE RankedTerm<typename P::Scalar> ranked_term(const Side<P>& side, std::int64_t i) {
-  return {side.family_term(i), side.threshold + i, side.reached + i, padded(side.count)};
+  return {side.family_term(i), side.threshold + i, side.reached + i, padded<P>(side.count)};
 }
 
 }  // namespace msk::gpu

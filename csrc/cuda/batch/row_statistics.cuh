@@ -37,7 +37,7 @@ MSK_DEVICE Hardest<typename P::Scalar> hardest_pairs(const Pass<P>& pass, std::i
   Scalar* const row = pass.similarities + (i - first) * pass.width;
   const std::int64_t label = pass.rows.labels[i];
   Hardest<Scalar> hardest{kInfinity<Scalar>, -kInfinity<Scalar>, true};
-  for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads) {
+  for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads<P>) {
     const Scalar s = pass.similarity(first, i, j);
     row[j] = s;
     hardest.finite = hardest.finite && std::isfinite(s);
@@ -47,10 +47,12 @@ MSK_DEVICE Hardest<typename P::Scalar> hardest_pairs(const Pass<P>& pass, std::i
     else if (s < max_positive_similarity)
       hardest.positive = s < hardest.positive ? s : hardest.positive;
   }
-  return block_reduce(hardest, room, [](const Hardest<Scalar>& a, const Hardest<Scalar>& b) {
-    return Hardest<Scalar>{a.positive < b.positive ? a.positive : b.positive,
-                           a.negative > b.negative ? a.negative : b.negative, a.finite && b.finite};
-  });
+  return block_reduce<kWarps<P>>(
+      hardest, room, [](const Hardest<Scalar>& a, const Hardest<Scalar>& b) {
+        return Hardest<Scalar>{a.positive < b.positive ? a.positive : b.positive,
+                               a.negative > b.negative ? a.negative : b.negative,
+                               a.finite && b.finite};
+      });
 }
 
 // One block a row.
@@ -59,7 +61,7 @@ MSK_PHASE void row_statistics(const Problem& p, std::int64_t first) {
   const Pass<P> pass(p);
   using Scalar = typename P::Scalar;
   auto* const hardest_room = reinterpret_cast<Hardest<Scalar>*>(shared_memory());
-  auto* const sums_room = reinterpret_cast<KeptSums<Scalar>*>(hardest_room + kThreads / 32);
+  auto* const sums_room = reinterpret_cast<KeptSums<Scalar>*>(hardest_room + kWarps<P>);
   const MultiSimilarity<Scalar>& loss = pass.loss;
   const std::int64_t last = first + pass.height(first);
   for (std::int64_t i = first + blockIdx.x; i < last && i < pass.rows.count; i += gridDim.x) {
@@ -70,7 +72,7 @@ MSK_PHASE void row_statistics(const Problem& p, std::int64_t first) {
     const Scalar neg_threshold = loss.negative_threshold(hardest.positive);
     const Scalar pos_threshold = loss.positive_threshold(hardest.negative);
     KeptSums<Scalar> sums{Scalar(0), Scalar(0), 0, 0};
-    for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads) {
+    for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads<P>) {
       if (pass.self_pair(i, j)) continue;
       const Scalar s = row[j];
       if (pass.columns.labels[j] != label) {
@@ -82,10 +84,11 @@ MSK_PHASE void row_statistics(const Problem& p, std::int64_t first) {
         ++sums.pos_kept;
       }
     }
-    sums = block_reduce(sums, sums_room, [](const KeptSums<Scalar>& a, const KeptSums<Scalar>& b) {
-      return KeptSums<Scalar>{a.positive + b.positive, a.negative + b.negative,
-                              a.pos_kept + b.pos_kept, a.neg_kept + b.neg_kept};
-    });
+    sums = block_reduce<kWarps<P>>(
+        sums, sums_room, [](const KeptSums<Scalar>& a, const KeptSums<Scalar>& b) {
+          return KeptSums<Scalar>{a.positive + b.positive, a.negative + b.negative,
+                                  a.pos_kept + b.pos_kept, a.neg_kept + b.neg_kept};
+        });
     if (threadIdx.x != 0) continue;
     finish_row<P>(p, pass, i,
                   {hardest.positive, hardest.negative, sums.positive, sums.negative, sums.pos_kept,

@@ -13,9 +13,11 @@ template <class P>
 MSK_PHASE void similarities(const Problem& p, std::int64_t first) {
   const Pass<P> pass(p);
   using Scalar = typename P::Scalar;
+  using Shape = typename P::Shape;
   using Product = TileProduct<P, Right::rows>;
-  const std::int64_t down = pass.height(first) / kTile, across = pass.width / kTile;
-  const bool mirror = pass.self && pass.height(0) == padded(pass.rows.count);
+  const std::int64_t down = pass.height(first) / Shape::kRows;
+  const std::int64_t across = pass.width / Shape::kColumns;
+  const bool mirror = Shape::kSquare && pass.self && pass.height(0) == padded<P>(pass.rows.count);
   const std::int64_t tiles = mirror ? down * (down + 1) / 2 : down * across;
   const std::int64_t steps = pass.rows.stride / Product::kStep;
   for (std::int64_t item = blockIdx.x; item < tiles * pass.splits; item += gridDim.x) {
@@ -29,10 +31,11 @@ MSK_PHASE void similarities(const Problem& p, std::int64_t first) {
     const std::int64_t to = steps * (split + 1) / pass.splits;
     const std::int64_t at = from * Product::kStep;
     Scalar* const out = pass.similarities + split * pass.panel * pass.width;
-    Product::run(pass.rows.copy + (first + row * kTile) * pass.rows.stride + at, pass.rows.stride,
-                 pass.columns.copy + column * kTile * pass.columns.stride + at, pass.columns.stride,
-                 to - from, [&](int r, int c, Scalar value) {
-                   const std::int64_t i = row * kTile + r, j = column * kTile + c;
+    Product::run(pass.rows.copy + (first + row * Shape::kRows) * pass.rows.stride + at,
+                 pass.rows.stride,
+                 pass.columns.copy + column * Shape::kColumns * pass.columns.stride + at,
+                 pass.columns.stride, to - from, [&](int r, int c, Scalar value) {
+                   const std::int64_t i = row * Shape::kRows + r, j = column * Shape::kColumns + c;
                    out[i * pass.width + j] = value;
                    if (mirror && row != column) out[j * pass.width + i] = value;
                  });

@@ -7,13 +7,13 @@ namespace msk::gpu {
 
 // A value of each thread becomes that of all of them together, known to all. `room` is shared
 // memory for one value a warp; calls that follow each other take different rooms or a barrier.
-template <typename V, typename Combine>
+template <int warps, typename V, typename Combine>
 MSK_DEVICE V block_reduce(V value, V* room, Combine combine) {
   for (int mask = 16; mask > 0; mask /= 2) value = combine(value, value.exchanged(mask));
   if (lane() == 0) store_shared(room + threadIdx.x / 32, value);
   __syncthreads();
   V total = load_shared(room);
-  for (int w = 1; w < kThreads / 32; ++w) total = combine(total, load_shared(room + w));
+  for (int w = 1; w < warps; ++w) total = combine(total, load_shared(room + w));
   return total;
 }
 

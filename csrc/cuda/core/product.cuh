@@ -1,4 +1,5 @@
-// How a warp multiplies a 32 x k tile with a k x 32 tile of shared memory, for one operand type.
+// How a warp multiplies its rows of one tile of shared memory with its columns of another, for one
+// operand type and shape of a block's tile.
 // as_read(x) is the number that a product takes a stored operand for.
 //
 // Left tiles are stored by rows. Right tiles are stored by columns (`rows_of_right`: both operands
@@ -16,6 +17,16 @@ namespace msk::gpu {
 
 MSK_DEVICE int lane() { return threadIdx.x % 32; }
 
+template <class P>
+constexpr int kThreads = P::Shape::kThreads;
+template <class P>
+constexpr int kWarps = P::Shape::kWarps;
+// A whole number of tiles, of rows as of columns.
+template <class P>
+MSK_HOST_DEVICE inline std::int64_t padded(std::int64_t count) {
+  return padded_to(P::Shape::kPadding, count);
+}
+
 template <int rows, int columns>
 struct TensorSums {
   float total[rows][columns][4] = {};
@@ -24,11 +35,13 @@ struct TensorSums {
 };
 
 // 16-bit operands.
-template <typename T>
+template <typename T, class TheShape>
 struct HalfProduct {
   using Operand = T;
   using Scalar = float;
-  static constexpr int kDepth = 16, kRowParts = 2, kColumnParts = 4, kElements = 4;
+  using Shape = TheShape;
+  static constexpr int kDepth = 16, kElements = 4;
+  static constexpr int kRowParts = Shape::kWarpRows / 16, kColumnParts = Shape::kWarpColumns / 8;
   // A pad of 16 bytes puts the rows that one ldmatrix reads into different banks.
   static constexpr int kPad = 8;
 
@@ -90,11 +103,13 @@ struct HalfProduct {
 // float32 operands as tf32. With `split`, an operand is the sum of two tf32 numbers and the three
 // larger of their products are taken: as accurate as float32, and the same bits when the operands
 // change places, because low * high and high * low have sums of their own.
-template <bool split>
+template <bool split, class TheShape>
 struct Tf32Product {
   using Operand = float;
   using Scalar = float;
-  static constexpr int kDepth = 8, kRowParts = 2, kColumnParts = 4, kElements = 4;
+  using Shape = TheShape;
+  static constexpr int kDepth = 8, kElements = 4;
+  static constexpr int kRowParts = Shape::kWarpRows / 16, kColumnParts = Shape::kWarpColumns / 8;
   static constexpr int kPad = 4;
   static constexpr int kWords = split ? 2 : 1;
 
@@ -171,10 +186,13 @@ struct Tf32Product {
   }
 };
 
+template <class TheShape>
 struct DoubleProduct {
   using Operand = double;
   using Scalar = double;
-  static constexpr int kDepth = 4, kRowParts = 4, kColumnParts = 4, kElements = 2;
+  using Shape = TheShape;
+  static constexpr int kDepth = 4, kElements = 2;
+  static constexpr int kRowParts = Shape::kWarpRows / 8, kColumnParts = Shape::kWarpColumns / 8;
   static constexpr int kPad = 4;
 
   struct Left {

@@ -1,4 +1,4 @@
-// One 64 x 64 tile of a product, by one block, through a two-stage pipeline in shared memory.
+// One tile of a product, by one block, through a two-stage pipeline in shared memory.
 #pragma once
 
 #include "cuda/core/product.cuh"
@@ -19,19 +19,27 @@ struct RowFactors {
 template <typename P, Right layout>
 struct TileProduct {
   using T = typename P::Operand;
-  static constexpr int kStep = kStepBytes / sizeof(T);  // elements of depth in a stage
+  using Shape = typename P::Shape;
+  static constexpr int kStep = Shape::kStageBytes / sizeof(T);  // elements of depth in a stage
+  static_assert(kStep % P::kDepth == 0, "whole instructions in a stage");
+  static_assert(Shape::kPadding % kStep == 0, "whole stages in what is padded");
   static constexpr int kLeftStride = kStep + P::kPad;
   // The wider pad of direct loads: four rows of depth fall into different banks.
   static constexpr int kRightStride =
-      layout == Right::rows ? kLeftStride : kTile + (sizeof(T) == 2 ? P::kPad : 32 / sizeof(T));
+      layout == Right::rows ? kLeftStride
+                            : Shape::kColumns + (sizeof(T) == 2 ? P::kPad : 32 / sizeof(T));
+  static_assert(kLeftStride * sizeof(T) % 16 == 0 && kRightStride * sizeof(T) % 16 == 0,
+                "ldmatrix and cp.async take 16 bytes that are aligned");
   // Stages after which sums are settled: a chain of so many additions loses little.
-  static constexpr int kSettled = 4;
-  static constexpr int kLeft = kTile * kLeftStride;
-  static constexpr int kRight = (layout == Right::rows ? kTile : kStep) * kRightStride;
+  static constexpr int kSettled = 512 / Shape::kStageBytes;
+  static_assert(kSettled > 0, "a stage is no longer than a chain of additions");
+  static constexpr int kLeft = Shape::kRows * kLeftStride;
+  static constexpr int kRight = (layout == Right::rows ? Shape::kColumns : kStep) * kRightStride;
   static constexpr std::size_t kSharedBytes = 2 * (kLeft + kRight) * sizeof(T);
+  static_assert(kSharedBytes <= kMostShared, "two stages fit shared memory");
 
-  // left: 64 rows; right: 64 rows, or `steps * kStep` rows of which 64 columns are taken. Calls
-  // out(row, column, value) for the thread's elements of the tile.
+  // left: kRows rows; right: kColumns rows, or `steps * kStep` rows of which kColumns columns are
+  // taken. Calls out(row, column, value) for the thread's elements of the tile.
   template <typename Out>
   MSK_DEVICE static void run(const T* left, std::int64_t left_stride, const T* right,
                              std::int64_t right_stride, std::int64_t steps, Out out) {
@@ -80,23 +88,27 @@ struct TileProduct {
   MSK_DEVICE static int column(int n, int e) { return warp_column() + P::column(n, e); }
 
  private:
-  MSK_DEVICE static int warp_row() { return threadIdx.x / 32 / 2 * kWarpTile; }
-  MSK_DEVICE static int warp_column() { return threadIdx.x / 32 % 2 * kWarpTile; }
+  MSK_DEVICE static int warp_row() {
+    return threadIdx.x / 32 / Shape::kWarpsAcross * Shape::kWarpRows;
+  }
+  MSK_DEVICE static int warp_column() {
+    return threadIdx.x / 32 % Shape::kWarpsAcross * Shape::kWarpColumns;
+  }
 
   MSK_DEVICE static void load(T* stage, const T* left, std::int64_t left_stride, const T* right,
                               std::int64_t right_stride) {
-    copy<kTile, kStep>(stage, kLeftStride, left, left_stride);
+    copy<Shape::kRows, kStep>(stage, kLeftStride, left, left_stride);
     if constexpr (layout == Right::rows)
-      copy<kTile, kStep>(stage + kLeft, kRightStride, right, right_stride);
+      copy<Shape::kColumns, kStep>(stage + kLeft, kRightStride, right, right_stride);
     else
-      copy<kStep, kTile>(stage + kLeft, kRightStride, right, right_stride);
+      copy<kStep, Shape::kColumns>(stage + kLeft, kRightStride, right, right_stride);
   }
 
   template <int rows, int columns>
   MSK_DEVICE static void copy(T* to, int to_stride, const T* from, std::int64_t from_stride) {
     constexpr int width = 16 / sizeof(T), chunks = columns / width;
 #pragma unroll
-    for (int c = threadIdx.x; c < rows * chunks; c += kThreads)
+    for (int c = threadIdx.x; c < rows * chunks; c += kThreads<P>)
       cp_async_16(to + c / chunks * to_stride + c % chunks * width,
                   from + c / chunks * from_stride + c % chunks * width);
   }

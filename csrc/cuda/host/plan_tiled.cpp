@@ -21,8 +21,9 @@ constexpr std::int64_t kMostMasses = std::int64_t(1) << 24;
 std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget) {
   Tiled& t = p.tiled;
   const std::int64_t scalar = scalar_bytes(p), operand = operand_bytes(p);
-  const std::int64_t n = padded(p.rows.count), m = padded(p.columns.count);
-  const std::int64_t row_tiles = n / kTile, column_tiles = m / kTile;
+  const std::int64_t n = padded(p, p.rows.count), m = padded(p, p.columns.count);
+  const std::int64_t tile = tile_of(p).rows;  // and columns
+  const std::int64_t row_tiles = n / tile, column_tiles = m / tile;
   const bool gradient = p.d_rows || p.d_columns, scan = p.job != Job::gradient;
 
   // Powers of two, so that a run is a whole number of spans.
@@ -36,14 +37,14 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
                                      std::max<std::int64_t>(column_tiles, 1));
 
   const std::int64_t runs = divided(column_tiles, t.run), cell = 2 * scalar + 4;
-  const std::int64_t partial_bytes = cell * (runs * kTile + (p.self ? m : 0));
+  const std::int64_t partial_bytes = cell * (runs * tile + (p.self ? m : 0));
   t.chunk = std::clamp<std::int64_t>(budget / std::max<std::int64_t>(partial_bytes, 1), 1,
                                      std::max<std::int64_t>(row_tiles, 1));
   const std::int64_t height = std::max(p.d_rows ? row_tiles : 0, p.d_columns ? column_tiles : 0);
   t.width = std::max(p.d_rows ? column_tiles : 0, p.d_columns ? row_tiles : 0);
   const std::int64_t lift = p.dtype == DType::float16 ? scalar : 0;
   const std::int64_t listed_bytes =
-      t.width * 4 + kTile * (kSegment * (kTile * operand + scalar + lift) + 2 * scalar);
+      t.width * 4 + tile * (kSegment * (tile * operand + scalar + lift) + 2 * scalar);
   t.panel = std::clamp<std::int64_t>(budget / std::max<std::int64_t>(listed_bytes, 1), 1,
                                      std::max<std::int64_t>(height, 1));
 
@@ -62,7 +63,7 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
 
   // Partial sums are done with when the first list is made.
   Carver partials = carver;
-  const std::int64_t row_cells = scan ? runs * t.chunk * kTile : 0;
+  const std::int64_t row_cells = scan ? runs * t.chunk * tile : 0;
   const std::int64_t column_cells = scan && p.self ? t.chunk * m : 0;
   t.row_hardest = partials.take(row_cells * scalar);
   t.row_sum = partials.take(row_cells * scalar);
@@ -74,10 +75,10 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
   const std::int64_t panel = gradient ? t.panel : 0;
   t.tiles = static_cast<std::int32_t*>(lists.take(panel * t.width * 4));
   t.counts = static_cast<std::int32_t*>(lists.take(panel * 4));
-  t.weights = lists.take(panel * kSegment * kTile * kTile * operand);
-  t.unlifts = lists.take(panel * kSegment * kTile * lift);
-  t.dots = lists.take(panel * kSegment * kTile * scalar);
-  t.dots_so_far = lists.take(2 * panel * kTile * scalar);
+  t.weights = lists.take(panel * kSegment * tile * tile * operand);
+  t.unlifts = lists.take(panel * kSegment * tile * lift);
+  t.dots = lists.take(panel * kSegment * tile * scalar);
+  t.dots_so_far = lists.take(2 * panel * tile * scalar);
   return std::max(partials.bytes(), lists.bytes());
 }
 

@@ -1,6 +1,7 @@
 // Parts of the workspace that both paths use.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -15,6 +16,15 @@ inline std::int64_t scalar_bytes(const Problem& p) { return p.dtype == DType::fl
 inline std::int64_t operand_bytes(const Problem& p) {
   if (p.dtype == DType::float64) return 8;
   return p.dtype == DType::float32 && p.precision != Precision::medium ? 4 : 2;
+}
+
+inline Tile tile_of(const Problem& p) {
+  return tile_of(p.by_tiles ? Path::tiled : Path::batch, int(operand_bytes(p)));
+}
+// A whole number of tiles, as TileShape::kPadding has it.
+inline std::int64_t padded(const Problem& p, std::int64_t count) {
+  const Tile tile = tile_of(p);
+  return padded_to(std::max(tile.rows, tile.columns), count);
 }
 
 class Carver {
@@ -40,12 +50,12 @@ inline void carve_terms(const Problem& p, std::int64_t n, SideRoom& room, Carver
     *array = carver.take(p.family ? n * scalar : 0);
   if (!p.by_tiles) return;
   for (void** array : {&room.least_offset, &room.greatest_offset})
-    *array = carver.take(n / kTile * scalar);
+    *array = carver.take(n / tile_of(p).rows * scalar);
   room.poisoned = static_cast<std::int32_t*>(carver.take(sizeof(std::int32_t)));
 }
 
 inline void carve_side(const Problem& p, const SideInput& side, SideRoom& room, Carver& carver) {
-  const std::int64_t n = padded(side.count), scalar = scalar_bytes(p);
+  const std::int64_t n = padded(p, side.count), scalar = scalar_bytes(p);
   room.copy = carver.take(n * p.padded_depth * operand_bytes(p));
   for (void** array : {&room.scale, &room.residue, &room.inverse}) *array = carver.take(n * scalar);
   carve_terms(p, n, room, carver);
@@ -53,7 +63,7 @@ inline void carve_side(const Problem& p, const SideInput& side, SideRoom& room, 
 
 inline void carve_ranks(Problem& p, Carver& carver) {
   p.passed = static_cast<std::int64_t*>(carver.take(sizeof(std::int64_t)));
-  const std::int64_t listed = padded(p.rows.count) * p.rank_slots;
+  const std::int64_t listed = padded(p, p.rows.count) * p.rank_slots;
   p.row_room.threshold = carver.take(listed * scalar_bytes(p));
   p.row_room.reached =
       static_cast<std::int32_t*>(carver.take(listed * std::int64_t(sizeof(std::int32_t))));
@@ -65,7 +75,7 @@ inline void carve_sides(Problem& p, Carver& carver) {
   if (!p.self) return carve_side(p, p.columns, p.column_room, carver);
   p.column_room = p.row_room;
   // A gradient may be asked with different terms of the two sides.
-  if (p.job == Job::gradient) carve_terms(p, padded(p.rows.count), p.column_room, carver);
+  if (p.job == Job::gradient) carve_terms(p, padded(p, p.rows.count), p.column_room, carver);
 }
 
 }  // namespace msk::gpu

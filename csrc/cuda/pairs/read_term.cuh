@@ -23,8 +23,8 @@ MSK_PHASE void read_term(const Problem& p, const SideInput& input, const SideRoo
                          const TermInput& in) {
   if (!in.dloss) return;
   const Side<P> side(input, room, p.padded_depth);
-  const std::int64_t start = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  for (std::int64_t i = start; i < side.count; i += std::int64_t(gridDim.x) * kThreads)
+  const std::int64_t start = std::int64_t(blockIdx.x) * kThreads<P> + threadIdx.x;
+  for (std::int64_t i = start; i < side.count; i += std::int64_t(gridDim.x) * kThreads<P>)
     read_term_of<P>(input, side, in, p.options, i);
 }
 

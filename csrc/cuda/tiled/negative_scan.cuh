@@ -29,7 +29,7 @@ struct NegativeScan {
   using Tile = SimilarityTile<P>;
   using Sum = NegativeSum<Scalar>;
   static constexpr std::size_t kSharedBytes =
-      Tile::kStageBytes + kThreads * sizeof(Sum) + 2 * kThreads / 32 * sizeof(Greatest<Scalar>);
+      Tile::kStageBytes + kThreads<P> * sizeof(Sum) + 2 * kWarps<P> * sizeof(Greatest<Scalar>);
 
   const Problem& p;
   const OrderedPairs<P> pairs;
@@ -43,8 +43,8 @@ struct NegativeScan {
         pairs(p),
         beta(pairs.loss.beta),
         room(reinterpret_cast<Sum*>(shared_memory() + Tile::kStageBytes)),
-        mass_room(reinterpret_cast<Greatest<Scalar>*>(room + kThreads)),
-        any_room(reinterpret_cast<Any*>(mass_room + kThreads / 32)) {}
+        mass_room(reinterpret_cast<Greatest<Scalar>*>(room + kThreads<P>)),
+        any_room(reinterpret_cast<Any*>(mass_room + kWarps<P>)) {}
 
   MSK_DEVICE static Scalar of(const void* array, std::int64_t i) {
     return static_cast<const Scalar*>(array)[i];
@@ -66,10 +66,10 @@ struct NegativeScan {
                                      bool down) const {
     const bool apart = !pairs.overlap(row_tile, column_tile) && !pairs.rows.ids;
     std::uint32_t bits = 0;
-    for (int k = 0; k < kHalf; ++k) {
-      const int other = half() * kHalf + k;
-      const std::int64_t i = row_tile * kTile + (down ? other : line());
-      const std::int64_t j = column_tile * kTile + (down ? line() : other);
+    for (int k = 0; k < kHalfTile<P>; ++k) {
+      const int other = tile_half<P>() * kHalfTile<P> + k;
+      const std::int64_t i = row_tile * kTile<P> + (down ? other : tile_index<P>());
+      const std::int64_t j = column_tile * kTile<P> + (down ? tile_index<P>() : other);
       const bool is = pairs.present(i, j) && (apart || pairs.negative(i, j));
       bits |= std::uint32_t(is) << k;
     }
@@ -77,13 +77,13 @@ struct NegativeScan {
   }
   // The thread's half of its row of the tile in shared memory, or of its column.
   MSK_DEVICE Sum half_sum(std::int64_t row_tile, std::int64_t column_tile, bool down) const {
-    const std::int64_t i = (down ? column_tile : row_tile) * kTile + line();
+    const std::int64_t i = (down ? column_tile : row_tile) * kTile<P> + tile_index<P>();
     const Scalar threshold = pairs.loss.negative_threshold(of(p.row_room.hardest_positive, i));
-    const int first = half() * kHalf;
-    return negatives_of<Scalar>(
+    const int first = tile_half<P>() * kHalfTile<P>;
+    return negatives_of<kHalfTile<P>, Scalar>(
         [&](int k) {
-          return load_shared(down ? Tile::shared(first + k, line())
-                                  : Tile::shared(line(), first + k));
+          return load_shared(down ? Tile::shared(first + k, tile_index<P>())
+                                  : Tile::shared(tile_index<P>(), first + k));
         },
         negatives(row_tile, column_tile, down), threshold, beta);
   }
@@ -93,10 +93,10 @@ struct NegativeScan {
     Sum of_column;
     if (mirrored) of_column = half_sum(row_tile, column_tile, true);
     // Each thread passes on the half sum of the line that it does not own.
-    store_shared(room + threadIdx.x, half() == 0 ? of_column : of_row);
+    store_shared(room + threadIdx.x, tile_half<P>() == 0 ? of_column : of_row);
     __syncthreads();
-    Sum own = half() == 0 ? of_row : of_column;
-    own.merge(load_shared(room + (threadIdx.x ^ kTile)), beta);
+    Sum own = tile_half<P>() == 0 ? of_row : of_column;
+    own.merge(load_shared(room + (threadIdx.x ^ kTile<P>)), beta);
     return own;
   }
 };
@@ -105,7 +105,7 @@ struct NegativeScan {
 // above the diagonal: a tile above serves its rows and its columns, one on it its rows. Threads of
 // the first half own a row, those of the second a column.
 template <class P>
-MSK_KERNEL(kThreads, 2)
+MSK_KERNEL(kThreads<P>, 2)
 negative_scan_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   using Scan = NegativeScan<P>;
@@ -129,7 +129,7 @@ negative_scan_kernel(const MSK_PARAMETER Problem p) {
       const SimilarityTile<P> similarities(pairs, tile, column);
       const Scalar bar = scan.bar(tile, column);
       Any any{similarities.any([&](Scalar s) { return s > bar || !std::isfinite(s); })};
-      any = block_reduce(any, scan.any_room, Any::either);
+      any = block_reduce<kWarps<P>>(any, scan.any_room, Any::either);
       if (any.value || p.job == Job::statistics) {
         similarities.share();
         own = scan.sum_of_line(tile, column, mirrored);
@@ -137,26 +137,27 @@ negative_scan_kernel(const MSK_PARAMETER Problem p) {
         mass.value = found > mass.value ? found : mass.value;
       }
     }
-    if (half() == 0)
+    if (tile_half<P>() == 0)
       total.merge(own, scan.beta);
     else if (mirrored)
-      of_columns.write((local * pairs.column_tiles + column) * kTile + line(), own);
+      of_columns.write((local * pairs.column_tiles + column) * kTile<P> + tile_index<P>(), own);
     if (t.mass && ((column + 1) % t.span == 0 || column + 1 == end)) {
       __syncthreads();  // the room may still be read for the span before
-      mass = block_reduce(mass, scan.mass_room, Greatest<Scalar>::greater);
+      mass = block_reduce<kWarps<P>>(mass, scan.mass_room, Greatest<Scalar>::greater);
       const std::int64_t spans = (pairs.column_tiles + t.span - 1) / t.span;
       if (threadIdx.x == 0)
         static_cast<Scalar*>(t.mass)[tile * spans + column / t.span] = mass.value;
       mass.value = -kInfinity<Scalar>;
     }
   }
-  if (half() == 0) of_rows.write((run * t.chunk + local) * kTile + line(), total);
+  if (tile_half<P>() == 0)
+    of_rows.write((run * t.chunk + local) * kTile<P> + tile_index<P>(), total);
 }
 
 // One thread a row of the launch before and, in self mode, a column of it: adds the partial sums to
 // what was there, in the order of columns.
 template <class P>
-MSK_KERNEL(kThreads, 2)
+MSK_KERNEL(kThreads<P>, 2)
 merge_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   const Tiled& t = p.tiled;
@@ -166,17 +167,17 @@ merge_kernel(const MSK_PARAMETER Problem p) {
                                 p.row_room.neg_kept);
   const Partials<Scalar> of_rows(t.row_hardest, t.row_sum, t.row_kept);
   const Partials<Scalar> of_columns(t.column_hardest, t.column_sum, t.column_kept);
-  const std::int64_t k = std::int64_t(blockIdx.x) * kThreads + threadIdx.x, local = k / kTile;
-  const std::int64_t i = t.first * kTile + k, tile = t.first + local;
+  const std::int64_t k = std::int64_t(blockIdx.x) * kThreads<P> + threadIdx.x, local = k / kTile<P>;
+  const std::int64_t i = t.first * kTile<P> + k, tile = t.first + local;
   if (tile >= pairs.row_tiles) return;
   NegativeSum<Scalar> total = totals.read(i);
   if (pairs.self)
     for (std::int64_t above = 0; above < t.count && above < local; ++above)
-      total.merge(of_columns.read(above * pairs.column_tiles * kTile + i), beta);
+      total.merge(of_columns.read(above * pairs.column_tiles * kTile<P> + i), beta);
   if (local < t.count) {
     const std::int64_t runs = (pairs.column_tiles + t.run - 1) / t.run;
     for (std::int64_t run = pairs.self ? tile / t.run : 0; run < runs; ++run)
-      total.merge(of_rows.read((run * t.chunk + local) * kTile + i % kTile), beta);
+      total.merge(of_rows.read((run * t.chunk + local) * kTile<P> + i % kTile<P>), beta);
   }
   totals.write(i, total);
 }

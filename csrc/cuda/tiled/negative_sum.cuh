@@ -33,20 +33,20 @@ struct NegativeSum {
   }
 };
 
-// The negatives among 32 pairs of a row or a column: pair k has similarity value(k) and is a
+// The negatives among `count` pairs of a row or a column: pair k has similarity value(k) and is a
 // negative where bit k of `negatives` is set. Any of them that is not finite spoils the sum.
-template <typename T, typename Value>
+template <int count, typename T, typename Value>
 MSK_DEVICE NegativeSum<T> negatives_of(Value value, std::uint32_t negatives, T threshold, T beta) {
   NegativeSum<T> found;
   bool finite = true;
-  for (int k = 0; k < kHalf; ++k) {
+  for (int k = 0; k < count; ++k) {
     const T s = value(k);
     finite = finite && std::isfinite(s);
     if (negatives >> k & 1) found.hardest = s > found.hardest ? s : found.hardest;
   }
   if (!finite) found.sum = kNaN<T>;
   if (!(found.hardest > threshold)) return found;
-  for (int k = 0; k < kHalf; ++k) {
+  for (int k = 0; k < count; ++k) {
     const T s = value(k);
     if (!(negatives >> k & 1) || !(s > threshold)) continue;
     found.sum += std::exp(beta * (s - found.hardest));

@@ -5,6 +5,10 @@
 
 namespace msk::gpu {
 
+// Rows of a tile, and its columns.
+template <class P>
+constexpr int kTile = P::Shape::kRows;
+
 struct Range {
   std::int64_t first, last;
   MSK_DEVICE Range part(std::int64_t k, std::int64_t parts) const {
@@ -19,8 +23,8 @@ struct OrderedPairs : Pairs<P> {
 
   MSK_DEVICE explicit OrderedPairs(const Problem& p)
       : Pairs<P>(p),
-        row_tiles(padded(this->rows.count) / kTile),
-        column_tiles(padded(this->columns.count) / kTile) {}
+        row_tiles(padded<P>(this->rows.count) / kTile<P>),
+        column_tiles(padded<P>(this->columns.count) / kTile<P>) {}
 
   // Tiles of columns with a label between the least and the greatest of a tile of rows.
   MSK_DEVICE Range overlapping(std::int64_t row_tile) const {
@@ -28,7 +32,7 @@ struct OrderedPairs : Pairs<P> {
     const std::int64_t count = this->columns.count;
     const std::int64_t first = below(this->columns, 0, count, low, false);
     const std::int64_t last = below(this->columns, first, count, high, true);
-    return {first / kTile, last > first ? (last + kTile - 1) / kTile : first / kTile};
+    return {first / kTile<P>, last > first ? (last + kTile<P> - 1) / kTile<P> : first / kTile<P>};
   }
   // Whether some pair of the two tiles may be of one class.
   MSK_DEVICE bool overlap(std::int64_t row_tile, std::int64_t column_tile) const {
@@ -37,7 +41,7 @@ struct OrderedPairs : Pairs<P> {
     if (least(this->rows, row_tile) > high || greatest(this->rows, row_tile) < low) return false;
     if (this->self) return true;
     // Few rows among many columns: their labels have gaps as wide as whole tiles.
-    const std::int64_t first = row_tile * kTile, end = first + kTile;
+    const std::int64_t first = row_tile * kTile<P>, end = first + kTile<P>;
     const std::int64_t last = end < this->rows.count ? end : this->rows.count;
     const std::int64_t found = below(this->rows, first, last, low, false);
     return found < last && this->rows.labels[found] <= high;
@@ -61,10 +65,10 @@ struct OrderedPairs : Pairs<P> {
 
  private:
   MSK_DEVICE static std::int64_t least(const Side<P>& side, std::int64_t tile) {
-    return side.labels[tile * kTile];
+    return side.labels[tile * kTile<P>];
   }
   MSK_DEVICE static std::int64_t greatest(const Side<P>& side, std::int64_t tile) {
-    const std::int64_t last = tile * kTile + kTile - 1;
+    const std::int64_t last = tile * kTile<P> + kTile<P> - 1;
     return side.labels[last < side.count ? last : side.count - 1];
   }
   // The first place of a part of a side whose label is not below this one, or is above it.

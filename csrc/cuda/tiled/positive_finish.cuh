@@ -21,8 +21,8 @@ MSK_DEVICE void tile_bounds(const SideRoom& room, std::int64_t tile, typename P:
   using Scalar = typename P::Scalar;
   Least<Scalar> least{present ? neg_offset : kInfinity<Scalar>};
   Greatest<Scalar> greatest{present ? neg_offset : -kInfinity<Scalar>};
-  least = block_reduce(least, least_room, Least<Scalar>::lesser);
-  greatest = block_reduce(greatest, greatest_room, Greatest<Scalar>::greater);
+  least = block_reduce<kWarps<P>>(least, least_room, Least<Scalar>::lesser);
+  greatest = block_reduce<kWarps<P>>(greatest, greatest_room, Greatest<Scalar>::greater);
   if (threadIdx.x != 0) return;
   static_cast<Scalar*>(room.least_offset)[tile] = least.value;
   static_cast<Scalar*>(room.greatest_offset)[tile] = greatest.value;
@@ -30,7 +30,7 @@ MSK_DEVICE void tile_bounds(const SideRoom& room, std::int64_t tile, typename P:
 
 // The kept positives of a part of the columns.
 template <class P>
-MSK_KERNEL(kThreads, 2)
+MSK_KERNEL(kThreads<P>, 2)
 positive_sums_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   using Tile = SimilarityTile<P>;
@@ -45,38 +45,39 @@ positive_sums_kernel(const MSK_PARAMETER Problem p) {
   for (std::int64_t other = part.columns.first; other < part.columns.last; ++other) {
     if (!pairs.overlap(part.tile, other)) continue;
     Tile(pairs, part.tile, other).share();
-    const std::int64_t first = other * kTile + half() * kHalf;
-    for (int k = 0; k < kHalf && pairs.present(part.i, first + k); ++k) {
-      const Scalar s = load_shared(Tile::shared(line(), half() * kHalf + k));
+    const std::int64_t first = other * kTile<P> + tile_half<P>() * kHalfTile<P>;
+    for (int k = 0; k < kHalfTile<P> && pairs.present(part.i, first + k); ++k) {
+      const Scalar s =
+          load_shared(Tile::shared(tile_index<P>(), tile_half<P>() * kHalfTile<P> + k));
       if (!(s < threshold) || !pairs.positive(part.i, first + k, s)) continue;
       found.sum += std::exp(loss.alpha * (hardest - s));
       ++found.kept;
     }
   }
-  if (half() == 1) store_shared(room + line(), found);
+  if (tile_half<P>() == 1) store_shared(room + tile_index<P>(), found);
   __syncthreads();
-  if (half() == 1) return;
-  const PositiveSum<Scalar> rest = load_shared(room + line());
+  if (tile_half<P>() == 1) return;
+  const PositiveSum<Scalar> rest = load_shared(room + tile_index<P>());
   static_cast<Scalar*>(p.tiled.positives)[part.at] = found.sum + rest.sum;
   p.tiled.pos_kept[part.at] = found.kept + rest.kept;
 }
 
 // One block a tile of rows.
 template <class P>
-MSK_KERNEL(kThreads, 2)
+MSK_KERNEL(kThreads<P>, 2)
 positive_finish_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   const OrderedPairs<P> pairs(p);
   auto* const least_room = reinterpret_cast<Least<Scalar>*>(shared_memory());
-  auto* const greatest_room = reinterpret_cast<Greatest<Scalar>*>(least_room + kThreads / 32);
-  const std::int64_t tile = blockIdx.x, i = tile * kTile + line();
+  auto* const greatest_room = reinterpret_cast<Greatest<Scalar>*>(least_room + kWarps<P>);
+  const std::int64_t tile = blockIdx.x, i = tile * kTile<P> + tile_index<P>();
   const SideRoom& side = p.row_room;
-  const bool owner = half() == 0 && i < pairs.rows.count;
+  const bool owner = tile_half<P>() == 0 && i < pairs.rows.count;
   Scalar neg_lse = -kInfinity<Scalar>;
   if (owner) {
     PositiveSum<Scalar> found;
     for (std::int64_t part = 0; part < p.tiled.parts; ++part) {
-      const std::int64_t at = part * pairs.row_tiles * kTile + i;
+      const std::int64_t at = part * pairs.row_tiles * kTile<P> + i;
       found.sum += static_cast<const Scalar*>(p.tiled.positives)[at];
       found.kept += p.tiled.pos_kept[at];
     }

@@ -2,36 +2,50 @@
 // then in shared memory, where a thread finds a whole row or column.
 #pragma once
 
+#include "cuda/core/half_range.cuh"
 #include "cuda/core/tile.cuh"
 #include "cuda/tiled/ordered_pairs.cuh"
 
 namespace msk::gpu {
 
-// Thread t serves row, or column, t % 64 of the tile: the first or the second half of it.
-MSK_DEVICE int line() { return threadIdx.x % kTile; }
-MSK_DEVICE int half() { return threadIdx.x / kTile; }
-constexpr int kHalf = kTile / (kThreads / kTile);
+// Thread t serves row, or column, t % kTile of the tile: the first or the second half of it.
+template <class P>
+MSK_DEVICE int tile_index() {
+  return threadIdx.x % kTile<P>;
+}
+template <class P>
+MSK_DEVICE int tile_half() {
+  return threadIdx.x / kTile<P>;
+}
+template <class P>
+constexpr int kHalfTile = kTile<P> / 2;
 
 template <class P>
 struct SimilarityTile {
   using Scalar = typename P::Scalar;
   using Product = TileProduct<P, Right::rows>;
+  static_assert(P::Shape::kSquare, "a tile serves its rows and its columns");
+  static_assert(kThreads<P> == 2 * kTile<P>, "two threads a row, or one a row and one a column");
+  static_assert(kHalfTile<P> <= 32, "a word has a bit for each pair of a thread");
   // Lanes are at neighbouring rows or columns: an odd stride keeps both in different banks. That
   // of 5 more spreads the elements of a product too, which lie in eight rows.
-  static constexpr int kStride = kTile + 5;
-  static constexpr std::size_t kTileBytes = kTile * kStride * sizeof(Scalar);
+  static constexpr int kStride = kTile<P> + 5;
+  static constexpr std::size_t kTileBytes = kTile<P> * kStride * sizeof(Scalar);
+  // What the stages leave to the tile, and where weights are scaled to a copy of it beside.
+  static constexpr std::size_t kTilesBytes =
+      kTileBytes * (kFewExponents<typename P::Operand> ? 2 : 1);
   // Where rooms of other uses begin: past the stages, which warps leave one after the other.
   static constexpr std::size_t kStageBytes =
-      Product::kSharedBytes > kTileBytes ? Product::kSharedBytes : kTileBytes;
+      Product::kSharedBytes > kTilesBytes ? Product::kSharedBytes : kTilesBytes;
 
   Scalar value[P::kRowParts][P::kColumnParts][P::kElements];
 
   MSK_DEVICE SimilarityTile(const OrderedPairs<P>& pairs, std::int64_t row_tile,
                             std::int64_t column_tile) {
     const Side<P>&rows = pairs.rows, &columns = pairs.columns;
-    const typename P::Operand* const right = columns.copy + column_tile * kTile * columns.stride;
+    const typename P::Operand* const right = columns.copy + column_tile * kTile<P> * columns.stride;
     const typename P::Sums sums = Product::multiply(
-        rows.copy + row_tile * kTile * rows.stride, rows.stride,
+        rows.copy + row_tile * kTile<P> * rows.stride, rows.stride,
         [&](std::int64_t k) { return right + k * Product::kStep; }, columns.stride,
         rows.stride / Product::kStep);
 #pragma unroll
@@ -40,8 +54,8 @@ struct SimilarityTile {
       for (int n = 0; n < P::kColumnParts; ++n)
 #pragma unroll
         for (int e = 0; e < P::kElements; ++e) {
-          const std::int64_t i = row_tile * kTile + Product::row(m, e);
-          const std::int64_t j = column_tile * kTile + Product::column(n, e);
+          const std::int64_t i = row_tile * kTile<P> + Product::row(m, e);
+          const std::int64_t j = column_tile * kTile<P> + Product::column(n, e);
           value[m][n][e] = pairs.scaled(sums.value(m, n, e), rows.scale[i], columns.scale[j],
                                         rows.residue[i] + columns.residue[j]);
         }

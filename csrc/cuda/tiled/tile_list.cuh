@@ -24,10 +24,10 @@ struct LightTiles {
     column_tiles = t.transposed ? pairs.row_tiles : pairs.column_tiles;
     spans = (column_tiles + t.span - 1) / t.span;
     Greatest<Scalar> offset{-kInfinity<Scalar>};
-    for (std::int64_t k = threadIdx.x; k < anchor_tiles; k += kThreads)
+    for (std::int64_t k = threadIdx.x; k < anchor_tiles; k += kThreads<P>)
       offset = Greatest<Scalar>::greater(offset,
                                          {static_cast<const Scalar*>(anchors.greatest_offset)[k]});
-    offset = block_reduce(offset, room, Greatest<Scalar>::greater);
+    offset = block_reduce<kWarps<P>>(offset, room, Greatest<Scalar>::greater);
     // The weights of a row's negatives sum to 1 - exp(-offset).
     const Scalar tolerance = Scalar(t.skip_below) * -std::expm1(-offset.value);
     bar = std::log(tolerance / Scalar(column_tiles));  // -inf where nothing may be lost
@@ -48,14 +48,16 @@ struct LightTiles {
 
 // One block a tile of rows of the panel; kListStep tiles of columns at a time, in their order.
 template <class P>
-MSK_KERNEL(kThreads, 2)
+MSK_KERNEL(kThreads<P>, 2)
 tile_list_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
-  constexpr int kShare = kThreads / kListStep;  // threads a tile of columns
+  constexpr int kListStep = kThreads<P>;           // tiles of columns at a time
+  constexpr int kShare = kThreads<P> / kListStep;  // threads a tile of columns
+  static_assert(kThreads<P> % kListStep == 0, "as many threads for each tile of columns");
   const Tiled& t = p.tiled;
   const OrderedPairs<P> pairs(p);
   auto* const room = reinterpret_cast<Greatest<Scalar>*>(shared_memory());
-  auto* const warp_counts = reinterpret_cast<std::int32_t*>(room + kThreads / 32);
+  auto* const warp_counts = reinterpret_cast<std::int32_t*>(room + kWarps<P>);
   const std::int64_t tile = t.first + blockIdx.x;
   std::int32_t* const out = t.tiles + blockIdx.x * t.width;
   std::int32_t count = 0;
@@ -70,7 +72,7 @@ tile_list_kernel(const MSK_PARAMETER Problem p) {
       if (lane() == 0) store_shared(warp_counts + threadIdx.x / 32, std::int32_t(__popc(lanes)));
       __syncthreads();
       std::int32_t before = count + __popc(lanes & ((1u << lane()) - 1));
-      for (int w = 0; w < kThreads / 32; ++w) {
+      for (int w = 0; w < kWarps<P>; ++w) {
         const std::int32_t more = load_shared(warp_counts + w);
         if (w < int(threadIdx.x) / 32) before += more;
         count += more;
@@ -78,7 +80,7 @@ tile_list_kernel(const MSK_PARAMETER Problem p) {
       if (listed) out[before] = std::int32_t(column);
     }
   } else {
-    for (std::int64_t column = threadIdx.x; column < pairs.column_tiles; column += kThreads)
+    for (std::int64_t column = threadIdx.x; column < pairs.column_tiles; column += kThreads<P>)
       out[column] = std::int32_t(column);
     count = std::int32_t(pairs.column_tiles);
   }

@@ -12,16 +12,15 @@ struct TileWeights {
   using Tile = SimilarityTile<P>;
   static constexpr bool kLifted = kFewExponents<typename P::Operand>;
   // Weights replace the similarities; before they are lifted they lie beside them.
-  static constexpr int kUnlifted = kLifted ? kTile * Tile::kStride : 0;
-  static_assert(!kLifted || 2 * Tile::kTileBytes <= Tile::kStageBytes);
+  static constexpr int kUnlifted = kLifted ? kTile<P> * Tile::kStride : 0;
   static constexpr std::size_t kSharedBytes =
-      Tile::kStageBytes + (kTile + (kLifted ? kThreads : 0)) * sizeof(Scalar);
+      Tile::kStageBytes + (kTile<P> + (kLifted ? kThreads<P> : 0)) * sizeof(Scalar);
 };
 
 // One block takes a tile of rows of the panel and some of its listed tiles. Weights include the
 // scale of their column, so that they multiply copies, and the lift of their row of the tile.
 template <class P>
-MSK_KERNEL(kThreads, 2)
+MSK_KERNEL(kThreads<P>, 2)
 tile_weights_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   using Operand = typename P::Operand;
@@ -33,7 +32,7 @@ tile_weights_kernel(const MSK_PARAMETER Problem p) {
   const std::int64_t local = blockIdx.x % t.count, tile = t.first + local;
   const std::int64_t first = t.slot + blockIdx.x / t.count * kListRun, listed = t.counts[local];
   if (first >= listed) return;
-  const std::int64_t i = tile * kTile + line();
+  const std::int64_t i = tile * kTile<P> + tile_index<P>();
   const bool by_row = p.terms & row_term, by_column = p.terms & column_term;
   Term<Scalar> row{};
   if (by_row && i < pairs.rows.count) row = pairs.rows.term(i);
@@ -50,25 +49,25 @@ tile_weights_kernel(const MSK_PARAMETER Problem p) {
       if (by_column) weight += pairs.columns.term(j).weight(pairs.loss, s, positive, negative);
       return weight * pairs.columns.scale[j];
     };
-    const int begin = half() * kHalf;
+    const int begin = tile_half<P>() * kHalfTile<P>;
     Scalar lift = Scalar(1);
     if constexpr (Weights::kLifted) {
       Scalar most = Scalar(0);
-      for (int k = begin; k < begin + kHalf; ++k) {
-        const std::int64_t j = column * kTile + k;
-        Scalar* const at = Tile::shared(line(), k);
+      for (int k = begin; k < begin + kHalfTile<P>; ++k) {
+        const std::int64_t j = column * kTile<P> + k;
+        Scalar* const at = Tile::shared(tile_index<P>(), k);
         const Scalar weight = pairs.present(i, j) ? weight_of(j, load_shared(at)) : Scalar(0);
         store_shared(at + Weights::kUnlifted, weight);
         most = std::fmax(most, std::fabs(weight));
       }
-      store_shared(room + kTile + threadIdx.x, most);
+      store_shared(room + kTile<P> + threadIdx.x, most);
       __syncthreads();
-      lift = lift_of(std::fmax(most, load_shared(room + kTile + (threadIdx.x ^ kTile))));
+      lift = lift_of(std::fmax(most, load_shared(room + kTile<P> + (threadIdx.x ^ kTile<P>))));
     }
     Scalar dot = Scalar(0);
-    for (int k = begin; k < begin + kHalf; ++k) {
-      const std::int64_t j = column * kTile + k;
-      Scalar* const at = Tile::shared(line(), k);
+    for (int k = begin; k < begin + kHalfTile<P>; ++k) {
+      const std::int64_t j = column * kTile<P> + k;
+      Scalar* const at = Tile::shared(tile_index<P>(), k);
       Scalar weight = Scalar(0);
       if (pairs.present(i, j)) {
         const Scalar s = load_shared(at);
@@ -82,20 +81,20 @@ tile_weights_kernel(const MSK_PARAMETER Problem p) {
       }
       store_shared(at, weight);
     }
-    if (half() == 1) store_shared(room + line(), dot);
+    if (tile_half<P>() == 1) store_shared(room + tile_index<P>(), dot);
     __syncthreads();
-    if (half() == 0) {
-      const std::int64_t at = ((slot - t.slot) * t.panel + local) * kTile + line();
+    if (tile_half<P>() == 0) {
+      const std::int64_t at = ((slot - t.slot) * t.panel + local) * kTile<P> + tile_index<P>();
       const Scalar unlift = Scalar(1) / lift;
-      static_cast<Scalar*>(t.dots)[at] = (dot + load_shared(room + line())) * unlift;
+      static_cast<Scalar*>(t.dots)[at] = (dot + load_shared(room + tile_index<P>())) * unlift;
       if (Weights::kLifted) static_cast<Scalar*>(t.unlifts)[at] = unlift;
     }
     // Neighbouring threads write neighbouring weights.
     Operand* const out =
-        static_cast<Operand*>(t.weights) + (local * kTile * kSegment + slot - t.slot) * kTile;
-    for (int k = threadIdx.x; k < kTile * kTile; k += kThreads)
-      out[k / kTile * kSegment * kTile + k % kTile] =
-          narrow<Operand>(load_shared(Tile::shared(k / kTile, k % kTile)));
+        static_cast<Operand*>(t.weights) + (local * kTile<P> * kSegment + slot - t.slot) * kTile<P>;
+    for (int k = threadIdx.x; k < kTile<P> * kTile<P>; k += kThreads<P>)
+      out[k / kTile<P> * kSegment * kTile<P> + k % kTile<P>] =
+          narrow<Operand>(load_shared(Tile::shared(k / kTile<P>, k % kTile<P>)));
   }
 }
 

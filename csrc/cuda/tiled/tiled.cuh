@@ -10,7 +10,7 @@
 namespace msk::gpu {
 
 template <class P, typename Input, bool of_rows>
-MSK_KERNEL(kThreads, 2)
+MSK_KERNEL(kThreads<P>, 2)
 prepare_kernel(const MSK_PARAMETER Problem p) {
   if (of_rows)
     prepare<P, Input>(p, p.rows, p.row_room);
@@ -22,12 +22,12 @@ prepare_kernel(const MSK_PARAMETER Problem p) {
 
 // One thread a row: terms from statistics that the caller gives.
 template <class P, bool of_rows>
-MSK_KERNEL(kThreads, 2)
+MSK_KERNEL(kThreads<P>, 2)
 read_term_kernel(const MSK_PARAMETER Problem p) {
   const SideInput& input = of_rows ? p.rows : p.columns;
   const SideRoom& room = of_rows ? p.row_room : p.column_room;
   const Side<P> side(input, room, p.padded_depth);
-  const std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const std::int64_t i = std::int64_t(blockIdx.x) * kThreads<P> + threadIdx.x;
   if (i >= side.count) return;
   const TermInput& term = of_rows ? p.row_term : p.column_term;
   if (std::isnan(read_term_of<P>(input, side, term, p.options, i))) raise_flag(room.poisoned);
@@ -57,25 +57,25 @@ class TiledLaunches {
   template <auto kernel, std::size_t shared>
   void launch(const char* name, std::int64_t blocks, const Problem& p) const {
     static_assert(shared <= kMostShared);
-    launch_blocks<kernel>(name, blocks, kThreads, shared, device_, stream_, p);
+    launch_blocks<kernel>(name, blocks, kThreads<P>, shared, device_, stream_, p);
   }
-  static std::int64_t tiles(const SideInput& side) { return divided(side.count, kTile); }
+  static std::int64_t tiles(const SideInput& side) { return divided(side.count, kTile<P>); }
 
   void prepare() const {
     // One block at least: it also lowers flags.
-    const std::int64_t blocks = std::max(padded(p_.rows.count), std::int64_t(1));
+    const std::int64_t blocks = std::max(padded<P>(p_.rows.count), std::int64_t(1));
     launch<prepare_kernel<P, Input, true>, kLittle>("prepare_kernel", blocks, p_);
     if (!p_.self)
-      launch<prepare_kernel<P, Input, false>, kLittle>("prepare_kernel", padded(p_.columns.count),
-                                                       p_);
+      launch<prepare_kernel<P, Input, false>, kLittle>("prepare_kernel",
+                                                       padded<P>(p_.columns.count), p_);
   }
   void read_terms() const {
     if (p_.terms & row_term)
-      launch<read_term_kernel<P, true>, 0>("read_term_kernel", divided(p_.rows.count, kThreads),
+      launch<read_term_kernel<P, true>, 0>("read_term_kernel", divided(p_.rows.count, kThreads<P>),
                                            p_);
     if (p_.terms & column_term)
-      launch<read_term_kernel<P, false>, 0>("read_term_kernel", divided(p_.columns.count, kThreads),
-                                            p_);
+      launch<read_term_kernel<P, false>, 0>("read_term_kernel",
+                                            divided(p_.columns.count, kThreads<P>), p_);
   }
   void statistics() const {
     const std::int64_t rows = tiles(p_.rows), columns = tiles(p_.columns);
@@ -92,7 +92,7 @@ class TiledLaunches {
                                               part);
       // In self mode a row of tiles also serves the columns under it.
       const std::int64_t known = p_.self ? rows - first : part.tiled.count;
-      launch<merge_kernel<P>, 0>("merge_kernel", divided(known * kTile, kThreads), part);
+      launch<merge_kernel<P>, 0>("merge_kernel", divided(known * kTile<P>, kThreads<P>), part);
     }
     launch<positive_sums_kernel<P>, shared>("positive_sums_kernel", parts, p_);
     launch<positive_finish_kernel<P>, kLittle>("positive_finish_kernel", rows, p_);
@@ -112,7 +112,7 @@ class TiledLaunches {
         launch<tile_weights_kernel<P>, TileWeights<P>::kSharedBytes>("tile_weights_kernel",
                                                                      part.tiled.count * runs, part);
         launch<tile_gradient_kernel<P>, kGradientSharedBytes<P>>(
-            "tile_gradient_kernel", part.tiled.count * (p.padded_depth / kTile), part);
+            "tile_gradient_kernel", part.tiled.count * (p.padded_depth / kTile<P>), part);
       }
     }
   }
