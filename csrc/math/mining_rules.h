@@ -16,6 +16,7 @@ struct Mining {
   T a, b;  // options of the rule, in the order of its Python class
 
   static constexpr T kUnbounded = std::numeric_limits<T>::infinity();
+  static constexpr T kUnknown = std::numeric_limits<T>::quiet_NaN();  // nothing is beyond it
   static constexpr T kTiny = std::numeric_limits<T>::min();
 
   // The negatives' bounds need their own hardest pair, which costs a scan of its own.
@@ -40,9 +41,12 @@ struct Mining {
         return beside(hardest_negative, -kUnbounded);
       case MiningRule::threshold:
         return b;
-      default:
+      case MiningRule::none:
         return -kUnbounded;
+      case MiningRule::count:
+        break;
     }
+    return kUnknown;
   }
   MSK_HOST_DEVICE T negative_below(T hardest_positive) const {
     return rule == MiningRule::semi_hard ? hardest_positive : kUnbounded;
@@ -55,9 +59,13 @@ struct Mining {
         return beside(hardest_positive, kUnbounded);
       case MiningRule::threshold:
         return a;
-      default:
+      case MiningRule::none:
+      case MiningRule::semi_hard:
         return kUnbounded;
+      case MiningRule::count:
+        break;
     }
+    return kUnknown;
   }
 };
 

@@ -100,8 +100,17 @@ MSK_HOST_DEVICE inline T sigmoid(T z) {
 template <typename T>
 MSK_HOST_DEVICE inline T summand(const Form<T>& form, T value, T offset) {
   const T z = exponent_of(form, value);
-  if (form.shape == Shape::sigmoid) return softplus(z - offset);
-  return z > T(0) ? z : T(0);
+  switch (form.shape) {
+    case Shape::sigmoid:
+      return softplus(z - offset);
+    case Shape::hinge:
+      return z > T(0) ? z : T(0);
+    case Shape::exponential:
+    case Shape::circle:
+    case Shape::ranked:  // their sums are no sums of this: whoever asks here is wrong
+      break;
+  }
+  return kNoNumber<T>;
 }
 
 // What a kept pair weighs, as dl/d(value).
@@ -115,11 +124,12 @@ MSK_HOST_DEVICE inline T weight_of(const Form<T>& form, T value, const KindTerm<
       return z >= T(0) ? term.coefficient : T(0);
     case Shape::circle:
       return term.coefficient * circle_factor(form, value) * std::exp(z - term.offset);
-    case Shape::ranked:  // depends on more than the value: whoever asks here is wrong
-      return kNoNumber<T>;
-    default:
+    case Shape::exponential:
       return term.coefficient * std::exp(z - term.offset) + term.constant;
+    case Shape::ranked:  // depends on more than the value: whoever asks here is wrong
+      break;
   }
+  return kNoNumber<T>;
 }
 
 // For an incoming gradient of the row's loss: what weighs nothing does not become NaN by it.

@@ -18,7 +18,7 @@ struct PairLoss {
   bool general;
 
   MSK_HOST_DEVICE PairLoss(const Rules& r, double max_positive_similarity)
-      : rules(r),
+      : rules(as_known(r)),
         a(T(r.weighting_options[0])),
         b(T(r.weighting_options[1])),
         c(T(r.weighting_options[2])),
@@ -58,6 +58,22 @@ struct PairLoss {
   }
 
  private:
+  // A rule that nobody knows makes a number of nothing, be it the weighting or the mining:
+  // module_call.h refuses it, and what should pass by there must show.
+  struct Unknown {
+    MSK_HOST_DEVICE Form<T> negative() const {
+      return {Shape::exponential, kNoNumber<T>, kNoNumber<T>};
+    }
+    MSK_HOST_DEVICE Form<T> positive() const { return negative(); }
+    MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>&) const {
+      const KindTerm<T> term{kNoNumber<T>, kNoNumber<T>};
+      return {kNoNumber<T>, term, term};
+    }
+  };
+  MSK_HOST_DEVICE static Rules as_known(Rules r) {
+    if (int(r.mining) < 0 || r.mining >= MiningRule::count) r.weighting = WeightingRule::count;
+    return r;
+  }
   // No pair's share in an infinite sum is known.
   MSK_HOST_DEVICE static void lose_shares(KindTerm<T>& term, const Form<T>& form, T sum) {
     if (is_log_sum(form) && sum == kNever<T> && term.coefficient != T(0))
@@ -106,9 +122,12 @@ struct PairLoss {
         return visit(Circle<T>{a, b});
       case WeightingRule::triplet:
         return visit(Triplet<T>{a});
-      default:  // multi_similarity; module_call.h lets no other code pass
+      case WeightingRule::multi_similarity:
         return visit(MultiSimilarity<T>{a, b, c, T(0), T(0)});
+      case WeightingRule::count:
+        break;
     }
+    return visit(Unknown{});
   }
 };
 
