@@ -103,8 +103,8 @@ FAULTS = {
     ),
     "memory_of_its_own": (
         "  void* arguments[]",
-        '  void* room;\n  check(cudaMalloc(&room, 1), "room");\n  void* arguments[]',
-        "room failed: .*cudaErrorStreamCaptureUnsupported",
+        '  void* buffer;\n  check(cudaMalloc(&buffer, 1), "buffer");\n  void* arguments[]',
+        "buffer failed: .*cudaErrorStreamCaptureUnsupported",
     ),
     "more_shared_memory_than_a_kernel_has": (
         "dim3(threads), arguments, shared,",

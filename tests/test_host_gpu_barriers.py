@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-# float16 weights are lifted into their range, in rooms and loops of their own.
+# float16 weights are scaled into their range, in shared memory and loops of their own.
 INSTANCES = ("batch_float16", "batch_bfloat16", "tiled_float16")
 
 

@@ -24,7 +24,7 @@ def few_tiles_are_many(folder):
     for name, before, after in (
         ("host/plan_tiled.cpp", "kManyBlocks = 1056;", "kManyBlocks = 3;"),
         ("host/plan_tiled.cpp", "std::int64_t(1) << 24;", "20;"),
-        ("core/geometry.h", "kListRun = 4;", "kListRun = 1;"),
+        ("core/geometry.h", "kListedPerBlock = 4;", "kListedPerBlock = 1;"),
         ("core/geometry.h", "kSegment = 32;", "kSegment = 2;"),
         ("tiled/tile_list.cuh", "kListStep = kThreads<P>;", "kListStep = 2;"),
     ):

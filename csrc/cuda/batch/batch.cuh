@@ -52,7 +52,7 @@ template <class P>
 MSK_DEVICE void gradient_pass(const Problem& p) {
   grid_barrier();
   for (std::int64_t first = 0; first < p.rows.count; first += p.panel) {
-    // They touch nothing that the gradient of the panel before reads.
+    // They write nothing that the gradient of the panel before reads.
     similarities<P>(p, first);
     grid_barrier();
     panel_gradient<P>(p, first, false);
@@ -67,10 +67,10 @@ template <class P, typename Input>
 MSK_KERNEL(kThreads<P>, 2)
 batch_kernel(const MSK_PARAMETER Passes passes) {
   const Problem& p = passes.given;
-  prepare<P, Input>(p, p.rows, p.row_room);
-  if (!p.self) prepare<P, Input>(p, p.columns, p.column_room);
-  read_term<P>(p, p.rows, p.row_room, p.row_term);
-  read_term<P>(p, p.columns, p.column_room, p.column_term);
+  prepare<P, Input>(p, p.rows, p.row_buffers);
+  if (!p.self) prepare<P, Input>(p, p.columns, p.column_buffers);
+  read_term<P>(p, p.rows, p.row_buffers, p.row_term);
+  read_term<P>(p, p.columns, p.column_buffers, p.column_term);
   if (p.ranked && blockIdx.x == 0 && threadIdx.x == 0) *p.passed = 0;
   do {
     if (p.job != Job::gradient) statistics_pass<P>(p);

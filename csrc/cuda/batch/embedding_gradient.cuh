@@ -26,8 +26,9 @@ MSK_PHASE void embedding_gradient(const Problem& p, std::int64_t first) {
                  pass.columns.stride, pass.width / Product::kStep, [&](int r, int c, Scalar value) {
                    const std::int64_t i = first + row + r, d = column + c;
                    if (i >= rows.count || d >= p.depth) return;
-                   const Scalar found = pass.through_normalisation(
-                       value * pass.unscale[row + r], pass.dot[row + r], i, d, p.depth);
+                   const Scalar found =
+                       pass.through_normalisation(value * pass.inverse_weight_scales[row + r],
+                                                  pass.dot[row + r], i, d, p.depth);
                    Scalar& out = static_cast<Scalar*>(p.d_rows)[i * p.depth + d];
                    out = first_round(p) ? found : out + found;
                  });

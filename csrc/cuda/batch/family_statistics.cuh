@@ -45,16 +45,16 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
   const Pass<P> pass(p);
   using Scalar = typename P::Scalar;
   const PairLoss<Scalar> loss(p.rules, p.options.max_positive_similarity);
-  auto* const hardest_room = reinterpret_cast<Hardest<Scalar>*>(shared_memory());
-  auto* const peaks_room = reinterpret_cast<Peaks<Scalar>*>(hardest_room + kWarps<P>);
-  auto* const negative_room = reinterpret_cast<SumAndMoment<Scalar>*>(peaks_room + kWarps<P>);
-  auto* const positive_room = negative_room + kWarps<P>;
+  auto* const hardest_smem = reinterpret_cast<Hardest<Scalar>*>(shared_memory());
+  auto* const peaks_smem = reinterpret_cast<Peaks<Scalar>*>(hardest_smem + kWarps<P>);
+  auto* const negative_smem = reinterpret_cast<SumAndMoment<Scalar>*>(peaks_smem + kWarps<P>);
+  auto* const positive_smem = negative_smem + kWarps<P>;
   const std::int64_t last = first + pass.height(first);
   for (std::int64_t i = first + blockIdx.x; i < last && i < pass.rows.count; i += gridDim.x) {
     const Scalar* const row = pass.similarities + (i - first) * pass.width;
     const std::int64_t label = pass.rows.labels[i];
     const Hardest<Scalar> hardest =
-        hardest_pairs(pass, first, i, loss.max_positive_similarity, hardest_room);
+        hardest_pairs(pass, first, i, loss.max_positive_similarity, hardest_smem);
     const Scalar least = hardest.positive, most = hardest.negative;
     FamilyTerm<Scalar> term{};
     term.neg_above = loss.negative_above(least, most);
@@ -81,7 +81,7 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
       peak = z > peak ? z : peak;
       ++(positive ? peaks.pos_kept : peaks.neg_kept);
     });
-    peaks = block_reduce<kWarps<P>>(peaks, peaks_room, Peaks<Scalar>::joined);
+    peaks = block_reduce<kWarps<P>>(peaks, peaks_smem, Peaks<Scalar>::joined);
     SumAndMoment<Scalar> sum{Scalar(0), Scalar(0)};
     each_kept([&](Scalar value, bool positive) {
       if (positive) return;
@@ -89,7 +89,7 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
                      ? std::exp(below_peak(exponent_of(loss.negative, value), peaks.negative))
                      : summand(loss.negative, value, Scalar(0));
     });
-    sum = block_reduce<kWarps<P>>(sum, negative_room, SumAndMoment<Scalar>::plus);
+    sum = block_reduce<kWarps<P>>(sum, negative_smem, SumAndMoment<Scalar>::plus);
     RowSums<Scalar> sums{};
     sums.pos_kept = Scalar(peaks.pos_kept);
     sums.neg_kept = Scalar(peaks.neg_kept);
@@ -107,7 +107,7 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
         sum.moment += sigmoid(z - offset);
       }
     });
-    sum = block_reduce<kWarps<P>>(sum, positive_room, SumAndMoment<Scalar>::plus);
+    sum = block_reduce<kWarps<P>>(sum, positive_smem, SumAndMoment<Scalar>::plus);
     if (threadIdx.x != 0) continue;
     sums.positive = finished(loss.positive, peaks.pos_kept, peaks.positive, sum.sum);
     sums.moment = sum.moment;

@@ -43,8 +43,8 @@ MSK_PHASE void pair_weights(const Problem& p, const Loss& loss, std::int64_t fir
   const bool by_row = p.terms & row_term, by_column = p.terms & column_term;
   using Scalar = typename P::Scalar;
   using Operand = typename P::Operand;
-  auto* const greatest_room = reinterpret_cast<Greatest<Scalar>*>(shared_memory());
-  auto* const sum_room = reinterpret_cast<Sum<Scalar>*>(greatest_room + kWarps<P>);
+  auto* const greatest_smem = reinterpret_cast<Greatest<Scalar>*>(shared_memory());
+  auto* const sum_smem = reinterpret_cast<Sum<Scalar>*>(greatest_smem + kWarps<P>);
   for (std::int64_t r = blockIdx.x; r < pass.height(first); r += gridDim.x) {
     const std::int64_t i = first + r;
     const bool present = i < pass.rows.count;
@@ -65,15 +65,16 @@ MSK_PHASE void pair_weights(const Problem& p, const Loss& loss, std::int64_t fir
       return w * pass.columns.scale[j];
     };
     const std::int64_t filled = present ? pass.columns.count : 0;
-    Scalar lift = Scalar(1);
-    __syncthreads();  // the rooms may still be read for the row before
+    Scalar weight_scale = Scalar(1);
+    __syncthreads();  // the smem may still be read for the row before
     if constexpr (kFewExponents<Operand>) {
       Greatest<Scalar> most{Scalar(0)};
       for (std::int64_t j = threadIdx.x; j < filled; j += kThreads<P>) {
         const Scalar s = finished ? row[j] : pass.similarity(first, i, j);
         most.value = std::fmax(most.value, std::fabs(weight(j, s)));
       }
-      lift = lift_of(block_reduce<kWarps<P>>(most, greatest_room, Greatest<Scalar>::greater).value);
+      weight_scale = weight_scale_of(
+          block_reduce<kWarps<P>>(most, greatest_smem, Greatest<Scalar>::greater).value);
     }
     Sum<Scalar> dot{Scalar(0)};
     for (std::int64_t j = threadIdx.x; j < pass.width; j += kThreads<P>) {
@@ -82,14 +83,14 @@ MSK_PHASE void pair_weights(const Problem& p, const Loss& loss, std::int64_t fir
         continue;
       }
       const Scalar s = finished ? row[j] : pass.similarity(first, i, j);
-      out[j] = narrow<Operand>(weight(j, s) * lift);
+      out[j] = narrow<Operand>(weight(j, s) * weight_scale);
       // Of the rounded weights: then the projection takes out exactly what they put in.
       dot.value += P::as_read(out[j]) * (s / pass.columns.scale[j]);
     }
-    dot = block_reduce<kWarps<P>>(dot, sum_room, Sum<Scalar>::plus);
+    dot = block_reduce<kWarps<P>>(dot, sum_smem, Sum<Scalar>::plus);
     if (threadIdx.x != 0) continue;
-    pass.unscale[r] = Scalar(1) / lift;
-    pass.dot[r] = dot.value / lift;
+    pass.inverse_weight_scales[r] = Scalar(1) / weight_scale;
+    pass.dot[r] = dot.value / weight_scale;
   }
 }
 

@@ -13,7 +13,7 @@ struct Pass : Pairs<P> {
   int splits;
   Scalar* similarities;
   typename P::Operand* weights;
-  Scalar *unscale, *dot;
+  Scalar *inverse_weight_scales, *dot;
 
   MSK_DEVICE explicit Pass(const Problem& p)
       : Pairs<P>(p),
@@ -22,7 +22,7 @@ struct Pass : Pairs<P> {
         splits(p.splits),
         similarities(static_cast<Scalar*>(p.similarities)),
         weights(static_cast<typename P::Operand*>(p.weights)),
-        unscale(static_cast<Scalar*>(p.unscale)),
+        inverse_weight_scales(static_cast<Scalar*>(p.inverse_weight_scales)),
         dot(static_cast<Scalar*>(p.dot)) {}
 
   // Rows from `first` on that the panel holds, padding included.

@@ -34,18 +34,18 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
   const Pass<P> pass(p);
   using Scalar = typename P::Scalar;
   const RankedLoss<Scalar> loss(p);
-  auto* const hardest_room = reinterpret_cast<Hardest<Scalar>*>(shared_memory());
-  auto* const reach_room = reinterpret_cast<Reach<Scalar>*>(hardest_room + kWarps<P>);
-  auto* const kept_room = reinterpret_cast<KeptNumbers*>(reach_room + kWarps<P>);
+  auto* const hardest_smem = reinterpret_cast<Hardest<Scalar>*>(shared_memory());
+  auto* const reach_smem = reinterpret_cast<Reach<Scalar>*>(hardest_smem + kWarps<P>);
+  auto* const kept_smem = reinterpret_cast<KeptNumbers*>(reach_smem + kWarps<P>);
   const std::int64_t last = first + pass.height(first), stride = padded<P>(pass.rows.count);
   for (std::int64_t i = first + blockIdx.x; i < last && i < pass.rows.count; i += gridDim.x) {
     const Scalar* const row = pass.similarities + (i - first) * pass.width;
     const std::int64_t label = pass.rows.labels[i];
     Scalar* const threshold = pass.rows.threshold + i;
-    for (int k = threadIdx.x; k < loss.slots; k += kThreads<P>)
+    for (int k = threadIdx.x; k < loss.ranks; k += kThreads<P>)
       threshold[k * stride] = kInfinity<Scalar>;
     const Hardest<Scalar> hardest =  // its barrier is one for the thresholds too
-        hardest_pairs(pass, first, i, loss.max_positive_similarity, hardest_room);
+        hardest_pairs(pass, first, i, loss.max_positive_similarity, hardest_smem);
     FamilyTerm<Scalar> term{};
     term.neg_above = loss.negative_above(hardest.positive, hardest.negative);
     term.neg_below = loss.mining.negative_below(hardest.positive);
@@ -63,12 +63,12 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
             -row[j] < term.pos_below))
         continue;
       ++kept.positive;
-      const int slot = loss.slot(p.ordinals[j]);
-      if (slot >= 0) threshold[slot * stride] = row[j] - loss.a;
+      const int rank = loss.rank(p.ordinals[j]);
+      if (rank >= 0) threshold[rank * stride] = row[j] - loss.a;
     }
-    kept = block_reduce<kWarps<P>>(kept, kept_room, KeptNumbers::plus);
+    kept = block_reduce<kWarps<P>>(kept, kept_smem, KeptNumbers::plus);
     Scalar sum = Scalar(0), least = kInfinity<Scalar>;
-    for (int k = 0; k < loss.slots; ++k) {
+    for (int k = 0; k < loss.ranks; ++k) {
       const Scalar bound = threshold[k * stride];
       least = bound < least ? bound : least;
       Reach<Scalar> reach{Scalar(0), 0};
@@ -78,8 +78,8 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
           reach.sum += row[j] - bound;
           ++reach.number;
         }
-        __syncthreads();  // the room may still be read for the slot before
-        reach = block_reduce<kWarps<P>>(reach, reach_room, Reach<Scalar>::plus);
+        __syncthreads();  // the smem may still be read for the rank before
+        reach = block_reduce<kWarps<P>>(reach, reach_smem, Reach<Scalar>::plus);
       }
       if (threadIdx.x == 0) pass.rows.reached[k * stride + i] = reach.number;
       sum += reach.sum;

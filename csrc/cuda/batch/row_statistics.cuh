@@ -32,7 +32,7 @@ template <class P>
 MSK_DEVICE Hardest<typename P::Scalar> hardest_pairs(const Pass<P>& pass, std::int64_t first,
                                                      std::int64_t i,
                                                      typename P::Scalar max_positive_similarity,
-                                                     Hardest<typename P::Scalar>* room) {
+                                                     Hardest<typename P::Scalar>* smem) {
   using Scalar = typename P::Scalar;
   Scalar* const row = pass.similarities + (i - first) * pass.width;
   const std::int64_t label = pass.rows.labels[i];
@@ -48,7 +48,7 @@ MSK_DEVICE Hardest<typename P::Scalar> hardest_pairs(const Pass<P>& pass, std::i
       hardest.positive = s < hardest.positive ? s : hardest.positive;
   }
   return block_reduce<kWarps<P>>(
-      hardest, room, [](const Hardest<Scalar>& a, const Hardest<Scalar>& b) {
+      hardest, smem, [](const Hardest<Scalar>& a, const Hardest<Scalar>& b) {
         return Hardest<Scalar>{a.positive < b.positive ? a.positive : b.positive,
                                a.negative > b.negative ? a.negative : b.negative,
                                a.finite && b.finite};
@@ -60,15 +60,15 @@ template <class P>
 MSK_PHASE void row_statistics(const Problem& p, std::int64_t first) {
   const Pass<P> pass(p);
   using Scalar = typename P::Scalar;
-  auto* const hardest_room = reinterpret_cast<Hardest<Scalar>*>(shared_memory());
-  auto* const sums_room = reinterpret_cast<KeptSums<Scalar>*>(hardest_room + kWarps<P>);
+  auto* const hardest_smem = reinterpret_cast<Hardest<Scalar>*>(shared_memory());
+  auto* const sums_smem = reinterpret_cast<KeptSums<Scalar>*>(hardest_smem + kWarps<P>);
   const MultiSimilarity<Scalar>& loss = pass.loss;
   const std::int64_t last = first + pass.height(first);
   for (std::int64_t i = first + blockIdx.x; i < last && i < pass.rows.count; i += gridDim.x) {
     const Scalar* const row = pass.similarities + (i - first) * pass.width;
     const std::int64_t label = pass.rows.labels[i];
     const Hardest<Scalar> hardest =
-        hardest_pairs(pass, first, i, loss.max_positive_similarity, hardest_room);
+        hardest_pairs(pass, first, i, loss.max_positive_similarity, hardest_smem);
     const Scalar neg_threshold = loss.negative_threshold(hardest.positive);
     const Scalar pos_threshold = loss.positive_threshold(hardest.negative);
     KeptSums<Scalar> sums{Scalar(0), Scalar(0), 0, 0};
@@ -85,7 +85,7 @@ MSK_PHASE void row_statistics(const Problem& p, std::int64_t first) {
       }
     }
     sums = block_reduce<kWarps<P>>(
-        sums, sums_room, [](const KeptSums<Scalar>& a, const KeptSums<Scalar>& b) {
+        sums, sums_smem, [](const KeptSums<Scalar>& a, const KeptSums<Scalar>& b) {
           return KeptSums<Scalar>{a.positive + b.positive, a.negative + b.negative,
                                   a.pos_kept + b.pos_kept, a.neg_kept + b.neg_kept};
         });

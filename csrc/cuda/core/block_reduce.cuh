@@ -5,15 +5,15 @@
 
 namespace msk::gpu {
 
-// A value of each thread becomes that of all of them together, known to all. `room` is shared
-// memory for one value a warp; calls that follow each other take different rooms or a barrier.
+// A value of each thread becomes that of all of them together, known to all. `smem` is shared
+// memory for one value a warp; calls that follow each other take different smem or a barrier.
 template <int warps, typename V, typename Combine>
-MSK_DEVICE V block_reduce(V value, V* room, Combine combine) {
+MSK_DEVICE V block_reduce(V value, V* smem, Combine combine) {
   for (int mask = 16; mask > 0; mask /= 2) value = combine(value, value.exchanged(mask));
-  if (lane() == 0) store_shared(room + threadIdx.x / 32, value);
+  if (lane() == 0) store_shared(smem + threadIdx.x / 32, value);
   __syncthreads();
-  V total = load_shared(room);
-  for (int w = 1; w < warps; ++w) total = combine(total, load_shared(room + w));
+  V total = load_shared(smem);
+  for (int w = 1; w < warps; ++w) total = combine(total, load_shared(smem + w));
   return total;
 }
 

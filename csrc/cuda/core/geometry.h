@@ -8,7 +8,7 @@
 
 namespace msk::gpu {
 
-// Shared memory of one block; more must be asked for, kernel by kernel.
+// Shared memory of one block; more must be requested, kernel by kernel.
 constexpr std::size_t kMostShared = 48 << 10;
 
 // A block computes M x N elements of a product, in stages of K bytes of depth. Each of its warps
@@ -60,15 +60,15 @@ using ShapeOf =
               tile_of(path, sizeof(Operand)).stage_bytes, tile_of(path, sizeof(Operand)).warps>;
 
 // The tiled path lists the tiles whose weights count; one block takes the weights of so many.
-constexpr int kListRun = 4;
+constexpr int kListedPerBlock = 4;
 // Listed tiles whose weights are held at a time. A constant, so that sums do not depend on the
 // memory; few, so that a panel has rows enough to fill a GPU.
 constexpr int kSegment = 32;
-static_assert(kListRun > 0 && kSegment > 0 && kSegment % kListRun == 0,
+static_assert(kListedPerBlock > 0 && kSegment > 0 && kSegment % kListedPerBlock == 0,
               "the tiles of a block lie in one segment");
 
-constexpr int kRankSlots = 64;  // positives of an anchor that one launch compares
-static_assert(kRankSlots > 0, "a round has positives");
+constexpr int kRanksPerRound = 64;  // positives of an anchor that one launch compares
+static_assert(kRanksPerRound > 0, "a round has positives");
 
 MSK_HOST_DEVICE inline std::int64_t divided(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;

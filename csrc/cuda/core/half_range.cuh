@@ -13,7 +13,7 @@ constexpr bool kFewExponents = std::is_same_v<Operand, Half>;
 
 // That power, from the greatest weight.
 template <typename T>
-MSK_DEVICE T lift_of(T greatest) {
+MSK_DEVICE T weight_scale_of(T greatest) {
   if (!(greatest > 0) || !std::isfinite(greatest)) return T(1);
   const int exponent = 14 - std::ilogb(greatest);
   return std::scalbn(T(1), exponent > 120 ? 120 : exponent);

@@ -19,7 +19,7 @@ inline void go_to(int device) {
   check(cudaSetDevice(device), "cudaSetDevice(" + std::to_string(device) + ")");
 }
 
-// Blocks of a kernel that the device holds at once; asked of the driver once for each device.
+// Blocks of a kernel that the device holds at once; the driver is queried once for each device.
 template <auto kernel>
 int resident_blocks(const char* name, int device, int threads, std::size_t shared) {
   constexpr int kDevices = 64;

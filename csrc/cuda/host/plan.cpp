@@ -49,7 +49,7 @@ std::int64_t layout(Problem& p, std::byte* workspace, std::int64_t budget) {
   p.similarities = carver.take(p.splits * pairs * scalar);
   const bool gradient = p.job != Job::statistics;
   p.weights = carver.take(gradient ? pairs * operand : 0);
-  p.unscale = carver.take(rows * scalar);
+  p.inverse_weight_scales = carver.take(rows * scalar);
   p.dot = carver.take(rows * scalar);
   return carver.bytes();
 }
@@ -62,7 +62,7 @@ void begin(Problem& p) {
   if (p.job == Job::gradient)
     p.terms = (p.row_term.dloss ? row_term : 0) | (p.column_term.dloss ? column_term : 0);
   p.ranked = p.family && p.rules.weighting == WeightingRule::triplet;
-  p.rank_slots = int(std::min<std::int64_t>(p.columns.count, kRankSlots));
+  p.ranks_per_round = int(std::min<std::int64_t>(p.columns.count, kRanksPerRound));
 }
 
 }  // namespace

@@ -41,41 +41,44 @@ class Carver {
   std::byte *start_, *at_;
 };
 
-inline void carve_terms(const Problem& p, std::int64_t n, SideRoom& room, Carver& carver) {
+inline void carve_terms(const Problem& p, std::int64_t n, SideBuffers& buffers, Carver& carver) {
   const std::int64_t scalar = scalar_bytes(p);
-  for (void** array :
-       {&room.neg_threshold, &room.pos_threshold, &room.neg_offset, &room.pos_offset, &room.dloss})
+  for (void** array : {&buffers.neg_threshold, &buffers.pos_threshold, &buffers.neg_offset,
+                       &buffers.pos_offset, &buffers.dloss})
     *array = carver.take(n * scalar);
-  for (void** array : {&room.neg_below, &room.pos_below, &room.pos_factor, &room.pos_constant})
+  for (void** array :
+       {&buffers.neg_below, &buffers.pos_below, &buffers.pos_factor, &buffers.pos_constant})
     *array = carver.take(p.family ? n * scalar : 0);
   if (!p.by_tiles) return;
-  for (void** array : {&room.least_offset, &room.greatest_offset})
+  for (void** array : {&buffers.least_offset, &buffers.greatest_offset})
     *array = carver.take(n / tile_of(p).rows * scalar);
-  room.poisoned = static_cast<std::int32_t*>(carver.take(sizeof(std::int32_t)));
+  buffers.poisoned = static_cast<std::int32_t*>(carver.take(sizeof(std::int32_t)));
 }
 
-inline void carve_side(const Problem& p, const SideInput& side, SideRoom& room, Carver& carver) {
+inline void carve_side(const Problem& p, const SideInput& side, SideBuffers& buffers,
+                       Carver& carver) {
   const std::int64_t n = padded(p, side.count), scalar = scalar_bytes(p);
-  room.copy = carver.take(n * p.padded_depth * operand_bytes(p));
-  for (void** array : {&room.scale, &room.residue, &room.inverse}) *array = carver.take(n * scalar);
-  carve_terms(p, n, room, carver);
+  buffers.copy = carver.take(n * p.padded_depth * operand_bytes(p));
+  for (void** array : {&buffers.scale, &buffers.residue, &buffers.inverse})
+    *array = carver.take(n * scalar);
+  carve_terms(p, n, buffers, carver);
 }
 
 inline void carve_ranks(Problem& p, Carver& carver) {
   p.passed = static_cast<std::int64_t*>(carver.take(sizeof(std::int64_t)));
-  const std::int64_t listed = padded(p, p.rows.count) * p.rank_slots;
-  p.row_room.threshold = carver.take(listed * scalar_bytes(p));
-  p.row_room.reached =
+  const std::int64_t listed = padded(p, p.rows.count) * p.ranks_per_round;
+  p.row_buffers.threshold = carver.take(listed * scalar_bytes(p));
+  p.row_buffers.reached =
       static_cast<std::int32_t*>(carver.take(listed * std::int64_t(sizeof(std::int32_t))));
 }
 
 inline void carve_sides(Problem& p, Carver& carver) {
   if (p.ranked) carve_ranks(p, carver);
-  carve_side(p, p.rows, p.row_room, carver);
-  if (!p.self) return carve_side(p, p.columns, p.column_room, carver);
-  p.column_room = p.row_room;
-  // A gradient may be asked with different terms of the two sides.
-  if (p.job == Job::gradient) carve_terms(p, padded(p, p.rows.count), p.column_room, carver);
+  carve_side(p, p.rows, p.row_buffers, carver);
+  if (!p.self) return carve_side(p, p.columns, p.column_buffers, carver);
+  p.column_buffers = p.row_buffers;
+  // A gradient may be requested with different terms of the two sides.
+  if (p.job == Job::gradient) carve_terms(p, padded(p, p.rows.count), p.column_buffers, carver);
 }
 
 }  // namespace msk::gpu

@@ -18,8 +18,8 @@ struct Extent {
 
 // One block a row. `Input` is the type of the embeddings, P::Operand that of the copy.
 template <class P, typename Input>
-MSK_PHASE void prepare(const Problem& p, const SideInput& in, const SideRoom& room) {
-  const Side<P> side(in, room, p.padded_depth);
+MSK_PHASE void prepare(const Problem& p, const SideInput& in, const SideBuffers& buffers) {
+  const Side<P> side(in, buffers, p.padded_depth);
   const std::int64_t depth = p.depth;
   const bool normalize = p.options.normalize;
   using Scalar = typename P::Scalar;

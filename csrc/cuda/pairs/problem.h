@@ -26,8 +26,9 @@ struct SideInput {
   MSK_HOST_DEVICE std::int64_t sample(std::int64_t i) const { return order ? order[i] : i; }
 };
 
-// A side in the workspace. Rows and depth are padded to whole tiles; the padding is 0.
-struct SideRoom {
+// The buffers of a side in the workspace. Rows and depth are padded to whole tiles; the padding is
+// 0.
+struct SideBuffers {
   void* copy;     // (padded, depth) rows scaled by a power of two, in the operand type
   void* scale;    // unit row = scale * copy; NaN marks a row with a non-finite element
   void* residue;  // what rounding took from the scale, as a part of it
@@ -36,7 +37,7 @@ struct SideRoom {
   void *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
   // Of a family member besides, whose negatives' factor stands for dloss; see Term.
   void *neg_below, *pos_below, *pos_factor, *pos_constant;
-  // Of anchors of a ranked one besides (ranks.cuh), (slots, padded).
+  // Of anchors of a ranked one besides (ranks.cuh), (ranks of a round, padded).
   void* threshold;
   std::int32_t* reached;
   // The tiled path only. Of rows:
@@ -51,26 +52,28 @@ enum Terms : int { row_term = 1, column_term = 2 };
 
 // The tiled path: what a launch does and where it leaves it. Sizes are in tiles.
 struct Tiled {
-  std::int64_t run;           // of columns that a block of the negative scan takes
-  std::int64_t span;          // of columns that share a bound of their mass; divides the run
-  std::int64_t chunk;         // of rows of one launch of the negative scan
-  std::int64_t parts;         // blocks that share the positives of a tile of rows
-  std::int64_t panel;         // of rows whose weights are held at a time
-  std::int64_t width;         // of columns, of the wider side where both get gradients
-  std::int64_t first, count;  // of rows of this launch
-  std::int64_t slot;          // of the lists, where this launch begins
-  double skip_below;          // a row may lose this part of the greatest weight of any row
-  bool transposed;            // the rows of this gradient are the columns of the scan
+  std::int64_t column_tiles_per_block;  // of the negative scan
+  std::int64_t tiles_per_bound;  // of columns that share a bound of weights; divides the one above
+  std::int64_t row_tiles_per_launch;  // of the negative scan
+  std::int64_t parts;                 // blocks that share the positives of a tile of rows
+  std::int64_t panel;                 // of rows whose weights are held at a time
+  std::int64_t width;                 // of columns, of the wider side where both get gradients
+  std::int64_t first, count;          // of rows of this launch
+  std::int64_t first_listed;          // where in the lists this launch begins
+  double skip_below;                  // a row may lose this part of the greatest weight of any row
+  bool transposed;                    // the rows of this gradient are the columns of the scan
   // Of positives, (parts, padded rows): hardest ones, later sums.
   void* positives;
   std::int32_t* pos_kept;
-  // Partial sums of a launch: (runs, chunk * tile) of rows, (chunk, padded columns) of columns.
+  // Partial sums of a launch: (blocks of columns, row_tiles_per_launch * tile) of rows,
+  // (row_tiles_per_launch, padded columns) of columns.
   void *row_hardest, *row_sum, *column_hardest, *column_sum;
   std::int32_t *row_kept, *column_kept;
-  void* mass;                    // (tiles of rows, spans): log of what a row or column sums to
+  // (tiles of rows, bounds): log of the greatest sum of a row or column of the tiles.
+  void* weight_bounds;
   std::int32_t *tiles, *counts;  // (panel, width) tiles that the gradient visits, (panel)
   void* weights;                 // (panel * tile, segment * tile), in the operand type
-  void* unlifts;      // float16 only, (segment, panel * tile): true weight = unlift * weight
+  void* inverse_weight_scales;   // float16 only, (segment, panel * tile): see Problem
   void* dots;         // (segment, panel * tile): parts of the unit row times its gradient
   void* dots_so_far;  // (2, panel * tile): of earlier segments; one is read, one written
 };
@@ -88,7 +91,7 @@ struct Problem {
   bool family;                     // any rules, in one launch; else the MS loss with its own mining
   const void* dloss;               // of a family member: of each row's loss; null: ones
   bool ranked;                     // a family member that compares pairs of pairs: see ranks.cuh
-  int rank_slots;                  // positives of an anchor that go at once
+  int ranks_per_round;             // positives of an anchor that go at once
   std::int64_t* passed;            // (1): of each class, in earlier rounds
   const std::int64_t* ordinals;    // (candidates): which of its class each is
   const std::int64_t* most_ranks;  // (1): candidates of the largest class
@@ -108,19 +111,19 @@ struct Problem {
   std::int64_t exchanged_panel;  // the same when the sides have changed places
   bool one_panel;                // holds all rows
   int splits;                    // parts of the depth of one similarity, summed in order
-  SideRoom row_room, column_room;
-  void* similarities;  // (splits, panel, padded columns)
-  void* weights;       // (panel, padded columns), in the operand type
-  void* unscale;       // (panel): true weight = unscale * weight
-  void* dot;           // (panel): gradient of the unit row, times the unit row
-  Tiled tiled;         // by_tiles only
+  SideBuffers row_buffers, column_buffers;
+  void* similarities;           // (splits, panel, padded columns)
+  void* weights;                // (panel, padded columns), in the operand type
+  void* inverse_weight_scales;  // (panel): true weight = this * weight
+  void* dot;                    // (panel): gradient of the unit row, times the unit row
+  Tiled tiled;                  // by_tiles only
 };
 
 // Candidates that learn own their gradient in turn: the sides change places.
 inline Problem exchanged(const Problem& problem) {
   Problem other = problem;
   std::swap(other.rows, other.columns);
-  std::swap(other.row_room, other.column_room);
+  std::swap(other.row_buffers, other.column_buffers);
   other.panel = problem.exchanged_panel;
   other.one_panel = other.rows.count <= other.panel;
   other.job = Job::gradient;

@@ -19,10 +19,10 @@ MSK_DEVICE typename P::Scalar read_term_of(const SideInput& input, const Side<P>
 }
 
 template <class P>
-MSK_PHASE void read_term(const Problem& p, const SideInput& input, const SideRoom& room,
+MSK_PHASE void read_term(const Problem& p, const SideInput& input, const SideBuffers& buffers,
                          const TermInput& in) {
   if (!in.dloss) return;
-  const Side<P> side(input, room, p.padded_depth);
+  const Side<P> side(input, buffers, p.padded_depth);
   const std::int64_t start = std::int64_t(blockIdx.x) * kThreads<P> + threadIdx.x;
   for (std::int64_t i = start; i < side.count; i += std::int64_t(gridDim.x) * kThreads<P>)
     read_term_of<P>(input, side, in, p.options, i);

@@ -65,24 +65,24 @@ struct Side {
   std::int32_t* reached;
   const std::int64_t *labels, *ids;
 
-  MSK_DEVICE Side(const SideInput& in, const SideRoom& room, std::int64_t stride)
+  MSK_DEVICE Side(const SideInput& in, const SideBuffers& buffers, std::int64_t stride)
       : count(in.count),
         stride(stride),
-        copy(static_cast<typename P::Operand*>(room.copy)),
-        scale(static_cast<Scalar*>(room.scale)),
-        residue(static_cast<Scalar*>(room.residue)),
-        inverse(static_cast<Scalar*>(room.inverse)),
-        neg_threshold(static_cast<Scalar*>(room.neg_threshold)),
-        pos_threshold(static_cast<Scalar*>(room.pos_threshold)),
-        neg_offset(static_cast<Scalar*>(room.neg_offset)),
-        pos_offset(static_cast<Scalar*>(room.pos_offset)),
-        dloss(static_cast<Scalar*>(room.dloss)),
-        neg_below(static_cast<Scalar*>(room.neg_below)),
-        pos_below(static_cast<Scalar*>(room.pos_below)),
-        pos_factor(static_cast<Scalar*>(room.pos_factor)),
-        pos_constant(static_cast<Scalar*>(room.pos_constant)),
-        threshold(static_cast<Scalar*>(room.threshold)),
-        reached(room.reached),
+        copy(static_cast<typename P::Operand*>(buffers.copy)),
+        scale(static_cast<Scalar*>(buffers.scale)),
+        residue(static_cast<Scalar*>(buffers.residue)),
+        inverse(static_cast<Scalar*>(buffers.inverse)),
+        neg_threshold(static_cast<Scalar*>(buffers.neg_threshold)),
+        pos_threshold(static_cast<Scalar*>(buffers.pos_threshold)),
+        neg_offset(static_cast<Scalar*>(buffers.neg_offset)),
+        pos_offset(static_cast<Scalar*>(buffers.pos_offset)),
+        dloss(static_cast<Scalar*>(buffers.dloss)),
+        neg_below(static_cast<Scalar*>(buffers.neg_below)),
+        pos_below(static_cast<Scalar*>(buffers.pos_below)),
+        pos_factor(static_cast<Scalar*>(buffers.pos_factor)),
+        pos_constant(static_cast<Scalar*>(buffers.pos_constant)),
+        threshold(static_cast<Scalar*>(buffers.threshold)),
+        reached(buffers.reached),
         labels(in.labels),
         ids(in.ids) {}
 
@@ -126,8 +126,8 @@ struct Pairs {
   bool normalize;
 
   MSK_DEVICE explicit Pairs(const Problem& p)
-      : rows(p.rows, p.row_room, p.padded_depth),
-        columns(p.columns, p.column_room, p.padded_depth),
+      : rows(p.rows, p.row_buffers, p.padded_depth),
+        columns(p.columns, p.column_buffers, p.padded_depth),
         self(p.self),
         loss(loss_of<Scalar>(p.options)),
         normalize(p.options.normalize) {}

@@ -34,17 +34,17 @@ struct NegativeScan {
   const Problem& p;
   const OrderedPairs<P> pairs;
   const Scalar beta;
-  Sum* const room;
-  Greatest<Scalar>* const mass_room;
-  Any* const any_room;
+  Sum* const smem;
+  Greatest<Scalar>* const bound_smem;
+  Any* const any_smem;
 
   MSK_DEVICE explicit NegativeScan(const Problem& p)
       : p(p),
         pairs(p),
         beta(pairs.loss.beta),
-        room(reinterpret_cast<Sum*>(shared_memory() + Tile::kStageBytes)),
-        mass_room(reinterpret_cast<Greatest<Scalar>*>(room + kThreads<P>)),
-        any_room(reinterpret_cast<Any*>(mass_room + kWarps<P>)) {}
+        smem(reinterpret_cast<Sum*>(shared_memory() + Tile::kStageBytes)),
+        bound_smem(reinterpret_cast<Greatest<Scalar>*>(smem + kThreads<P>)),
+        any_smem(reinterpret_cast<Any*>(bound_smem + kWarps<P>)) {}
 
   MSK_DEVICE static Scalar of(const void* array, std::int64_t i) {
     return static_cast<const Scalar*>(array)[i];
@@ -53,9 +53,9 @@ struct NegativeScan {
   // threshold is looked at too: rounding may still keep a positive that it decides about.
   MSK_DEVICE Scalar bar(std::int64_t row_tile, std::int64_t column_tile) const {
     if (p.job == Job::statistics) return -kInfinity<Scalar>;  // wants the hardest in any case
-    Scalar least = of(p.row_room.least_threshold, row_tile);
+    Scalar least = of(p.row_buffers.least_threshold, row_tile);
     if (pairs.self) {
-      const Scalar other = of(p.row_room.least_threshold, column_tile);
+      const Scalar other = of(p.row_buffers.least_threshold, column_tile);
       least = other < least ? other : least;
     }
     if (std::isinf(least)) return least;
@@ -78,7 +78,7 @@ struct NegativeScan {
   // The thread's half of its row of the tile in shared memory, or of its column.
   MSK_DEVICE Sum half_sum(std::int64_t row_tile, std::int64_t column_tile, bool down) const {
     const std::int64_t i = (down ? column_tile : row_tile) * kTile<P> + tile_index<P>();
-    const Scalar threshold = pairs.loss.negative_threshold(of(p.row_room.hardest_positive, i));
+    const Scalar threshold = pairs.loss.negative_threshold(of(p.row_buffers.hardest_positive, i));
     const int first = tile_half<P>() * kHalfTile<P>;
     return negatives_of<kHalfTile<P>, Scalar>(
         [&](int k) {
@@ -93,17 +93,17 @@ struct NegativeScan {
     Sum of_column;
     if (mirrored) of_column = half_sum(row_tile, column_tile, true);
     // Each thread passes on the half sum of the line that it does not own.
-    store_shared(room + threadIdx.x, tile_half<P>() == 0 ? of_column : of_row);
+    store_shared(smem + threadIdx.x, tile_half<P>() == 0 ? of_column : of_row);
     __syncthreads();
     Sum own = tile_half<P>() == 0 ? of_row : of_column;
-    own.merge(load_shared(room + (threadIdx.x ^ kTile<P>)), beta);
+    own.merge(load_shared(smem + (threadIdx.x ^ kTile<P>)), beta);
     return own;
   }
 };
 
-// One block owns a tile of rows and a run of tiles of columns. In self mode it takes those on and
-// above the diagonal: a tile above serves its rows and its columns, one on it its rows. Threads of
-// the first half own a row, those of the second a column.
+// One block owns a tile of rows and column_tiles_per_block tiles of columns. In self mode it takes
+// those on and above the diagonal: a tile above serves its rows and its columns, one on it its
+// rows. Threads of the first half own a row, those of the second a column.
 template <class P>
 MSK_KERNEL(kThreads<P>, 2)
 negative_scan_kernel(const MSK_PARAMETER Problem p) {
@@ -112,16 +112,17 @@ negative_scan_kernel(const MSK_PARAMETER Problem p) {
   const Tiled& t = p.tiled;
   const Scan scan(p);
   const OrderedPairs<P>& pairs = scan.pairs;
-  const std::int64_t local = blockIdx.x % t.count, run = blockIdx.x / t.count;
-  const std::int64_t tile = t.first + local, end_of_run = (run + 1) * t.run;
-  const std::int64_t end = end_of_run < pairs.column_tiles ? end_of_run : pairs.column_tiles;
-  std::int64_t column = run * t.run;
+  const std::int64_t local = blockIdx.x % t.count, column_block = blockIdx.x / t.count;
+  const std::int64_t tile = t.first + local;
+  const std::int64_t end_of_block = (column_block + 1) * t.column_tiles_per_block;
+  const std::int64_t end = end_of_block < pairs.column_tiles ? end_of_block : pairs.column_tiles;
+  std::int64_t column = column_block * t.column_tiles_per_block;
   if (pairs.self && column < tile) column = tile;
   const Partials<Scalar> of_rows(t.row_hardest, t.row_sum, t.row_kept);
   const Partials<Scalar> of_columns(t.column_hardest, t.column_sum, t.column_kept);
 
   NegativeSum<Scalar> total;
-  Greatest<Scalar> mass{-kInfinity<Scalar>};
+  Greatest<Scalar> bound{-kInfinity<Scalar>};
   for (; column < end; ++column) {
     const bool mirrored = pairs.self && column > tile;
     NegativeSum<Scalar> own;
@@ -129,29 +130,32 @@ negative_scan_kernel(const MSK_PARAMETER Problem p) {
       const SimilarityTile<P> similarities(pairs, tile, column);
       const Scalar bar = scan.bar(tile, column);
       Any any{similarities.any([&](Scalar s) { return s > bar || !std::isfinite(s); })};
-      any = block_reduce<kWarps<P>>(any, scan.any_room, Any::either);
+      any = block_reduce<kWarps<P>>(any, scan.any_smem, Any::either);
       if (any.value || p.job == Job::statistics) {
         similarities.share();
         own = scan.sum_of_line(tile, column, mirrored);
-        const Scalar found = own.log_mass(pairs.loss);
-        mass.value = found > mass.value ? found : mass.value;
+        const Scalar found = own.log_sum(pairs.loss);
+        bound.value = found > bound.value ? found : bound.value;
       }
     }
     if (tile_half<P>() == 0)
       total.merge(own, scan.beta);
     else if (mirrored)
       of_columns.write((local * pairs.column_tiles + column) * kTile<P> + tile_index<P>(), own);
-    if (t.mass && ((column + 1) % t.span == 0 || column + 1 == end)) {
-      __syncthreads();  // the room may still be read for the span before
-      mass = block_reduce<kWarps<P>>(mass, scan.mass_room, Greatest<Scalar>::greater);
-      const std::int64_t spans = (pairs.column_tiles + t.span - 1) / t.span;
+    if (t.weight_bounds && ((column + 1) % t.tiles_per_bound == 0 || column + 1 == end)) {
+      __syncthreads();  // the smem may still be read for the bound before
+      bound = block_reduce<kWarps<P>>(bound, scan.bound_smem, Greatest<Scalar>::greater);
+      const std::int64_t bound_count =
+          (pairs.column_tiles + t.tiles_per_bound - 1) / t.tiles_per_bound;
       if (threadIdx.x == 0)
-        static_cast<Scalar*>(t.mass)[tile * spans + column / t.span] = mass.value;
-      mass.value = -kInfinity<Scalar>;
+        static_cast<Scalar*>(t.weight_bounds)[tile * bound_count + column / t.tiles_per_bound] =
+            bound.value;
+      bound.value = -kInfinity<Scalar>;
     }
   }
   if (tile_half<P>() == 0)
-    of_rows.write((run * t.chunk + local) * kTile<P> + tile_index<P>(), total);
+    of_rows.write((column_block * t.row_tiles_per_launch + local) * kTile<P> + tile_index<P>(),
+                  total);
 }
 
 // One thread a row of the launch before and, in self mode, a column of it: adds the partial sums to
@@ -163,8 +167,8 @@ merge_kernel(const MSK_PARAMETER Problem p) {
   const Tiled& t = p.tiled;
   const OrderedPairs<P> pairs(p);
   const Scalar beta = pairs.loss.beta;
-  const Partials<Scalar> totals(p.row_room.hardest_negative, p.row_room.negative_sum,
-                                p.row_room.neg_kept);
+  const Partials<Scalar> totals(p.row_buffers.hardest_negative, p.row_buffers.negative_sum,
+                                p.row_buffers.neg_kept);
   const Partials<Scalar> of_rows(t.row_hardest, t.row_sum, t.row_kept);
   const Partials<Scalar> of_columns(t.column_hardest, t.column_sum, t.column_kept);
   const std::int64_t k = std::int64_t(blockIdx.x) * kThreads<P> + threadIdx.x, local = k / kTile<P>;
@@ -175,9 +179,13 @@ merge_kernel(const MSK_PARAMETER Problem p) {
     for (std::int64_t above = 0; above < t.count && above < local; ++above)
       total.merge(of_columns.read(above * pairs.column_tiles * kTile<P> + i), beta);
   if (local < t.count) {
-    const std::int64_t runs = (pairs.column_tiles + t.run - 1) / t.run;
-    for (std::int64_t run = pairs.self ? tile / t.run : 0; run < runs; ++run)
-      total.merge(of_rows.read((run * t.chunk + local) * kTile<P> + i % kTile<P>), beta);
+    const std::int64_t column_blocks =
+        (pairs.column_tiles + t.column_tiles_per_block - 1) / t.column_tiles_per_block;
+    for (std::int64_t column_block = pairs.self ? tile / t.column_tiles_per_block : 0;
+         column_block < column_blocks; ++column_block)
+      total.merge(
+          of_rows.read((column_block * t.row_tiles_per_launch + local) * kTile<P> + i % kTile<P>),
+          beta);
   }
   totals.write(i, total);
 }

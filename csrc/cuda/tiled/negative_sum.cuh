@@ -21,10 +21,10 @@ struct NegativeSum {
     kept += other.kept;
   }
   // log sum exp(beta (S - base)), +inf if it is not a number.
-  MSK_DEVICE T log_mass(const MultiSimilarity<T>& loss) const {
+  MSK_DEVICE T log_sum(const MultiSimilarity<T>& loss) const {
     if (sum == T(0)) return -kInfinity<T>;
-    const T mass = loss.neg_lse(hardest, sum);
-    return std::isnan(mass) ? kInfinity<T> : mass;
+    const T log_sum_exp = loss.neg_lse(hardest, sum);
+    return std::isnan(log_sum_exp) ? kInfinity<T> : log_sum_exp;
   }
 
  private:

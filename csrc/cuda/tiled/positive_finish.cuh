@@ -15,17 +15,18 @@ struct PositiveSum {
 
 // What the gradient's list of tiles needs to know of a tile of rows.
 template <class P>
-MSK_DEVICE void tile_bounds(const SideRoom& room, std::int64_t tile, typename P::Scalar neg_offset,
-                            bool present, Least<typename P::Scalar>* least_room,
-                            Greatest<typename P::Scalar>* greatest_room) {
+MSK_DEVICE void tile_bounds(const SideBuffers& buffers, std::int64_t tile,
+                            typename P::Scalar neg_offset, bool present,
+                            Least<typename P::Scalar>* least_smem,
+                            Greatest<typename P::Scalar>* greatest_smem) {
   using Scalar = typename P::Scalar;
   Least<Scalar> least{present ? neg_offset : kInfinity<Scalar>};
   Greatest<Scalar> greatest{present ? neg_offset : -kInfinity<Scalar>};
-  least = block_reduce<kWarps<P>>(least, least_room, Least<Scalar>::lesser);
-  greatest = block_reduce<kWarps<P>>(greatest, greatest_room, Greatest<Scalar>::greater);
+  least = block_reduce<kWarps<P>>(least, least_smem, Least<Scalar>::lesser);
+  greatest = block_reduce<kWarps<P>>(greatest, greatest_smem, Greatest<Scalar>::greater);
   if (threadIdx.x != 0) return;
-  static_cast<Scalar*>(room.least_offset)[tile] = least.value;
-  static_cast<Scalar*>(room.greatest_offset)[tile] = greatest.value;
+  static_cast<Scalar*>(buffers.least_offset)[tile] = least.value;
+  static_cast<Scalar*>(buffers.greatest_offset)[tile] = greatest.value;
 }
 
 // The kept positives of a part of the columns.
@@ -36,11 +37,11 @@ positive_sums_kernel(const MSK_PARAMETER Problem p) {
   using Tile = SimilarityTile<P>;
   const OrderedPairs<P> pairs(p);
   const MultiSimilarity<Scalar>& loss = pairs.loss;
-  auto* const room = reinterpret_cast<PositiveSum<Scalar>*>(shared_memory() + Tile::kStageBytes);
+  auto* const smem = reinterpret_cast<PositiveSum<Scalar>*>(shared_memory() + Tile::kStageBytes);
   const PositivePart part(pairs, p.tiled);
-  const Scalar hardest = static_cast<const Scalar*>(p.row_room.hardest_positive)[part.i];
+  const Scalar hardest = static_cast<const Scalar*>(p.row_buffers.hardest_positive)[part.i];
   const Scalar threshold =
-      loss.positive_threshold(static_cast<const Scalar*>(p.row_room.hardest_negative)[part.i]);
+      loss.positive_threshold(static_cast<const Scalar*>(p.row_buffers.hardest_negative)[part.i]);
   PositiveSum<Scalar> found;
   for (std::int64_t other = part.columns.first; other < part.columns.last; ++other) {
     if (!pairs.overlap(part.tile, other)) continue;
@@ -54,10 +55,10 @@ positive_sums_kernel(const MSK_PARAMETER Problem p) {
       ++found.kept;
     }
   }
-  if (tile_half<P>() == 1) store_shared(room + tile_index<P>(), found);
+  if (tile_half<P>() == 1) store_shared(smem + tile_index<P>(), found);
   __syncthreads();
   if (tile_half<P>() == 1) return;
-  const PositiveSum<Scalar> rest = load_shared(room + tile_index<P>());
+  const PositiveSum<Scalar> rest = load_shared(smem + tile_index<P>());
   static_cast<Scalar*>(p.tiled.positives)[part.at] = found.sum + rest.sum;
   p.tiled.pos_kept[part.at] = found.kept + rest.kept;
 }
@@ -68,10 +69,10 @@ MSK_KERNEL(kThreads<P>, 2)
 positive_finish_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   const OrderedPairs<P> pairs(p);
-  auto* const least_room = reinterpret_cast<Least<Scalar>*>(shared_memory());
-  auto* const greatest_room = reinterpret_cast<Greatest<Scalar>*>(least_room + kWarps<P>);
+  auto* const least_smem = reinterpret_cast<Least<Scalar>*>(shared_memory());
+  auto* const greatest_smem = reinterpret_cast<Greatest<Scalar>*>(least_smem + kWarps<P>);
   const std::int64_t tile = blockIdx.x, i = tile * kTile<P> + tile_index<P>();
-  const SideRoom& side = p.row_room;
+  const SideBuffers& side = p.row_buffers;
   const bool owner = tile_half<P>() == 0 && i < pairs.rows.count;
   Scalar neg_lse = -kInfinity<Scalar>;
   if (owner) {
@@ -90,7 +91,7 @@ positive_finish_kernel(const MSK_PARAMETER Problem p) {
     if (!finite && p.job != Job::statistics) raise_flag(side.poisoned);
   }
   if (p.job == Job::statistics) return;
-  tile_bounds<P>(side, tile, softplus(neg_lse), owner, least_room, greatest_room);
+  tile_bounds<P>(side, tile, softplus(neg_lse), owner, least_smem, greatest_smem);
 }
 
 }  // namespace msk::gpu

@@ -35,7 +35,7 @@ positive_scan_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   using Tile = SimilarityTile<P>;
   const OrderedPairs<P> pairs(p);
-  auto* const room =
+  auto* const smem =
       reinterpret_cast<HardestPositive<Scalar>*>(shared_memory() + Tile::kStageBytes);
   const PositivePart part(pairs, p.tiled);
   HardestPositive<Scalar> found{kInfinity<Scalar>, true};
@@ -51,10 +51,10 @@ positive_scan_kernel(const MSK_PARAMETER Problem p) {
         found.hardest = s < found.hardest ? s : found.hardest;
     }
   }
-  if (tile_half<P>() == 1) store_shared(room + tile_index<P>(), found);
+  if (tile_half<P>() == 1) store_shared(smem + tile_index<P>(), found);
   __syncthreads();
   if (tile_half<P>() == 1) return;
-  const HardestPositive<Scalar> rest = load_shared(room + tile_index<P>());
+  const HardestPositive<Scalar> rest = load_shared(smem + tile_index<P>());
   const Scalar hardest = rest.hardest < found.hardest ? rest.hardest : found.hardest;
   static_cast<Scalar*>(p.tiled.positives)[part.at] =
       found.finite && rest.finite ? hardest : kNaN<Scalar>;
@@ -67,7 +67,7 @@ open_sums_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   const OrderedPairs<P> pairs(p);
   const Tiled& t = p.tiled;
-  auto* const room = reinterpret_cast<Least<Scalar>*>(shared_memory());
+  auto* const smem = reinterpret_cast<Least<Scalar>*>(shared_memory());
   const std::int64_t tile = blockIdx.x, i = tile * kTile<P> + tile_index<P>();
   Least<Scalar> threshold{kInfinity<Scalar>};
   if (tile_half<P>() == 0) {
@@ -78,14 +78,14 @@ open_sums_kernel(const MSK_PARAMETER Problem p) {
       if (std::isnan(s)) sum = s;
       hardest = s < hardest ? s : hardest;
     }
-    static_cast<Scalar*>(p.row_room.hardest_positive)[i] = hardest;
-    static_cast<Scalar*>(p.row_room.hardest_negative)[i] = -kInfinity<Scalar>;
-    static_cast<Scalar*>(p.row_room.negative_sum)[i] = sum;
-    p.row_room.neg_kept[i] = 0;
+    static_cast<Scalar*>(p.row_buffers.hardest_positive)[i] = hardest;
+    static_cast<Scalar*>(p.row_buffers.hardest_negative)[i] = -kInfinity<Scalar>;
+    static_cast<Scalar*>(p.row_buffers.negative_sum)[i] = sum;
+    p.row_buffers.neg_kept[i] = 0;
     if (i < pairs.rows.count) threshold.value = pairs.loss.negative_threshold(hardest);
   }
-  threshold = block_reduce<kWarps<P>>(threshold, room, Least<Scalar>::lesser);
-  if (threadIdx.x == 0) static_cast<Scalar*>(p.row_room.least_threshold)[tile] = threshold.value;
+  threshold = block_reduce<kWarps<P>>(threshold, smem, Least<Scalar>::lesser);
+  if (threadIdx.x == 0) static_cast<Scalar*>(p.row_buffers.least_threshold)[tile] = threshold.value;
 }
 
 }  // namespace msk::gpu

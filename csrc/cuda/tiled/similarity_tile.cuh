@@ -34,7 +34,8 @@ struct SimilarityTile {
   // What the stages leave to the tile, and where weights are scaled to a copy of it beside.
   static constexpr std::size_t kTilesBytes =
       kTileBytes * (kFewExponents<typename P::Operand> ? 2 : 1);
-  // Where rooms of other uses begin: past the stages, which warps leave one after the other.
+  // Where shared memory of other uses begins: past the stages, which warps leave one after the
+  // other.
   static constexpr std::size_t kStageBytes =
       Product::kSharedBytes > kTilesBytes ? Product::kSharedBytes : kTilesBytes;
 

@@ -23,26 +23,27 @@ tile_gradient_kernel(const MSK_PARAMETER Problem p) {
   const Tiled& t = p.tiled;
   const Pairs<P> pairs(p);
   const Side<P>&rows = pairs.rows, &columns = pairs.columns;
-  Scalar* const room = reinterpret_cast<Scalar*>(shared_memory() + Product::kSharedBytes);
+  Scalar* const smem = reinterpret_cast<Scalar*>(shared_memory() + Product::kSharedBytes);
   const std::int64_t across = rows.stride / kTile<P>;
   const std::int64_t local = blockIdx.x / across, first = (t.first + local) * kTile<P>;
   const std::int64_t depth_first = blockIdx.x % across * kTile<P>;
-  const std::int64_t left = t.counts[local] - t.slot;
-  if (t.slot > 0 && left <= 0) return;
+  const std::int64_t left = t.counts[local] - t.first_listed;
+  if (t.first_listed > 0 && left <= 0) return;
   const std::int64_t listed = left < kSegment ? left : kSegment;
-  const bool first_segment = t.slot == 0, last_segment = left <= kSegment;
+  const bool first_segment = t.first_listed == 0, last_segment = left <= kSegment;
 
   const auto so_far = [&](std::int64_t segment) {
     return static_cast<Scalar*>(t.dots_so_far) + (segment % 2 * t.panel + local) * kTile<P> +
            tile_index<P>();
   };
-  Scalar dot = tile_half<P>() == 0 && !first_segment ? *so_far(t.slot / kSegment) : Scalar(0);
-  for (std::int64_t slot = tile_half<P>(); slot < listed; slot += kThreads<P> / kTile<P>)
+  Scalar dot =
+      tile_half<P>() == 0 && !first_segment ? *so_far(t.first_listed / kSegment) : Scalar(0);
+  for (std::int64_t entry = tile_half<P>(); entry < listed; entry += kThreads<P> / kTile<P>)
     dot +=
-        static_cast<const Scalar*>(t.dots)[(slot * t.panel + local) * kTile<P> + tile_index<P>()];
-  store_shared(room + threadIdx.x, dot);
+        static_cast<const Scalar*>(t.dots)[(entry * t.panel + local) * kTile<P> + tile_index<P>()];
+  store_shared(smem + threadIdx.x, dot);
 
-  const std::int32_t* const tiles = t.tiles + local * t.width + t.slot;
+  const std::int32_t* const tiles = t.tiles + local * t.width + t.first_listed;
   const auto right = [&](std::int64_t k) {
     const std::int64_t row =
         tiles[k / kSteps] * std::int64_t(kTile<P>) + k % kSteps * Product::kStep;
@@ -56,17 +57,18 @@ tile_gradient_kernel(const MSK_PARAMETER Problem p) {
   typename P::Sums sums;
   if constexpr (kFewExponents<Operand>)
     sums = multiply([&](std::int64_t k, int r) {
-      return static_cast<const Scalar*>(t.unlifts)[(k / kSteps * t.panel + local) * kTile<P> + r];
+      return static_cast<const Scalar*>(
+          t.inverse_weight_scales)[(k / kSteps * t.panel + local) * kTile<P> + r];
     });
   else
     sums = multiply(Unscaled{});
   const auto dot_of = [&](int r) {
-    return load_shared(room + r) + load_shared(room + kTile<P> + r);
+    return load_shared(smem + r) + load_shared(smem + kTile<P> + r);
   };
   if (!last_segment && depth_first == 0 && tile_half<P>() == 0)
-    *so_far(t.slot / kSegment + 1) = dot_of(tile_index<P>());
+    *so_far(t.first_listed / kSegment + 1) = dot_of(tile_index<P>());
   // A weight that is not a number reaches every row, also where its tile is not listed.
-  const bool all = (p.terms & column_term) && *p.column_room.poisoned;
+  const bool all = (p.terms & column_term) && *p.column_buffers.poisoned;
   Scalar* const dx = static_cast<Scalar*>(p.d_rows);
   Product::each(sums, [&](int r, int c, Scalar value) {
     const std::int64_t i = first + r, d = depth_first + c;

@@ -10,15 +10,16 @@ template <class P>
 struct TileWeights {
   using Scalar = typename P::Scalar;
   using Tile = SimilarityTile<P>;
-  static constexpr bool kLifted = kFewExponents<typename P::Operand>;
-  // Weights replace the similarities; before they are lifted they lie beside them.
-  static constexpr int kUnlifted = kLifted ? kTile<P> * Tile::kStride : 0;
+  static constexpr bool kScaled = kFewExponents<typename P::Operand>;
+  // Weights replace the similarities; before they are scaled they lie beside them.
+  static constexpr int kUnscaled = kScaled ? kTile<P> * Tile::kStride : 0;
   static constexpr std::size_t kSharedBytes =
-      Tile::kStageBytes + (kTile<P> + (kLifted ? kThreads<P> : 0)) * sizeof(Scalar);
+      Tile::kStageBytes + (kTile<P> + (kScaled ? kThreads<P> : 0)) * sizeof(Scalar);
 };
 
 // One block takes a tile of rows of the panel and some of its listed tiles. Weights include the
-// scale of their column, so that they multiply copies, and the lift of their row of the tile.
+// scale of their column, so that they multiply copies, and that of the weights of their row of the
+// tile.
 template <class P>
 MSK_KERNEL(kThreads<P>, 2)
 tile_weights_kernel(const MSK_PARAMETER Problem p) {
@@ -28,16 +29,17 @@ tile_weights_kernel(const MSK_PARAMETER Problem p) {
   using Weights = TileWeights<P>;
   const Tiled& t = p.tiled;
   const OrderedPairs<P> pairs(p);
-  Scalar* const room = reinterpret_cast<Scalar*>(shared_memory() + Tile::kStageBytes);
+  Scalar* const smem = reinterpret_cast<Scalar*>(shared_memory() + Tile::kStageBytes);
   const std::int64_t local = blockIdx.x % t.count, tile = t.first + local;
-  const std::int64_t first = t.slot + blockIdx.x / t.count * kListRun, listed = t.counts[local];
+  const std::int64_t first = t.first_listed + blockIdx.x / t.count * kListedPerBlock;
+  const std::int64_t listed = t.counts[local];
   if (first >= listed) return;
   const std::int64_t i = tile * kTile<P> + tile_index<P>();
   const bool by_row = p.terms & row_term, by_column = p.terms & column_term;
   Term<Scalar> row{};
   if (by_row && i < pairs.rows.count) row = pairs.rows.term(i);
-  for (std::int64_t slot = first; slot < first + kListRun && slot < listed; ++slot) {
-    const std::int64_t column = t.tiles[local * t.width + slot];
+  for (std::int64_t entry = first; entry < first + kListedPerBlock && entry < listed; ++entry) {
+    const std::int64_t column = t.tiles[local * t.width + entry];
     Tile(pairs, tile, column).share();
     const bool apart = !pairs.overlap(tile, column) && !pairs.rows.ids;
     // Of a pair that is present.
@@ -50,19 +52,20 @@ tile_weights_kernel(const MSK_PARAMETER Problem p) {
       return weight * pairs.columns.scale[j];
     };
     const int begin = tile_half<P>() * kHalfTile<P>;
-    Scalar lift = Scalar(1);
-    if constexpr (Weights::kLifted) {
+    Scalar weight_scale = Scalar(1);
+    if constexpr (Weights::kScaled) {
       Scalar most = Scalar(0);
       for (int k = begin; k < begin + kHalfTile<P>; ++k) {
         const std::int64_t j = column * kTile<P> + k;
         Scalar* const at = Tile::shared(tile_index<P>(), k);
         const Scalar weight = pairs.present(i, j) ? weight_of(j, load_shared(at)) : Scalar(0);
-        store_shared(at + Weights::kUnlifted, weight);
+        store_shared(at + Weights::kUnscaled, weight);
         most = std::fmax(most, std::fabs(weight));
       }
-      store_shared(room + kTile<P> + threadIdx.x, most);
+      store_shared(smem + kTile<P> + threadIdx.x, most);
       __syncthreads();
-      lift = lift_of(std::fmax(most, load_shared(room + kTile<P> + (threadIdx.x ^ kTile<P>))));
+      weight_scale =
+          weight_scale_of(std::fmax(most, load_shared(smem + kTile<P> + (threadIdx.x ^ kTile<P>))));
     }
     Scalar dot = Scalar(0);
     for (int k = begin; k < begin + kHalfTile<P>; ++k) {
@@ -71,8 +74,8 @@ tile_weights_kernel(const MSK_PARAMETER Problem p) {
       Scalar weight = Scalar(0);
       if (pairs.present(i, j)) {
         const Scalar s = load_shared(at);
-        if constexpr (Weights::kLifted)
-          weight = load_shared(at + Weights::kUnlifted) * lift;
+        if constexpr (Weights::kScaled)
+          weight = load_shared(at + Weights::kUnscaled) * weight_scale;
         else
           weight = weight_of(j, s);
         // Of the rounded weights: then the projection takes out exactly what they put in.
@@ -81,17 +84,20 @@ tile_weights_kernel(const MSK_PARAMETER Problem p) {
       }
       store_shared(at, weight);
     }
-    if (tile_half<P>() == 1) store_shared(room + tile_index<P>(), dot);
+    if (tile_half<P>() == 1) store_shared(smem + tile_index<P>(), dot);
     __syncthreads();
     if (tile_half<P>() == 0) {
-      const std::int64_t at = ((slot - t.slot) * t.panel + local) * kTile<P> + tile_index<P>();
-      const Scalar unlift = Scalar(1) / lift;
-      static_cast<Scalar*>(t.dots)[at] = (dot + load_shared(room + tile_index<P>())) * unlift;
-      if (Weights::kLifted) static_cast<Scalar*>(t.unlifts)[at] = unlift;
+      const std::int64_t at =
+          ((entry - t.first_listed) * t.panel + local) * kTile<P> + tile_index<P>();
+      const Scalar inverse_weight_scale = Scalar(1) / weight_scale;
+      static_cast<Scalar*>(t.dots)[at] =
+          (dot + load_shared(smem + tile_index<P>())) * inverse_weight_scale;
+      if (Weights::kScaled)
+        static_cast<Scalar*>(t.inverse_weight_scales)[at] = inverse_weight_scale;
     }
     // Neighbouring threads write neighbouring weights.
-    Operand* const out =
-        static_cast<Operand*>(t.weights) + (local * kTile<P> * kSegment + slot - t.slot) * kTile<P>;
+    Operand* const out = static_cast<Operand*>(t.weights) +
+                         (local * kTile<P> * kSegment + entry - t.first_listed) * kTile<P>;
     for (int k = threadIdx.x; k < kTile<P> * kTile<P>; k += kThreads<P>)
       out[k / kTile<P> * kSegment * kTile<P> + k % kTile<P>] =
           narrow<Operand>(load_shared(Tile::shared(k / kTile<P>, k % kTile<P>)));

@@ -13,11 +13,11 @@ template <class P, typename Input, bool of_rows>
 MSK_KERNEL(kThreads<P>, 2)
 prepare_kernel(const MSK_PARAMETER Problem p) {
   if (of_rows)
-    prepare<P, Input>(p, p.rows, p.row_room);
+    prepare<P, Input>(p, p.rows, p.row_buffers);
   else
-    prepare<P, Input>(p, p.columns, p.column_room);
+    prepare<P, Input>(p, p.columns, p.column_buffers);
   if (of_rows && blockIdx.x == 0 && threadIdx.x == 0)
-    *p.row_room.poisoned = *p.column_room.poisoned = 0;
+    *p.row_buffers.poisoned = *p.column_buffers.poisoned = 0;
 }
 
 // One thread a row: terms from statistics that the caller gives.
@@ -25,12 +25,12 @@ template <class P, bool of_rows>
 MSK_KERNEL(kThreads<P>, 2)
 read_term_kernel(const MSK_PARAMETER Problem p) {
   const SideInput& input = of_rows ? p.rows : p.columns;
-  const SideRoom& room = of_rows ? p.row_room : p.column_room;
-  const Side<P> side(input, room, p.padded_depth);
+  const SideBuffers& buffers = of_rows ? p.row_buffers : p.column_buffers;
+  const Side<P> side(input, buffers, p.padded_depth);
   const std::int64_t i = std::int64_t(blockIdx.x) * kThreads<P> + threadIdx.x;
   if (i >= side.count) return;
   const TermInput& term = of_rows ? p.row_term : p.column_term;
-  if (std::isnan(read_term_of<P>(input, side, term, p.options, i))) raise_flag(room.poisoned);
+  if (std::isnan(read_term_of<P>(input, side, term, p.options, i))) raise_flag(buffers.poisoned);
 }
 
 template <class P, typename Input>
@@ -84,12 +84,13 @@ class TiledLaunches {
     launch<positive_scan_kernel<P>, shared>("positive_scan_kernel", parts, p_);
     launch<open_sums_kernel<P>, kLittle>("open_sums_kernel", rows, p_);
     Problem part = p_;
-    const std::int64_t runs = divided(columns, p_.tiled.run);
-    for (std::int64_t first = 0; first < rows && columns > 0; first += p_.tiled.chunk) {
+    const std::int64_t column_blocks = divided(columns, p_.tiled.column_tiles_per_block);
+    for (std::int64_t first = 0; first < rows && columns > 0;
+         first += p_.tiled.row_tiles_per_launch) {
       part.tiled.first = first;
-      part.tiled.count = std::min(p_.tiled.chunk, rows - first);
-      launch<negative_scan_kernel<P>, shared>("negative_scan_kernel", part.tiled.count * runs,
-                                              part);
+      part.tiled.count = std::min(p_.tiled.row_tiles_per_launch, rows - first);
+      launch<negative_scan_kernel<P>, shared>("negative_scan_kernel",
+                                              part.tiled.count * column_blocks, part);
       // In self mode a row of tiles also serves the columns under it.
       const std::int64_t known = p_.self ? rows - first : part.tiled.count;
       launch<merge_kernel<P>, 0>("merge_kernel", divided(known * kTile<P>, kThreads<P>), part);
@@ -105,12 +106,13 @@ class TiledLaunches {
       part.tiled.count = std::min(p.tiled.panel, rows - first);
       launch<tile_list_kernel<P>, kLittle>("tile_list_kernel", part.tiled.count, part);
       // One segment at least: it also writes the gradient where there are no columns.
-      for (std::int64_t slot = 0; slot == 0 || slot < columns; slot += kSegment) {
-        part.tiled.slot = slot;
-        const std::int64_t most = std::min(columns - slot, std::int64_t(kSegment));
-        const std::int64_t runs = divided(most, kListRun);
-        launch<tile_weights_kernel<P>, TileWeights<P>::kSharedBytes>("tile_weights_kernel",
-                                                                     part.tiled.count * runs, part);
+      for (std::int64_t first_listed = 0; first_listed == 0 || first_listed < columns;
+           first_listed += kSegment) {
+        part.tiled.first_listed = first_listed;
+        const std::int64_t most = std::min(columns - first_listed, std::int64_t(kSegment));
+        const std::int64_t list_blocks = divided(most, kListedPerBlock);
+        launch<tile_weights_kernel<P>, TileWeights<P>::kSharedBytes>(
+            "tile_weights_kernel", part.tiled.count * list_blocks, part);
         launch<tile_gradient_kernel<P>, kGradientSharedBytes<P>>(
             "tile_gradient_kernel", part.tiled.count * (p.padded_depth / kTile<P>), part);
       }
