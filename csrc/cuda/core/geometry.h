@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "math/host_device.h"
+#include "rules/host_device.h"
 
 namespace msk::gpu {
 

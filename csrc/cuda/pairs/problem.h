@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "call.h"
-#include "math/host_device.h"
-#include "math/rules.h"
+#include "rules/host_device.h"
+#include "rules/rules.h"
 
 namespace msk::gpu {
 

@@ -5,7 +5,7 @@
 
 #include "cuda/core/product.cuh"
 #include "cuda/pairs/problem.h"
-#include "math/pair_loss.h"
+#include "rules/pair_loss.h"
 
 namespace msk::gpu {
 

@@ -1,9 +1,9 @@
 // A weighting rule with a mining rule, chosen while running: by rows, never by pairs.
 #pragma once
 
-#include "mining_rules.h"
+#include "mining.h"
 #include "multi_similarity.h"
-#include "weighting_rules.h"
+#include "weighting.h"
 
 namespace msk {
 

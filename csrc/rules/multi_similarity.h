@@ -1,7 +1,7 @@
 // Scalar mathematics of the Multi-Similarity loss (Wang et al., CVPR 2019, equations 11 to 15).
 #pragma once
 
-#include "pair_form.h"
+#include "form.h"
 
 namespace msk {
 

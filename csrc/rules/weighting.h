@@ -3,7 +3,7 @@
 // the same names (ms_kernels/rules/weighting.py).
 #pragma once
 
-#include "pair_form.h"
+#include "form.h"
 
 namespace msk {
 
