@@ -88,11 +88,11 @@ struct NegativeScan {
         negatives(row_tile, column_tile, down), threshold, beta);
   }
   // The row of the tile that the thread owns or, in the second half of the block, the column.
-  MSK_DEVICE Sum sum_of_line(std::int64_t row_tile, std::int64_t column_tile, bool mirrored) const {
+  MSK_DEVICE Sum own_sum(std::int64_t row_tile, std::int64_t column_tile, bool mirrored) const {
     const Sum of_row = half_sum(row_tile, column_tile, false);
     Sum of_column;
     if (mirrored) of_column = half_sum(row_tile, column_tile, true);
-    // Each thread passes on the half sum of the line that it does not own.
+    // Each thread passes on the half sum of the row or column that it does not own.
     store_shared(smem + threadIdx.x, tile_half<P>() == 0 ? of_column : of_row);
     __syncthreads();
     Sum own = tile_half<P>() == 0 ? of_row : of_column;
@@ -133,7 +133,7 @@ negative_scan_kernel(const MSK_PARAMETER Problem p) {
       any = block_reduce<kWarps<P>>(any, scan.any_smem, Any::either);
       if (any.value || p.job == Job::statistics) {
         similarities.share();
-        own = scan.sum_of_line(tile, column, mirrored);
+        own = scan.own_sum(tile, column, mirrored);
         const Scalar found = own.log_sum(pairs.loss);
         bound.value = found > bound.value ? found : bound.value;
       }
