@@ -12,7 +12,7 @@
 #include <string>
 
 #include "call.h"
-#include "math/rules.h"
+#include "rules/rules.h"
 
 namespace msk {
 
@@ -41,7 +41,7 @@ inline Options options_from(const OptionNumbers& o) {
   return {o[0], o[1], o[2], o[3], o[4], o[5] != 0};
 }
 
-// (weighting rule, its three options, mining rule, its two options): see math/rules.h
+// (weighting rule, its three options, mining rule, its two options): see rules/rules.h
 using RuleNumbers = std::array<double, 7>;
 
 inline Rules rules_of(const Options& options, const std::optional<RuleNumbers>& given) {

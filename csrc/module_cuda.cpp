@@ -1,6 +1,6 @@
 // Python module of the CUDA backend: addresses and a stream in, work queued. It knows nothing of
 // torch.
-#include "cuda/plan.h"
+#include "cuda/host/plan.h"
 #include "module_call.h"
 
 namespace py = pybind11;

@@ -10,12 +10,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from host_gpu.build import INSTANCES, OPERANDS, PATHS, chosen
 
 from ms_kernels.backends import cuda
 
 CSRC = Path(__file__).parents[1] / "csrc"
 BOUNDS = json.loads((Path(__file__).parent / "ptxas.json").read_text())
-INSTANCES = [path.stem for path in sorted((CSRC / "cuda").glob("*.cu"))]
 NVCC, PTXAS = shutil.which("nvcc"), shutil.which("ptxas")
 
 # What must be in every function with a product, by operand type.
@@ -68,8 +68,8 @@ def compiled(instance, architecture, folder):
     """Cubin and ptxas' report of one instance."""
     ptx, cubin = folder / "instance.ptx", folder / "instance.cubin"
     command = [NVCC, "-std=c++17", "-O3", f"-I{CSRC}", f"-arch=compute_{architecture}", "-ptx"]
-    command += ["-Werror", "all-warnings", "-o", ptx]
-    run([*command, CSRC / "cuda" / f"{instance}.cu"])
+    command += ["-Werror", "all-warnings", *chosen(instance), "-o", ptx]
+    run([*command, CSRC / "cuda" / "instance.cu"])
     return cubin, run([PTXAS, "-O3", "-v", f"-arch=sm_{architecture}", "-o", cubin, ptx])
 
 
@@ -121,6 +121,13 @@ def disassembler():
 def test_every_instance_has_its_bounds():
     every = {f"{path}_{operand}" for path in GRADIENTS for operand in OF_TYPE}
     assert set(BOUNDS["registers"]) == set(INSTANCES) == every
+
+
+def test_cmake_compiles_every_instance():
+    text = (CSRC.parent / "cmake" / "cuda" / "CMakeLists.txt").read_text()
+    names = dict(re.findall(r"foreach\((path|operand) ([^)]*)\)", text))
+    assert set(names["path"].split()) == set(PATHS)
+    assert set(names["operand"].split()) == set(OPERANDS)
 
 
 def test_cubins_and_ptx_say_which_gpu_they_serve():

@@ -21,7 +21,7 @@ from host_gpu import build
 from host_gpu.host import ALLOWED
 
 STAND_IN = Path(__file__).parent / "stand_in_driver"
-PROBE = STAND_IN / "probe.cu"
+PROBE, PROBES = STAND_IN / "probe.cu", ("batch_float64", "tiled_float64")
 NVCC, CC, NM = shutil.which("nvcc"), shutil.which("cc"), shutil.which("nm")
 pytestmark = [
     pytest.mark.skipif(NVCC is None, reason="nvcc is not installed"),
@@ -67,15 +67,19 @@ def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("stand_in_driver")
     csrc = build.CSRC
     nvcc = [NVCC, "-std=c++17", "-O1", f"-I{csrc}", "-Xcompiler", "-fPIC", "-Werror=all-warnings"]
-    probe, launch = made / "probe.o", made / "launch.o"
-    run([*nvcc, "-arch=sm_90", "-c", PROBE, "-o", probe])
-    run([*nvcc, "-c", csrc / "cuda" / "launch.cpp", "-o", launch])
-    missing = [name for name in build.INSTANCES if not name.endswith("float64")]
-    host = [csrc / "cuda" / "plan.cpp", csrc / "cuda" / "plan_tiled.cpp", csrc / "module_cuda.cpp"]
+    launch = made / "launch.o"
+    for name in PROBES:
+        probe = ["-arch=sm_90", *build.chosen(name), "-c", PROBE]
+        run([*nvcc, *probe, "-o", made / f"{name}.o"])
+    of_host = csrc / "cuda" / "host"
+    run([*nvcc, "-c", of_host / "launch.cpp", "-o", launch])
+    missing = [name for name in build.INSTANCES if name not in PROBES]
+    host = [of_host / "plan.cpp", of_host / "plan_tiled.cpp", csrc / "module_cuda.cpp"]
     host.append(build.absent(missing))
     # Those that use nothing of CUDA are the emulator's own.
     objects = [build.compile_one(path, csrc, ["-O0"]) for path in host]
-    link = [NVCC, "-shared", "-cudart", "static", probe, launch, *objects]
+    link = [NVCC, "-shared", "-cudart", "static", launch, *objects]
+    link += [made / f"{name}.o" for name in PROBES]
     run([*link, "-o", made / "_cuda.so"])
     driver = STAND_IN / "cuda_driver.c"
     flags = ["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wl,-soname,libcuda.so.1"]
@@ -124,7 +128,7 @@ def test_how_far_the_runtime_goes(folder, tmp_path):
 
 def test_the_launcher_calls_nothing_else_of_the_runtime(folder):
     """By nvcc's own headers too: nothing that waits, and nothing that allocates."""
-    symbols = run([NM, "-u", "-P", folder / "probe.o"])
+    symbols = run([NM, "-u", "-P", *(folder / f"{name}.o" for name in PROBES)])
     used = {line.split()[0] for line in symbols.splitlines() if line.startswith("cuda")}
     told = {"cudaGetLastError", "cudaGetErrorName", "cudaGetErrorString"}
     assert used <= {*ALLOWED, *told, *(f"{name}WithFlags" for name in ALLOWED)}

@@ -103,8 +103,8 @@ FAULTS = {
     ),
     "memory_of_its_own": (
         "  void* arguments[]",
-        '  void* room;\n  check(cudaMalloc(&room, 1), "room");\n  void* arguments[]',
-        "room failed: .*cudaErrorStreamCaptureUnsupported",
+        '  void* buffer;\n  check(cudaMalloc(&buffer, 1), "buffer");\n  void* arguments[]',
+        "buffer failed: .*cudaErrorStreamCaptureUnsupported",
     ),
     "more_shared_memory_than_a_kernel_has": (
         "dim3(threads), arguments, shared,",
@@ -127,12 +127,11 @@ FAULTS = {
 def probe(folder, text="", replacement=""):
     csrc = folder / "csrc"
     shutil.copytree(build.CSRC, csrc)
-    target = csrc / "cuda" / "launch.cuh"
+    target = csrc / "cuda" / "core" / "launch.cuh"
     source = target.read_text()
     assert text in source, "launch.cuh has changed: the fault must be put elsewhere"
     target.write_text(source.replace(text, replacement))
-    shutil.copy(PROBE, csrc / "cuda" / "batch_float64.cu")
-    (csrc / "cuda" / "tiled_float64.cu").write_text("")
+    shutil.copy(PROBE, csrc / "cuda" / "instance.cu")
     return build.module(csrc, ("batch_float64", "tiled_float64"), once=True)
 
 

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-# float16 weights are lifted into their range, in rooms and loops of their own.
+# float16 weights are scaled into their range, in shared memory and loops of their own.
 INSTANCES = ("batch_float16", "batch_bfloat16", "tiled_float16")
 
 
@@ -113,7 +113,7 @@ def test_nothing_races(walk, name):
 def barriers(call):
     """file.cuh:line of every such barrier in the kernels."""
     found = []
-    for path in sorted((build.CSRC / "cuda").glob("*.cuh")):
+    for path in sorted((build.CSRC / "cuda").rglob("*.cuh")):
         lines = path.read_text().splitlines()
         found += [f"{path.name}:{k}" for k, line in enumerate(lines, 1) if f" {call}();" in line]
     return [barrier for barrier in found if not barrier.startswith(("ptx.", "launch."))]
@@ -142,7 +142,8 @@ GRID_NEEDED_BY = {
 
 def function_of(barrier):
     name, line = barrier.split(":")
-    above = (build.CSRC / "cuda" / name).read_text().splitlines()[: int(line)]
+    (path,) = (build.CSRC / "cuda").rglob(name)
+    above = path.read_text().splitlines()[: int(line)]
     return [m[1] for m in map(re.compile(r"(?:inline )?MSK_\w+ \w+ (\w+)\(").match, above) if m][-1]
 
 

@@ -1,6 +1,7 @@
 """The family of pair losses in the CUDA kernels, executed on the CPU."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from test_triton_family import case_of
 
 from ms_kernels.rules import mining as mine
 from ms_kernels.rules import weighting as weigh
+from ms_kernels.rules.spec import PairSpec
 from ms_kernels.settings import options
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
@@ -103,3 +105,36 @@ def test_triplets_of_long_lists(backend, n, m, mining, monkeypatch):
     monkeypatch.setattr(options, "_workspace_bytes", 0)
     for found, same in zip(step(sides, backend, **rules), got, strict=True):
         assert torch.equal(found, same)
+
+
+# (weighting rule, its options, mining rule, its options): one of the rules has an unknown code.
+UNKNOWN = [(99.0, 0.2, 0.0, 0.0, 0.0, 0.0, 0.0), (5.0, 0.2, 0.0, 0.0, 99.0, 0.0, 0.0)]
+
+
+@pytest.fixture(scope="module")
+def unguarded(tmp_path_factory):
+    """A module that takes any code."""
+    csrc = tmp_path_factory.mktemp("unguarded") / "csrc"
+    shutil.copytree(build.CSRC, csrc)
+    text, guard = (csrc / "module_call.h").read_text(), "if (!(r[0] >= 0"
+    assert guard in text
+    (csrc / "module_call.h").write_text(text.replace(guard, "if (false && !(r[0] >= 0"))
+    return build.module(csrc, ("batch_float64",), once=True)
+
+
+@pytest.mark.parametrize("rules", UNKNOWN, ids=["weighting", "mining"])
+def test_an_unknown_rule_is_refused(backend, monkeypatch, rules):
+    monkeypatch.setattr(PairSpec, "native_rules", lambda _: rules)
+    for refuses in (backend, "cpu"):
+        with pytest.raises(ValueError, match="rules: expected codes that exist, got"):
+            step(batch(70, None, 8), refuses, weighting=weigh.NTXent(0.2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rules", UNKNOWN, ids=["weighting", "mining"])
+def test_an_unknown_rule_that_is_not_refused_makes_no_number(unguarded, monkeypatch, rules):
+    """It keeps no pair, and neither a loss nor a gradient looks as if it had kept all."""
+    serve(monkeypatch, unguarded)
+    monkeypatch.setattr(PairSpec, "native_rules", lambda _: rules)
+    for found in step(batch(70, None, 8), "cuda", weighting=weigh.NTXent(0.2)):
+        assert found.isnan().all()

@@ -46,8 +46,8 @@ def test_address_sanitizer(path, fault, tmp_path):
         csrc = tmp_path / "csrc"
         shutil.copytree(build.CSRC, csrc)
         file, text, replacement = {
-            "output": ("tile_gradient.cuh", "depth) return;", "depth + 1) return;"),
-            "input": ("prepare.cuh", "i < side.count ? depth : 0", "depth + 1"),
+            "output": ("tiled/tile_gradient.cuh", "depth) return;", "depth + 1) return;"),
+            "input": ("pairs/prepare.cuh", "i < side.count ? depth : 0", "depth + 1"),
         }[fault]
         source = (csrc / "cuda" / file).read_text()
         assert text in source

@@ -45,7 +45,7 @@ def test_highest_precision_is_not_of_fewer_bits(backend):
 def test_operands_that_are_cut_show(monkeypatch, tmp_path):
     csrc = tmp_path / "csrc"
     shutil.copytree(build.CSRC, csrc)
-    product = csrc / "cuda" / "product.cuh"
+    product = csrc / "cuda" / "core" / "product.cuh"
     source, right = product.read_text(), "high = round_to_tf32(x);"
     assert source.count(right) == 1
     product.write_text(source.replace(right, "high = split ? round_to_tf32(x) : x;"))

@@ -1,4 +1,5 @@
-"""What the tiled path of the cuda backend adds: runs, spans, lists of tiles, and its launches."""
+"""What the tiled path of the cuda backend adds: blocks of several tiles, shared bounds, lists of
+tiles, and its launches."""
 
 import ctypes
 import math
@@ -75,7 +76,7 @@ def much_done_in_parts(monkeypatch, small_parts):
     ],
     ids=case_id,
 )
-def test_runs_spans_chunks_and_segments(much_done_in_parts, monkeypatch, shape, dtype, budget):
+def test_work_in_many_parts(much_done_in_parts, monkeypatch, shape, dtype, budget):
     monkeypatch.setattr(options, "_workspace_bytes", budget)
     batch = make_batch(*shape, SPECS["default"], dtype)
     test_forward.check(batch, SPECS["default"], dtype, "cuda")

@@ -105,6 +105,6 @@ def test_the_sanitizer_looks_at_our_kernels():
         command = sanitizer.command_of(tool)
         chosen = command[: command.index(sys.executable)]
         assert ("kernel_substring=_ZN3msk" in chosen) == (tool != "initcheck")
-    for path in (HERE.parent / "csrc" / "cuda").glob("*.cuh"):  # so their names begin
+    for path in (HERE.parent / "csrc" / "cuda").rglob("*.cuh"):  # so their names begin
         if "MSK_KERNEL(" in (text := path.read_text()):
             assert "namespace msk::gpu {" in text, path

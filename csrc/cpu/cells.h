@@ -1,6 +1,6 @@
 // Partial statistics of a tile's rows and columns, how they are joined, and the pairs it lists.
 //
-// Pairs have values (pair_form.h); mostly harder is greater.
+// Pairs have values (form.h); mostly harder is greater.
 #pragma once
 
 #include "form.h"

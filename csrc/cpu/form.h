@@ -1,7 +1,7 @@
-// The forms of pair_form.h for vectors of pairs.
+// The forms of form.h for vectors of pairs.
 #pragma once
 
-#include "../math/pair_loss.h"
+#include "../rules/pair_loss.h"
 #include "exp.h"
 
 namespace msk::MSK_ISA {

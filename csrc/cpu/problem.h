@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "../call.h"
-#include "../math/rules.h"
+#include "../rules/rules.h"
 
 namespace msk {
 

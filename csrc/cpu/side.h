@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "../math/pair_loss.h"
+#include "../rules/pair_loss.h"
 #include "carve.h"
 #include "codes.h"
 #include "exp.h"

@@ -115,7 +115,7 @@ def _unpacked(packed: tuple[float, ...]) -> MultiSimilaritySpec:
     return MultiSimilaritySpec(**{**values, "normalize": bool(values["normalize"])})  # type: ignore[arg-type]
 
 
-# The rules by their codes, which are those of csrc/math/rules.h as far as that goes.
+# The rules by their codes, which are those of csrc/rules/rules.h as far as that goes.
 WEIGHTINGS: tuple[type[Weighting], ...] = (
     MultiSimilarity,
     Contrastive,
@@ -186,11 +186,11 @@ class PairSpec(PairOptions):
 
     @property
     def native_code(self) -> int:
-        """The weighting rule's in csrc/math/rules.h."""
+        """The weighting rule's in csrc/rules/rules.h."""
         return NATIVE[type(self.weighting)]
 
     def native_rules(self) -> tuple[float, ...]:
-        """In the order of csrc/math/rules.h."""
+        """In the order of csrc/rules/rules.h."""
         _, *options = _numbers(self.weighting, WEIGHTINGS)
         mining, *bounds = _numbers(self.mining, MININGS)
         return (self.native_code, *options, mining, *bounds[:2])

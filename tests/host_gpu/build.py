@@ -1,5 +1,5 @@
 """Builds the CUDA kernels for the CPU: their sources unchanged, with the headers of this folder
-found before csrc/cuda/ptx.cuh, grid_barrier.cuh and CUDA's own."""
+found before csrc/cuda/core/ptx.cuh, grid_barrier.cuh and CUDA's own."""
 
 import contextlib
 import fcntl
@@ -26,7 +26,10 @@ FLAGS += ["-Werror", "-Wno-unknown-pragmas", '-DMSK_CUDA_ARCHITECTURES="host"']
 SANITIZE = ["-fsanitize=address", "-fno-omit-frame-pointer", "-g1", "-Wno-maybe-uninitialized"]
 # Tells of every load and store of a kernel: see global_memory.h.
 TRACK = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-g1"]
-INSTANCES = [path.stem for path in sorted((CSRC / "cuda").glob("*.cu"))]
+PATHS = ("batch", "tiled")
+OPERANDS = ("bfloat16", "float16", "float32", "float64", "rounded", "tf32")
+# What csrc/cuda/instance.cu is compiled for.
+INSTANCES = [f"{path}_{operand}" for path in PATHS for operand in OPERANDS]
 
 
 def why_not() -> str | None:
@@ -50,8 +53,8 @@ def build(
     once: for a call or two, compiled in less time than it then takes.
     """
     wanted = list(instances) or INSTANCES
-    kernels = [csrc / "cuda" / f"{name}.cu" for name in wanted]
-    host = [*sorted((csrc / "cuda").glob("*.cpp")), csrc / "module_cuda.cpp", *HERE.glob("*.cpp")]
+    kernels = [(csrc / "cuda" / "instance.cu", name) for name in wanted]
+    host = [*(csrc / "cuda" / "host").glob("*.cpp"), csrc / "module_cuda.cpp", *HERE.glob("*.cpp")]
     if len(wanted) < len(INSTANCES):
         host.append(absent([name for name in INSTANCES if name not in wanted]))
     return link(kernels, host, csrc, sanitize, track, once)
@@ -59,11 +62,11 @@ def build(
 
 def races() -> Path:
     """The small kernels of races.cu, tracked."""
-    return link([HERE / "races.cu"], [*HERE.glob("*.cpp")], CSRC, track=True)
+    return link([(HERE / "races.cu", None)], [*HERE.glob("*.cpp")], CSRC, track=True)
 
 
 def link(
-    kernels: list[Path],
+    kernels: list[tuple[Path, str | None]],
     host: list[Path],
     csrc: Path,
     sanitize: bool = False,
@@ -74,16 +77,17 @@ def link(
     level = "-O0" if sanitize else "-O1" if track or once else "-O2"
     of_kernels = [*of_all, level, *(TRACK if track else [])]
 
-    def compiled(path: Path) -> Path:
+    def compiled(source: tuple[Path, str | None]) -> Path:
+        path, instance = source
         if path.suffix == ".cu":
-            return compile_one(path, csrc, of_kernels)
+            return compile_one(path, csrc, of_kernels, instance)
         # The machine runs at each step of a kernel; the rest once a call, and pybind11 is slow.
         if path.name == "module_cuda.cpp":  # it touches no memory of a tensor
             return compile_one(path, csrc, ["-O0"])
         return compile_one(path, csrc, [*of_all, "-O3" if path.parent == HERE else "-O0"])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compiled, [*kernels, *host]))
+        objects = list(pool.map(compiled, [*kernels, *((path, None) for path in sorted(host))]))
     target = CACHE / f"{digest(*[path.name for path in objects])}.so"
     if not target.exists():
         made = CACHE / f"{os.getpid()}.so"
@@ -92,19 +96,31 @@ def link(
     return target
 
 
-def compile_one(path: Path, csrc: Path, flags: list[str]) -> Path:
+def chosen(instance: str) -> list[str]:
+    """How a compiler is told which instance csrc/cuda/instance.cu is."""
+    path, operand = instance.split("_")
+    return [f"-DMSK_PATH={path}", f"-DMSK_OPERAND={operand}"]
+
+
+def compile_one(path: Path, csrc: Path, flags: list[str], instance: str | None = None) -> Path:
     """The object of one source, from a cache named after all that it includes of ours."""
     import pybind11
 
-    sources = included(path, (HERE, csrc))
+    roots = [path]
+    if instance is not None:
+        flags = [*flags, *chosen(instance)]
+        folder = instance.split("_")[0]
+        roots.append(csrc / "cuda" / folder / f"{folder}.cuh")
+    sources = included(roots, (HERE, csrc))
     key = digest(*FLAGS, *flags, sys.version, *(p.read_text() for p in sources))
-    target = CACHE / f"{path.stem}-{key}.o"
+    name = instance or path.stem
+    target = CACHE / f"{name}-{key}.o"
     with compiled_by_one(target) as missing:
         if not missing:
             return target
         include = [f"-I{HERE}", f"-I{csrc}", f"-I{pybind11.get_include()}"]
         include.append(f"-I{sysconfig.get_paths()['include']}")
-        made = CACHE / f"{path.stem}-{os.getpid()}.o"
+        made = CACHE / f"{name}-{os.getpid()}.o"
         command = ["g++", *FLAGS, *flags, *include, "-x", "c++", "-c", path, "-o", made]
         subprocess.run(command, check=True)
         made.rename(target)
@@ -120,9 +136,9 @@ def compiled_by_one(target: Path) -> Iterator[bool]:
         yield not target.exists()
 
 
-def included(source: Path, folders: tuple[Path, ...]) -> list[Path]:
-    """The source and what it includes of these folders, in the order of first mention."""
-    found = [source]
+def included(sources: list[Path], folders: tuple[Path, ...]) -> list[Path]:
+    """The sources and what they include of these folders, in the order of first mention."""
+    found = list(sources)
     for path in found:  # which grows meanwhile
         for name in re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE):
             header = next((f / name for f in (path.parent, *folders) if (f / name).exists()), None)
@@ -133,10 +149,10 @@ def included(source: Path, folders: tuple[Path, ...]) -> list[Path]:
 
 def absent(names: list[str]) -> Path:
     """A source with the functions of instances that are left out."""
-    lines = ["#include <stdexcept>", '#include "cuda/instances.h"', "namespace msk::gpu {"]
+    lines = ["#include <stdexcept>", '#include "cuda/host/instances.h"', "namespace msk::gpu {"]
     for name in names:
         lines.append(
-            f"void {name}(const Problem&, int, void*) "
+            f"void {name.replace('_', '::')}(const Problem&, int, void*) "
             f'{{ throw std::runtime_error("{name} is left out"); }}'
         )
     text = "\n".join([*lines, "}  // namespace msk::gpu", ""])

@@ -1,4 +1,4 @@
-// Who touched global memory since the last barrier of the grid.
+// Who accessed global memory since the last barrier of the grid.
 //
 // A build with -fsanitize=thread calls a function before every load and store of a kernel; they are
 // ours here, no runtime of the compiler's is linked. So whatever way a kernel takes to global

@@ -25,7 +25,7 @@ struct Index {
   unsigned x = 0, y = 0, z = 0;
 };
 
-// Who touched two bytes of shared memory last. An epoch is the time between two barriers.
+// Who accessed two bytes of shared memory last. An epoch is the time between two barriers.
 struct Cell {
   enum : std::int16_t { nobody = -1, many = -2 };
   std::int16_t writer = nobody, reader = nobody;

@@ -5,9 +5,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/grid_barrier.cuh"
-#include "cuda/launch.cuh"
-#include "cuda/ptx.cuh"
+#include "cuda/core/grid_barrier.cuh"
+#include "cuda/core/launch.cuh"
+#include "cuda/core/ptx.cuh"
 
 namespace msk::gpu {
 

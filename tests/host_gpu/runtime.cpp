@@ -110,9 +110,9 @@ MSK_EXPORT void host_gpu_record(int on) {
   records = on;
   record.str("");
 }
-MSK_EXPORT std::size_t host_gpu_recorded(char* to, std::size_t room) {
+MSK_EXPORT std::size_t host_gpu_recorded(char* to, std::size_t capacity) {
   const std::string text = record.str();
-  if (text.size() < room) text.copy(to, text.size());
+  if (text.size() < capacity) text.copy(to, text.size());
   return text.size();
 }
 MSK_EXPORT void host_gpu_capture(std::uintptr_t stream) {

@@ -22,11 +22,11 @@ def few_tiles_are_many(folder):
     """A copy of the sources that divides a batch of hundreds as others divide one of thousands."""
     shutil.copytree(build.CSRC, folder)
     for name, before, after in (
-        ("plan_tiled.cpp", "kManyBlocks = 1056;", "kManyBlocks = 3;"),
-        ("plan_tiled.cpp", "std::int64_t(1) << 24;", "20;"),
-        ("geometry.h", "kListRun = 4;", "kListRun = 1;"),
-        ("geometry.h", "kSegment = 32;", "kSegment = 2;"),
-        ("geometry.h", "kListStep = kThreads;", "kListStep = 2;"),
+        ("host/plan_tiled.cpp", "kManyBlocks = 1056;", "kManyBlocks = 3;"),
+        ("host/plan_tiled.cpp", "std::int64_t(1) << 24;", "20;"),
+        ("core/geometry.h", "kListedPerBlock = 4;", "kListedPerBlock = 1;"),
+        ("core/geometry.h", "kSegment = 32;", "kSegment = 2;"),
+        ("tiled/tile_list.cuh", "kListStep = kThreads<P>;", "kListStep = 2;"),
     ):
         source = (folder / "cuda" / name).read_text()
         assert before in source

@@ -1,7 +1,7 @@
-"""Scalar mathematics of the other pair losses; twin of csrc/math/weighting_rules.h.
+"""Scalar mathematics of the other pair losses; twin of csrc/rules/weighting.h.
 
 RULES names the loss: 0 is the MS loss with its own mining, which has functions of its own
-(`multi_similarity.py`); else it is 1 + the code of csrc/math/rules.h, with any mining, whose bounds
+(`multi_similarity.py`); else 1 + the code of csrc/rules/rules.h, with any mining, whose bounds
 come as arrays. `coefficients` points to scale of positives, scale of negatives, base of negatives,
 slack of MS mining, max_positive_similarity, base of positives, margin. BOUNDED says that partial
 sums are simply added: they are no exponentials, or such that neither overflow nor underflow.

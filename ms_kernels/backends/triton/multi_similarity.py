@@ -1,4 +1,4 @@
-"""Scalar mathematics of the Multi-Similarity loss; twin of csrc/math/multi_similarity.h.
+"""Scalar mathematics of the Multi-Similarity loss; twin of csrc/rules/multi_similarity.h.
 
 `coefficients` points to alpha, beta, base, epsilon, max_positive_similarity in the compute dtype,
 the last two infinite where they are off. BOUNDED says that exp(beta (S - base)) of unit rows

@@ -1,0 +1,28 @@
+// How a problem is laid out in its workspace.
+#pragma once
+
+#include <utility>
+
+#include "cuda/pairs/problem.h"
+
+namespace msk::gpu {
+
+// Enough blocks for any GPU of today; a constant, so that bits do not depend on the GPU's size.
+constexpr std::int64_t kWantedBlocks = 264;
+
+// Fills the plan of a problem, as if the workspace began at address 0; returns the bytes it needs.
+std::int64_t plan(Problem& problem, std::int64_t budget);
+// The same in the workspace that the caller took.
+void place(Problem& problem, std::byte* workspace, std::int64_t budget);
+
+// Of the tiled path, after what both have in common; plan.cpp has that of the one launch.
+std::int64_t layout_tiled(Problem& problem, std::byte* workspace, std::int64_t budget);
+
+// Starts the work of a placed problem on a stream of a device.
+void launch(const Problem& problem, int device, void* stream);
+
+// The latest CUDA that the driver serves (0: there is no driver) and that of the runtime in this
+// module, as 13000 for 13.0.
+std::pair<int, int> versions();
+
+}  // namespace msk::gpu

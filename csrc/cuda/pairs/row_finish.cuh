@@ -1,0 +1,45 @@
+// All that follows for a row from sums over its kept pairs: statistics, or loss and term.
+#pragma once
+
+#include "cuda/pairs/side.cuh"
+
+namespace msk::gpu {
+
+// Sums of exp(scale (S - hardest)): the hardest pair is kept when any is, so the greatest exponent
+// of a kept pair is 0 and nothing overflows for any beta.
+template <typename T>
+struct KeptPairs {
+  T hardest_positive, hardest_negative, positive, negative;
+  std::int32_t pos_kept, neg_kept;
+  bool finite;  // every similarity is
+};
+
+// By the thread that owns row i; returns its neg_lse.
+template <class P>
+MSK_DEVICE typename P::Scalar finish_row(const Problem& p, const Pairs<P>& pairs, std::int64_t i,
+                                         const KeptPairs<typename P::Scalar>& found) {
+  using Scalar = typename P::Scalar;
+  const MultiSimilarity<Scalar>& loss = pairs.loss;
+  const Scalar poison = found.finite ? Scalar(0) : kNaN<Scalar>;
+  Scalar pos_lse = -kInfinity<Scalar>, neg_lse = -kInfinity<Scalar>;
+  if (found.pos_kept) pos_lse = loss.pos_lse(found.hardest_positive, found.positive);
+  if (found.neg_kept) neg_lse = loss.neg_lse(found.hardest_negative, found.negative);
+  pos_lse += poison, neg_lse += poison;
+  const std::int64_t sample = p.rows.sample(i);
+  if (p.job == Job::statistics) {
+    static_cast<Scalar*>(p.statistics.hardest_positive)[sample] = found.hardest_positive + poison;
+    static_cast<Scalar*>(p.statistics.hardest_negative)[sample] = found.hardest_negative + poison;
+    static_cast<Scalar*>(p.statistics.pos_lse)[sample] = pos_lse;
+    static_cast<Scalar*>(p.statistics.neg_lse)[sample] = neg_lse;
+    p.statistics.pos_kept[sample] = found.pos_kept;
+    p.statistics.neg_kept[sample] = found.neg_kept;
+  } else {
+    static_cast<Scalar*>(p.row_loss)[sample] = loss.row_loss(pos_lse, neg_lse);
+    p.kept[sample] = std::int64_t(found.pos_kept) + found.neg_kept;
+    pairs.rows.set_term(i, loss, found.hardest_positive, found.hardest_negative, pos_lse, neg_lse,
+                        Scalar(1));
+  }
+  return neg_lse;
+}
+
+}  // namespace msk::gpu

@@ -1,0 +1,158 @@
+// One side of the pairs, as the phases of a launch see it.
+#pragma once
+
+#include <limits>
+
+#include "cuda/core/product.cuh"
+#include "cuda/pairs/problem.h"
+#include "rules/pair_loss.h"
+
+namespace msk::gpu {
+
+template <typename T>
+constexpr T kInfinity = std::numeric_limits<T>::infinity();
+template <typename T>
+constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
+
+// Between 1 and the next number.
+template <typename T>
+constexpr T kUlp = std::numeric_limits<T>::epsilon();
+
+template <typename T>
+MSK_DEVICE MultiSimilarity<T> loss_of(const Options& o) {
+  return {T(o.alpha), T(o.beta), T(o.base), T(o.epsilon), T(o.max_positive_similarity)};
+}
+
+// What one side adds to the weight of its pairs.
+template <typename T>
+struct Term {
+  T neg_threshold, pos_threshold, neg_offset, pos_offset, dloss;
+
+  // dl/dS of a pair of similarity s, times the incoming gradient of this side's row.
+  MSK_DEVICE T weight(const MultiSimilarity<T>& loss, T s, bool positive, bool negative) const {
+    T weight = T(0);
+    if (negative && s > neg_threshold) weight = loss.neg_weight(s, neg_offset);
+    if (positive && s < pos_threshold) weight = loss.pos_weight(s, pos_offset);
+    return weight * dloss;  // NaN for a row whose loss is NaN, whatever is kept
+  }
+};
+
+// The same for any weighting and mining rule: bounds of the pairs' values, and how they weigh.
+template <typename T>
+struct FamilyTerm {
+  T neg_above, neg_below, pos_above, pos_below;
+  KindTerm<T> negative, positive;  // the incoming gradient in coefficient and constant
+
+  MSK_DEVICE T weight(const PairLoss<T>& loss, T s, bool is_positive, bool is_negative) const {
+    if (is_negative && s > neg_above && s < neg_below) return weight_of(loss.negative, s, negative);
+    const T value = loss.positive.sign * s;
+    if (is_positive && value > pos_above && value < pos_below)
+      return loss.positive.sign * weight_of(loss.positive, value, positive);
+    // NaN for a row whose loss is NaN, whatever is kept.
+    return negative.coefficient - negative.coefficient;
+  }
+};
+
+template <class P>
+struct Side {
+  using Scalar = typename P::Scalar;
+  std::int64_t count, stride;
+  typename P::Operand* copy;
+  Scalar *scale, *residue, *inverse;
+  Scalar *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
+  Scalar *neg_below, *pos_below, *pos_factor, *pos_constant;  // of a family member
+  Scalar* threshold;                                          // of a ranked one
+  std::int32_t* reached;
+  const std::int64_t *labels, *ids;
+
+  MSK_DEVICE Side(const SideInput& in, const SideBuffers& buffers, std::int64_t stride)
+      : count(in.count),
+        stride(stride),
+        copy(static_cast<typename P::Operand*>(buffers.copy)),
+        scale(static_cast<Scalar*>(buffers.scale)),
+        residue(static_cast<Scalar*>(buffers.residue)),
+        inverse(static_cast<Scalar*>(buffers.inverse)),
+        neg_threshold(static_cast<Scalar*>(buffers.neg_threshold)),
+        pos_threshold(static_cast<Scalar*>(buffers.pos_threshold)),
+        neg_offset(static_cast<Scalar*>(buffers.neg_offset)),
+        pos_offset(static_cast<Scalar*>(buffers.pos_offset)),
+        dloss(static_cast<Scalar*>(buffers.dloss)),
+        neg_below(static_cast<Scalar*>(buffers.neg_below)),
+        pos_below(static_cast<Scalar*>(buffers.pos_below)),
+        pos_factor(static_cast<Scalar*>(buffers.pos_factor)),
+        pos_constant(static_cast<Scalar*>(buffers.pos_constant)),
+        threshold(static_cast<Scalar*>(buffers.threshold)),
+        reached(buffers.reached),
+        labels(in.labels),
+        ids(in.ids) {}
+
+  MSK_DEVICE Term<Scalar> term(std::int64_t i) const {
+    return {neg_threshold[i], pos_threshold[i], neg_offset[i], pos_offset[i], dloss[i]};
+  }
+  MSK_DEVICE FamilyTerm<Scalar> family_term(std::int64_t i) const {
+    return {neg_threshold[i],          neg_below[i],
+            pos_threshold[i],          pos_below[i],
+            {dloss[i], neg_offset[i]}, {pos_factor[i], pos_offset[i], pos_constant[i]}};
+  }
+  MSK_DEVICE void set_family_term(std::int64_t i, const FamilyTerm<Scalar>& term) const {
+    neg_threshold[i] = term.neg_above;
+    neg_below[i] = term.neg_below;
+    pos_threshold[i] = term.pos_above;
+    pos_below[i] = term.pos_below;
+    dloss[i] = term.negative.coefficient;
+    neg_offset[i] = term.negative.offset;
+    pos_factor[i] = term.positive.coefficient;
+    pos_offset[i] = term.positive.offset;
+    pos_constant[i] = term.positive.constant;
+  }
+  MSK_DEVICE void set_term(std::int64_t i, const MultiSimilarity<Scalar>& loss,
+                           Scalar hardest_positive, Scalar hardest_negative, Scalar pos_lse,
+                           Scalar neg_lse, Scalar weight) const {
+    neg_threshold[i] = loss.negative_threshold(hardest_positive);
+    pos_threshold[i] = loss.positive_threshold(hardest_negative);
+    neg_offset[i] = softplus(neg_lse);
+    pos_offset[i] = softplus(pos_lse);
+    dloss[i] = std::isnan(pos_lse) || std::isnan(neg_lse) ? kNaN<Scalar> : weight;
+  }
+};
+
+// `rows` are the anchors of a statistics pass and the owners of a gradient pass.
+template <class P>
+struct Pairs {
+  using Scalar = typename P::Scalar;
+  Side<P> rows, columns;
+  bool self;
+  MultiSimilarity<Scalar> loss;
+  bool normalize;
+
+  MSK_DEVICE explicit Pairs(const Problem& p)
+      : rows(p.rows, p.row_buffers, p.padded_depth),
+        columns(p.columns, p.column_buffers, p.padded_depth),
+        self(p.self),
+        loss(loss_of<Scalar>(p.options)),
+        normalize(p.options.normalize) {}
+
+  MSK_DEVICE bool self_pair(std::int64_t i, std::int64_t j) const {
+    if (rows.ids && columns.ids) return rows.ids[i] == columns.ids[j];
+    return self && i == j;
+  }
+  // The product of two rounded scales would cost two ulp, which a large beta makes visible: what
+  // rounding took is added. `residue` is that of both. Where to fuse is said, not left to the
+  // compiler: a pair has the same bits in every kernel, and when the sides change places.
+  MSK_DEVICE static Scalar scaled(Scalar sum, Scalar a, Scalar b, Scalar residue) {
+    const Scalar scale = a * b;
+    const Scalar lost = std::fma(scale, residue, std::fma(a, b, -scale));
+    return std::fma(sum, scale, sum * lost);
+  }
+  // Element d of the gradient of row i, from that of its unit row and its product with the unit
+  // row: (g - (g.u) u) / norm, times 0 without a direction: NaN if a weight is.
+  MSK_DEVICE Scalar through_normalisation(Scalar g, Scalar dot, std::int64_t i, std::int64_t d,
+                                          std::int64_t depth) const {
+    if (!normalize) return g;
+    if (depth == 1) return g - g;  // a normalised number is its sign
+    const Scalar u = Scalar(widen(rows.copy[i * rows.stride + d])) * rows.scale[i];
+    return (g - dot * u) * rows.inverse[i];
+  }
+};
+
+}  // namespace msk::gpu

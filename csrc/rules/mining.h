@@ -1,0 +1,72 @@
+// Which pairs an anchor keeps, as bounds on S that follow from its hardest pairs.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "host_device.h"
+#include "rules.h"
+
+namespace msk {
+
+// Strict bounds, all by S.
+template <typename T>
+struct Mining {
+  MiningRule rule;
+  T a, b;  // options of the rule, in the order of its Python class
+
+  static constexpr T kUnbounded = std::numeric_limits<T>::infinity();
+  static constexpr T kUnknown = std::numeric_limits<T>::quiet_NaN();  // nothing is beyond it
+  static constexpr T kTiny = std::numeric_limits<T>::min();
+
+  // The negatives' bounds need their own hardest pair, which costs a scan of its own.
+  MSK_HOST_DEVICE bool negatives_need_hardest_negative() const {
+    return rule == MiningRule::hardest;
+  }
+  MSK_HOST_DEVICE bool positives_need_negatives() const {
+    return rule == MiningRule::multi_similarity;
+  }
+  // A number under x, or over it, that keeps what ties with x. Where the processor takes denormal
+  // numbers for 0, the neighbours of 0 would not.
+  MSK_HOST_DEVICE static T beside(T x, T direction) {
+    if (std::fabs(x) <= kTiny) return direction < T(0) ? -2 * kTiny : 2 * kTiny;
+    return std::nextafter(x, direction);
+  }
+  MSK_HOST_DEVICE T negative_above(T hardest_positive, T hardest_negative) const {
+    switch (rule) {
+      case MiningRule::multi_similarity:
+      case MiningRule::semi_hard:
+        return hardest_positive - a;
+      case MiningRule::hardest:
+        return beside(hardest_negative, -kUnbounded);
+      case MiningRule::threshold:
+        return b;
+      case MiningRule::none:
+        return -kUnbounded;
+      case MiningRule::count:
+        break;
+    }
+    return kUnknown;
+  }
+  MSK_HOST_DEVICE T negative_below(T hardest_positive) const {
+    return rule == MiningRule::semi_hard ? hardest_positive : kUnbounded;
+  }
+  MSK_HOST_DEVICE T positive_below(T hardest_positive, T hardest_negative) const {
+    switch (rule) {
+      case MiningRule::multi_similarity:
+        return hardest_negative + a;
+      case MiningRule::hardest:
+        return beside(hardest_positive, kUnbounded);
+      case MiningRule::threshold:
+        return a;
+      case MiningRule::none:
+      case MiningRule::semi_hard:
+        return kUnbounded;
+      case MiningRule::count:
+        break;
+    }
+    return kUnknown;
+  }
+};
+
+}  // namespace msk

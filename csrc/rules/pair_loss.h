@@ -1,0 +1,134 @@
+// A weighting rule with a mining rule, chosen while running: by rows, never by pairs.
+#pragma once
+
+#include "mining.h"
+#include "multi_similarity.h"
+#include "weighting.h"
+
+namespace msk {
+
+template <typename T>
+struct PairLoss {
+  Rules rules;
+  T a, b, c;  // options of the weighting rule
+  Mining<T> mining;
+  T max_positive_similarity;
+  Form<T> negative, positive;
+  // Some kind is bounded from both sides, or is no log-sum of ever harder pairs.
+  bool general;
+
+  MSK_HOST_DEVICE PairLoss(const Rules& r, double max_positive_similarity)
+      : rules(as_known(r)),
+        a(T(r.weighting_options[0])),
+        b(T(r.weighting_options[1])),
+        c(T(r.weighting_options[2])),
+        mining{r.mining, T(r.mining_options[0]), T(r.mining_options[1])},
+        max_positive_similarity(T(max_positive_similarity)),
+        negative(with_rule(NegativeOf{})),
+        positive(with_rule(PositiveOf{})),
+        general(negative.shape != Shape::exponential || positive.shape != Shape::exponential ||
+                positive.sign > T(0) || mining.rule == MiningRule::semi_hard) {}
+
+  MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
+    RowTerm<T> term = with_rule(FinishOf{sums});
+    lose_shares(term.negative, negative, sums.negative);
+    lose_shares(term.positive, positive, sums.positive);
+    return term;
+  }
+
+  MSK_HOST_DEVICE T negative_above(T hardest_positive, T hardest_negative) const {
+    return mining.negative_above(hardest_positive, hardest_negative);
+  }
+  // Bounds of the positives' values.
+  MSK_HOST_DEVICE T positive_above(T hardest_positive, T hardest_negative) const {
+    return positive.sign < T(0) ? -mining.positive_below(hardest_positive, hardest_negative)
+                                : -kNever<T>;
+  }
+  MSK_HOST_DEVICE T positive_below(T hardest_positive, T hardest_negative) const {
+    return positive.sign < T(0) ? kNever<T>
+                                : mining.positive_below(hardest_positive, hardest_negative);
+  }
+  MSK_HOST_DEVICE bool ranked() const { return rules.weighting == WeightingRule::triplet; }
+  // A sigmoid's, while positives are summed: what is known of the row then is its negatives.
+  MSK_HOST_DEVICE bool offsets_positives() const {
+    return rules.weighting == WeightingRule::nt_xent;
+  }
+  MSK_HOST_DEVICE T positive_offset(T negative_sum) const {
+    return offsets_positives() ? -negative_sum : T(0);
+  }
+
+ private:
+  // A rule that nobody knows makes a number of nothing, be it the weighting or the mining:
+  // module_call.h refuses it, and what should pass by there must show.
+  struct Unknown {
+    MSK_HOST_DEVICE Form<T> negative() const {
+      return {Shape::exponential, kNoNumber<T>, kNoNumber<T>};
+    }
+    MSK_HOST_DEVICE Form<T> positive() const { return negative(); }
+    MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>&) const {
+      const KindTerm<T> term{kNoNumber<T>, kNoNumber<T>};
+      return {kNoNumber<T>, term, term};
+    }
+  };
+  MSK_HOST_DEVICE static Rules as_known(Rules r) {
+    if (int(r.mining) < 0 || r.mining >= MiningRule::count) r.weighting = WeightingRule::count;
+    return r;
+  }
+  // No pair's share in an infinite sum is known.
+  MSK_HOST_DEVICE static void lose_shares(KindTerm<T>& term, const Form<T>& form, T sum) {
+    if (is_log_sum(form) && sum == kNever<T> && term.coefficient != T(0))
+      term.coefficient = kNoNumber<T>;
+  }
+  // Structs and no lambdas, which cannot be marked always inline (host_device.h).
+  struct FinishOf {
+    const RowSums<T>& sums;
+    template <class Rule>
+    MSK_HOST_DEVICE RowTerm<T> operator()(const Rule& rule) const {
+      return rule.finish(sums);
+    }
+  };
+  struct NegativeOf {
+    template <class Rule>
+    MSK_HOST_DEVICE Form<T> operator()(const Rule& rule) const {
+      return rule.negative();
+    }
+  };
+  struct PositiveOf {
+    template <class Rule>
+    MSK_HOST_DEVICE Form<T> operator()(const Rule& rule) const {
+      return rule.positive();
+    }
+  };
+
+  // visit(rule) with the rule as a type.
+  template <class Visit>
+  MSK_HOST_DEVICE auto with_rule(const Visit& visit) const {
+    switch (rules.weighting) {
+      case WeightingRule::contrastive:
+        return visit(Contrastive<T>{a, b});
+      case WeightingRule::binomial_deviance:
+        return visit(BinomialDeviance<T>{a, b, c});
+      case WeightingRule::bin_lifted:
+        return visit(BinLifted<T>{a, b, c});
+      case WeightingRule::lifted_structure:
+        return visit(LiftedStructure<T>{a});
+      case WeightingRule::nt_xent:
+        return visit(NTXent<T>{a});
+      case WeightingRule::sup_con:
+        return visit(SupCon<T>{a});
+      case WeightingRule::nca:
+        return visit(NCA<T>{a});
+      case WeightingRule::circle:
+        return visit(Circle<T>{a, b});
+      case WeightingRule::triplet:
+        return visit(Triplet<T>{a});
+      case WeightingRule::multi_similarity:
+        return visit(MultiSimilarity<T>{a, b, c, T(0), T(0)});
+      case WeightingRule::count:
+        break;
+    }
+    return visit(Unknown{});
+  }
+};
+
+}  // namespace msk

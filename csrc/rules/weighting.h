@@ -1,0 +1,142 @@
+// The weighting rules, one struct each: the forms of its two kinds of pair, and what follows for an
+// anchor from the sums over its kept pairs. Formulas and sources are those of the Python classes of
+// the same names (ms_kernels/rules/weighting.py).
+#pragma once
+
+#include "form.h"
+
+namespace msk {
+
+template <typename T>
+struct Contrastive {
+  T positive_margin, negative_margin;
+
+  MSK_HOST_DEVICE Form<T> negative() const { return {Shape::hinge, T(1), negative_margin}; }
+  MSK_HOST_DEVICE Form<T> positive() const {
+    return {Shape::hinge, T(1), -positive_margin, T(0), T(-1)};
+  }
+  MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
+    return {sums.positive + sums.negative, term_if(sums.neg_kept > T(0), T(1), T(0)),
+            term_if(sums.pos_kept > T(0), T(1), T(0))};
+  }
+};
+
+template <typename T>
+struct BinomialDeviance {
+  T alpha, beta, base;
+
+  MSK_HOST_DEVICE Form<T> negative() const { return {Shape::sigmoid, beta, base}; }
+  MSK_HOST_DEVICE Form<T> positive() const { return {Shape::sigmoid, alpha, -base, T(0), T(-1)}; }
+  MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
+    const T pos = at_least_one(sums.pos_kept), neg = at_least_one(sums.neg_kept);
+    return {sums.positive / pos + sums.negative / neg,
+            term_if(sums.neg_kept > T(0), beta / neg, T(0)),
+            term_if(sums.pos_kept > T(0), alpha / pos, T(0))};
+  }
+};
+
+// The two parts of the MS loss, each times its scale.
+template <typename T>
+struct BinLifted {
+  T alpha, beta, base;
+
+  MSK_HOST_DEVICE Form<T> negative() const { return {Shape::exponential, beta, base}; }
+  MSK_HOST_DEVICE Form<T> positive() const {
+    return {Shape::exponential, alpha, -base, T(0), T(-1)};
+  }
+  MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
+    const T neg = softplus(sums.negative), pos = softplus(sums.positive);
+    return {pos + neg, term_if(sums.neg_kept > T(0), beta, neg),
+            term_if(sums.pos_kept > T(0), alpha, pos)};
+  }
+};
+
+template <typename T>
+struct LiftedStructure {
+  T margin;
+
+  MSK_HOST_DEVICE Form<T> negative() const { return {Shape::exponential, T(1), T(0)}; }
+  MSK_HOST_DEVICE Form<T> positive() const {
+    return {Shape::exponential, T(1), -margin, T(0), T(-1)};
+  }
+  MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
+    const T total = sums.positive + sums.negative;
+    const bool active = total >= T(0);
+    return {active ? total : T(0), term_if(active, T(1), sums.negative),
+            term_if(active, T(1), sums.positive)};
+  }
+};
+
+template <typename T>
+struct NTXent {
+  T temperature;
+
+  MSK_HOST_DEVICE Form<T> negative() const { return {Shape::exponential, 1 / temperature, T(0)}; }
+  MSK_HOST_DEVICE Form<T> positive() const {
+    return {Shape::sigmoid, 1 / temperature, T(0), T(0), T(-1)};
+  }
+  MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
+    const T each = 1 / (temperature * at_least_one(sums.pos_kept));
+    const bool some = sums.pos_kept > T(0) && sums.neg_kept > T(0);
+    return {sums.positive / at_least_one(sums.pos_kept),
+            term_if(some, sums.moment * each, sums.negative), term_if(some, each, -sums.negative)};
+  }
+};
+
+template <typename T>
+struct SupCon {
+  T temperature;
+
+  MSK_HOST_DEVICE Form<T> negative() const { return {Shape::exponential, 1 / temperature, T(0)}; }
+  MSK_HOST_DEVICE Form<T> positive() const { return {Shape::exponential, 1 / temperature, T(0)}; }
+  MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
+    if (!(sums.pos_kept > T(0))) return {T(0), no_term<T>(), no_term<T>()};
+    const T lse = log_add_exp(sums.positive, sums.negative), each = 1 / temperature;
+    return {
+        lse - sums.moment * each / sums.pos_kept, {each, lse}, {each, lse, -each / sums.pos_kept}};
+  }
+};
+
+template <typename T>
+struct NCA {
+  T temperature;
+
+  MSK_HOST_DEVICE Form<T> negative() const { return {Shape::exponential, 1 / temperature, T(0)}; }
+  MSK_HOST_DEVICE Form<T> positive() const { return {Shape::exponential, 1 / temperature, T(0)}; }
+  MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
+    if (!(sums.pos_kept > T(0) && sums.neg_kept > T(0))) return {T(0), no_term<T>(), no_term<T>()};
+    // exp(-pos_lse) less the exp(-lse) of all is exp(-(pos_lse + softplus(pos_lse - neg_lse))).
+    const T lse = log_add_exp(sums.positive, sums.negative), each = 1 / temperature;
+    return {softplus(sums.negative - sums.positive),
+            {each, lse},
+            {-each, sums.positive + softplus(sums.positive - sums.negative)}};
+  }
+};
+
+template <typename T>
+struct Circle {
+  T m, gamma;
+
+  MSK_HOST_DEVICE Form<T> negative() const { return {Shape::circle, gamma, T(0), m}; }
+  MSK_HOST_DEVICE Form<T> positive() const { return {Shape::circle, gamma, T(-1), m, T(-1)}; }
+  MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
+    if (!(sums.pos_kept > T(0) && sums.neg_kept > T(0))) return {T(0), no_term<T>(), no_term<T>()};
+    const T total = sums.positive + sums.negative, share = softplus(-total);
+    return {softplus(total), {T(1), sums.negative + share}, {T(1), sums.positive + share}};
+  }
+};
+
+// Every kept negative against every kept positive: bases are the positives' S - margin.
+template <typename T>
+struct Triplet {
+  T margin;
+
+  MSK_HOST_DEVICE Form<T> negative() const { return {Shape::ranked, T(1), T(0)}; }
+  MSK_HOST_DEVICE Form<T> positive() const { return {Shape::ranked, T(1), T(0), T(0), T(-1)}; }
+  MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
+    const bool some = sums.pos_kept > T(0) && sums.neg_kept > T(0);
+    return {sums.negative, term_if(some, T(1), T(0)), term_if(some, T(1), T(0))};
+  }
+};
+
+}  // namespace msk
