@@ -165,6 +165,9 @@ def cases(variants, some=False):
                 yield f"bf16-D{depth}-{rule.__name__}", "highest", step(half, depth, pair)
     if not variants:
         return
+    for rule in (NTXent, Triplet):
+        pair = PairSpec(rule(), SemiHardMining())
+        yield f"bf16-D128-{rule.__name__}-exact", "highest", step(half, 128, pair, exact=True)
     for n in (1, 70):  # sizes of 1 become constants
         for refs in (False, True):
             for exact in (False, True):
