@@ -20,8 +20,13 @@ import triton.language as tl  # noqa: E402
 
 from ms_kernels.backends import triton as backend  # noqa: E402
 from ms_kernels.backends.interface import Side, Term  # noqa: E402
-from ms_kernels.backends.triton import coefficients, forms, problem, rule_table  # noqa: E402
-from ms_kernels.backends.triton.launch_ranked import most_ranks  # noqa: E402
+from ms_kernels.backends.triton import (  # noqa: E402
+    coefficients,
+    forms,
+    launch_ranked,
+    problem,
+    rule_table,
+)
 from ms_kernels.backends.triton.mining_rules import negative_above, positive_below  # noqa: E402
 from ms_kernels.backends.triton.tiles import interpreted  # noqa: E402
 from ms_kernels.backends.triton.weighting_rules import finish  # noqa: E402
@@ -135,13 +140,12 @@ def test_statistics_and_the_gradient_from_them(weighting, mining, m, n=20):
     torch.testing.assert_close(tuple(got), want, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("m", [None, 33], ids=["self", "refs"])
-def test_triplets_in_rounds_from_statistics(m, monkeypatch):
-    from ms_kernels.backends.triton import launch_ranked
-
+def test_triplets_in_rounds_from_statistics(monkeypatch):
+    """Classes of more candidates than an anchor lists at once."""
     monkeypatch.setattr(launch_ranked, "LIST_BYTES", 0)
     monkeypatch.setattr(launch_ranked, "LEAST_RANKS", 8)
-    test_statistics_and_the_gradient_from_them(weigh.Triplet(0.3), mine.MultiSimilarityMining(), m)
+    mining = mine.MultiSimilarityMining()
+    test_statistics_and_the_gradient_from_them(weigh.Triplet(0.3), mining, 33)
 
 
 def test_terms_of_both_sides_that_are_not_the_same():
@@ -165,7 +169,7 @@ def test_terms_of_both_sides_that_are_not_the_same():
 def test_a_row_that_is_not_finite_has_statistics_that_are_no_numbers():
     x, y = sides(20, None)
     x[3, 1] = math.inf
-    for weighting in RULES:
+    for weighting in (weigh.Contrastive(), weigh.NTXent(), weigh.Triplet()):
         found = backend.statistics_of(Side(x, y, None), None, PairSpec(weighting, mine.NoMining()))
         assert all(found[k].isnan().all() for k in (0, 1, 2, 3, 6))
         assert not found[4].any() and not found[5].any()
@@ -241,4 +245,4 @@ def test_what_is_unknown_does_not_compile(rule, form, mining, named):
 def test_lists_of_a_round_hold_at_least_one_candidate():
     x, y = sides(5, None)
     made = problem.Problem(Side(x, y, None), None, PairSpec(weigh.Triplet(), mine.NoMining()))
-    assert 1 <= most_ranks(made) <= 5
+    assert 1 <= launch_ranked.most_ranks(made) <= 5

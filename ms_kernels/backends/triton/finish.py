@@ -123,11 +123,15 @@ def finish_kernel(
             if MOMENT or EXACT:
                 moment += tl.sum(tl.where(keep, beyond(sim, 0, SIGN), 0), 1)
         count += tl.sum(keep.to(tl.int32), 1)
-    pos = sums
     if KNOWN_PEAK:
         pos = log_beyond_peak(scale * beyond(reference, base, SIGN), sums)
     elif POSITIVE == "exponential" or POSITIVE == "circle":
         pos = log_beyond_peak(tl.where(count > 0, top, 0), sums)
+    elif POSITIVE == "sigmoid" or POSITIVE == "hinge":
+        pos = sums
+    else:
+        tl.static_assert(POSITIVE == "ranked", "finish_kernel: unknown form")
+        pos = sums  # none: the negatives' sum is that of the triplets
 
     negative = tl.load(negative_sum + rows)
     broken = (negative == negative) == 0  # a similarity was not finite

@@ -53,6 +53,7 @@ def gradient_kernel(
     POSITIVE: tl.constexpr,
     SIGN: tl.constexpr,
     HAS_OFFSET: tl.constexpr,
+    ONE_FACTOR: tl.constexpr,
     TWO_SIDED: tl.constexpr,
     HAS_ROW: tl.constexpr,
     HAS_COLUMN: tl.constexpr,
@@ -122,6 +123,7 @@ def gradient_kernel(
                 POSITIVE,
                 SIGN,
                 HAS_OFFSET,
+                ONE_FACTOR,
                 TWO_SIDED,
             )
             weight = as_operand(weight, factor, other.dtype, MODE, WEIGHT_SCALE)

@@ -61,6 +61,7 @@ def weights_kernel(
     POSITIVE: tl.constexpr,
     SIGN: tl.constexpr,
     HAS_OFFSET: tl.constexpr,
+    ONE_FACTOR: tl.constexpr,
     TWO_SIDED: tl.constexpr,
     HAS_ROW: tl.constexpr,
     HAS_COLUMN: tl.constexpr,
@@ -133,6 +134,7 @@ def weights_kernel(
                         POSITIVE,
                         SIGN,
                         HAS_OFFSET,
+                        ONE_FACTOR,
                         TWO_SIDED,
                     )
         factor = tl.load(column_scale + columns)

@@ -66,11 +66,11 @@ def read_terms(problem: Problem, term: Term, workspace_bytes: int, passed: int =
     """
     rows = problem.rows
     numbers = torch.empty(ROWS, rows.padded, dtype=rows.dtype, device=rows.device)
-    # What a rule does not ask for may be missing, and is never read.
     stats: tuple[Tensor, ...] = tuple(term.stats)
-    least, most, pos_sum, neg_sum, pos_kept, neg_kept = stats[:6]
-    moment = stats[6] if len(stats) > 6 else neg_sum
-    arrays = (least, most, pos_sum, neg_sum, pos_kept, neg_kept, moment, term.dloss)
+    # What a rule does not ask for may be missing: something else stands in, and is never read.
+    counts = stats[4:6] if problem.rule.counts else stats[2:4]
+    moment = stats[6] if problem.rule.moment else stats[3]
+    arrays = (*stats[:4], *counts, moment, term.dloss)
     read_terms_kernel[(triton.cdiv(rows.padded, 256),)](
         *(array.contiguous() for array in arrays),
         rows.order,

@@ -172,6 +172,7 @@ class Problem:
             "POSITIVE": self.rule.positive,
             "SIGN": self.rule.sign,
             "HAS_OFFSET": self.rule.has_offset,
+            "ONE_FACTOR": self.rule.one_factor,
             "TWO_SIDED": self.mining.two_sided,
         }
 

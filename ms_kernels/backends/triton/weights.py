@@ -73,10 +73,15 @@ def positives_of(
     POSITIVE: tl.constexpr,
     SIGN: tl.constexpr,
     HAS_OFFSET: tl.constexpr,
+    ONE_FACTOR: tl.constexpr,
 ):
-    """The same of positives: dl/dS is SIGN dl/du."""
+    """The same of positives: dl/dS is SIGN dl/du.
+
+    ONE_FACTOR: theirs is that of the negatives, which is in registers already.
+    """
+    FACTOR: tl.constexpr = NEG_FACTOR if ONE_FACTOR else POS_FACTOR
     kept = sim < term(terms, POS_BELOW, at, padded, AS_ROW)
-    factor = SIGN * term(terms, POS_FACTOR, at, padded, AS_ROW)
+    factor = SIGN * term(terms, FACTOR, at, padded, AS_ROW)
     weight = weight_of(
         beyond(sim, positive_base(coefficients), SIGN),
         common,
@@ -123,6 +128,7 @@ def pair_weights(
     POSITIVE: tl.constexpr,
     SIGN: tl.constexpr,
     HAS_OFFSET: tl.constexpr,
+    ONE_FACTOR: tl.constexpr,
     TWO_SIDED: tl.constexpr,
 ):
     """Weights of a tile; without POSITIVES it is known to hold none. Padding weighs nothing."""
@@ -224,6 +230,7 @@ def pair_weights(
                     POSITIVE,
                     SIGN,
                     HAS_OFFSET,
+                    ONE_FACTOR,
                 )
             if HAS_COLUMN:
                 positive += positives_of(
@@ -237,6 +244,7 @@ def pair_weights(
                     POSITIVE,
                     SIGN,
                     HAS_OFFSET,
+                    ONE_FACTOR,
                 )
         positive = tl.where(is_positive(sim, same, coefficients), positive, 0)
         weight = tl.where(same, positive, weight)
