@@ -80,7 +80,7 @@ def finish_kernel(
     row_first, row_last = tl.load(first + rows), tl.load(last + rows)
     highest, hardest = tl.load(hardest_negative + rows), tl.load(hardest_positive + rows)
     pos_below = positive_below(hardest, highest, coefficients, MINING)
-    scale, base = positive_scale(coefficients), positive_base(coefficients)
+    scale = positive_scale(coefficients)
     offset = tl.zeros((BLOCK_M,), T)
     if HAS_OFFSET:
         offset = -sum_of_negatives(
@@ -99,7 +99,7 @@ def finish_kernel(
         pair = same_class(row_first, row_last, columns)
         pair &= distinct(rows, columns, row_ids, column_ids, ID_MODE)
         keep = is_positive(sim, pair, coefficients) & (sim < pos_below[:, None])
-        u = beyond(sim, base, SIGN)
+        u = beyond(sim, positive_base(coefficients), SIGN)
         if KNOWN_PEAK:
             e = tl.exp(scale * beyond(sim, reference[:, None], SIGN))
             sums += tl.sum(tl.where(keep, e, 0), 1)
@@ -124,7 +124,8 @@ def finish_kernel(
                 moment += tl.sum(tl.where(keep, beyond(sim, 0, SIGN), 0), 1)
         count += tl.sum(keep.to(tl.int32), 1)
     if KNOWN_PEAK:
-        pos = log_beyond_peak(scale * beyond(reference, base, SIGN), sums)
+        u = beyond(reference, positive_base(coefficients), SIGN)
+        pos = log_beyond_peak(scale * u, sums)
     elif POSITIVE == "exponential" or POSITIVE == "circle":
         pos = log_beyond_peak(tl.where(count > 0, top, 0), sums)
     elif POSITIVE == "sigmoid" or POSITIVE == "hinge":

@@ -98,17 +98,16 @@ def scan_positives(problem: Problem, workspace_bytes: int) -> tuple[Tensor, Boun
         every = torch.full_like(hardest, -torch.inf)
         none = empty_lists(problem) if problem.ranked else None
         scan = scan_negatives(problem, every, None, none, workspace_bytes, exact=False)
-        bounds_kernel[(triton.cdiv(rows.padded, 256),)](
+        bounds_kernel[(rows.padded // tile.block_m,)](
             hardest,
             scan.hardest,
             problem.coefficients,
             above,
             above if pos_below is None else pos_below,
             rows.count,
-            rows.padded,
             MINING=mining.name,
             LISTED=pos_below is not None,
-            BLOCK=256,
+            BLOCK=tile.block_m,
         )
     return hardest, Bounds(above, below, pos_below)
 

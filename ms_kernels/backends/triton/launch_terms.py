@@ -1,7 +1,6 @@
 """Terms of the anchors from given statistics, and the gradient of those."""
 
 import torch
-import triton
 from torch import Tensor
 
 from ms_kernels.backends.interface import Term
@@ -71,7 +70,8 @@ def read_terms(problem: Problem, term: Term, workspace_bytes: int, passed: int =
     counts = stats[4:6] if problem.rule.counts else stats[2:4]
     moment = stats[6] if problem.rule.moment else stats[3]
     arrays = (*stats[:4], *counts, moment, term.dloss)
-    read_terms_kernel[(triton.cdiv(rows.padded, 256),)](
+    block = problem.tiles.scan.block_m
+    read_terms_kernel[(rows.padded // block,)](
         *(array.contiguous() for array in arrays),
         rows.order,
         problem.coefficients,
@@ -79,7 +79,7 @@ def read_terms(problem: Problem, term: Term, workspace_bytes: int, passed: int =
         rows.count,
         rows.padded,
         COUNTS=problem.rule.counts,
-        BLOCK=256,
+        BLOCK=block,
         **problem.anchor_constants,
     )
     if not problem.ranked:

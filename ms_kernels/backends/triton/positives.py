@@ -76,17 +76,14 @@ def bounds_kernel(
     neg_above,  # (padded N) out; +inf past N
     pos_below,  # (padded N) out if LISTED
     N,
-    padded,
     MINING: tl.constexpr,
     LISTED: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,  # divides padded N
 ):
     """One program bounds the pairs of BLOCK anchors whose hardest ones are both known."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = rows < padded
-    least = tl.load(hardest_positive + rows, mask=inside, other=0)
-    most = tl.load(hardest_negative + rows, mask=inside, other=0)
+    least, most = tl.load(hardest_positive + rows), tl.load(hardest_negative + rows)
     above = negative_above(least, most, coefficients, MINING)
-    tl.store(neg_above + rows, tl.where(rows < N, above, INFINITY), mask=inside)
+    tl.store(neg_above + rows, tl.where(rows < N, above, INFINITY))
     if LISTED:
-        tl.store(pos_below + rows, positive_below(least, most, coefficients, MINING), mask=inside)
+        tl.store(pos_below + rows, positive_below(least, most, coefficients, MINING))

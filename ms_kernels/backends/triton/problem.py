@@ -167,7 +167,9 @@ class Problem:
         """What the weight of a pair depends on, of the kernels of the gradient."""
         return {
             "ID_MODE": self.id_mode,
-            "BOUNDED": self.bounded,
+            # One exponential for both sides: with factors and offsets of any size it would cost
+            # more registers than it is worth.
+            "BOUNDED": self.bounded and self.rule.shares,
             "NEGATIVE": self.rule.negative,
             "POSITIVE": self.rule.positive,
             "SIGN": self.rule.sign,

@@ -75,15 +75,15 @@ def add_positives(
     weight, terms, reached, first_rank, ranks_in_use, at, others, padded, AS_ROW: tl.constexpr
 ):
     """The same of positives: how many negatives reach theirs, and 0 of one that is not kept."""
+    numbers = tl.zeros(weight.shape, weight.dtype)
     for k in range(tl.load(ranks_in_use)):
         place = across(tl.load(first_rank + at), AS_ROW)
         mine = place == across(others.to(tl.int32) - k, not AS_ROW)
-        number = tl.load(row_of(reached, k, padded) + at)
-        # A positive without weight weighs nothing whatever its anchor's factor.
-        pull = tl.load(terms + POS_FACTOR * padded + at) * number
-        mine &= across(number > 0, AS_ROW)
-        weight -= tl.where(mine, across(pull, AS_ROW), 0)
-    return weight
+        number = tl.load(row_of(reached, k, padded) + at).to(weight.dtype)
+        numbers += tl.where(mine, across(number, AS_ROW), 0)
+    # A positive without weight weighs nothing whatever its anchor's factor.
+    factor = term(terms, POS_FACTOR, at, padded, AS_ROW)
+    return weight - tl.where(numbers > 0, numbers * factor, 0)
 
 
 @triton.jit(do_not_specialize=["passed", "N"])

@@ -55,20 +55,19 @@ def write_terms(
     MINING: tl.constexpr,
     TWO_SIDED: tl.constexpr,
 ):
-    mask = at < padded
     above = negative_above(hardest_positive, hardest_negative, coefficients, MINING)
     below = positive_below(hardest_positive, hardest_negative, coefficients, MINING)
-    tl.store(terms + NEG_ABOVE * padded + at, tl.where(muted, INFINITY, above), mask=mask)
-    tl.store(terms + POS_BELOW * padded + at, tl.where(muted, -INFINITY, below), mask=mask)
-    tl.store(terms + NEG_OFFSET * padded + at, tl.where(muted, 0, neg_offset), mask=mask)
-    tl.store(terms + POS_OFFSET * padded + at, tl.where(muted, 0, pos_offset), mask=mask)
-    tl.store(terms + NEG_FACTOR * padded + at, neg_factor, mask=mask)
-    tl.store(terms + POS_FACTOR * padded + at, pos_factor, mask=mask)
+    tl.store(terms + NEG_ABOVE * padded + at, tl.where(muted, INFINITY, above))
+    tl.store(terms + POS_BELOW * padded + at, tl.where(muted, -INFINITY, below))
+    tl.store(terms + NEG_OFFSET * padded + at, tl.where(muted, 0, neg_offset))
+    tl.store(terms + POS_OFFSET * padded + at, tl.where(muted, 0, pos_offset))
+    tl.store(terms + NEG_FACTOR * padded + at, neg_factor)
+    tl.store(terms + POS_FACTOR * padded + at, pos_factor)
     if TWO_SIDED:
         below = negative_below(hardest_positive, MINING)
-        tl.store(terms + NEG_BELOW * padded + at, below, mask=mask)
+        tl.store(terms + NEG_BELOW * padded + at, below)
     if SIGN == 1:
-        tl.store(terms + POS_CONSTANT * padded + at, pos_constant, mask=mask)
+        tl.store(terms + POS_CONSTANT * padded + at, pos_constant)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -92,7 +91,7 @@ def read_terms_kernel(
     TWO_SIDED: tl.constexpr,
     COUNTS: tl.constexpr,  # the rule asks for the numbers of kept pairs
     MOMENT: tl.constexpr,  # the rule asks for the moment
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,  # divides padded
 ):
     """One program turns the saved statistics of BLOCK rows into terms."""
     T: tl.constexpr = terms.dtype.element_ty
