@@ -21,7 +21,7 @@ COUNTS = {
     "triplets": (
         step(1500, 40, loss=PAIRS, weighting=Triplet(), mining=SemiHardMining()),
         12,
-        27,
+        30,
     ),
 }
 

@@ -11,7 +11,7 @@ from ms_kernels.backends.triton.problem import Problem
 from ms_kernels.backends.triton.ranked import list_kernel
 
 # Of the lists of all anchors, and the fewest ranks there are.
-LIST_BYTES, LEAST_RANKS = 40 << 20, 64
+LIST_BYTES, LEAST_RANKS = 48 << 20, 64
 
 
 class Lists(NamedTuple):
@@ -19,12 +19,13 @@ class Lists(NamedTuple):
 
     thresholds: Tensor  # (ranks, padded)
     reached: Tensor  # (ranks, padded) int32: negatives that reach a threshold
+    pulls: Tensor  # (ranks, padded): what a positive weighs, once the terms are known
     first_rank: Tensor  # (padded) int32
     in_use: Tensor  # (1) int32: ranks that any anchor fills
 
 
 def no_lists(stand_in: Tensor) -> Lists:
-    return Lists(stand_in, stand_in, stand_in, stand_in)
+    return Lists(*[stand_in] * 5)
 
 
 def empty_lists(problem: Problem) -> Lists:
@@ -32,17 +33,20 @@ def empty_lists(problem: Problem) -> Lists:
     rows = problem.rows
     integers = torch.zeros(1, rows.padded, dtype=torch.int32, device=rows.device)
     none = torch.zeros(1, dtype=torch.int32, device=rows.device)
-    return Lists(
-        torch.empty(1, rows.padded, dtype=rows.dtype, device=rows.device),
-        integers,
-        integers[0],
-        none,
-    )
+    nothing = torch.empty(1, rows.padded, dtype=rows.dtype, device=rows.device)
+    return Lists(nothing, integers, nothing, integers[0], none)
+
+
+def with_pulls(lists: Lists, factor: Tensor) -> Lists:
+    """What the listed positives weigh, from the factor of each anchor (padded): 0 of one that
+    nothing reaches, whatever the factor. Multiplied here, for a kernel lacks the registers."""
+    pulls = lists.reached * factor
+    return lists._replace(pulls=pulls.masked_fill_(lists.reached == 0, 0))
 
 
 def most_ranks(problem: Problem) -> int:
     """Ranks of a round: as many as LIST_BYTES hold, or LEAST_RANKS."""
-    rank_bytes: int = (problem.rows.dtype.itemsize + 4) * problem.rows.padded
+    rank_bytes: int = (2 * problem.rows.dtype.itemsize + 4) * problem.rows.padded
     return max(1, min(problem.columns.count, max(LEAST_RANKS, LIST_BYTES // rank_bytes)))
 
 
@@ -61,9 +65,11 @@ def list_positives(problem: Problem, pos_below: Tensor, passed: int) -> Lists:
     ranks = most_ranks(problem)
     integers: Any = {"dtype": torch.int32, "device": rows.device}
     shape = (ranks, rows.padded)
+    thresholds = torch.full(shape, torch.inf, dtype=rows.dtype, device=rows.device)
     lists = Lists(
-        torch.full(shape, torch.inf, dtype=rows.dtype, device=rows.device),
+        thresholds,
         torch.zeros(shape, **integers),
+        thresholds,  # until `with_pulls`
         torch.empty(rows.padded, **integers),
         torch.zeros(1, **integers),
     )

@@ -14,10 +14,16 @@ from ms_kernels.backends.triton.launch_negatives import (
     is_counted,
     scan_negatives,
 )
-from ms_kernels.backends.triton.launch_ranked import Lists, empty_lists, list_positives, no_lists
+from ms_kernels.backends.triton.launch_ranked import (
+    Lists,
+    empty_lists,
+    list_positives,
+    no_lists,
+    with_pulls,
+)
 from ms_kernels.backends.triton.positives import bounds_kernel, positive_scan_kernel
 from ms_kernels.backends.triton.problem import Problem
-from ms_kernels.backends.triton.terms import ROWS
+from ms_kernels.backends.triton.terms import POS_FACTOR, ROWS
 
 
 class Terms(NamedTuple):
@@ -165,5 +171,8 @@ def _finish(
         **problem.anchor_constants,
         **common,
     )
-    given = Terms(terms, no_lists(terms) if lists is None else lists)
+    listed = no_lists(terms) if lists is None else lists
+    if lists is not None and not exact:
+        listed = with_pulls(lists, terms[POS_FACTOR.value])
+    given = Terms(terms, listed)
     return Statistics(found if exact else None, loss, valid, given, scan.tile_mass, scan.stash)

@@ -6,13 +6,19 @@ from torch import Tensor
 from ms_kernels.backends.interface import Term
 from ms_kernels.backends.triton.launch_gradient import gradient
 from ms_kernels.backends.triton.launch_negatives import scan_negatives
-from ms_kernels.backends.triton.launch_ranked import list_positives, no_lists, rounds
+from ms_kernels.backends.triton.launch_ranked import (
+    list_positives,
+    no_lists,
+    rounds,
+    with_pulls,
+)
 from ms_kernels.backends.triton.launch_statistics import Terms
 from ms_kernels.backends.triton.problem import Problem
 from ms_kernels.backends.triton.terms import (
     NEG_ABOVE,
     NEG_BELOW,
     POS_BELOW,
+    POS_FACTOR,
     ROWS,
     read_terms_kernel,
 )
@@ -88,7 +94,7 @@ def read_terms(problem: Problem, term: Term, workspace_bytes: int, passed: int =
     below = numbers[NEG_BELOW.value] if problem.mining.two_sided else None
     lists = list_positives(problem, pos_below, passed)
     scan_negatives(problem, above, below, lists, workspace_bytes, exact=False)
-    return Terms(numbers, lists)
+    return Terms(numbers, with_pulls(lists, numbers[POS_FACTOR.value]))
 
 
 def poison_of(term: Term) -> Tensor:

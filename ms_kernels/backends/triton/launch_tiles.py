@@ -35,6 +35,10 @@ class Listed(NamedTuple):
     counts: Tensor  # (groups, 2)
 
 
+def lists_read(terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
+    return terms.lists.thresholds, terms.lists.pulls, terms.lists.first_rank
+
+
 class Launch:
     """The arguments that the gradient's kernels share."""
 
@@ -69,9 +73,10 @@ class Launch:
             "WEIGHT_SCALE": FLOAT16_SCALE if half else 1.0,
             "GROUP": self.group,
         }
-        self.rows_read = (rows.ids, own.numbers, *own.lists[:3])
+        self.rows_read = (rows.ids, own.numbers, *lists_read(own))
         self.columns_read = (
-            *(columns.copy, columns.scale, columns.ids, other.numbers, *other.lists),
+            *(columns.copy, columns.scale, columns.ids, other.numbers, *lists_read(other)),
+            other.lists.in_use,
             problem.coefficients,
         )
 

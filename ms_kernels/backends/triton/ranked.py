@@ -2,9 +2,9 @@
 lists a threshold for each positive, and counts the negatives that reach it.
 
 `thresholds` and `reached` are (ranks, padded), the second of whole numbers, whose sums are the same
-in any order. A candidate's rank is its place among those of its class, less what earlier rounds
-had: it is its place in label order less the anchor's `first_rank`. `ranks_in_use` (1) says how many
-rows of the lists any anchor fills.
+in any order; `pulls` are those times the anchor's factor. A candidate's rank is its place among
+those of its class, less what earlier rounds had: it is its place in label order less the anchor's
+`first_rank`. `ranks_in_use` (1) says how many rows of the lists any anchor fills.
 """
 
 import triton
@@ -18,7 +18,6 @@ from ms_kernels.backends.triton.terms import (
     NEG_ABOVE,
     NEG_BELOW,
     NEG_FACTOR,
-    POS_FACTOR,
     across,
     term,
 )
@@ -72,18 +71,15 @@ def add_negatives(
 
 @triton.jit
 def add_positives(
-    weight, terms, reached, first_rank, ranks_in_use, at, others, padded, AS_ROW: tl.constexpr
+    weight, pulls, first_rank, ranks_in_use, at, others, padded, AS_ROW: tl.constexpr
 ):
-    """The same of positives: how many negatives reach theirs, and 0 of one that is not kept."""
-    numbers = tl.zeros(weight.shape, weight.dtype)
+    """The same of positives: what each of them weighs, and 0 of one that is not kept."""
     for k in range(tl.load(ranks_in_use)):
         place = across(tl.load(first_rank + at), AS_ROW)
         mine = place == across(others.to(tl.int32) - k, not AS_ROW)
-        number = tl.load(row_of(reached, k, padded) + at).to(weight.dtype)
-        numbers += tl.where(mine, across(number, AS_ROW), 0)
-    # A positive without weight weighs nothing whatever its anchor's factor.
-    factor = term(terms, POS_FACTOR, at, padded, AS_ROW)
-    return weight - tl.where(numbers > 0, numbers * factor, 0)
+        pull = tl.load(row_of(pulls, k, padded) + at)
+        weight -= tl.where(mine, across(pull, AS_ROW), 0)
+    return weight
 
 
 @triton.jit(do_not_specialize=["passed", "N"])

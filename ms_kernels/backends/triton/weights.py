@@ -103,7 +103,7 @@ def pair_weights(
     sim,
     row_terms,
     row_thresholds,
-    row_reached,
+    row_pulls,
     row_first_rank,
     row_ids,
     first,
@@ -112,7 +112,7 @@ def pair_weights(
     row_padded,
     column_terms,
     column_thresholds,
-    column_reached,
+    column_pulls,
     column_first_rank,
     ranks_in_use,
     column_ids,
@@ -194,8 +194,7 @@ def pair_weights(
             if HAS_ROW:
                 positive = add_positives(
                     positive,
-                    row_terms,
-                    row_reached,
+                    row_pulls,
                     row_first_rank,
                     ranks_in_use,
                     rows,
@@ -206,8 +205,7 @@ def pair_weights(
             if HAS_COLUMN:
                 positive = add_positives(
                     positive,
-                    column_terms,
-                    column_reached,
+                    column_pulls,
                     column_first_rank,
                     ranks_in_use,
                     columns,
