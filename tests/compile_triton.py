@@ -23,7 +23,6 @@ from ms_kernels import MultiSimilaritySpec
 from ms_kernels.backends import triton as backend
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.backends.triton import problem, tiles
-from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import SemiHardMining
 from ms_kernels.rules.spec import NATIVE_WEIGHTINGS, PairSpec
 from ms_kernels.rules.weighting import NCA, Circle, NTXent, Triplet
@@ -124,8 +123,9 @@ def step(dtype, depth, spec=None, refs=False, exact=False, n=4096, with_ids=Fals
     candidates = Side(torch.empty(n, depth, dtype=dtype), torch.arange(n), ids) if refs else None
     if not exact:
         return lambda: backend.loss_and_gradient(anchors, candidates, spec, True, refs)
-    floats = [torch.empty(n) for _ in range(4)]
-    term = Term(RowStatistics(*floats, torch.arange(n), torch.arange(n)), torch.empty(n))
+    floats = [torch.empty(n) for _ in range(5)]
+    counts = torch.arange(n), torch.arange(n)
+    term = Term((*floats[:4], *counts, floats[4]), torch.empty(n))
 
     def both():
         backend.row_statistics(anchors, candidates, spec)
@@ -166,6 +166,9 @@ def cases(variants, some=False):
                 yield f"bf16-D{depth}-{rule.__name__}", "highest", step(half, depth, pair)
     if not variants:
         return
+    for rule in (NTXent, Triplet):
+        pair = PairSpec(rule(), SemiHardMining())
+        yield f"bf16-D128-{rule.__name__}-exact", "highest", step(half, 128, pair, exact=True)
     for n in (1, 70):  # sizes of 1 become constants
         for refs in (False, True):
             for exact in (False, True):

@@ -21,7 +21,7 @@ if "triton" not in ms_kernels.backends.dispatch.built():
 
 from ms_kernels.backends import triton as backend  # noqa: E402
 from ms_kernels.backends.interface import Side  # noqa: E402
-from ms_kernels.backends.triton import launch_gradient, launch_statistics  # noqa: E402
+from ms_kernels.backends.triton import launch_gradient, launch_negatives  # noqa: E402
 from ms_kernels.backends.triton.tiles import interpreted  # noqa: E402
 
 DEVICE = "cpu" if interpreted() else "cuda"
@@ -259,9 +259,9 @@ def test_kept_exponentials_stay_within_the_budget(monkeypatch, name, dtype):
     same = [None] if interpreted() else gradients(reference.multi_similarity_loss, x, *arguments)
     (floor,) = floors_of(Batch(x, y, None, None), SPECS[name], "mean", "triton")
     kept = []
-    real = launch_statistics._stash
+    real = launch_negatives._stash
     monkeypatch.setattr(
-        launch_statistics, "_stash", lambda *args: kept.append(real(*args)) or kept[-1]
+        launch_negatives, "_stash", lambda *args: kept.append(real(*args)) or kept[-1]
     )
     chosen = {**vars(SPECS[name]), "backend": "triton"}
     (got,) = gradients(multi_similarity_loss, x, y, None, None, "mean", chosen)

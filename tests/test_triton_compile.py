@@ -22,13 +22,13 @@ MOST_SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 MATRIX_KERNELS = {
     "positive_scan",
     "negative_scan",
-    "positive_finish",
+    "finish",
     "gradient",
     "weights",
     "product",
 }
 # Given ids are two more registers for each row and column of a tile: too many for this compiler.
-SPILLS = {"sm_100": {"negative_scan/bf16-D256-ids": 6, "positive_finish/bf16-D256-ids": 6}}
+SPILLS = {"sm_100": {"negative_scan/bf16-D256-ids": 6, "finish/bf16-D256-ids": 6}}
 MATRIX = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}
 
 

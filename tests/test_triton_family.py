@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 if "triton" not in ms_kernels.backends.dispatch.built():
     pytest.skip(ms_kernels.backends()["triton"].note, allow_module_level=True)
 
-from ms_kernels.backends.triton import launch_family  # noqa: E402
+from ms_kernels.backends.triton import launch_ranked  # noqa: E402
 from ms_kernels.backends.triton.tiles import interpreted  # noqa: E402
 
 DEVICE = "cpu" if interpreted() else "cuda"
@@ -143,8 +143,8 @@ def test_what_the_kernels_do_not_know():
 )
 def test_triplets_in_rounds(n, m, mining, monkeypatch):
     """Classes of more candidates than an anchor lists at once."""
-    monkeypatch.setattr(launch_family, "LIST_BYTES", 0)
-    monkeypatch.setattr(launch_family, "LEAST_RANKS", 16)
+    monkeypatch.setattr(launch_ranked, "LIST_BYTES", 0)
+    monkeypatch.setattr(launch_ranked, "LEAST_RANKS", 16)
     new = {"generator": torch.Generator().manual_seed(n)}
     sides = []
     for count in (n,) if m is None else (n, m):

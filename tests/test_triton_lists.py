@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 if "triton" not in ms_kernels.backends.dispatch.built():
     pytest.skip(ms_kernels.backends()["triton"].note, allow_module_level=True)
 
-from ms_kernels.backends.triton import launch_gradient, launch_statistics, problem  # noqa: E402
+from ms_kernels.backends.triton import launch_negatives, launch_tiles, problem, rule_table  # noqa: E402
 from ms_kernels.backends.triton.tiles import interpreted  # noqa: E402
 
 DEVICE = "cpu" if interpreted() else "cuda"
@@ -47,7 +47,7 @@ def everything(x, y, **chosen):
 
 @pytest.mark.parametrize(("d", "busy"), [(20, problem.BUSY), (70, 1)])
 def test_the_same_bits_in_every_run_and_for_every_budget(monkeypatch, d, busy):
-    monkeypatch.setattr(launch_gradient, "BUSY", busy)
+    monkeypatch.setattr(launch_tiles.Launch, "BUSY", busy)
     x, y, _, _ = on_device(make_batch(97, None, d, SPECS["default"], torch.float32))
     want = everything(x, y)
     for budget in (options.workspace_bytes, 20_000, 0):
@@ -59,7 +59,7 @@ def test_the_same_bits_in_every_run_and_for_every_budget(monkeypatch, d, busy):
 @DIVISIONS
 def test_gradients_however_the_work_is_divided(monkeypatch, shape, dtype, busy, budget, reduction):
     """Blocks of rows shared by programs or not; panels of all tiles or of some."""
-    monkeypatch.setattr(launch_gradient, "BUSY", busy)
+    monkeypatch.setattr(launch_tiles.Launch, "BUSY", busy)
     options.workspace_bytes = budget
     x, y, r, z = on_device(make_batch(*shape, SPECS["default"], dtype))
     wide = None if r is None else r.double()
@@ -89,10 +89,11 @@ def test_samples_ordered_by_a_sort(monkeypatch):
 def test_exponents_of_a_million_unit_rows_stay_in_range():
     spec = SPECS["default"]
     assert spec.beta * (1 + spec.base) == problem.BOUND[torch.float32]
-    assert problem.is_bounded(spec, 1 << 20, torch.float32)
+    most = problem.BOUND[torch.float32]
+    assert rule_table.is_bounded(spec, 1 << 20, most)
     sharp = ms_kernels.rules.spec.MultiSimilaritySpec(beta=50.0, base=-0.49)
-    assert problem.is_bounded(sharp, 1 << 17, torch.float32)
-    assert not problem.is_bounded(sharp, 1 << 20, torch.float32)
+    assert rule_table.is_bounded(sharp, 1 << 17, most)
+    assert not rule_table.is_bounded(sharp, 1 << 20, most)
 
 
 def separated(n, d, classes):
@@ -108,14 +109,14 @@ def listed(x, y, monkeypatch, skip_below, **chosen):
     """Tiles that the gradient visits, and all there are."""
     options.skip_below = skip_below
     seen = []
-    real = launch_gradient.Launch.lists
+    real = launch_tiles.Launch.lists
 
     def record(self, budget):
         for found in real(self, budget):
             seen.append(found)
             yield found
 
-    monkeypatch.setattr(launch_gradient.Launch, "lists", record)
+    monkeypatch.setattr(launch_tiles.Launch, "lists", record)
     leaf = x.clone().requires_grad_()
     multi_similarity_loss(leaf, y, backend="triton", **chosen).backward()
     monkeypatch.undo()
@@ -192,9 +193,9 @@ def test_few_anchors_of_many_refs_lose_no_more(monkeypatch):
 
 def test_partial_sums_stay_within_the_budget(monkeypatch):
     seen = []
-    real = launch_statistics._partials
+    real = launch_negatives._partials
     monkeypatch.setattr(
-        launch_statistics, "_partials", lambda *args: seen.append(real(*args)) or seen[-1]
+        launch_negatives, "_partials", lambda *args: seen.append(real(*args)) or seen[-1]
     )
     x, y, _, _ = on_device(make_batch(97, None, 20, SPECS["default"], torch.float32))
     options.workspace_bytes = 2500
@@ -205,7 +206,7 @@ def test_partial_sums_stay_within_the_budget(monkeypatch):
 
 def test_lists_of_tiles_stay_within_the_budget(monkeypatch):
     sizes = {}
-    lists = launch_gradient.Launch.lists
+    lists = launch_tiles.Launch.lists
 
     def record(self, budget):
         for count, found in enumerate(lists(self, budget)):
@@ -213,7 +214,7 @@ def test_lists_of_tiles_stay_within_the_budget(monkeypatch):
             sizes["list bytes"] = found.tiles.numel() * 4
             yield found
 
-    monkeypatch.setattr(launch_gradient.Launch, "lists", record)
+    monkeypatch.setattr(launch_tiles.Launch, "lists", record)
     options.workspace_bytes = 32
     x, y, _, _ = on_device(make_batch(97, None, 20, SPECS["default"], torch.float32))
     leaf = x.clone().requires_grad_()

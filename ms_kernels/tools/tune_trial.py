@@ -8,19 +8,20 @@ import triton
 from torch import Tensor
 
 from ms_kernels.backends.interface import Side
+from ms_kernels.backends.triton.finish import finish_kernel
 from ms_kernels.backends.triton.gradient import gradient_kernel
 from ms_kernels.backends.triton.gradient_panels import product_kernel, weights_kernel
 from ms_kernels.backends.triton.launch_gradient import gradient
 from ms_kernels.backends.triton.launch_statistics import statistics
 from ms_kernels.backends.triton.negatives import negative_scan_kernel
-from ms_kernels.backends.triton.positives import positive_finish_kernel, positive_scan_kernel
+from ms_kernels.backends.triton.positives import positive_scan_kernel
 from ms_kernels.backends.triton.problem import Problem
 from ms_kernels.backends.triton.tiles import Tiles
 from ms_kernels.rules.spec import MultiSimilaritySpec
 from ms_kernels.settings import options
 
 KERNELS = (
-    *(positive_scan_kernel, negative_scan_kernel, positive_finish_kernel),
+    *(positive_scan_kernel, negative_scan_kernel, finish_kernel),
     *(gradient_kernel, weights_kernel, product_kernel),
 )
 # Of each mode: rows' dtype, matmul precision, number of rows, and how far results may be apart.

@@ -17,8 +17,7 @@ from ms_kernels.backends import gpu
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.backends.triton import tiles
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.spec import MultiSimilaritySpec, PairSpec, Spec
-from ms_kernels.rules.weighting import Triplet
+from ms_kernels.rules.spec import Spec
 from ms_kernels.settings import options
 
 if TYPE_CHECKING:
@@ -94,44 +93,52 @@ def _unlaunchable() -> str | None:
     return None
 
 
-def row_statistics(
-    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec
-) -> RowStatistics:
+def row_statistics(anchors: Side, candidates: Side | None, spec: Spec) -> RowStatistics:
     """Statistics of each anchor; candidates None means the anchors themselves."""
+    return RowStatistics(*statistics_of(anchors, candidates, spec)[: len(RowStatistics._fields)])
+
+
+def statistics_of(anchors: Side, candidates: Side | None, spec: Spec) -> tuple[Tensor, ...]:
+    """Hardest positive, hardest negative, sum of positives, of negatives, kept positives, kept
+    negatives, moment of the positives; (N,) each."""
+    from ms_kernels.backends.triton.launch_ranked import rounds
     from ms_kernels.backends.triton.launch_statistics import statistics
     from ms_kernels.backends.triton.problem import Problem
 
     with _on_device_of(anchors.embeddings):
         problem = Problem(anchors, candidates, spec, wide=True)
-        found = statistics(problem, options.workspace_bytes, exact=True)
-        assert found.exact is not None
-        return found.exact
+        budget = options.workspace_bytes
+        first, *later = rounds(problem)
+        found = statistics(problem, budget, exact=True, passed=first).exact
+        assert found is not None
+        for passed in later:
+            more = statistics(problem, budget, exact=True, passed=passed).exact
+            assert more is not None
+            found[3].add_(more[3])
+        return found
 
 
 def embedding_gradient(
     rows: Side,
     columns: Side | None,
-    spec: MultiSimilaritySpec,
+    spec: Spec,
     row_term: Term | None,
     column_term: Term | None,
 ) -> Tensor:
-    """Gradient (N, D) with respect to the rows' embeddings, through their normalisation."""
-    from ms_kernels.backends.triton.launch_gradient import gradient, read_terms
+    """Gradient (N, D) with respect to the rows' embeddings, through their normalisation.
+
+    The triplet loss compares the anchors' pairs anew: there the columns must be all candidates of a
+    row_term's anchors, and the rows all candidates of a column_term's.
+    """
+    from ms_kernels.backends.triton.launch_terms import gradient_of_terms
     from ms_kernels.backends.triton.problem import Problem
 
     with _on_device_of(rows.embeddings):
-        problem = Problem(rows, columns, spec, wide=True)
-        poison = torch.zeros(1, dtype=problem.rows.dtype, device=rows.embeddings.device)
-        if column_term is not None:  # a weight that is not a number reaches every row
-            poison = poison + _poison(column_term.stats.neg_lse).sum().to(poison.dtype)
-        if row_term is not None and row_term is not column_term:
-            poison = poison + _poison(row_term.stats.neg_lse).to(poison.dtype)
-        row_terms = None if row_term is None else read_terms(problem.rows, row_term, problem)
-        if column_term is None or column_term is row_term:
-            column_terms = None if column_term is None else row_terms
-        else:
-            column_terms = read_terms(problem.columns, column_term, problem)
-        return gradient(problem, row_terms, column_terms, poison, None, options.workspace_bytes)
+        problem = other = Problem(rows, columns, spec, wide=True)
+        if column_term is not None and columns is not None:
+            ranges = problem.columns.ranges_among(columns.labels, rows.labels)
+            other = problem.other_way(*ranges)
+        return gradient_of_terms(problem, other, row_term, column_term, options.workspace_bytes)
 
 
 def loss_and_gradient(
@@ -143,29 +150,26 @@ def loss_and_gradient(
     dloss: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Row losses, above 0 for the rows that keep a pair, and the gradients of the losses' sum."""
-    from ms_kernels.backends.triton.launch_family import family_statistics, most_ranks
+    from ms_kernels.backends.triton.launch_ranked import rounds
     from ms_kernels.backends.triton.launch_statistics import statistics
     from ms_kernels.backends.triton.problem import Problem
+    from ms_kernels.backends.triton.rule_table import WEIGHTING_RULES
 
     with _on_device_of(anchors.embeddings):
         budget = options.workspace_bytes
-        if isinstance(spec, PairSpec):  # weights may be of any size, and nothing bounds a tile's
-            problem = Problem(anchors, candidates, spec, wide=True)
-            step = most_ranks(problem) if isinstance(spec.weighting, Triplet) else 0
-            later = range(step, problem.columns.count, step) if step else ()
-            found = family_statistics(problem, spec.mining, dloss, budget)
-            tolerance = torch.zeros(1, dtype=found.terms.dtype, device=found.terms.device)
-        else:
-            later = ()
-            problem = Problem(anchors, candidates, spec)
-            stash_bytes = options.stash_bytes if need_dx else 0
-            found = statistics(problem, budget, exact=False, stash_bytes=stash_bytes)
-            tolerance = _tolerance(found.terms)
+        # Else weights may be of any size, and nothing bounds a tile's.
+        shares = WEIGHTING_RULES[type(spec.weighting)].shares and dloss is None
+        problem = Problem(anchors, candidates, spec, wide=not shares)
+        stash_bytes = options.stash_bytes if need_dx and shares else 0
+        find = partial(statistics, problem, budget, False, stash_bytes, dloss)
+        first, *later = rounds(problem)
+        found = find(first)
+        tolerance = _tolerance(found.terms.numbers, shares)
         gradients = partial(_gradients, problem, anchors, candidates, need_dx, need_dr, tolerance)
         loss, valid = found.loss, found.valid
         dx, dr = gradients(found)
-        for passed in later:  # of a triplet loss, whose sums and gradients add up
-            found = family_statistics(problem, spec.mining, dloss, budget, passed)
+        for passed in later:  # sums and gradients of all rounds add up
+            found = find(passed)
             loss = loss + found.loss
             parts = zip((dx, dr), gradients(found), strict=True)
             dx, dr = (None if d is None or e is None else d + e for d, e in parts)
@@ -181,10 +185,12 @@ def _gradients(
     tolerance: Tensor,
     found: "Statistics",
 ) -> tuple[Tensor | None, Tensor | None]:
-    from ms_kernels.backends.triton.launch_gradient import Scan, gradient
+    from ms_kernels.backends.triton.launch_gradient import gradient
+    from ms_kernels.backends.triton.launch_terms import nan_of
+    from ms_kernels.backends.triton.launch_tiles import Scan
 
     budget = options.workspace_bytes
-    row_poison = _poison(found.loss)
+    row_poison = nan_of(found.loss)
     poison = row_poison.sum().view(1)
     scan = Scan(found.tile_mass, tolerance, found.stash, transposed=False)
     dx = dr = None
@@ -201,18 +207,16 @@ def _gradients(
     return dx, dr
 
 
-def _poison(statistic: Tensor) -> Tensor:
-    """NaN where it is NaN, else 0."""
-    return torch.where(statistic.isnan(), torch.nan, 0.0).to(statistic.dtype)
+def _tolerance(terms: Tensor, shares: bool) -> Tensor:
+    """Weight that each row may lose: `skip_below` of the greatest total weight of any row, where
+    the weights of its negatives are shares of a sum."""
+    from ms_kernels.backends.triton.terms import NEG_OFFSET
 
-
-def _tolerance(terms: Tensor) -> Tensor:
-    """Weight that each row may lose: `skip_below` of the greatest total weight of any row."""
     share = options.skip_below_of(terms.dtype == torch.float64)
-    if share == 0:
+    if share == 0 or not shares:
         return torch.zeros(1, dtype=terms.dtype, device=terms.device)
     # The weights of a row's negatives sum to 1 - exp(-offset).
-    return share * -torch.expm1(-terms[2].amax().view(1))
+    return share * -torch.expm1(-terms[NEG_OFFSET.value].amax().view(1))
 
 
 def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:

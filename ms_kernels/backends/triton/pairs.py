@@ -12,6 +12,13 @@ NO_IDS, DIAGONAL, GIVEN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
+def given(pointer, at, GIVEN_POINTER: tl.constexpr):
+    """What a pointer holds that only some kernels are given; others have a stand-in, never read."""
+    tl.static_assert(GIVEN_POINTER, "this kernel was given a stand-in for the pointer")
+    return tl.load(pointer + at)
+
+
+@triton.jit
 def same_class(first, last, columns):
     return (columns[None, :] >= first[:, None]) & (columns[None, :] < last[:, None])
 

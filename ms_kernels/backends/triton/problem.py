@@ -1,23 +1,26 @@
 """Both sides of the pairs as the kernels want them: sorted by label, copied, padded."""
 
 import struct
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
 from ms_kernels.backends.interface import Side
-from ms_kernels.backends.triton.family_options import (
-    OPTIONS,
-    family_options,
-    is_family_bounded,
-    reach_of,
-)
+from ms_kernels.backends.triton.coefficients import coefficients_kernel
 from ms_kernels.backends.triton.order import range_kernel, rank_kernel
 from ms_kernels.backends.triton.pairs import DIAGONAL, GIVEN, NO_IDS
-from ms_kernels.backends.triton.rows import coefficients_kernel, copy_kernel
+from ms_kernels.backends.triton.rows import copy_kernel
+from ms_kernels.backends.triton.rule_table import (
+    MINING_RULES,
+    WEIGHTING_RULES,
+    Coefficients,
+    coefficients_of,
+    is_bounded,
+)
 from ms_kernels.backends.triton.tiles import Tiles, mode_of, tiles_of
-from ms_kernels.rules.spec import MultiSimilaritySpec, PairSpec, Spec
+from ms_kernels.rules.spec import Spec
 
 # Two programs for each processor of a large GPU; a constant, as bits depend on it.
 BUSY = 264
@@ -120,14 +123,6 @@ def _search(sorted_labels: Tensor, wanted: Tensor, first: Tensor, last: Tensor) 
     last[:count] = torch.searchsorted(sorted_labels, wanted, side="right")
 
 
-def is_bounded(spec: MultiSimilaritySpec, count: int, dtype: torch.dtype) -> bool:
-    """Whether exp(beta (S - base)), and a sum of `count` of them, is a normal number of the dtype.
-
-    Of unit rows |S| <= 1.
-    """
-    return spec.normalize and reach_of(spec.beta, spec.base, count) <= BOUND[dtype]
-
-
 class Problem:
     """Rows, columns (the same object in self mode), coefficients, and how to multiply."""
 
@@ -156,16 +151,43 @@ class Problem:
         else:
             self.id_mode = DIAGONAL.value if self.symmetric else NO_IDS.value
         dtype, count = self.rows.dtype, self.columns.count
-        if isinstance(spec, PairSpec):
-            self.rules = 1 + spec.native_code
-            values = family_options(spec)
-            self.bounded = is_family_bounded(spec, values, count, BOUND[dtype])
-        else:
-            self.rules = 0
-            values = [*spec.pack()[:5], *[0.0] * (OPTIONS - 5)]
-            values[3] = spec.narrow_epsilon(torch.finfo(dtype).max)
-            self.bounded = is_bounded(spec, count, dtype)
-        self.coefficients = _coefficients_on(self.rows.device, dtype, tuple(values))
+        self.rule = WEIGHTING_RULES[type(spec.weighting)]
+        self.mining = MINING_RULES[type(spec.mining)]
+        self.bounded = is_bounded(spec, count, BOUND[dtype])
+        values = coefficients_of(spec, torch.finfo(dtype).max)
+        self.coefficients = _coefficients_on(self.rows.device, dtype, values)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether anchors list their positives: see `ranked.py`."""
+        return self.rule.negative == "ranked"
+
+    @property
+    def pair_constants(self) -> dict[str, Any]:
+        """What the weight of a pair depends on, of the kernels of the gradient."""
+        return {
+            "ID_MODE": self.id_mode,
+            # One exponential for both sides: with factors and offsets of any size it would cost
+            # more registers than it is worth.
+            "BOUNDED": self.bounded and self.rule.shares,
+            "NEGATIVE": self.rule.negative,
+            "POSITIVE": self.rule.positive,
+            "SIGN": self.rule.sign,
+            "HAS_OFFSET": self.rule.has_offset,
+            "ONE_FACTOR": self.rule.one_factor,
+            "TWO_SIDED": self.mining.two_sided,
+        }
+
+    @property
+    def anchor_constants(self) -> dict[str, Any]:
+        """What the terms of an anchor depend on."""
+        return {
+            "RULE": self.rule.name,
+            "SIGN": self.rule.sign,
+            "MOMENT": self.rule.moment,
+            "MINING": self.mining.name,
+            "TWO_SIDED": self.mining.two_sided,
+        }
 
     def piece(self, block_k: int) -> int:
         """Of the depth; the copies' stride is a multiple of it."""
@@ -184,10 +206,9 @@ def _contiguous(side: Side) -> Side:
     return Side(side.embeddings.detach(), side.labels.contiguous(), ids)
 
 
-def _coefficients_on(device: torch.device, dtype: torch.dtype, values: tuple[float, ...]) -> Tensor:
-    """On the device, so that no option is compiled in; by a launch, so that a graph can hold it."""
+def _coefficients_on(device: torch.device, dtype: torch.dtype, values: Coefficients) -> Tensor:
+    """(9,) in the compute dtype, as `coefficients.py` reads them."""
     coefficients = torch.empty(len(values), dtype=dtype, device=device)
-    coefficients_kernel[(1,)](
-        coefficients, *struct.unpack(f"{OPTIONS}q", struct.pack(f"{OPTIONS}d", *values))
-    )
+    bits = struct.unpack(f"{len(values)}q", struct.pack(f"{len(values)}d", *values))
+    coefficients_kernel[(1,)](coefficients, *bits)
     return coefficients

@@ -4,34 +4,7 @@ import triton
 import triton.language as tl
 
 from ms_kernels.backends.triton.similarity import round_to_tf32
-
-INFINITY = tl.constexpr(float("inf"))
-
-
-@triton.jit(do_not_specialize=["a", "b", "c", "d", "e", "f", "g", "h", "i"])
-def coefficients_kernel(
-    out,
-    a: tl.int64,  # else a small number of bits, as that of 0, would be an int32 and another kernel
-    b: tl.int64,
-    c: tl.int64,
-    d: tl.int64,
-    e: tl.int64,
-    f: tl.int64,
-    g: tl.int64,
-    h: tl.int64,
-    i: tl.int64,
-):
-    """Writes coefficients from the bits of float64 numbers: a float argument would be a float32."""
-    T: tl.constexpr = out.dtype.element_ty
-    tl.store(out, a.to(tl.int64).to(tl.float64, bitcast=True).to(T))
-    tl.store(out + 1, b.to(tl.int64).to(tl.float64, bitcast=True).to(T))
-    tl.store(out + 2, c.to(tl.int64).to(tl.float64, bitcast=True).to(T))
-    tl.store(out + 3, d.to(tl.int64).to(tl.float64, bitcast=True).to(T))
-    tl.store(out + 4, e.to(tl.int64).to(tl.float64, bitcast=True).to(T))
-    tl.store(out + 5, f.to(tl.int64).to(tl.float64, bitcast=True).to(T))
-    tl.store(out + 6, g.to(tl.int64).to(tl.float64, bitcast=True).to(T))
-    tl.store(out + 7, h.to(tl.int64).to(tl.float64, bitcast=True).to(T))
-    tl.store(out + 8, i.to(tl.int64).to(tl.float64, bitcast=True).to(T))
+from ms_kernels.backends.triton.softplus import INFINITY
 
 
 @triton.jit

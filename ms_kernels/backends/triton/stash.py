@@ -1,13 +1,15 @@
 """Exponentials that the negative scan keeps for the gradient, in bfloat16.
 
 One number a pair says all: exp(beta (S - base)) where its row or its column keeps it as a negative,
-0 where none does. Which of both it is follows from the thresholds: what passes the higher one
-passes the lower one too. So a positive number was kept by the side with the lower threshold, a
-negative number by both.
+0 where none does. Which of both it is follows from the bounds: what passes the higher one passes
+the lower one too. So a positive number was kept by the side with the lower bound, a negative number
+by both.
 """
 
 import triton
 import triton.language as tl
+
+from ms_kernels.backends.triton.terms import NEG_ABOVE, NEG_FACTOR, NEG_OFFSET, term
 
 
 @triton.jit
@@ -55,17 +57,16 @@ def read_stash(
 
 @triton.jit
 def stashed_weights(kept, row_terms, rows, row_padded, column_terms, columns, column_padded):
-    """Weights of both sides from what `write_stash` kept; see `weights.py` for the terms."""
+    """Weights of both sides from what `write_stash` kept; see `terms.py`."""
     kept = kept.to(row_terms.dtype.element_ty)
-    row_threshold = tl.load(row_terms + rows)[:, None]
-    column_threshold = tl.load(column_terms + columns)[None, :]
-    row_offset = tl.load(row_terms + 2 * row_padded + rows)
-    column_offset = tl.load(column_terms + 2 * column_padded + columns)
-    row_factor = tl.load(row_terms + 4 * row_padded + rows) * tl.exp(-row_offset)
-    column_factor = tl.load(column_terms + 4 * column_padded + columns) * tl.exp(-column_offset)
-    by_row = (kept < 0) | (row_threshold <= column_threshold)
-    by_column = (kept < 0) | (column_threshold < row_threshold)
-    factor = tl.where(by_row, row_factor[:, None], 0) + tl.where(
-        by_column, column_factor[None, :], 0
-    )
+    row_above = term(row_terms, NEG_ABOVE, rows, row_padded, True)
+    column_above = term(column_terms, NEG_ABOVE, columns, column_padded, False)
+    row_offset = term(row_terms, NEG_OFFSET, rows, row_padded, True)
+    column_offset = term(column_terms, NEG_OFFSET, columns, column_padded, False)
+    row_factor = term(row_terms, NEG_FACTOR, rows, row_padded, True) * tl.exp(-row_offset)
+    column_factor = term(column_terms, NEG_FACTOR, columns, column_padded, False)
+    column_factor *= tl.exp(-column_offset)
+    by_row = (kept < 0) | (row_above <= column_above)
+    by_column = (kept < 0) | (column_above < row_above)
+    factor = tl.where(by_row, row_factor, 0) + tl.where(by_column, column_factor, 0)
     return tl.abs(kept) * factor

@@ -7,8 +7,9 @@ ahead. Blocks are GROUP wide on both sides.
 import triton
 import triton.language as tl
 
-from ms_kernels.backends.triton.multi_similarity import INFINITY
 from ms_kernels.backends.triton.pairs import positive_range
+from ms_kernels.backends.triton.softplus import INFINITY
+from ms_kernels.backends.triton.terms import NEG_OFFSET
 
 
 @triton.jit(do_not_specialize=["listed", "N", "M", "mass_columns", "column_blocks"])
@@ -58,7 +59,7 @@ def tile_list_kernel(
     if HAS_MASS:
         row_factor = tl.zeros((), T)
         if HAS_ROW:
-            row_factor = tl.exp(-tl.min(tl.load(row_terms + 2 * row_padded + rows)))
+            row_factor = tl.exp(-tl.min(tl.load(row_terms + NEG_OFFSET * row_padded + rows)))
         # An anchor's tiles lie along a row of blocks, or along a column.
         most_tiles = tl.maximum(column_blocks, tl.cdiv(N, GROUP))
         most = tl.zeros((BLOCK,), T) + tl.load(tolerance) / most_tiles
@@ -80,7 +81,7 @@ def tile_list_kernel(
             factor = tl.zeros((BLOCK,), T) + row_factor
             if HAS_COLUMN:
                 columns = wide[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-                at = column_terms + 2 * column_padded + columns
+                at = column_terms + NEG_OFFSET * column_padded + columns
                 offset = tl.load(at, mask=some[:, None], other=INFINITY)
                 factor = tl.maximum(factor, tl.exp(-tl.min(offset, 1)))
             light = mass * factor <= most  # false where mass is infinite, whatever the factor

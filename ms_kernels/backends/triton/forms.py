@@ -1,0 +1,174 @@
+"""How the pairs of an anchor enter a loss: what is summed over them, and what one of them weighs.
+Twin of csrc/math/pair_form.h.
+
+u is how far the similarity of a pair lies beyond its kind's base: S - base, of positives of SIGN -1
+base - S. Of these and of negatives the harder pairs have the greater u.
+
+    FORM         summed over kept pairs      a kept pair weighs           z
+    exponential  log sum exp(z)              factor exp(z - offset)       scale u
+    circle       log sum exp(z)              factor a exp(z - offset)     a (u - margin),
+                                                                a = scale max(0, u + margin)
+    sigmoid      sum softplus(z - offset)    factor sigmoid(z - offset)   scale u
+    hinge        sum max(0, u)               factor where u >= 0          u
+    ranked       see `ranked.py`
+
+A weight is dl/du. BOUNDED says that sums are simply added: they are no exponentials, or such of
+unit rows that neither overflow nor underflow. HAS_OFFSET: a sigmoid has an offset of its own for
+each anchor, else none.
+"""
+
+import triton
+import triton.language as tl
+
+from ms_kernels.backends.triton.coefficients import margin, negative_base, negative_scale
+from ms_kernels.backends.triton.softplus import INFINITY, sigmoid, softplus
+
+
+@triton.jit
+def beyond(sim, base, SIGN: tl.constexpr):
+    """u of a pair."""
+    if SIGN == 1:
+        return sim - base
+    else:
+        tl.static_assert(SIGN == -1, "a sign is 1 or -1")
+        return base - sim
+
+
+@triton.jit
+def circle_factor(u, scale, coefficients):
+    """A circle's a."""
+    return scale * tl.maximum(u + margin(coefficients), 0)
+
+
+@triton.jit
+def exponent(u, scale, coefficients, FORM: tl.constexpr):
+    """z, without an offset."""
+    if FORM == "circle":
+        return circle_factor(u, scale, coefficients) * (u - margin(coefficients))
+    elif FORM == "hinge":
+        return u
+    else:
+        tl.static_assert(FORM == "exponential" or FORM == "sigmoid", "exponent: unknown form")
+        return scale * u
+
+
+@triton.jit
+def below_peak(z, peak):
+    """z less the greatest of a sum, at most 0: also of two that overflow."""
+    return tl.where(z < peak, z - peak, 0)
+
+
+@triton.jit
+def log_of_sum(z, sums):
+    """log of a sum of exponentials, of the hardest kept pair exp(z), which may be all of it: then z
+    itself, which the logarithm of a rounded exponential is not; -inf if none is kept."""
+    lse = tl.log(tl.where(sums == 0, 1, sums))
+    return tl.where(sums == 0, -INFINITY, tl.where(sums == tl.exp(z), z, lse))
+
+
+@triton.jit
+def log_beyond_peak(z, sums):
+    """The same of a sum that refers to the exponential of z; -inf if none is kept."""
+    return tl.where(sums == 0, -INFINITY, z + tl.log(tl.where(sums == 0, 1, sums)))
+
+
+@triton.jit
+def rescaled(sums, reference, other, coefficients):
+    """A sum of negatives' exponentials that refers to one similarity, for another; 0 stays 0, and
+    its reference may be -inf."""
+    factor = tl.exp(negative_scale(coefficients) * (reference - other))
+    return tl.where(sums == 0, 0, sums * factor)
+
+
+@triton.jit
+def negative_summand(sim, reference, coefficients, FORM: tl.constexpr, BOUNDED: tl.constexpr):
+    """What a kept negative adds to the sum of its anchor; an exponential that is not BOUNDED refers
+    to the similarity `reference`."""
+    scale, u = negative_scale(coefficients), sim - negative_base(coefficients)
+    if FORM == "exponential":
+        if BOUNDED:
+            return tl.exp(scale * u)
+        else:
+            return tl.exp(scale * (sim - reference))
+    elif FORM == "circle":
+        return tl.exp(exponent(u, scale, coefficients, FORM))
+    elif FORM == "sigmoid":
+        return softplus(scale * u)
+    else:
+        tl.static_assert(FORM == "hinge", "negative_summand: unknown form")
+        return tl.maximum(u, 0)
+
+
+@triton.jit
+def negative_result(peak, sums, coefficients, FORM: tl.constexpr, BOUNDED: tl.constexpr):
+    """The finished sum over kept negatives, `peak` the hardest of them: a log-sum-exp, -inf if
+    empty, or a plain sum."""
+    scale, u = negative_scale(coefficients), peak - negative_base(coefficients)
+    if FORM == "exponential" or FORM == "circle":
+        z = exponent(u, scale, coefficients, FORM)
+        if BOUNDED:
+            return log_of_sum(z, sums)
+        else:
+            tl.static_assert(FORM == "exponential", "only exponentials refer to their peak")
+            return log_beyond_peak(z, sums)
+    elif FORM == "sigmoid" or FORM == "hinge":
+        return sums
+    else:
+        tl.static_assert(FORM == "ranked", "negative_result: unknown form")
+        return sums
+
+
+@triton.jit
+def in_common(u, scale, FORM: tl.constexpr, BOUNDED: tl.constexpr, HAS_OFFSET: tl.constexpr):
+    """What a pair's weights for its row and for its column have in common; u where it is nothing
+    that would be computed twice."""
+    if FORM == "exponential":
+        if BOUNDED:
+            return tl.exp(scale * u)
+        else:
+            return u
+    elif FORM == "sigmoid":
+        if HAS_OFFSET:
+            return u
+        else:
+            return sigmoid(scale * u)
+    else:
+        tl.static_assert(FORM == "circle" or FORM == "hinge", "in_common: unknown form")
+        return u
+
+
+@triton.jit
+def weight_of(
+    u,
+    common,
+    scale,
+    offset,
+    factor,
+    coefficients,
+    FORM: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    HAS_OFFSET: tl.constexpr,
+):
+    """What a kept pair weighs for one side, `common` from `in_common`.
+
+    Exponents of kept pairs are at most 0. Others are cut there, so that what is masked later is
+    finite; and a pair that the scan did not count, if rounding let it pass here, must not weigh
+    more than any pair can.
+    """
+    if FORM == "exponential":
+        if BOUNDED:
+            return factor * tl.minimum(common * tl.exp(-offset), 1)
+        else:
+            return factor * tl.exp(tl.minimum(scale * u - offset, 0))
+    elif FORM == "circle":
+        z = exponent(u, scale, coefficients, FORM)
+        a = circle_factor(u, scale, coefficients)
+        return factor * a * tl.exp(tl.minimum(z - offset, 0))
+    elif FORM == "sigmoid":
+        if HAS_OFFSET:
+            return factor * sigmoid(scale * u - offset)
+        else:
+            return factor * common
+    else:
+        tl.static_assert(FORM == "hinge", "weight_of: unknown form")
+        return tl.where(u >= 0, factor, 0)

@@ -1,0 +1,177 @@
+"""Launches the negative scan and its merge."""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ms_kernels.backends.triton.launch import arguments
+from ms_kernels.backends.triton.launch_ranked import Lists, no_lists
+from ms_kernels.backends.triton.merge import merge_kernel
+from ms_kernels.backends.triton.negatives import negative_scan_kernel
+from ms_kernels.backends.triton.problem import BUSY, Problem
+from ms_kernels.backends.triton.tiles import owner_of
+
+MOST_TILES = 8
+
+
+class NegativeScan(NamedTuple):
+    hardest: Tensor  # (padded): hardest negative, as what follows in label order
+    peak: Tensor  # the hardest that may be kept; the same tensor where that is no other
+    sums: Tensor
+    kept: Tensor  # empty if not counted
+    tile_mass: Tensor  # (row blocks, column blocks); empty if exact
+    stash: Tensor | None  # exponentials, where they were asked for and fit
+
+
+def has_peak(problem: Problem, exact: bool) -> bool:
+    """Whether the hardest negative is told from the hardest that may be kept."""
+    return exact and problem.mining.two_sided
+
+
+def is_counted(problem: Problem, exact: bool) -> bool:
+    """Whether kept negatives are; of a log-sum-exp it is known anyway whether there are some."""
+    return exact or problem.rule.negative not in ("exponential", "circle")
+
+
+def scan_negatives(
+    problem: Problem,
+    above: Tensor,  # (padded): kept negatives are above
+    below: Tensor | None,  # (padded), of two-sided mining: and below
+    lists: Lists | None,  # of a ranked rule: counts of what is reached are added
+    workspace_bytes: int,
+    exact: bool,
+    stash_bytes: int = 0,
+) -> NegativeScan:
+    """Goes by launches of as many row blocks as `workspace_bytes` of partial sums allow; each is
+    merged into the totals before the next. Within `stash_bytes` exponentials are kept for the
+    gradient."""
+    rows, columns, tile = problem.rows, problem.columns, problem.tiles.scan
+    new: Any = {"dtype": rows.dtype, "device": rows.device}
+    sides, others, common = arguments(problem)
+    counted, peaked = is_counted(problem, exact), has_peak(problem, exact)
+    row_blocks = triton.cdiv(max(rows.count, 1), tile.block_m)
+    column_blocks = triton.cdiv(columns.count, tile.block_n)
+    mass_shape = (0, 0) if exact else (row_blocks, max(column_blocks, 1))
+    tile_mass = torch.empty(mass_shape, dtype=torch.bfloat16, device=rows.device)
+    peak = torch.full((rows.padded,), -torch.inf, **new)
+    hardest = peak.clone() if peaked else peak
+    sums = torch.zeros(rows.padded, **new)
+    kept = torch.zeros(rows.padded if counted else 0, dtype=torch.int32, device=rows.device)
+    work = row_blocks * column_blocks // (2 if problem.symmetric else 1)
+    tiles = min(MOST_TILES, max(1, work // (4 * BUSY)))
+    splits = triton.cdiv(column_blocks, tiles)
+    chunk = _chunk(problem, workspace_bytes, row_blocks, splits, counted, peaked)
+    row_cells, column_cells = chunk * tile.block_m, columns.padded if problem.symmetric else 0
+    row_partials = _partials(splits, row_cells, new, counted, peaked)
+    height = chunk if problem.symmetric else 0
+    column_partials = _partials(height, column_cells, new, counted, peaked)
+    stash = _stash(problem, row_blocks, column_blocks, stash_bytes)
+    flags: Any = {
+        "SYMMETRIC": problem.symmetric,
+        "BOUNDED": problem.bounded,
+        "COUNTED": counted,
+        "PEAK": peaked,
+    }
+    ranked = no_lists(above) if lists is None else lists
+    for first_block in range(0, row_blocks if column_blocks else 0, chunk):
+        blocks = min(chunk, row_blocks - first_block)
+        negative_scan_kernel[(blocks * splits,)](
+            *sides,
+            rows.ids,
+            problem.first,
+            problem.last,
+            *others,
+            above,
+            above if below is None else below,
+            ranked.thresholds,
+            ranked.reached,
+            ranked.in_use,
+            *row_partials,
+            *column_partials,
+            tile_mass if stash is None else stash,
+            tile_mass,
+            first_block,
+            blocks,
+            rows.count,
+            columns.count,
+            rows.stride,
+            row_cells,
+            column_cells,
+            column_blocks,
+            tiles,
+            rows.padded,
+            NEGATIVE=problem.rule.negative,
+            TWO_SIDED=below is not None,
+            EXACT=exact,
+            STASH=stash is not None,
+            MAY_OVERFLOW=not problem.spec.normalize,
+            **flags,
+            **common,
+        )
+        merge_kernel[(row_blocks,)](
+            problem.coefficients,
+            *row_partials,
+            *column_partials,
+            peak,
+            sums,
+            kept,
+            hardest,
+            first_block,
+            blocks,
+            splits,
+            row_cells,
+            column_cells,
+            tiles,
+            **flags,
+            BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n,
+        )
+    return NegativeScan(hardest, peak, sums, kept, tile_mass, stash)
+
+
+def _stash(problem: Problem, row_blocks: int, column_blocks: int, budget: int) -> Tensor | None:
+    """Room for the scan's tiles on and above the diagonal, if the gradient gains by it.
+
+    Half rows only, whose weights are rounded as much anyway; and only where the gradient goes by
+    panels: a program that holds its rows whole computes similarities as fast as it could read them.
+    """
+    tile = problem.tiles.scan
+    held_whole = owner_of(problem.tiles, problem.rows.stride) is not None
+    half = problem.rows.copy.element_size() == 2
+    # With one bound on each side the lower one tells who keeps a pair: see `stash.py`.
+    known = (
+        problem.bounded and problem.rule.negative == "exponential" and not problem.mining.two_sided
+    )
+    if not (problem.symmetric and known and half) or held_whole:
+        return None
+    ratio = tile.block_n // tile.block_m
+    size = sum(column_blocks - i // ratio for i in range(row_blocks)) * tile.block_m * tile.block_n
+    if 2 * size > budget:
+        return None
+    return torch.empty(size, dtype=torch.bfloat16, device=problem.rows.device)
+
+
+def _chunk(
+    problem: Problem, budget: int, row_blocks: int, splits: int, counted: bool, peaked: bool
+) -> int:
+    """Row blocks of one launch of the negative scan: their partial sums fit the budget."""
+    number = problem.rows.dtype.itemsize
+    cell = (3 if peaked else 2) * number + (4 if counted else 0)
+    cells = splits * problem.tiles.scan.block_m
+    if problem.symmetric:
+        cells += problem.columns.padded
+    return min(row_blocks, max(1, budget // max(1, cells * cell)))
+
+
+def _partials(
+    height: int, width: int, new: Any, counted: bool, peaked: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shape = (height, width)
+    return (
+        torch.empty(shape, **new),
+        torch.empty(shape, **new),
+        torch.empty(shape if counted else (0, 0), dtype=torch.int32, device=new["device"]),
+        torch.empty(shape if peaked else (0, 0), **new),
+    )
