@@ -16,7 +16,7 @@ from bench.gpu_cases import Batch, check_rows, chosen_backend, make_batch, ours_
 from bench.gpu_record import Case
 from bench.gpu_timing import Timer, extra, step_of
 from ms_kernels.backends.interface import Side
-from ms_kernels.rules.spec import MultiSimilaritySpec
+from ms_kernels.rules.spec import PairSpec
 
 LOOKS = ("warm", "eager")
 ROUNDS = 3
@@ -37,8 +37,8 @@ def checked(shape: tuple[Any, ...]) -> Checked:
 
 def _row_losses(batch: Batch, backend: str) -> torch.Tensor:
     """As the step computes them: of the call that makes the gradient too."""
-    module = ms_kernels.backends.dispatch.load(backend)
-    side, spec = Side(batch.x, batch.y, None), MultiSimilaritySpec()
+    module = ms_kernels.backends.dispatch.MODULES[backend]
+    side, spec = Side(batch.x, batch.y, None), PairSpec()
     losses: torch.Tensor = module.loss_and_gradient(side, None, spec, True, False)[0]
     return losses
 

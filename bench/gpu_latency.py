@@ -23,7 +23,7 @@ from bench.gpu_native import native_time
 from bench.gpu_record import Case, Record
 from bench.gpu_timing import GRAPH_STEPS, Run, Timer, extra, launched, reason, step_of
 from ms_kernels.backends.interface import Side
-from ms_kernels.rules.spec import MultiSimilaritySpec
+from ms_kernels.rules.spec import PairSpec
 
 SMALL, LARGE = (80, 256, 512, 1024), (4096, 16384)
 DEPTH = 16 if REHEARSED else 512
@@ -35,8 +35,8 @@ PROFILED = 1 if REHEARSED else 3
 
 def module_call(backend: str, batch: Batch) -> Callable[[], object]:
     """The backend's own call, without checks, operators and autograd."""
-    module = ms_kernels.backends.dispatch.load(backend)
-    side, spec = Side(batch.x, batch.y, None), MultiSimilaritySpec()
+    module = ms_kernels.backends.dispatch.MODULES[backend]
+    side, spec = Side(batch.x, batch.y, None), PairSpec()
     return lambda: module.loss_and_gradient(side, None, spec, True, False)
 
 

@@ -11,21 +11,24 @@ constexpr double kNormFloor = 1e-12;
 
 enum class Job : int { statistics, gradient, loss_and_gradient };
 
-// What one side adds to a pair's weight, in the compute type; all null when it adds nothing.
+// Statistics of a side's rows, in the compute type, and the gradient of their losses: what the side
+// adds to a pair's weight; all null when it adds nothing.
 struct TermInput {
-  const void *hardest_positive, *hardest_negative, *pos_lse, *neg_lse, *dloss;
+  const void *hardest_positive, *hardest_negative, *pos_sum, *neg_sum;
+  const std::int64_t *pos_kept, *neg_kept;
+  const void *pos_moment, *dloss;
 };
 
+// What all rules share.
 struct Options {
-  double alpha, beta, base;
-  double epsilon;                  // +inf: keep every pair; else in the range of the compute type
   double max_positive_similarity;  // +inf: keep every positive
   bool normalize;
 };
 
 struct StatisticsOutput {
-  void *hardest_positive, *hardest_negative, *pos_lse, *neg_lse;
+  void *hardest_positive, *hardest_negative, *pos_sum, *neg_sum;
   std::int64_t *pos_kept, *neg_kept;
+  void* pos_moment;
 };
 
 }  // namespace msk

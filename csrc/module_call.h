@@ -16,10 +16,13 @@
 
 namespace msk {
 
-// A term is (hardest_positive, hardest_negative, pos_lse, neg_lse, dloss), options are (alpha,
-// beta, base, epsilon, max_positive_similarity, normalize); address 0 stands for what is absent.
-using TermIntegers = std::array<std::int64_t, 5>;
-using OptionNumbers = std::array<double, 6>;
+// The seven statistics of each row, in the order of Python's RowStatistics; a term has the gradient
+// of the row losses besides. Address 0 stands for what is absent.
+using StatisticsIntegers = std::array<std::int64_t, 7>;
+using TermIntegers = std::array<std::int64_t, 8>;
+// (weighting rule, its three options, mining rule, its two options, max_positive_similarity,
+// normalize): see rules/rules.h and call.h.
+using SpecNumbers = std::array<double, 9>;
 
 template <typename P = const void>
 P* pointer(std::int64_t address) {
@@ -32,42 +35,33 @@ inline void check_count(std::int64_t count) {
                                 std::to_string(count));
 }
 
-inline TermInput term(const std::optional<TermIntegers>& a) {
-  if (!a) return {};
-  return {pointer((*a)[0]), pointer((*a)[1]), pointer((*a)[2]), pointer((*a)[3]), pointer((*a)[4])};
+inline TermInput term(const std::optional<TermIntegers>& given) {
+  if (!given) return {};
+  const TermIntegers& a = *given;
+  const auto count = [&](int k) { return pointer<const std::int64_t>(a[k]); };
+  return {pointer(a[0]), pointer(a[1]), pointer(a[2]), pointer(a[3]),
+          count(4),      count(5),      pointer(a[6]), pointer(a[7])};
 }
 
-inline Options options_from(const OptionNumbers& o) {
-  return {o[0], o[1], o[2], o[3], o[4], o[5] != 0};
-}
+inline Options options_of(const SpecNumbers& s) { return {s[7], s[8] != 0}; }
 
-// (weighting rule, its three options, mining rule, its two options): see rules/rules.h
-using RuleNumbers = std::array<double, 7>;
-
-inline Rules rules_of(const Options& options, const std::optional<RuleNumbers>& given) {
-  if (!given) {
-    const bool mined = options.epsilon != std::numeric_limits<double>::infinity();
-    return {WeightingRule::multi_similarity,
-            {options.alpha, options.beta, options.base},
-            mined ? MiningRule::multi_similarity : MiningRule::none,
-            {options.epsilon, 0}};
-  }
-  const RuleNumbers& r = *given;
-  if (!(r[0] >= 0 && r[0] < double(WeightingRule::count) && r[4] >= 0 &&
-        r[4] < double(MiningRule::count)))
-    throw std::invalid_argument("rules: expected codes that exist, got " + std::to_string(r[0]) +
-                                " and " + std::to_string(r[4]));
-  return {WeightingRule(int(r[0])), {r[1], r[2], r[3]}, MiningRule(int(r[4])), {r[5], r[6]}};
+inline Rules rules_of(const SpecNumbers& s) {
+  if (!(s[0] >= 0 && s[0] < double(WeightingRule::count) && s[4] >= 0 &&
+        s[4] < double(MiningRule::count)))
+    throw std::invalid_argument("rules: expected codes that exist, got " + std::to_string(s[0]) +
+                                " and " + std::to_string(s[4]));
+  return {WeightingRule(int(s[0])), {s[1], s[2], s[3]}, MiningRule(int(s[4])), {s[5], s[6]}};
 }
 
 template <class Problem>
 class ModuleCall {
  public:
   void read_dloss(std::int64_t dloss) { problem_.dloss = pointer(dloss); }
-  void write_statistics(const std::array<std::int64_t, 6>& out) {
+  void write_statistics(const StatisticsIntegers& out) {
     problem_.statistics = {pointer<void>(out[0]),         pointer<void>(out[1]),
                            pointer<void>(out[2]),         pointer<void>(out[3]),
-                           pointer<std::int64_t>(out[4]), pointer<std::int64_t>(out[5])};
+                           pointer<std::int64_t>(out[4]), pointer<std::int64_t>(out[5]),
+                           pointer<void>(out[6])};
   }
   void write_loss(std::int64_t row_loss, std::int64_t kept) {
     problem_.row_loss = pointer<void>(row_loss);
@@ -75,6 +69,10 @@ class ModuleCall {
   }
   void read_terms(const std::optional<TermIntegers>& row_term,
                   const std::optional<TermIntegers>& column_term) {
+    if (problem_.rules.weighting == WeightingRule::triplet)
+      throw std::invalid_argument(
+          "read_terms: expected a loss whose rows are known by their statistics, got the triplet "
+          "loss, which lists pairs; use loss_and_gradient with dloss");
     problem_.row_term = term(row_term);
     problem_.column_term = term(column_term);
   }
@@ -87,16 +85,15 @@ class ModuleCall {
   using Side = decltype(Problem::rows);
 
   ModuleCall(Job job, DType dtype, std::int64_t depth, const Side& rows,
-             const std::optional<Side>& columns, const OptionNumbers& options,
-             const std::optional<RuleNumbers>& rules) {
+             const std::optional<Side>& columns, const SpecNumbers& spec) {
     problem_.job = job;
     problem_.dtype = dtype;
     problem_.depth = depth;
     problem_.rows = rows;
     problem_.self = !columns;
     if (columns) problem_.columns = *columns;
-    problem_.options = options_from(options);
-    problem_.rules = rules_of(problem_.options, rules);
+    problem_.options = options_of(spec);
+    problem_.rules = rules_of(spec);
   }
 
   Problem problem_{};

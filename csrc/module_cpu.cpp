@@ -1,4 +1,5 @@
 // Python module of the CPU backend: addresses in, numbers written. It knows nothing of torch.
+#include <algorithm>
 #include <vector>
 
 #ifdef __linux__
@@ -78,10 +79,9 @@ void prefer_huge_pages(std::byte* block, std::int64_t bytes) {
 class Call : public msk::ModuleCall<msk::Problem> {
  public:
   Call(msk::Job job, msk::DType dtype, std::int64_t depth, const SideIntegers& rows,
-       const std::optional<SideIntegers>& columns, const msk::OptionNumbers& options,
-       const std::optional<msk::RuleNumbers>& rules)
+       const std::optional<SideIntegers>& columns, const msk::SpecNumbers& spec)
       : ModuleCall(job, dtype, depth, side(rows),
-                   columns ? std::optional(side(*columns)) : std::nullopt, options, rules) {}
+                   columns ? std::optional(side(*columns)) : std::nullopt, spec) {}
 
   std::int64_t plan(int threads, std::int64_t budget) {
     problem_.threads = threads;
@@ -115,13 +115,13 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def(
       "row_loss",
-      [](msk::DType dtype, const msk::OptionNumbers& options, std::int64_t pos_lse,
-         std::int64_t neg_lse, std::int64_t out, std::int64_t count) {
-        kernels().row_loss(dtype, msk::options_from(options), pointer(pos_lse), pointer(neg_lse),
-                           pointer<void>(out), count);
+      [](msk::DType dtype, const msk::SpecNumbers& spec, const msk::StatisticsIntegers& statistics,
+         std::int64_t out, std::int64_t count) {
+        msk::TermIntegers all{};
+        std::copy(statistics.begin(), statistics.end(), all.begin());
+        kernels().row_loss(dtype, msk::rules_of(spec), msk::term(all), pointer<void>(out), count);
       },
-      py::arg("dtype"), py::arg("options"), py::arg("pos_lse"), py::arg("neg_lse"), py::arg("out"),
-      py::arg("count"));
+      py::arg("dtype"), py::arg("spec"), py::arg("statistics"), py::arg("out"), py::arg("count"));
   m.def(
       "exp",
       [](msk::DType dtype, std::int64_t in, std::int64_t out, std::int64_t count) {
@@ -131,10 +131,9 @@ PYBIND11_MODULE(_cpu, m) {
 
   msk::bind_call<Call>(m)
       .def(py::init<msk::Job, msk::DType, std::int64_t, const SideIntegers&,
-                    const std::optional<SideIntegers>&, const msk::OptionNumbers&,
-                    const std::optional<msk::RuleNumbers>&>(),
+                    const std::optional<SideIntegers>&, const msk::SpecNumbers&>(),
            py::arg("job"), py::arg("dtype"), py::arg("depth"), py::arg("rows"), py::arg("columns"),
-           py::arg("options"), py::arg("rules") = std::nullopt)
+           py::arg("spec"))
       .def("plan", &Call::plan, py::arg("threads"), py::arg("budget"))
       .def("run", &Call::run, py::arg("workspace"), py::call_guard<py::gil_scoped_release>());
 }

@@ -29,13 +29,13 @@ SideInput side(const SideIntegers& a) {
 class Call : public msk::ModuleCall<Problem> {
  public:
   Call(Job job, DType dtype, Precision precision, std::int64_t depth, const SideIntegers& rows,
-       const std::optional<SideIntegers>& columns, const msk::OptionNumbers& options,
-       double skip_below, bool by_tiles, const std::optional<msk::RuleNumbers>& rules)
+       const std::optional<SideIntegers>& columns, const msk::SpecNumbers& spec, double skip_below,
+       bool by_tiles)
       : ModuleCall(job, dtype, depth, side(rows),
-                   columns ? std::optional(side(*columns)) : std::nullopt, options, rules) {
-    if (rules && by_tiles)
-      throw std::invalid_argument("by_tiles: expected False with rules, got True");
-    problem_.family = rules.has_value();
+                   columns ? std::optional(side(*columns)) : std::nullopt, spec) {
+    problem_.family = !problem_.rules.is_multi_similarity();
+    if (problem_.family && by_tiles)
+      throw std::invalid_argument("by_tiles: expected False but of the MS loss, got True");
     problem_.precision = precision;
     problem_.tiled.skip_below = skip_below;
     problem_.by_tiles = by_tiles;
@@ -76,11 +76,10 @@ PYBIND11_MODULE(_cuda, m) {
   // by_tiles: labels ascend, and with the ids they are in the order that is given, int64.
   msk::bind_call<Call>(m)
       .def(py::init<Job, DType, Precision, std::int64_t, const SideIntegers&,
-                    const std::optional<SideIntegers>&, const msk::OptionNumbers&, double, bool,
-                    const std::optional<msk::RuleNumbers>&>(),
+                    const std::optional<SideIntegers>&, const msk::SpecNumbers&, double, bool>(),
            py::arg("job"), py::arg("dtype"), py::arg("precision"), py::arg("depth"),
-           py::arg("rows"), py::arg("columns"), py::arg("options"), py::arg("skip_below"),
-           py::arg("by_tiles"), py::arg("rules") = std::nullopt)
+           py::arg("rows"), py::arg("columns"), py::arg("spec"), py::arg("skip_below"),
+           py::arg("by_tiles"))
       .def("read_ordinals", &Call::read_ordinals, py::arg("ordinals"), py::arg("most_ranks"))
       .def("plan", &Call::plan, py::arg("budget"))
       .def("run", &Call::run, py::arg("workspace"), py::arg("device"), py::arg("stream"),

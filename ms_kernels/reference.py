@@ -17,20 +17,36 @@ NORM_FLOOR = 1e-12
 
 
 class RowStatistics(NamedTuple):
-    """Six numbers for each anchor, each of shape (N,).
+    """Seven numbers for each anchor, each of shape (N,).
 
     hardest_positive: least similarity to a positive, +inf without one.
     hardest_negative: greatest similarity to a negative, -inf without one.
-    pos_lse, neg_lse: log-sum-exp over kept pairs, -inf without one.
+    pos_sum, neg_sum: what the weighting rule sums over kept pairs. A log-sum-exp, -inf without a
+        pair, where its pairs enter by exponentials (MultiSimilarity, BinLifted, LiftedStructure,
+        SupCon, NCA, Circle, the negatives of NTXent); else a plain sum, 0 without one. Of Triplet
+        neg_sum is the loss.
     pos_kept, neg_kept: number of kept pairs.
+    pos_moment: over kept positives, of SupCon the sum of similarities, of NTXent the derivative of
+        pos_sum by neg_sum; else 0.
     """
 
     hardest_positive: Tensor
     hardest_negative: Tensor
-    pos_lse: Tensor
-    neg_lse: Tensor
+    pos_sum: Tensor
+    neg_sum: Tensor
     pos_kept: Tensor
     neg_kept: Tensor
+    pos_moment: Tensor
+
+    @property
+    def pos_lse(self) -> Tensor:
+        """pos_sum of the Multi-Similarity loss: log sum exp(-alpha (S - base))."""
+        return self.pos_sum
+
+    @property
+    def neg_lse(self) -> Tensor:
+        """neg_sum of the Multi-Similarity loss: log sum exp(beta (S - base))."""
+        return self.neg_sum
 
 
 def row_statistics(
@@ -78,6 +94,7 @@ def row_statistics(
         masked_log_sum_exp(beta * (sim - base), negative) + poison,
         positive.sum(1),
         negative.sum(1),
+        torch.zeros_like(poison),
     )
 
 

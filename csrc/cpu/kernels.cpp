@@ -107,10 +107,11 @@ class Solver {
       };
       side.hardest_positive[k] = read(term.hardest_positive);
       side.hardest_negative[k] = read(term.hardest_negative);
-      side.pos_sum[k] = read(term.pos_lse);
-      side.neg_sum[k] = read(term.neg_lse);
-      side.moment[k] = T(0);  // the MS loss asks for neither
-      side.pos_kept[k] = side.neg_kept[k] = 0;
+      side.pos_sum[k] = read(term.pos_sum);
+      side.neg_sum[k] = read(term.neg_sum);
+      side.moment[k] = read(term.pos_moment);
+      side.pos_kept[k] = Code<T>(term.pos_kept[side.order[k]]);
+      side.neg_kept[k] = Code<T>(term.neg_kept[side.order[k]]);
       set_term(side, k, w_.loss, read(term.dloss));
       if (std::isnan(side.neg_sum[k])) side.poisoned[k] = 1;
       if (side.poisoned[k]) mute(side, k);
@@ -132,8 +133,9 @@ class Solver {
       if (p_.job == Job::statistics) {
         write(p_.statistics.hardest_positive, rows_.hardest_positive[k]);
         write(p_.statistics.hardest_negative, rows_.hardest_negative[k]);
-        write(p_.statistics.pos_lse, rows_.pos_sum[k]);
-        write(p_.statistics.neg_lse, rows_.neg_sum[k]);
+        write(p_.statistics.pos_sum, rows_.pos_sum[k]);
+        write(p_.statistics.neg_sum, rows_.neg_sum[k]);
+        write(p_.statistics.pos_moment, w_.loss.needs_moment() ? rows_.moment[k] : T(0));
         p_.statistics.pos_kept[at] = nan ? 0 : rows_.pos_kept[k];
         p_.statistics.neg_kept[at] = nan ? 0 : rows_.neg_kept[k];
         continue;
@@ -203,18 +205,24 @@ void solve(const Problem& p) {
 }
 
 template <typename T>
-void row_loss_of(const Options& options, const void* pos_lse, const void* neg_lse, void* out,
-                 std::int64_t count) {
-  const MultiSimilarity<T> loss{T(options.alpha), T(options.beta), T(options.base), T(0), T(0)};
-  for (std::int64_t i = 0; i < count; ++i)
-    static_cast<T*>(out)[i] =
-        loss.row_loss(static_cast<const T*>(pos_lse)[i], static_cast<const T*>(neg_lse)[i]);
+void row_loss_of(const Rules& rules, const TermInput& statistics, void* out, std::int64_t count) {
+  const PairLoss<T> loss(rules, kInfinity<T>);
+  const auto read = [](const void* array, std::int64_t i) {
+    return static_cast<const T*>(array)[i];
+  };
+  for (std::int64_t i = 0; i < count; ++i) {
+    const RowSums<T> sums{read(statistics.pos_sum, i), read(statistics.neg_sum, i),
+                          read(statistics.pos_moment, i), T(statistics.pos_kept[i]),
+                          T(statistics.neg_kept[i])};
+    // A row that is not finite kept nothing, of which many losses make 0.
+    static_cast<T*>(out)[i] = std::isnan(sums.negative) ? kNoNumber<T> : loss.finish(sums).loss;
+  }
 }
 
-void row_loss(DType dtype, const Options& options, const void* pos_lse, const void* neg_lse,
-              void* out, std::int64_t count) {
+void row_loss(DType dtype, const Rules& rules, const TermInput& statistics, void* out,
+              std::int64_t count) {
   const auto run = computes_in_double(dtype) ? row_loss_of<double> : row_loss_of<float>;
-  run(options, pos_lse, neg_lse, out, count);
+  run(rules, statistics, out, count);
 }
 
 template <typename T>

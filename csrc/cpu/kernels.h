@@ -11,9 +11,8 @@ struct Kernels {
   // go to bookkeeping and stash.
   void (*plan)(Problem&, std::int64_t budget);
   void (*solve)(const Problem&);
-  // Loss of each row from its log-sum-exps, to the bits that loss_and_gradient gives.
-  void (*row_loss)(DType, const Options&, const void* pos_lse, const void* neg_lse, void* out,
-                   std::int64_t count);
+  // Loss of each row from its statistics, to the bits that loss_and_gradient gives.
+  void (*row_loss)(DType, const Rules&, const TermInput& statistics, void* out, std::int64_t count);
   // The vector exponential, for the test of its error: float32 or float64, any count.
   void (*exp)(DType, const void* in, void* out, std::int64_t count);
 };

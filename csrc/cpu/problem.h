@@ -28,7 +28,7 @@ struct Problem {
   bool self;  // the rows are their own columns
   Options options;
   Rules rules;
-  TermInput row_term, column_term;  // Job::gradient only, of MultiSimilarity
+  TermInput row_term, column_term;  // Job::gradient only
   const void* dloss;                // Job::loss_and_gradient: of each row's loss; null: ones
   StatisticsOutput statistics;      // Job::statistics only
   void* row_loss;                   // Job::loss_and_gradient only: (rows.count) and

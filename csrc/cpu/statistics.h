@@ -30,7 +30,10 @@ class Statistics {
     scan<Scan::hardest_positive, false>(scratch);
     const auto& mining = w_.loss.mining;
     const bool ranked = w_.loss.ranked();
-    if (mining.negatives_need_hardest_negative() || (ranked && mining.positives_need_negatives()))
+    // The scan of the negatives sees the hardest of those that are not too hard to be kept.
+    const bool asked = w_.problem.job == Job::statistics && mining.bounds_negatives_above();
+    if (asked || mining.negatives_need_hardest_negative() ||
+        (ranked && mining.positives_need_negatives()))
       scan<Scan::hardest_negative, false>(scratch);
     if (ranked) scan<Scan::positives, general>(scratch);  // negatives are compared with these
     scan<Scan::negatives, general>(scratch);
@@ -217,7 +220,7 @@ class Statistics {
       set_positive_bounds(rows_, k, w_.loss);
     } else if constexpr (kind == Scan::negatives) {
       const T earlier = rows_.ranks.passed ? rows_.neg_sum[k] : T(0);
-      rows_.hardest_negative[k] = *total.hardest;
+      if (!w_.loss.mining.bounds_negatives_above()) rows_.hardest_negative[k] = *total.hardest;
       rows_.neg_kept[k] = *total.kept;
       rows_.neg_sum[k] = sum_of(w_.loss.negative, total) + earlier;
       set_positive_bounds(rows_, k, w_.loss);

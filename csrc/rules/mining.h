@@ -23,6 +23,8 @@ struct Mining {
   MSK_HOST_DEVICE bool negatives_need_hardest_negative() const {
     return rule == MiningRule::hardest;
   }
+  // Of negatives harder than all that are kept nothing but their hardest is ever asked.
+  MSK_HOST_DEVICE bool bounds_negatives_above() const { return rule == MiningRule::semi_hard; }
   MSK_HOST_DEVICE bool positives_need_negatives() const {
     return rule == MiningRule::multi_similarity;
   }

@@ -7,6 +7,7 @@ namespace msk {
 
 template <typename T>
 struct MultiSimilarity {
+  static constexpr bool kOffsetsPositives = false, kNeedsMoment = false;  // see weighting.h
   T alpha, beta, base;
   T epsilon;                  // +inf keeps every pair
   T max_positive_similarity;  // +inf keeps every positive

@@ -24,13 +24,13 @@ struct PairLoss {
         c(T(r.weighting_options[2])),
         mining{r.mining, T(r.mining_options[0]), T(r.mining_options[1])},
         max_positive_similarity(T(max_positive_similarity)),
-        negative(with_rule(NegativeOf{})),
-        positive(with_rule(PositiveOf{})),
+        negative(with_weighting<T>(rules, NegativeOf{})),
+        positive(with_weighting<T>(rules, PositiveOf{})),
         general(negative.shape != Shape::exponential || positive.shape != Shape::exponential ||
                 positive.sign > T(0) || mining.rule == MiningRule::semi_hard) {}
 
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
-    RowTerm<T> term = with_rule(FinishOf{sums});
+    RowTerm<T> term = with_weighting<T>(rules, FinishOf{sums});
     lose_shares(term.negative, negative, sums.negative);
     lose_shares(term.positive, positive, sums.positive);
     return term;
@@ -51,25 +51,15 @@ struct PairLoss {
   MSK_HOST_DEVICE bool ranked() const { return rules.weighting == WeightingRule::triplet; }
   // A sigmoid's, while positives are summed: what is known of the row then is its negatives.
   MSK_HOST_DEVICE bool offsets_positives() const {
-    return rules.weighting == WeightingRule::nt_xent;
+    return with_weighting<T>(rules, OffsetsPositives{});
   }
   MSK_HOST_DEVICE T positive_offset(T negative_sum) const {
     return offsets_positives() ? -negative_sum : T(0);
   }
+  // Whether a row's loss or weights depend on the moment of its positives.
+  MSK_HOST_DEVICE bool needs_moment() const { return with_weighting<T>(rules, NeedsMoment{}); }
 
  private:
-  // A rule that nobody knows makes a number of nothing, be it the weighting or the mining:
-  // module_call.h refuses it, and what should pass by there must show.
-  struct Unknown {
-    MSK_HOST_DEVICE Form<T> negative() const {
-      return {Shape::exponential, kNoNumber<T>, kNoNumber<T>};
-    }
-    MSK_HOST_DEVICE Form<T> positive() const { return negative(); }
-    MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>&) const {
-      const KindTerm<T> term{kNoNumber<T>, kNoNumber<T>};
-      return {kNoNumber<T>, term, term};
-    }
-  };
   MSK_HOST_DEVICE static Rules as_known(Rules r) {
     if (int(r.mining) < 0 || r.mining >= MiningRule::count) r.weighting = WeightingRule::count;
     return r;
@@ -87,6 +77,18 @@ struct PairLoss {
       return rule.finish(sums);
     }
   };
+  struct OffsetsPositives {
+    template <class Rule>
+    MSK_HOST_DEVICE bool operator()(const Rule&) const {
+      return Rule::kOffsetsPositives;
+    }
+  };
+  struct NeedsMoment {
+    template <class Rule>
+    MSK_HOST_DEVICE bool operator()(const Rule&) const {
+      return Rule::kNeedsMoment;
+    }
+  };
   struct NegativeOf {
     template <class Rule>
     MSK_HOST_DEVICE Form<T> operator()(const Rule& rule) const {
@@ -99,36 +101,6 @@ struct PairLoss {
       return rule.positive();
     }
   };
-
-  // visit(rule) with the rule as a type.
-  template <class Visit>
-  MSK_HOST_DEVICE auto with_rule(const Visit& visit) const {
-    switch (rules.weighting) {
-      case WeightingRule::contrastive:
-        return visit(Contrastive<T>{a, b});
-      case WeightingRule::binomial_deviance:
-        return visit(BinomialDeviance<T>{a, b, c});
-      case WeightingRule::bin_lifted:
-        return visit(BinLifted<T>{a, b, c});
-      case WeightingRule::lifted_structure:
-        return visit(LiftedStructure<T>{a});
-      case WeightingRule::nt_xent:
-        return visit(NTXent<T>{a});
-      case WeightingRule::sup_con:
-        return visit(SupCon<T>{a});
-      case WeightingRule::nca:
-        return visit(NCA<T>{a});
-      case WeightingRule::circle:
-        return visit(Circle<T>{a, b});
-      case WeightingRule::triplet:
-        return visit(Triplet<T>{a});
-      case WeightingRule::multi_similarity:
-        return visit(MultiSimilarity<T>{a, b, c, T(0), T(0)});
-      case WeightingRule::count:
-        break;
-    }
-    return visit(Unknown{});
-  }
 };
 
 }  // namespace msk

@@ -27,6 +27,12 @@ struct Rules {
   double weighting_options[3];
   MiningRule mining;
   double mining_options[2];
+
+  // The MS loss as its paper has it, or without mining: some kernels have shortcuts for it.
+  bool is_multi_similarity() const {
+    return weighting == WeightingRule::multi_similarity &&
+           (mining == MiningRule::multi_similarity || mining == MiningRule::none);
+  }
 };
 
 }  // namespace msk

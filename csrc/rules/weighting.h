@@ -4,11 +4,19 @@
 #pragma once
 
 #include "form.h"
+#include "multi_similarity.h"
+#include "rules.h"
 
 namespace msk {
 
+// What most rules are: one says otherwise where it is.
+struct AnyRule {
+  static constexpr bool kOffsetsPositives = false;  // a positive's exponent by the negatives' sum
+  static constexpr bool kNeedsMoment = false;       // finish asks for RowSums::moment
+};
+
 template <typename T>
-struct Contrastive {
+struct Contrastive : AnyRule {
   T positive_margin, negative_margin;
 
   MSK_HOST_DEVICE Form<T> negative() const { return {Shape::hinge, T(1), negative_margin}; }
@@ -22,7 +30,7 @@ struct Contrastive {
 };
 
 template <typename T>
-struct BinomialDeviance {
+struct BinomialDeviance : AnyRule {
   T alpha, beta, base;
 
   MSK_HOST_DEVICE Form<T> negative() const { return {Shape::sigmoid, beta, base}; }
@@ -37,7 +45,7 @@ struct BinomialDeviance {
 
 // The two parts of the MS loss, each times its scale.
 template <typename T>
-struct BinLifted {
+struct BinLifted : AnyRule {
   T alpha, beta, base;
 
   MSK_HOST_DEVICE Form<T> negative() const { return {Shape::exponential, beta, base}; }
@@ -52,7 +60,7 @@ struct BinLifted {
 };
 
 template <typename T>
-struct LiftedStructure {
+struct LiftedStructure : AnyRule {
   T margin;
 
   MSK_HOST_DEVICE Form<T> negative() const { return {Shape::exponential, T(1), T(0)}; }
@@ -68,7 +76,8 @@ struct LiftedStructure {
 };
 
 template <typename T>
-struct NTXent {
+struct NTXent : AnyRule {
+  static constexpr bool kOffsetsPositives = true, kNeedsMoment = true;
   T temperature;
 
   MSK_HOST_DEVICE Form<T> negative() const { return {Shape::exponential, 1 / temperature, T(0)}; }
@@ -84,7 +93,8 @@ struct NTXent {
 };
 
 template <typename T>
-struct SupCon {
+struct SupCon : AnyRule {
+  static constexpr bool kNeedsMoment = true;
   T temperature;
 
   MSK_HOST_DEVICE Form<T> negative() const { return {Shape::exponential, 1 / temperature, T(0)}; }
@@ -98,7 +108,7 @@ struct SupCon {
 };
 
 template <typename T>
-struct NCA {
+struct NCA : AnyRule {
   T temperature;
 
   MSK_HOST_DEVICE Form<T> negative() const { return {Shape::exponential, 1 / temperature, T(0)}; }
@@ -114,7 +124,7 @@ struct NCA {
 };
 
 template <typename T>
-struct Circle {
+struct Circle : AnyRule {
   T m, gamma;
 
   MSK_HOST_DEVICE Form<T> negative() const { return {Shape::circle, gamma, T(0), m}; }
@@ -128,7 +138,7 @@ struct Circle {
 
 // Every kept negative against every kept positive: bases are the positives' S - margin.
 template <typename T>
-struct Triplet {
+struct Triplet : AnyRule {
   T margin;
 
   MSK_HOST_DEVICE Form<T> negative() const { return {Shape::ranked, T(1), T(0)}; }
@@ -138,5 +148,51 @@ struct Triplet {
     return {sums.negative, term_if(some, T(1), T(0)), term_if(some, T(1), T(0))};
   }
 };
+
+// A rule that nobody knows makes a number of nothing: module_call.h refuses it, and what should
+// pass by there must show.
+template <typename T>
+struct UnknownRule : AnyRule {
+  MSK_HOST_DEVICE Form<T> negative() const {
+    return {Shape::exponential, kNoNumber<T>, kNoNumber<T>};
+  }
+  MSK_HOST_DEVICE Form<T> positive() const { return negative(); }
+  MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>&) const {
+    const KindTerm<T> term{kNoNumber<T>, kNoNumber<T>};
+    return {kNoNumber<T>, term, term};
+  }
+};
+
+// visit(rule) with the rule as a type.
+template <typename T, class Visit>
+MSK_HOST_DEVICE inline auto with_weighting(const Rules& rules, const Visit& visit) {
+  const T a = T(rules.weighting_options[0]), b = T(rules.weighting_options[1]);
+  const T c = T(rules.weighting_options[2]);
+  switch (rules.weighting) {
+    case WeightingRule::contrastive:
+      return visit(Contrastive<T>{{}, a, b});
+    case WeightingRule::binomial_deviance:
+      return visit(BinomialDeviance<T>{{}, a, b, c});
+    case WeightingRule::bin_lifted:
+      return visit(BinLifted<T>{{}, a, b, c});
+    case WeightingRule::lifted_structure:
+      return visit(LiftedStructure<T>{{}, a});
+    case WeightingRule::nt_xent:
+      return visit(NTXent<T>{{}, a});
+    case WeightingRule::sup_con:
+      return visit(SupCon<T>{{}, a});
+    case WeightingRule::nca:
+      return visit(NCA<T>{{}, a});
+    case WeightingRule::circle:
+      return visit(Circle<T>{{}, a, b});
+    case WeightingRule::triplet:
+      return visit(Triplet<T>{{}, a});
+    case WeightingRule::multi_similarity:
+      return visit(MultiSimilarity<T>{a, b, c, T(0), T(0)});
+    case WeightingRule::count:
+      break;
+  }
+  return visit(UnknownRule<T>{});
+}
 
 }  // namespace msk

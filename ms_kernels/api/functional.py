@@ -7,9 +7,11 @@ from ms_kernels import reference
 from ms_kernels.api.histogram import Histogram, histogram_loss
 from ms_kernels.api.streaming import streamed
 from ms_kernels.backends import dispatch
+from ms_kernels.backends.crowd import is_crowded
+from ms_kernels.backends.panel_rules import statistics_of
+from ms_kernels.backends.sides import Panel
 from ms_kernels.backends.sweep import row_losses
 from ms_kernels.checks import (
-    MOST_OPTION,
     Pairs,
     check_choice,
     check_pairs,
@@ -22,14 +24,8 @@ from ms_kernels.engine.ops import compute_dtype
 from ms_kernels.engine.refusals import constants, refuse_tracing
 from ms_kernels.reference import REDUCTIONS, RowStatistics
 from ms_kernels.rules.mining import NO_MINING, Mining, mining_of
-from ms_kernels.rules.spec import NATIVE, MultiSimilaritySpec, PairOptions, PairSpec, Spec, spec_of
-from ms_kernels.rules.weighting import MultiSimilarity, Triplet, Weighting, is_traced
-
-# Candidates of an anchor's class, on average; docs/performance.md has the measurement.
-CROWD = 1024
-# Of kernels on a GPU, which take longer the more candidates a class could have. Chosen by
-# reckoning: not measured on a GPU.
-MOST_CANDIDATES = {"cuda": 4096, "triton": 2048}
+from ms_kernels.rules.spec import PairOptions, spec_of
+from ms_kernels.rules.weighting import MultiSimilarity, Triplet, Weighting
 
 
 def pair_loss(
@@ -83,13 +79,14 @@ def pair_loss(
     if backend == "reference":
         return _dense(weighting, pairs, mining, shared, reduction)
     spec = spec_of(weighting, mining, shared)
-    known = known_by(weighting, mining, spec)
-    chosen = _resolve(backend, embeddings.device.type, *known)
-    if backend == "auto" and isinstance(weighting, Triplet) and _is_crowded(pairs, chosen):
+    known = dispatch.takers(spec)
+    dispatch.check_known(backend, spec, known, names_of(weighting, mining))
+    chosen = _resolve(backend, embeddings.device.type, known)
+    if backend == "auto" and isinstance(weighting, Triplet) and is_crowded(pairs, chosen):
         backend = chosen = "panels"
     # The op of a compiled graph runs where autograd, which panels need, is switched off.
     traced = chosen == "panels" and torch.compiler.is_compiling()
-    if spec is None or (traced and isinstance(spec, PairSpec)):
+    if spec is None or (traced and not spec.is_multi_similarity):
         return streamed(weighting.row_loss, pairs, mining, shared, reduction)
     return in_public_dtype(fused_loss(pairs, spec, reduction, backend), embeddings)
 
@@ -172,52 +169,17 @@ def check_rules(weighting: object, mining: object) -> None:
     check_rule("mining", mining, Mining)
 
 
-def known_by(
-    weighting: Weighting, mining: Mining, spec: Spec | None
-) -> tuple[tuple[str, ...], str]:
-    """The backends that know the rules, and the rules' names."""
-    names = f"{type(weighting).__name__} with {type(mining).__name__}"
-    if isinstance(spec, PairSpec) and not spec.fits_float32:
-        names += f" and options that are not 0 or between {1 / MOST_OPTION:g} and {MOST_OPTION:g}"
-    return ("panels",) if spec is None else spec.known_by, names
+def names_of(weighting: Weighting, mining: Mining) -> str:
+    return f"{type(weighting).__name__} with {type(mining).__name__}"
 
 
-def check_backend(backend: str, known_by: tuple[str, ...], got: str) -> None:
-    """An explicit one must know the rules."""
-    if backend in dispatch.ALL and backend not in known_by:
-        others = ", ".join(repr(name) for name in ("auto", *known_by, "reference"))
-        known = ", ".join(sorted(rule.__name__ for rule in NATIVE))
-        raise ValueError(
-            f"backend: {backend!r} expected a rule that its kernels know ({known}, with any mining "
-            f"rule of this package; Circle by limits of gamma, with unit rows), got {got}; use one "
-            f"of {others}"
-        )
-
-
-def _resolve(backend: str, device: str, known_by: tuple[str, ...], got: str) -> str:
-    check_backend(backend, known_by, got)
-    return dispatch.resolve(backend, device, known_by=known_by)
+def _resolve(backend: str, device: str, known: tuple[str, ...]) -> str:
+    return dispatch.resolve(backend, device, known=known)
 
 
 # A compiled graph takes the answer as a constant. torch.compiler.assume_constant_result sets this
 # too, but imports the compiler, which takes as long as the rest of torch.
 _resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _is_crowded(pairs: Pairs, backend: str) -> bool:
-    """Whether to sort the positives, as panels do, is faster than to compare each negative with
-    each of them."""
-    candidates = pairs.labels if pairs.ref_labels is None else pairs.ref_labels
-    if backend in MOST_CANDIDATES:  # which classes there are is not for the host to see
-        return len(candidates) > MOST_CANDIDATES[backend]
-    # What only stands for a tensor has no labels to look at.
-    given = type(candidates) is Tensor and not is_traced()
-    if backend != "cpu" or not given or len(candidates) <= CROWD or not len(pairs.labels):
-        return False
-    ascending = candidates.sort().values
-    upto = torch.searchsorted(ascending, pairs.labels, right=True)
-    of_anchors = upto - torch.searchsorted(ascending, pairs.labels)
-    return float(of_anchors.double().mean()) > CROWD
 
 
 def _dense(
@@ -228,23 +190,24 @@ def _dense(
     reduction: str,
 ) -> Tensor:
     with torch.autocast(pairs.embeddings.device.type, enabled=False):
-        sim, positive, negative = reference.labelled_similarities(
-            *_wide(pairs),
-            ids=pairs.ids,
-            ref_ids=pairs.ref_ids,
-            max_positive_similarity=shared.max_positive_similarity,
-            normalize=shared.normalize,
-        )
-        rows, kept = row_losses(weighting.row_loss, mining, sim, positive, negative)
+        rows, kept = row_losses(weighting.row_loss, mining, *_similarities(pairs, shared))
         loss = reduce_rows(rows, kept, reduction)
     return in_public_dtype(loss, pairs.embeddings)
 
 
-def _wide(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Both sides in the compute dtype, with their labels."""
+def _similarities(pairs: Pairs, shared: PairOptions) -> tuple[Tensor, Tensor, Tensor]:
+    """All of them in the compute dtype, and which are of positives and of negatives."""
     dtype = compute_dtype(pairs.embeddings)
-    refs = None if pairs.ref_emb is None else pairs.ref_emb.to(dtype)
-    return pairs.embeddings.to(dtype), pairs.labels, refs, pairs.ref_labels
+    return reference.labelled_similarities(
+        pairs.embeddings.to(dtype),
+        pairs.labels,
+        None if pairs.ref_emb is None else pairs.ref_emb.to(dtype),
+        pairs.ref_labels,
+        ids=pairs.ids,
+        ref_ids=pairs.ref_ids,
+        max_positive_similarity=shared.max_positive_similarity,
+        normalize=shared.normalize,
+    )
 
 
 def row_statistics(
@@ -253,6 +216,8 @@ def row_statistics(
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
+    weighting: Weighting | None = None,
+    mining: Mining | None = None,
     ids: Tensor | None = None,
     ref_ids: Tensor | None = None,
     alpha: float = 2.0,
@@ -263,21 +228,52 @@ def row_statistics(
     normalize: bool = True,
     backend: str = "auto",
 ) -> RowStatistics:
-    """Hardest pairs, log-sum-exps and kept counts of each anchor, (N,) each: constants.
+    """Hardest pairs, sums over kept pairs and their numbers of each anchor, (N,) each: constants.
 
-    pos_lse is log sum exp(-alpha (S - base)) over the kept positives, neg_lse is
-    log sum exp(beta (S - base)) over the kept negatives; -inf where none is kept. The loss of an
-    anchor is softplus(pos_lse) / alpha + softplus(neg_lse) / beta. Statistics are float64 for
-    float64 embeddings, else float32; counts are int64. Arguments and errors as in
-    `multi_similarity_loss`.
+    Of the MS loss pos_sum is log sum exp(-alpha (S - base)) over the kept positives, neg_sum is
+    log sum exp(beta (S - base)) over the kept negatives, -inf where none is kept; the loss of an
+    anchor is softplus(pos_sum) / alpha + softplus(neg_sum) / beta. `RowStatistics` has the others.
+
+    Args:
+        weighting: a rule of this package. Default: MultiSimilarity(alpha, beta, base).
+        mining: a rule of this package. Default: with `weighting` NoMining(), else that of epsilon.
+        The rest as in `multi_similarity_loss`.
+
+    Returns:
+        `RowStatistics`, float64 for float64 embeddings, else float32; counts are int64.
+
+    Raises:
+        TypeError, ValueError: before any work, for an argument that does not fit.
     """
-    spec = MultiSimilaritySpec(alpha, beta, base, epsilon, max_positive_similarity, normalize)
+    given = (alpha, beta, base) != (2.0, 50.0, 0.5)
+    if weighting is not None and (given or (epsilon != 0.1)):
+        raise ValueError(
+            "alpha, beta, base, epsilon: expected none because weighting was given, got "
+            f"{alpha}, {beta}, {base}, {epsilon}; they are options of the rules"
+        )
+    if mining is not None and epsilon != 0.1:
+        raise ValueError(
+            f"epsilon: expected none because mining was given, got {epsilon}; use "
+            "mining=MultiSimilarityMining(epsilon)"
+        )
+    if mining is None:
+        mining = mining_of(epsilon) if weighting is None else NO_MINING
+    if weighting is None:
+        weighting = MultiSimilarity(alpha, beta, base)
+    check_rules(weighting, mining)
     check_choice("backend", backend, dispatch.NAMES)
+    shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
+    spec = spec_of(weighting, mining, shared)
+    if spec is None:
+        raise ValueError(
+            "weighting, mining: expected rules of this package, whose losses follow from sums, got "
+            f"{names_of(weighting, mining)}; pair_weights takes any rule"
+        )
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
     device = embeddings.device.type
     with constants(), torch.autocast(device, enabled=False):
-        if _resolve(backend, device, spec.known_by, "") == "reference":
-            return reference.row_statistics(
-                *_wide(pairs), ids=pairs.ids, ref_ids=pairs.ref_ids, **spec.by_name()
-            )
+        known = dispatch.takers(spec)
+        dispatch.check_known(backend, spec, known, names_of(weighting, mining))
+        if _resolve(backend, device, known) == "reference":
+            return statistics_of(Panel(slice(len(labels)), *_similarities(pairs, shared)), spec)
         return RowStatistics(*ops.row_statistics(*pairs, spec.pack(), backend))

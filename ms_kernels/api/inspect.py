@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.api.histogram import Histogram
-from ms_kernels.api.losses import MultiSimilarityLoss
-from ms_kernels.api.pair_losses import PairLoss
+from ms_kernels.api.modules import PairLoss
 from ms_kernels.backends.interface import Side
 from ms_kernels.backends.sides import Panel, Sides
 from ms_kernels.backends.sweep import TEMPORARIES, panel_loss
@@ -50,7 +49,7 @@ class Rules(NamedTuple):
 
 
 def pair_weights(
-    loss: PairLoss | MultiSimilarityLoss | Weighting,
+    loss: PairLoss | Weighting,
     embeddings: Tensor,
     labels: Tensor,
     ref_emb: Tensor | None = None,
@@ -142,9 +141,6 @@ def rules_of(loss: object) -> Rules:
     """Weighting, mining and options of a loss; an error names what it may be."""
     if isinstance(loss, type) and issubclass(loss, Weighting):
         check_rule("loss", loss, Weighting)
-    if isinstance(loss, MultiSimilarityLoss):
-        spec = loss.spec
-        return Rules(spec.weighting, spec.mining, spec.max_positive_similarity, spec.normalize)
     if isinstance(loss, Weighting):
         rules = Rules(loss, NO_MINING)
     elif isinstance(loss, PairLoss):

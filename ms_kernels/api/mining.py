@@ -7,10 +7,10 @@ from ms_kernels.backends.sides import Sides
 from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.engine.ops import sides_of
 from ms_kernels.engine.refusals import is_batched, refuse_tracing
-from ms_kernels.rules.mining import Mining, kept_pairs
-from ms_kernels.rules.spec import MultiSimilaritySpec
+from ms_kernels.rules.mining import Mining, MultiSimilarityMining, kept_pairs, mining_of
+from ms_kernels.rules.spec import PairOptions
 
-EPSILON = MultiSimilaritySpec().epsilon
+EPSILON = MultiSimilarityMining.epsilon
 
 
 def mined_pairs(
@@ -40,11 +40,9 @@ def mined_pairs(
     >>> anchor, positive, also_anchor, negative = mined_pairs(embeddings, labels)
     >>> mined_pairs(embeddings, labels, mining=HardestMining())
     """
-    spec = MultiSimilaritySpec(
-        epsilon=epsilon, max_positive_similarity=max_positive_similarity, normalize=normalize
-    )
+    shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
     if mining is None:
-        mining = spec.mining
+        mining = mining_of(epsilon)
     elif epsilon != EPSILON:
         raise ValueError(
             f"epsilon: expected none because mining was given, got {epsilon}; use "
@@ -61,7 +59,7 @@ def mined_pairs(
     none = torch.zeros(0, 2, dtype=torch.int64, device=embeddings.device)
     found = [none], [none]
     with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
-        for panel in Sides(*sides_of(pairs), spec).panels():
+        for panel in Sides(*sides_of(pairs), shared).panels():
             kept = kept_pairs(mining, panel.sim, panel.positive, panel.negative)
             for mask, parts in zip(kept, found, strict=True):
                 indices = mask.nonzero()

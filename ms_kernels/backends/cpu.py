@@ -7,11 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Side, Term
-from ms_kernels.backends.native import NativeCall, native_dtype, native_options
+from ms_kernels.backends.interface import Found, Side, Term
+from ms_kernels.backends.native import (
+    NativeBackend,
+    NativeCall,
+    native_dtype,
+    native_spec,
+    unfit_options,
+)
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.spec import MultiSimilaritySpec, PairSpec, Spec
+from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.weighting import Circle
 from ms_kernels.settings import options
+
+# e to this power, 2^23 times, is a float32; so is its inverse.
+MOST_EXPONENT = 70
 
 
 def missing() -> str | None:
@@ -26,53 +36,30 @@ def missing() -> str | None:
     return None
 
 
-def row_statistics(
-    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec
-) -> RowStatistics:
-    """Statistics of each anchor; candidates None means the anchors themselves."""
-    return _Call("statistics", anchors, candidates, spec).statistics()
+def refuses(spec: PairSpec, dtype: torch.dtype | None) -> str | None:
+    """None when the kernels take these rules, else why not."""
+    rule = spec.weighting
+    # A circle's exponents dip by so much under that of the hardest pair, which sums refer to.
+    if isinstance(rule, Circle) and rule.gamma * rule.m**2 > MOST_EXPONENT:
+        return f"gamma * m**2 must be at most {MOST_EXPONENT}"
+    return unfit_options(spec)
 
 
-def embedding_gradient(
-    rows: Side,
-    columns: Side | None,
-    spec: MultiSimilaritySpec,
-    row_term: Term | None,
-    column_term: Term | None,
-) -> Tensor:
-    """Gradient (N, D) with respect to the rows' embeddings, through their normalisation."""
-    return _Call("gradient", rows, columns, spec).gradient(row_term, column_term)
-
-
-def loss_and_gradient(
-    anchors: Side,
-    candidates: Side | None,
-    spec: Spec,
-    need_dx: bool,
-    need_dr: bool,
-    dloss: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Row losses (N,), kept pairs of each row (N,), gradients of the losses' sum."""
-    call = _Call("loss_and_gradient", anchors, candidates, spec)
-    if dloss is not None:
-        _check_array("dloss", dloss, len(anchors.labels))
-        call.native.read_dloss(call.address(dloss.to(call.dtype)))
-    return call.loss_and_gradient(need_dx, need_dr)
-
-
-def loss_of_statistics(stats: RowStatistics, spec: MultiSimilaritySpec) -> Tensor:
+def loss_of_statistics(stats: RowStatistics, spec: PairSpec) -> Tensor:
     """Row losses (N,) to the bits of `loss_and_gradient`; torch's depend on its threads."""
     module = _module()
-    pos_lse, neg_lse = stats.pos_lse.contiguous(), stats.neg_lse.contiguous()
-    for name, lse in (("pos_lse", pos_lse), ("neg_lse", neg_lse)):
-        _check_array(name, lse, pos_lse.numel())
-    if pos_lse.dtype != neg_lse.dtype:
-        raise ValueError(f"neg_lse: expected {pos_lse.dtype}, as pos_lse is, got {neg_lse.dtype}")
-    out = torch.empty_like(pos_lse)
+    stats = RowStatistics(*(s.contiguous() for s in stats))
+    out = torch.empty_like(stats.neg_sum)
+    for name, array in zip(stats._fields, stats, strict=True):
+        _check_array(name, array, out.numel())
+        wanted = torch.int64 if name.endswith("_kept") else out.dtype
+        if array.dtype != wanted:
+            raise ValueError(f"{name}: expected {wanted}, got {array.dtype}")
     module.row_loss(
         native_dtype(module, out),
-        native_options(spec, out.dtype),
-        *(t.data_ptr() for t in (pos_lse, neg_lse, out)),
+        native_spec(spec, out.dtype),
+        [s.data_ptr() for s in stats],
+        out.data_ptr(),
         len(out),
     )
     return out
@@ -131,7 +118,7 @@ def _check_columns(rows: Side, columns: Side) -> None:
 
 
 class _Call(NativeCall):
-    def __init__(self, job: str, rows: Side, columns: Side | None, spec: Spec) -> None:
+    def __init__(self, job: str, rows: Side, columns: Side | None, spec: PairSpec) -> None:
         _check_side("rows", rows)
         if columns is not None:
             _check_side("columns", columns)
@@ -144,8 +131,7 @@ class _Call(NativeCall):
             rows.embeddings.shape[1],
             self._side(rows),
             None if columns is None else self._side(columns),
-            native_options(spec, self.dtype),
-            spec.native_rules() if isinstance(spec, PairSpec) else None,
+            native_spec(spec, self.dtype),
         )
 
     def run(self) -> None:
@@ -153,11 +139,22 @@ class _Call(NativeCall):
         workspace = torch.empty(size, dtype=torch.uint8)
         self.native.run(workspace.data_ptr())
 
+    def loss_and_gradient(self, need_dx: bool, need_dr: bool, dloss: Tensor | None) -> Found:
+        if dloss is not None:
+            _check_array("dloss", dloss, len(self.rows.labels))
+        return super().loss_and_gradient(need_dx, need_dr, dloss)
+
     def term(self, term: Term | None, side: Side) -> tuple[int, ...] | None:
         if term is not None:
-            for array in (*term.stats[:4], term.dloss):
+            for array in (*term.stats, term.dloss):
                 _check_array("term", array, len(side.labels))
         return super().term(term, side)
 
     def _side(self, side: Side) -> tuple[int, ...]:
         return *self.embeddings(side), self.address(side.labels), self.address(side.ids)
+
+
+_backend = NativeBackend(_Call)
+row_statistics = _backend.row_statistics
+embedding_gradient = _backend.embedding_gradient
+loss_and_gradient = _backend.loss_and_gradient

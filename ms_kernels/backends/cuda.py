@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends import gpu
-from ms_kernels.backends.interface import Side, Term
-from ms_kernels.backends.native import NativeCall, native_dtype, native_options
-from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.spec import MultiSimilaritySpec, PairSpec, Spec
+from ms_kernels.backends.interface import Found, Side, Term
+from ms_kernels.backends.native import (
+    NativeBackend,
+    NativeCall,
+    native_dtype,
+    native_spec,
+    unfit_options,
+)
+from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet
 from ms_kernels.settings import ONE_LAUNCH, options
 
@@ -48,37 +53,9 @@ def missing() -> str | None:
     return unfit(torch.cuda.get_device_capability(), module.architectures, *module.versions())
 
 
-def row_statistics(
-    anchors: Side, candidates: Side | None, spec: MultiSimilaritySpec
-) -> RowStatistics:
-    """Statistics of each anchor; candidates None means the anchors themselves."""
-    return _Call("statistics", anchors, candidates, spec).statistics()
-
-
-def embedding_gradient(
-    rows: Side,
-    columns: Side | None,
-    spec: MultiSimilaritySpec,
-    row_term: Term | None,
-    column_term: Term | None,
-) -> Tensor:
-    """Gradient (N, D) with respect to the rows' embeddings, through their normalisation."""
-    return _Call("gradient", rows, columns, spec).gradient(row_term, column_term)
-
-
-def loss_and_gradient(
-    anchors: Side,
-    candidates: Side | None,
-    spec: Spec,
-    need_dx: bool,
-    need_dr: bool,
-    dloss: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Row losses (N,), kept pairs of each row (N,), gradients of the losses' sum."""
-    call = _Call("loss_and_gradient", anchors, candidates, spec)
-    if dloss is not None:
-        call.native.read_dloss(call.address(dloss.to(call.dtype)))
-    return call.loss_and_gradient(need_dx, need_dr)
+def refuses(spec: PairSpec, dtype: torch.dtype | None) -> str | None:
+    """None when the kernels take these rules, else why not."""
+    return unfit_options(spec)
 
 
 @functools.cache
@@ -168,7 +145,7 @@ def ordinals_in_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Call(NativeCall):
-    def __init__(self, job: str, rows: Side, columns: Side | None, spec: Spec) -> None:
+    def __init__(self, job: str, rows: Side, columns: Side | None, spec: PairSpec) -> None:
         super().__init__(rows, columns)
         module = _module()
         if self.device.type == "cuda":
@@ -177,7 +154,7 @@ class _Call(NativeCall):
         # bits in statistics and gradients.
         largest = max(len(side.labels) for side in (rows, columns) if side is not None)
         # Tiles know the MS loss alone; any rules go through the one launch, panel by panel.
-        self.by_tiles = largest > ONE_LAUNCH and not isinstance(spec, PairSpec)
+        self.by_tiles = largest > ONE_LAUNCH and spec.is_multi_similarity
         self.native = module.Call(
             getattr(module.Job, job),
             native_dtype(module, rows.embeddings),
@@ -185,13 +162,11 @@ class _Call(NativeCall):
             rows.embeddings.shape[1],
             self._side(rows),
             None if columns is None else self._side(columns),
-            native_options(spec, self.dtype),
+            native_spec(spec, self.dtype),
             options.skip_below_of(self.dtype == torch.float64),
             self.by_tiles,
-            spec.native_rules() if isinstance(spec, PairSpec) else None,
         )
-
-        if isinstance(spec, PairSpec) and isinstance(spec.weighting, Triplet):
+        if isinstance(spec.weighting, Triplet):
             ordinals, most = ordinals_in_classes(rows.labels if columns is None else columns.labels)
             self.native.read_ordinals(self.address(ordinals), self.address(most))
 
@@ -212,3 +187,30 @@ class _Call(NativeCall):
             labels, order = labels.sort(stable=True)
             ids = None if ids is None else ids[order]
         return *self.embeddings(side), *(self.address(a) for a in (labels, ids, order))
+
+
+_backend = NativeBackend(_Call)
+row_statistics = _backend.row_statistics
+embedding_gradient = _backend.embedding_gradient
+
+
+def loss_and_gradient(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    need_dx: bool,
+    need_dr: bool,
+    dloss: Tensor | None = None,
+) -> Found:
+    """Row losses (N,), kept pairs of each row (N,), gradients of the losses' sum."""
+    if dloss is None or not spec.is_multi_similarity:
+        return _backend.loss_and_gradient(anchors, candidates, spec, need_dx, need_dr, dloss)
+    # The MS loss takes an incoming gradient with finished statistics only.
+    stats = row_statistics(anchors, candidates, spec)
+    term, dx, dr = Term(stats, dloss), None, None
+    if need_dx:
+        both = term if candidates is None else None
+        dx = embedding_gradient(anchors, candidates, spec, term, both)
+    if need_dr and candidates is not None:
+        dr = embedding_gradient(candidates, anchors, spec, None, term)
+    return spec.loss_of(stats), stats.pos_kept + stats.neg_kept, dx, dr

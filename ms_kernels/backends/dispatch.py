@@ -1,7 +1,6 @@
 """Which backend runs: a pure table, and the state of this installation."""
 
 import functools
-import importlib
 import os
 import warnings
 from types import ModuleType
@@ -9,12 +8,20 @@ from typing import NamedTuple
 
 import torch
 
+from ms_kernels.backends import cpu, cuda, panels, triton
+from ms_kernels.rules.spec import NATIVE, PairSpec
 from ms_kernels.settings import ONE_LAUNCH
 
 # Fastest first. `device` is the only one that the backend serves, None for any.
 DEVICE_OF = {"cuda": "cuda", "cpu": "cpu", "triton": "cuda", "panels": None}
-ALL = tuple(DEVICE_OF)
+MODULES: dict[str, ModuleType] = {
+    "cuda": cuda,
+    "cpu": cpu,
+    "triton": triton,
+    "panels": panels,
+}
 NAMES = ("auto", *DEVICE_OF, "reference")
+DEFAULT = PairSpec()
 
 
 class Availability(NamedTuple):
@@ -38,19 +45,19 @@ def resolve(
     name: str,
     device: str,
     samples: int = 0,
-    known_by: tuple[str, ...] = ALL,
+    known: tuple[str, ...] = tuple(DEVICE_OF),
     dtype: torch.dtype = torch.float32,
 ) -> str:
     """The backend that `name` stands for; an explicit one never falls back to another.
 
-    known_by: the backends whose kernels know the rules; dtype: of the embeddings.
+    known: the backends that know the rules, as `takers` says; dtype: of the embeddings.
     """
     if name == "auto":
         here = serving(built(device), dtype)
         on_gpu = {kernels for kernels, only in DEVICE_OF.items() if device == only == "cuda"}
-        if on_gpu & frozenset(known_by) and not on_gpu & here:
+        if on_gpu & frozenset(known) and not on_gpu & here:
             remark_on_panels(dtype)
-        return choose(device, here & frozenset(known_by), samples)
+        return choose(device, here & frozenset(known), samples)
     if name in DEVICE_OF:
         only = DEVICE_OF[name]
         interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
@@ -62,23 +69,30 @@ def resolve(
         if reason is not None:
             way_out = "" if "backend=" in reason else "; or use backend='panels'"
             raise ValueError(f"backend: {name!r} cannot be used here: {reason}{way_out}")
-        reason = refusal(name, dtype)
+        reason = refusal(name, DEFAULT, dtype)
         if reason is not None:
             raise ValueError(f"embeddings: backend {name!r}: {reason}")
     return name
 
 
-@functools.cache
-def load(name: str) -> ModuleType:
-    """The backend's module."""
-    return importlib.import_module(f"ms_kernels.backends.{name}")
+def check_known(name: str, spec: PairSpec | None, known: tuple[str, ...], own: str) -> None:
+    """An explicit backend must know the rules; own: those that are not of this package."""
+    if name not in DEVICE_OF or name in known:
+        return
+    rules = ", ".join(sorted(rule.__name__ for rule in NATIVE))
+    others = ", ".join(repr(other) for other in ("auto", *known, "reference"))
+    got = own if spec is None else spec.names
+    raise ValueError(
+        f"backend: {name!r} expected a rule that its kernels know ({rules}, with any mining rule "
+        f"of this package), got {got}: {refusal(name, spec)}; use one of {others}"
+    )
 
 
 @functools.cache
 def why_missing(name: str) -> str | None:
     """None when the backend can be used here, else why not; asked once."""
     try:
-        reason: str | None = load(name).missing()
+        reason: str | None = MODULES[name].missing()
     except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
         # What torch says in a forked process, of a broken context and of a driver that fails.
         told = str(error).strip().partition("\n")[0].rstrip(".")
@@ -97,17 +111,27 @@ def built(device: str | None = None) -> frozenset[str]:
     return frozenset(name for name in serving if why_missing(name) is None)
 
 
-def refusal(name: str, dtype: torch.dtype) -> str | None:
-    """None when the backend takes embeddings of this dtype, else why not."""
-    refuses = getattr(load(name), "refuses", None)
-    reason: str | None = None if refuses is None else refuses(dtype)
+def refusal(name: str, spec: PairSpec | None, dtype: torch.dtype | None = None) -> str | None:
+    """None when the backend takes these rules, and embeddings of this dtype if one is given; else
+    why not."""
+    if spec is None:  # plain PyTorch takes any
+        return None if name == "panels" else "it knows rules of this package only"
+    reason: str | None = MODULES[name].refuses(spec, dtype)
     return reason
+
+
+def takers(spec: PairSpec | None) -> tuple[str, ...]:
+    """The backends that know these rules, whether or not they are here. torch.compile traces it,
+    with options that it may not know."""
+    if spec is None:
+        return ("panels",)
+    return tuple([name for name in DEVICE_OF if MODULES[name].refuses(spec, None) is None])
 
 
 @functools.cache
 def serving(here: frozenset[str], dtype: torch.dtype) -> frozenset[str]:
     """Those of the backends here that take embeddings of this dtype."""
-    return frozenset(name for name in here if refusal(name, dtype) is None)
+    return frozenset(name for name in here if refusal(name, DEFAULT, dtype) is None)
 
 
 _remarked: list[str] = []
@@ -118,7 +142,7 @@ def remark_on_panels(dtype: torch.dtype) -> None:
     if _remarked:
         return
     reasons = "; ".join(
-        f"{name}: {why_missing(name) or refusal(name, dtype)}"
+        f"{name}: {why_missing(name) or refusal(name, DEFAULT, dtype)}"
         for name, only in DEVICE_OF.items()
         if only == "cuda"
     )

@@ -6,13 +6,18 @@ float64 embeddings, else float32:
 
     missing() -> str | None
         None when the backend can be used; else why not, and the way out.
+    refuses(spec, dtype) -> str | None
+        None when it takes these rules, and embeddings of this dtype unless that is None; else why
+        not.
     row_statistics(anchors, candidates, spec) -> RowStatistics
     embedding_gradient(rows, columns, spec, row_term, column_term) -> Tensor
         (N, D) in the compute dtype: row i gets the sum over j of
-        (g(S_ij; row i) d_i + g(S_ij; column j) d_j) column_j, through its normalisation.
-    loss_and_gradient(anchors, candidates, spec, need_dx, need_dr) -> tuple
+        (g(S_ij; row i) d_i + g(S_ij; column j) d_j) column_j, through its normalisation. Of the
+        triplet loss, which compares pairs with pairs, the columns of a row term are all candidates
+        of the rows, the rows of a column term all candidates of the columns.
+    loss_and_gradient(anchors, candidates, spec, need_dx, need_dr, dloss=None) -> tuple
         Row losses (N,), int64 (N,) above 0 where a row keeps a pair, and the gradients of the sum
-        of row losses.
+        of row losses, or of their sum times dloss (N,).
 
 and, where torch's own bits would depend on its threads,
 
@@ -43,3 +48,7 @@ class Term(NamedTuple):
 
     stats: RowStatistics
     dloss: Tensor
+
+
+# Row losses (N,), kept pairs of each row (N,), gradients of both sides where they were wanted.
+Found = tuple[Tensor, Tensor, Tensor | None, Tensor | None]

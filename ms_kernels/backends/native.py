@@ -1,14 +1,18 @@
 """What the compiled backends share: a call takes addresses, and gives what the interface asks."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Side, Term
+from ms_kernels.backends.interface import Found, Side, Term
+from ms_kernels.backends.listing import gradient_of_anchors
+from ms_kernels.checks import MOST_OPTION
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.spec import MultiSimilaritySpec, PairSpec, Spec
+from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.weighting import Triplet
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -19,20 +23,18 @@ def native_dtype(module: Any, x: Tensor) -> Any:
     return getattr(module.DType, str(x.dtype).removeprefix("torch."))
 
 
-def native_options(spec: Spec, dtype: torch.dtype) -> tuple[float, ...]:
-    """In the order of csrc/call.h; what is not given is infinite."""
-    if isinstance(spec, PairSpec):  # its other options go with the rules
-        spec = MultiSimilaritySpec(
-            max_positive_similarity=spec.max_positive_similarity, normalize=spec.normalize
-        )
-    return (
-        spec.alpha,
-        spec.beta,
-        spec.base,
-        spec.narrow_epsilon(torch.finfo(dtype).max),
-        math.inf if spec.max_positive_similarity is None else spec.max_positive_similarity,
-        spec.normalize,
-    )
+def native_spec(spec: PairSpec, dtype: torch.dtype) -> tuple[float, ...]:
+    """In the order of csrc/module_call.h; what is not given is infinite."""
+    cap = spec.max_positive_similarity
+    shared = (math.inf if cap is None else cap, float(spec.normalize))
+    return *spec.native_rules(torch.finfo(dtype).max), *shared
+
+
+def unfit_options(spec: PairSpec) -> str | None:
+    """None when the kernels can take the options of the rules, in float32 and inverted."""
+    if spec.fits_float32:
+        return None
+    return f"options must be 0 or between {1 / MOST_OPTION:g} and {MOST_OPTION:g} in size"
 
 
 class NativeCall:
@@ -51,10 +53,12 @@ class NativeCall:
 
     def statistics(self) -> RowStatistics:
         n = len(self.rows.labels)
-        stats = [self.empty(n) for _ in range(4)] + [self.empty(n, torch.int64) for _ in range(2)]
+        numbers = [self.empty(n) for _ in range(4)]
+        counts = [self.empty(n, torch.int64) for _ in range(2)]
+        stats = RowStatistics._make([*numbers, *counts, self.empty(n)])
         self.native.write_statistics([s.data_ptr() for s in stats])
         self.run()
-        return RowStatistics(*stats)
+        return stats
 
     def gradient(self, row_term: Term | None, column_term: Term | None) -> Tensor:
         dx = self.empty(self.rows.embeddings.shape)
@@ -64,9 +68,9 @@ class NativeCall:
         self.run()
         return dx
 
-    def loss_and_gradient(
-        self, need_dx: bool, need_dr: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def loss_and_gradient(self, need_dx: bool, need_dr: bool, dloss: Tensor | None) -> Found:
+        if dloss is not None:
+            self.native.read_dloss(self.address(dloss.to(self.dtype)))
         n = len(self.rows.labels)
         row_loss, kept = self.empty(n), self.empty(n, torch.int64)
         dx = self.empty(self.rows.embeddings.shape) if need_dx else None
@@ -86,9 +90,10 @@ class NativeCall:
     def term(self, term: Term | None, side: Side) -> tuple[int, ...] | None:
         if term is None:
             return None
-        s = term.stats
-        arrays = (s.hardest_positive, s.hardest_negative, s.pos_lse, s.neg_lse, term.dloss)
-        return tuple(self.address(a.to(self.dtype)) for a in arrays)
+        return tuple(
+            self.address(a if a.dtype == torch.int64 else a.to(self.dtype))
+            for a in (*term.stats, term.dloss)
+        )
 
     def embeddings(self, side: Side) -> tuple[int, int, int]:
         """Address, stride of a row, number of rows; the elements of a row are neighbours."""
@@ -104,3 +109,41 @@ class NativeCall:
         array = array.contiguous()
         self.read.append(array)  # alive until the call is over
         return array.data_ptr()
+
+
+class NativeBackend:
+    """The functions of a backend, by calls of its compiled module."""
+
+    def __init__(self, call: Callable[[str, Side, Side | None, PairSpec], NativeCall]) -> None:
+        self.call = call
+
+    def row_statistics(
+        self, anchors: Side, candidates: Side | None, spec: PairSpec
+    ) -> RowStatistics:
+        return self.call("statistics", anchors, candidates, spec).statistics()
+
+    def embedding_gradient(
+        self,
+        rows: Side,
+        columns: Side | None,
+        spec: PairSpec,
+        row_term: Term | None,
+        column_term: Term | None,
+    ) -> Tensor:
+        if isinstance(spec.weighting, Triplet):  # its pairs are listed anew
+            return gradient_of_anchors(
+                self.loss_and_gradient, rows, columns, spec, row_term, column_term
+            )
+        return self.call("gradient", rows, columns, spec).gradient(row_term, column_term)
+
+    def loss_and_gradient(
+        self,
+        anchors: Side,
+        candidates: Side | None,
+        spec: PairSpec,
+        need_dx: bool,
+        need_dr: bool,
+        dloss: Tensor | None = None,
+    ) -> Found:
+        call = self.call("loss_and_gradient", anchors, candidates, spec)
+        return call.loss_and_gradient(need_dx, need_dr, dloss)

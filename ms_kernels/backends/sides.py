@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ms_kernels.backends.interface import Side
 from ms_kernels.reference import is_floored, row_scale, unit_rows
-from ms_kernels.rules.spec import Options
+from ms_kernels.rules.spec import PairOptions
 from ms_kernels.settings import options
 
 # A product of fewer rows, and the sum into all columns after it, would cost more than they share.
@@ -29,7 +29,7 @@ class Panel(NamedTuple):
 class Sides:
     """Both sides in the compute dtype, normalised, and their panels."""
 
-    def __init__(self, rows: Side, columns: Side | None, spec: Options) -> None:
+    def __init__(self, rows: Side, columns: Side | None, spec: PairOptions) -> None:
         self_mode = columns is None
         if columns is None:
             if rows.ids is None:
@@ -73,7 +73,9 @@ def full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def through_normalisation(dx: Tensor, unit: Tensor, embeddings: Tensor, spec: Options) -> Tensor:
+def through_normalisation(
+    dx: Tensor, unit: Tensor, embeddings: Tensor, spec: PairOptions
+) -> Tensor:
     """From the gradient of unit rows to that of the embeddings: 0 where those have no direction,
     or NaN where it is not finite."""
     if not spec.normalize:

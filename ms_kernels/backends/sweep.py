@@ -10,7 +10,7 @@ from torch import Tensor
 from ms_kernels.backends.interface import Side
 from ms_kernels.backends.sides import Panel, Sides, full_precision, through_normalisation
 from ms_kernels.rules.mining import Mining, kept_pairs, version_of, written_into
-from ms_kernels.rules.spec import Options
+from ms_kernels.rules.spec import PairOptions
 
 RowFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 # A panel and its derivative need some dozen temporaries of its size.
@@ -22,7 +22,7 @@ def sweep(
     mining: Mining,
     anchors: Side,
     candidates: Side | None,
-    spec: Options,
+    spec: PairOptions,
     need_dx: bool,
     need_dr: bool,
     dloss: Tensor | None = None,

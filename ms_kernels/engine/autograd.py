@@ -12,12 +12,12 @@ from ms_kernels.engine import ops
 from ms_kernels.engine.refusals import (
     WAY_OUT,
     below_autograd,
-    refuse_batches,
+    is_batch,
     refuse_second_derivative,
     refuse_transforms,
 )
 from ms_kernels.reference import count_valid
-from ms_kernels.rules.spec import PairSpec, Spec
+from ms_kernels.rules.spec import PairSpec
 
 
 class ReducedLoss(torch.autograd.Function):
@@ -113,7 +113,7 @@ def differentiable_once(
     return x, r
 
 
-def fused_loss(pairs: Pairs, spec: Spec, reduction: str, backend: str) -> Tensor:
+def fused_loss(pairs: Pairs, spec: PairSpec, reduction: str, backend: str) -> Tensor:
     """The reduced loss through the ops, in the compute dtype."""
     x, r = differentiable_once(pairs)
     wanted = torch.is_grad_enabled() and (x.requires_grad or (r is not None and r.requires_grad))
@@ -123,8 +123,7 @@ def fused_loss(pairs: Pairs, spec: Spec, reduction: str, backend: str) -> Tensor
             return reduce_rows(loss, kept, reduction, ops.total)
     if reduction != "none":
         return ReducedLoss.apply(x, r, pairs, reduction, spec.pack(), backend)  # type: ignore[no-any-return, no-untyped-call]
-    by_row = PairRowLoss if isinstance(spec, PairSpec) else RowLoss
-    return by_row.apply(x, r, pairs, spec.pack(), backend)  # type: ignore[no-any-return, no-untyped-call]
+    return RowLoss.apply(x, r, pairs, spec.pack(), backend)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class RowLoss(torch.autograd.Function):
@@ -142,15 +141,16 @@ class RowLoss(torch.autograd.Function):
         with below_autograd():
             stats = ops.row_statistics(*pairs, packed, backend)
             loss: Tensor = ops.row_loss_of(list(stats), packed, backend)
-        keep(ctx, *pairs, *stats[:4])
+        keep(ctx, *pairs, *stats)
         ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
         return loss
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("ms_kernels")
-        refuse_batches("ms_kernels", dloss)
         x, labels, ids, r, ref_labels, ref_ids, *stats = ctx.saved_tensors
+        if is_batch(dloss):
+            return _of_batch(ctx, dloss)
         term = [*stats, dloss]
         dx: Tensor | None = None
         dr: Tensor | None = None
@@ -168,41 +168,17 @@ class RowLoss(torch.autograd.Function):
         return dx, dr, None, None, None
 
 
-class PairRowLoss(torch.autograd.Function):
-    """Loss of each anchor for any pair of rules: what they are worth is known in backward only,
-    which sweeps the pairs anew instead of keeping statistics."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        embeddings: Tensor,
-        ref_emb: Tensor | None,
-        pairs: Pairs,
-        packed: list[float],
-        backend: str,
-    ) -> Tensor:
-        keep(ctx, *pairs)
-        ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
-        with below_autograd():
-            return ops.loss_and_gradient(*pairs, False, False, packed, backend)[0]  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative("ms_kernels")
-        pairs = ctx.saved_tensors
-        need_dx, need_dr, *_ = ctx.needs_input_grad
-        with _products_of(ctx.precision), below_autograd():
-            _, _, dx, dr = ops.loss_and_gradient(
-                *pairs, need_dx, need_dr, ctx.packed, ctx.backend, dloss
-            )
-        dtype = pairs[0].dtype
-        return (
-            dx.to(dtype) if need_dx else None,
-            dr.to(dtype) if need_dr else None,
-            None,
-            None,
-            None,
+def _of_batch(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+    """Of several incoming gradients: PyTorch calls an op once for each, but none that takes a list,
+    as of statistics."""
+    pairs = ctx.saved_tensors[:6]
+    need_dx, need_dr, *_ = ctx.needs_input_grad
+    with _products_of(ctx.precision), below_autograd():
+        _, _, dx, dr = ops.loss_and_gradient(
+            *pairs, need_dx, need_dr, ctx.packed, ctx.backend, dloss
         )
+    dtype = pairs[0].dtype
+    return dx.to(dtype) if need_dx else None, dr.to(dtype) if need_dr else None, None, None, None
 
 
 def _precision() -> str | None:

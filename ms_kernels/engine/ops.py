@@ -1,8 +1,7 @@
 """The two functions of a backend, and their fusion, as ops of PyTorch.
 
-Ops are what torch.compile sees: it never traces into a backend. `options` is
-MultiSimilaritySpec.pack(), of `loss_and_gradient` also PairSpec.pack(); backend "auto" is resolved
-inside.
+Ops are what torch.compile sees: it never traces into a backend. `spec` is PairSpec.pack(); backend
+"auto" is resolved inside.
 """
 
 import operator
@@ -16,8 +15,8 @@ from ms_kernels.backends import dispatch
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.checks import Pairs
 from ms_kernels.engine.refusals import differentiate_once, refuse_derivatives
-from ms_kernels.reference import RowStatistics, row_loss
-from ms_kernels.rules.spec import MultiSimilaritySpec, unpack
+from ms_kernels.reference import RowStatistics
+from ms_kernels.rules.spec import PairSpec, unpack
 
 LARGEST_SUM = 16384
 
@@ -27,20 +26,20 @@ _PAIRS = (
 )
 _library: Any = library.Library("ms_kernels", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
-    f"row_statistics({_PAIRS}, float[] options, str backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"row_statistics({_PAIRS}, float[] spec, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-# A term is the four statistics that weights need and the gradient of the row losses, or empty.
+# A term is the statistics and the gradient of the row losses, or empty.
 _library.define(
     f"embedding_gradient({_PAIRS}, Tensor[] row_term, Tensor[] column_term, "
-    "float[] options, str backend) -> Tensor"
+    "float[] spec, str backend) -> Tensor"
 )
 _library.define(
-    f"loss_and_gradient({_PAIRS}, bool need_dx, bool need_dr, float[] options, str backend, "
+    f"loss_and_gradient({_PAIRS}, bool need_dx, bool need_dr, float[] spec, str backend, "
     "Tensor? dloss=None) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 # Ops of their own, so that no compiler chooses the order of a sum or another exponential.
-_library.define("row_loss(Tensor[] statistics, float[] options, str backend) -> Tensor")
+_library.define("row_loss(Tensor[] statistics, float[] spec, str backend) -> Tensor")
 _library.define("total(Tensor row_loss) -> Tensor")
 _library.define("differentiable_once(Tensor x, Tensor labels) -> Tensor")
 
@@ -52,12 +51,13 @@ def _row_statistics(
     ref_emb: Tensor | None,
     ref_labels: Tensor | None,
     ref_ids: Tensor | None,
-    options: list[float],
+    spec: list[float],
     backend: str,
 ) -> tuple[Tensor, ...]:
-    module = _module(backend, embeddings, ref_emb)
+    loss = unpack(spec)
+    module = _module(backend, embeddings, ref_emb, loss)
     anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
-    return tuple(module.row_statistics(anchors, candidates, MultiSimilaritySpec.unpack(options)))
+    return tuple(module.row_statistics(anchors, candidates, loss))
 
 
 def _embedding_gradient(
@@ -69,17 +69,17 @@ def _embedding_gradient(
     ref_ids: Tensor | None,
     row_term: list[Tensor],
     column_term: list[Tensor],
-    options: list[float],
+    spec: list[float],
     backend: str,
 ) -> Tensor:
-    module = _module(backend, embeddings, ref_emb)
+    loss = unpack(spec)
+    module = _module(backend, embeddings, ref_emb, loss)
     rows, columns = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
-    spec = MultiSimilaritySpec.unpack(options)
     term = _term(row_term)
     # In self mode one term serves both sides.
     both = len(row_term) == len(column_term) and all(map(operator.is_, row_term, column_term))
     other = term if both else _term(column_term)
-    dx: Tensor = module.embedding_gradient(rows, columns, spec, term, other)
+    dx: Tensor = module.embedding_gradient(rows, columns, loss, term, other)
     return dx
 
 
@@ -92,32 +92,33 @@ def _loss_and_gradient(
     ref_ids: Tensor | None,
     need_dx: bool,
     need_dr: bool,
-    options: list[float],
+    spec: list[float],
     backend: str,
     dloss: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    spec = unpack(options)
-    module = _module(backend, embeddings, ref_emb, spec.known_by)
+    loss = unpack(spec)
+    module = _module(backend, embeddings, ref_emb, loss)
     anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
-    given = () if dloss is None else (dloss,)  # only a backend of the family takes one
-    loss, kept, dx, dr = module.loss_and_gradient(
-        anchors, candidates, spec, need_dx, need_dr, *given
+    rows, kept, dx, dr = module.loss_and_gradient(
+        anchors, candidates, loss, need_dx, need_dr, dloss
     )
     # An op must return tensors: empty ones for what was not asked.
     return (
-        loss,
+        rows,
         kept,
-        loss.new_empty(0) if dx is None else dx,
-        loss.new_empty(0) if dr is None else dr,
+        rows.new_empty(0) if dx is None else dx,
+        rows.new_empty(0) if dr is None else dr,
     )
 
 
-def _row_loss(statistics: list[Tensor], options: list[float], backend: str) -> Tensor:
-    module = dispatch.load(dispatch.resolve(backend, statistics[0].device.type))
-    stats, spec = RowStatistics(*statistics), MultiSimilaritySpec.unpack(options)
+def _row_loss(statistics: list[Tensor], spec: list[float], backend: str) -> Tensor:
+    stats, loss = RowStatistics(*statistics), unpack(spec)
+    device, dtype = stats.neg_sum.device.type, stats.neg_sum.dtype
+    known = dispatch.takers(loss)
+    module = dispatch.MODULES[dispatch.resolve(backend, device, known=known, dtype=dtype)]
     if hasattr(module, "loss_of_statistics"):
-        return module.loss_of_statistics(stats, spec)  # type: ignore[no-any-return]
-    return row_loss(stats, spec.alpha, spec.beta)
+        return module.loss_of_statistics(stats, loss)  # type: ignore[no-any-return]
+    return loss.loss_of(stats)
 
 
 def _total(row_loss: Tensor) -> Tensor:
@@ -146,27 +147,18 @@ def _sides(
     return anchors, Side(ref_emb, ref_labels, ref_ids)
 
 
-def _module(
-    backend: str,
-    embeddings: Tensor,
-    ref_emb: Tensor | None,
-    known_by: tuple[str, ...] = dispatch.ALL,
-) -> ModuleType:
+def _module(backend: str, embeddings: Tensor, ref_emb: Tensor | None, spec: PairSpec) -> ModuleType:
     # The same when the sides change places: the gradient of the refs goes with the statistics.
     samples = max(len(embeddings), 0 if ref_emb is None else len(ref_emb))
-    return dispatch.load(
-        dispatch.resolve(backend, embeddings.device.type, samples, known_by, embeddings.dtype)
-    )
+    device, known = embeddings.device.type, dispatch.takers(spec)
+    return dispatch.MODULES[dispatch.resolve(backend, device, samples, known, embeddings.dtype)]
 
 
 def _term(tensors: list[Tensor]) -> Term | None:
     if not tensors:
         return None
-    hardest_positive, hardest_negative, pos_lse, neg_lse, dloss = tensors
-    kept = torch.empty(0, dtype=torch.int64)  # weights do not depend on the counts
-    return Term(
-        RowStatistics(hardest_positive, hardest_negative, pos_lse, neg_lse, kept, kept), dloss
-    )
+    *stats, dloss = tensors
+    return Term(RowStatistics(*stats), dloss)
 
 
 def compute_dtype(embeddings: Tensor) -> torch.dtype:
@@ -176,8 +168,9 @@ def compute_dtype(embeddings: Tensor) -> torch.dtype:
 
 def _row_statistics_fake(embeddings: Tensor, *_: object) -> tuple[Tensor, ...]:
     n = embeddings.shape[0]
-    stats = [embeddings.new_empty(n, dtype=compute_dtype(embeddings)) for _ in range(4)]
-    return (*stats, *(embeddings.new_empty(n, dtype=torch.int64) for _ in range(2)))
+    stats = [embeddings.new_empty(n, dtype=compute_dtype(embeddings)) for _ in range(5)]
+    counts = [embeddings.new_empty(n, dtype=torch.int64) for _ in range(2)]
+    return (*stats[:4], *counts, stats[4])
 
 
 def _embedding_gradient_fake(embeddings: Tensor, *_: object) -> Tensor:

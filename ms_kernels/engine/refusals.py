@@ -46,11 +46,17 @@ def refuse_tracing(name: str) -> None:
         )
 
 
-def refuse_batches(name: str, dloss: Tensor, way_out: str = WAY_OUT) -> None:
+def is_batch(dloss: Tensor) -> bool:
+    """Whether it stands for several incoming gradients: is_grads_batched=True, or vmap."""
     if torch.compiler.is_compiling():
-        return
+        return False
     functorch = torch._C._functorch
-    if functorch.is_batchedtensor(dloss) or functorch.is_legacy_batchedtensor(dloss):
+    found: bool = functorch.is_batchedtensor(dloss) or functorch.is_legacy_batchedtensor(dloss)
+    return found
+
+
+def refuse_batches(name: str, dloss: Tensor, way_out: str = WAY_OUT) -> None:
+    if is_batch(dloss):
         raise RuntimeError(
             f"{name}: with reduction='none' expected one gradient at a time, got a batch of them "
             f"(is_grads_batched=True, or vmap over the backward pass); give them one by one, or "

@@ -75,8 +75,35 @@ def _unfit(mining: Mining, similarity: Tensor, got: str) -> str:
 
 
 @dataclass(frozen=True)
-class NoMining(Mining):
+class BoundedMining(Mining):
+    """Base of this package's rules: an anchor's hardest pairs bound the similarities that it keeps.
+
+    So a backend can tell of any pair whether it is kept, whichever other pairs it has at hand.
+    """
+
+    def within(
+        self, similarity: Tensor, hardest_positive: Tensor, hardest_negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Whether a positive, and whether a negative of these similarities (rows, M) is kept.
+
+        hardest_positive, hardest_negative: (rows, 1), infinite without one.
+        """
+        raise NotImplementedError
+
+    def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+        bounds = self.within(similarity, *hardest(similarity, positive, negative))
+        return positive & bounds[0], negative & bounds[1]
+
+
+@dataclass(frozen=True)
+class NoMining(BoundedMining):
     """Keeps every pair."""
+
+    def within(
+        self, similarity: Tensor, hardest_positive: Tensor, hardest_negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        every = torch.ones_like(similarity, dtype=torch.bool)
+        return every, every
 
     def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         return positive, negative
@@ -86,7 +113,7 @@ NO_MINING = NoMining()
 
 
 @dataclass(frozen=True)
-class MultiSimilarityMining(Mining):
+class MultiSimilarityMining(BoundedMining):
     """Keeps negatives with S > hardest positive - epsilon, positives with S < hardest negative +
     epsilon, both strictly (Wang et al., CVPR 2019, section 3.3).
 
@@ -101,33 +128,35 @@ class MultiSimilarityMining(Mining):
         take_numbers(self)
         check_number("MultiSimilarityMining.epsilon", self.epsilon)
 
-    def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        least, most = hardest(similarity, positive, negative)
-        kept_positive = positive & (similarity < most + self.epsilon)
-        return kept_positive, negative & (similarity > least - self.epsilon)
+    def within(
+        self, similarity: Tensor, hardest_positive: Tensor, hardest_negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        kept_positive = similarity < hardest_negative + self.epsilon
+        return kept_positive, similarity > hardest_positive - self.epsilon
 
 
-def mining_of(epsilon: float | None) -> Mining:
+def mining_of(epsilon: float | None) -> MultiSimilarityMining | NoMining:
     """The mining of the Multi-Similarity loss; an epsilon of None keeps every pair."""
     check_number("epsilon", epsilon, optional=True)
     return NO_MINING if epsilon is None else MultiSimilarityMining(epsilon)
 
 
 @dataclass(frozen=True)
-class HardestMining(Mining):
+class HardestMining(BoundedMining):
     """Keeps the least similar positive and the most similar negative of an anchor, and pairs that
     tie with them (batch-hard, Hermans et al., 2017).
 
     An anchor with only positives or only negatives keeps its one hardest pair.
     """
 
-    def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        least, most = hardest(similarity, positive, negative)
-        return positive & (similarity <= least), negative & (similarity >= most)
+    def within(
+        self, similarity: Tensor, hardest_positive: Tensor, hardest_negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return similarity <= hardest_positive, similarity >= hardest_negative
 
 
 @dataclass(frozen=True)
-class SemiHardMining(Mining):
+class SemiHardMining(BoundedMining):
     """Keeps every positive, and negatives with hardest positive - margin < S < hardest positive:
     less similar than each positive of the anchor, but by less than the margin (after Schroff et
     al., FaceNet, 2015, for all positives of an anchor at once).
@@ -143,13 +172,15 @@ class SemiHardMining(Mining):
         take_numbers(self)
         check_number("SemiHardMining.margin", self.margin, above=0)
 
-    def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        least, _ = hardest(similarity, positive, negative)
-        return positive, negative & (similarity < least) & (similarity > least - self.margin)
+    def within(
+        self, similarity: Tensor, hardest_positive: Tensor, hardest_negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        easier = similarity < hardest_positive
+        return torch.ones_like(easier), easier & (similarity > hardest_positive - self.margin)
 
 
 @dataclass(frozen=True)
-class ThresholdMining(Mining):
+class ThresholdMining(BoundedMining):
     """Keeps positives with S < positive_below and negatives with S > negative_above, whatever else
     the anchor has. Defaults 0.9 and 0.1, in units of similarity.
     """
@@ -160,6 +191,7 @@ class ThresholdMining(Mining):
     def __post_init__(self) -> None:
         check_options(self)
 
-    def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        kept_positive = positive & (similarity < self.positive_below)
-        return kept_positive, negative & (similarity > self.negative_above)
+    def within(
+        self, similarity: Tensor, hardest_positive: Tensor, hardest_negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return similarity < self.positive_below, similarity > self.negative_above

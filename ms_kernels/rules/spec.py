@@ -1,11 +1,18 @@
-"""The options of a loss: declared here and nowhere else."""
+"""A weighting rule with a mining rule and the options that all of them share: what a loss is.
+
+The one place that numbers the rules: an op of PyTorch takes numbers, the kernels take codes.
+"""
 
 import functools
 import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ms_kernels.checks import MOST_OPTION, check_flag, check_number, check_option, take_numbers
+import torch
+from torch import Tensor
+
+from ms_kernels.checks import MOST_OPTION, check_flag, check_number, take_numbers
+from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import (
     HardestMining,
     Mining,
@@ -13,8 +20,8 @@ from ms_kernels.rules.mining import (
     NoMining,
     SemiHardMining,
     ThresholdMining,
-    mining_of,
 )
+from ms_kernels.rules.sums import RowSums
 from ms_kernels.rules.weighting import (
     NCA,
     BinLifted,
@@ -30,92 +37,7 @@ from ms_kernels.rules.weighting import (
     Weighting,
 )
 
-
-@dataclass(frozen=True)
-class MultiSimilaritySpec:
-    """Options of the Multi-Similarity loss (Wang et al., CVPR 2019, equations 13 to 15).
-
-    alpha, beta: scale of positive and negative similarities, > 0.
-    base: similarity at which a pair's exponent is 0.
-    epsilon: mining slack in units of similarity; None keeps every pair.
-    max_positive_similarity: positives at or above it are no pairs; None keeps them.
-    normalize: divide each row by its L2 norm first.
-    """
-
-    alpha: float = 2.0
-    beta: float = 50.0
-    base: float = 0.5
-    epsilon: float | None = 0.1
-    max_positive_similarity: float | None = None
-    normalize: bool = True
-
-    def __post_init__(self) -> None:
-        take_numbers(self, "alpha", "beta", "base", "epsilon", "max_positive_similarity")
-        for name in ("alpha", "beta"):
-            check_option(name, getattr(self, name), above_zero=True)
-        check_option("base", self.base)
-        check_number("epsilon", self.epsilon, optional=True)
-        check_shared(self.max_positive_similarity, self.normalize)
-
-    @property
-    def weighting(self) -> MultiSimilarity:
-        """Its scales and base, as a rule."""
-        return MultiSimilarity(self.alpha, self.beta, self.base)
-
-    @property
-    def mining(self) -> Mining:
-        """Its own mining, as a rule."""
-        return mining_of(self.epsilon)
-
-    def by_name(self) -> dict[str, Any]:
-        """The options as keywords; torch.compile of torch 2.11 cannot trace vars(spec)."""
-        return {name: getattr(self, name) for name in NAMES}
-
-    def pack(self) -> list[float]:
-        """The options in the order of their declaration, None as infinity: what an op can take."""
-        return [math.inf if v is None else float(v) for v in self.by_name().values()]
-
-    def narrow_epsilon(self, most: float) -> float:
-        """epsilon for a dtype of greatest number `most`: finite stays finite, None is infinity."""
-        return math.inf if self.epsilon is None else max(-most, min(most, self.epsilon))
-
-    @property
-    def known_by(self) -> tuple[str, ...]:
-        """The backends whose kernels know it: all."""
-        return ("cuda", "cpu", "triton", "panels")
-
-    @staticmethod
-    def unpack(packed: list[float]) -> "MultiSimilaritySpec":
-        return _unpacked(tuple(packed))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairOptions:
-    """What all losses share; as in `MultiSimilaritySpec`."""
-
-    max_positive_similarity: float | None = None
-    normalize: bool = True
-
-    def __post_init__(self) -> None:
-        take_numbers(self, "max_positive_similarity")
-        check_shared(self.max_positive_similarity, self.normalize)
-
-
-def check_shared(max_positive_similarity: object, normalize: object) -> None:
-    check_number("max_positive_similarity", max_positive_similarity, optional=True)
-    check_flag("normalize", normalize)
-
-
-NAMES = tuple(field.name for field in fields(MultiSimilaritySpec))
-
-
-@functools.lru_cache(maxsize=64)
-def _unpacked(packed: tuple[float, ...]) -> MultiSimilaritySpec:
-    values = dict(zip(NAMES, (None if math.isinf(v) else v for v in packed), strict=True))
-    return MultiSimilaritySpec(**{**values, "normalize": bool(values["normalize"])})  # type: ignore[arg-type]
-
-
-# The rules by their codes, which are those of csrc/rules/rules.h as far as that goes.
+# The rules by their codes, which are those of csrc/rules/rules.h; NPair is NTXent to the kernels.
 WEIGHTINGS: tuple[type[Weighting], ...] = (
     MultiSimilarity,
     Contrastive,
@@ -136,52 +58,79 @@ MININGS: tuple[type[Mining], ...] = (
     SemiHardMining,
     ThresholdMining,
 )
-# What the compiled kernels know, and under which code.
 NATIVE_WEIGHTINGS = WEIGHTINGS[: WEIGHTINGS.index(NPair)]
 NATIVE = {rule: code for code, rule in enumerate(NATIVE_WEIGHTINGS)}
 NATIVE[NPair] = NATIVE[NTXent]
 MOST_OPTIONS = 3
-# e to this power, 2^23 times, is a float32; so is its inverse.
-MOST_EXPONENT = 70
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions:
+    """What all losses share.
+
+    max_positive_similarity: positives at or above it are no pairs; None keeps them.
+    normalize: divide each row by its L2 norm first.
+    """
+
+    max_positive_similarity: float | None = None
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        take_numbers(self, "max_positive_similarity")
+        check_number("max_positive_similarity", self.max_positive_similarity, optional=True)
+        check_flag("normalize", self.normalize)
 
 
 @dataclass(frozen=True)
 class PairSpec(PairOptions):
-    """A weighting rule with a mining rule, and the options that all of them share."""
+    """A loss of this package. Default: the Multi-Similarity loss with its own mining."""
 
-    weighting: Weighting
-    mining: Mining
+    weighting: Weighting = MultiSimilarity()
+    mining: Mining = MultiSimilarityMining()
+
+    @property
+    def is_multi_similarity(self) -> bool:
+        """The MS loss with its own mining or with none: some kernels have shortcuts for it."""
+        own = type(self.mining) in (NoMining, MultiSimilarityMining)
+        return own and type(self.weighting) is MultiSimilarity
+
+    @property
+    def names(self) -> str:
+        """What was asked for, in a message."""
+        return f"{self.weighting!r} with {self.mining!r}"
+
+    @property
+    def epsilon(self) -> float:
+        """Slack of the MS mining, infinite without it."""
+        mined = isinstance(self.mining, MultiSimilarityMining)
+        return self.mining.epsilon if mined else math.inf  # type: ignore[attr-defined]
+
+    def loss_of(self, stats: RowStatistics) -> Tensor:
+        """Loss of each anchor from its statistics, (N,)."""
+        _, _, pos, neg, pos_kept, neg_kept, moment = stats
+        loss = self.weighting.loss_of(RowSums(pos, neg, pos_kept, neg_kept, moment))  # type: ignore[attr-defined]
+        # An anchor that is not finite keeps nothing, of which many losses make 0.
+        return torch.where(neg.isnan(), neg, loss)
 
     def pack(self) -> list[float]:
-        """Codes and options as numbers: what an op can take."""
-        most = self.max_positive_similarity
+        """Codes and options as numbers, None as infinity: what an op can take."""
+        cap = self.max_positive_similarity
         return [
             *_numbers(self.weighting, WEIGHTINGS),
             *_numbers(self.mining, MININGS),
-            math.inf if most is None else float(most),
+            math.inf if cap is None else float(cap),
             float(self.normalize),
         ]
 
     @property
-    def known_by(self) -> tuple[str, ...]:
-        """The backends whose kernels know the rules."""
-        if type(self.weighting) not in NATIVE or not self.fits_float32:
-            return ("panels",)
-        cpu = triton = True
-        if isinstance(self.weighting, Circle):
-            gamma, square = self.weighting.gamma, self.weighting.m**2
-            # A circle's exponents dip by so much under that of the hardest pair, which sums refer
-            # to on the CPU; the Triton kernels add exponentials as they are.
-            cpu = gamma * square <= MOST_EXPONENT
-            triton = self.normalize and gamma * max(square, 1 - square) <= MOST_EXPONENT
-        return ("cuda", *["cpu"] * cpu, *["triton"] * triton, "panels")
-
-    @property
     def fits_float32(self) -> bool:
-        """The kernels take options in the compute dtype, some of them inverted."""
+        """Kernels take options in the compute dtype, some of them inverted; those of mining they
+        may cut."""
+        if self.is_multi_similarity:  # its own checks have seen to that
+            return True
         # torch.compile of torch 2.6 cannot trace vars(rule).
-        rules = (self.weighting, self.mining)
-        options = [getattr(rule, option.name) for rule in rules for option in fields(rule)]
+        rule = self.weighting
+        options = [getattr(rule, option.name) for option in fields(rule)]
         return all(not v or 1 / MOST_OPTION <= abs(v) <= MOST_OPTION for v in options)
 
     @property
@@ -189,11 +138,12 @@ class PairSpec(PairOptions):
         """The weighting rule's in csrc/rules/rules.h."""
         return NATIVE[type(self.weighting)]
 
-    def native_rules(self) -> tuple[float, ...]:
-        """In the order of csrc/rules/rules.h."""
+    def native_rules(self, most: float) -> tuple[float, ...]:
+        """In the order of csrc/rules/rules.h, for a dtype of greatest number `most`, in which a
+        finite slack of mining stays finite."""
         _, *options = _numbers(self.weighting, WEIGHTINGS)
         mining, *bounds = _numbers(self.mining, MININGS)
-        return (self.native_code, *options, mining, *bounds[:2])
+        return (self.native_code, *options, mining, *(max(-most, min(most, b)) for b in bounds[:2]))
 
 
 def _numbers(rule: Weighting | Mining, known: tuple[type, ...]) -> list[float]:
@@ -201,46 +151,35 @@ def _numbers(rule: Weighting | Mining, known: tuple[type, ...]) -> list[float]:
     return [float(known.index(type(rule))), *values, *[0.0] * (MOST_OPTIONS - len(values))]
 
 
-def unpack(packed: list[float]) -> "Spec":
-    """Of either kind of options, told apart by their number."""
-    return _unpacked_any(tuple(packed))
+def unpack(packed: list[float]) -> PairSpec:
+    """What `PairSpec.pack` packed."""
+    return _unpacked(tuple(packed))
 
 
 @functools.lru_cache(maxsize=64)
-def _unpacked_any(packed: tuple[float, ...]) -> "Spec":
-    if len(packed) == len(NAMES):
-        return MultiSimilaritySpec.unpack(list(packed))
+def _unpacked(packed: tuple[float, ...]) -> PairSpec:
     one = 1 + MOST_OPTIONS
-    most = packed[2 * one]
+    cap = packed[2 * one]
     return PairSpec(
         _rule(packed[:one], WEIGHTINGS),
         _rule(packed[one : 2 * one], MININGS),
-        max_positive_similarity=None if math.isinf(most) else most,
+        max_positive_similarity=None if math.isinf(cap) else cap,
         normalize=bool(packed[2 * one + 1]),
     )
-
-
-Spec = MultiSimilaritySpec | PairSpec
-Options = MultiSimilaritySpec | PairOptions
-
-
-def spec_of(weighting: Weighting, mining: Mining, options: PairOptions) -> Spec | None:
-    """What an op can be told of a pair of rules; None of rules that are not of this package.
-
-    The MS loss with its own mining, or with none, has kernels of its own.
-    """
-    shared = options.max_positive_similarity, options.normalize
-    if type(weighting) is MultiSimilarity and type(mining) in (NoMining, MultiSimilarityMining):
-        epsilon = mining.epsilon if isinstance(mining, MultiSimilarityMining) else None
-        return MultiSimilaritySpec(
-            weighting.alpha, weighting.beta, weighting.base, epsilon, *shared
-        )
-    if type(weighting) in WEIGHTINGS and type(mining) in MININGS:
-        cap, normalize = shared
-        return PairSpec(weighting, mining, max_positive_similarity=cap, normalize=normalize)
-    return None
 
 
 def _rule(packed: tuple[float, ...], known: tuple[type, ...]) -> Any:
     rule = known[int(packed[0])]
     return rule(*packed[1 : 1 + len(fields(rule))])
+
+
+def spec_of(weighting: Weighting, mining: Mining, options: PairOptions) -> PairSpec | None:
+    """What an op can be told of a pair of rules; None of rules that are not of this package."""
+    if type(weighting) not in WEIGHTINGS or type(mining) not in MININGS:
+        return None
+    return PairSpec(
+        weighting,
+        mining,
+        max_positive_similarity=options.max_positive_similarity,
+        normalize=options.normalize,
+    )

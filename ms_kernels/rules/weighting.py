@@ -6,55 +6,44 @@ loss l; the weight of a pair is |dl/ds|. A rule of your own is a frozen dataclas
 `row_loss`, in plain PyTorch. Empty sums are 0, and an anchor without a kept pair costs 0.
 """
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ms_kernels.checks import check_option, check_options, take_numbers
-from ms_kernels.reference import hardest, masked_log_sum_exp
+from ms_kernels.checks import check_option, take_numbers
+from ms_kernels.reference import masked_log_sum_exp
+from ms_kernels.rules.sums import (
+    FAR,
+    PairSums,
+    RowSums,
+    SummedWeighting,
+    Weighting,
+    log_add_exp,
+    masked_sum,
+    where_both,
+)
+from ms_kernels.rules.triplet import Triplet
 
-# Above it softplus(z) is taken as z: exp(-40) is below the rounding of float64.
-FAR = 40
-# So many positives of an anchor are compared with all negatives one by one; more are sorted.
-FEW = 8
-
-
-@dataclass(frozen=True)
-class Weighting:
-    """Base of the rules. Every option is a finite number; those in `above_zero` are above 0.
-
-    A rule of your own:
-
-    >>> @dataclass(frozen=True)
-    ... class Cubic(Weighting):
-    ...     scale: float = 2.0
-    ...     def row_loss(self, similarity, positive, negative):
-    ...         pushed = torch.where(negative, similarity.clamp(min=0) ** 3, 0).sum(1)
-    ...         return self.scale * pushed - torch.where(positive, similarity, 0).sum(1)
-    >>> PairLoss(Cubic(), MultiSimilarityMining())(embeddings, labels)
-    """
-
-    above_zero: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        check_options(self, self.above_zero)
-
-    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        """(rows,) losses of some anchors.
-
-        similarity: (rows, M); positive, negative: (rows, M) bool, the kept pairs.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__}: define row_loss(self, similarity, positive, negative)"
-        )
+__all__ = [
+    "BinLifted",
+    "BinomialDeviance",
+    "Circle",
+    "Contrastive",
+    "LiftedStructure",
+    "MultiSimilarity",
+    "NCA",
+    "NPair",
+    "NTXent",
+    "SupCon",
+    "Triplet",
+    "Weighting",
+]
 
 
 @dataclass(frozen=True)
-class MultiSimilarity(Weighting):
+class MultiSimilarity(SummedWeighting):
     """log(1 + sum_P exp(-alpha (s - base))) / alpha + log(1 + sum_N exp(beta (s - base))) / beta.
 
     Weights: exp(-alpha (s - base)) / (1 + sum_P ...), exp(beta (s - base)) / (1 + sum_N ...).
@@ -73,15 +62,19 @@ class MultiSimilarity(Weighting):
             check_option(name, getattr(self, name), above_zero=True)
         check_option("base", self.base)
 
-    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def row_sums(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
+    ) -> PairSums:
         pos_lse = masked_log_sum_exp(-self.alpha * (similarity - self.base), positive)
-        neg_lse = masked_log_sum_exp(self.beta * (similarity - self.base), negative)
-        pulled = softplus(pos_lse, threshold=FAR) / self.alpha
-        return pulled + softplus(neg_lse, threshold=FAR) / self.beta
+        return PairSums(pos_lse, masked_log_sum_exp(self.beta * (similarity - self.base), negative))
+
+    def loss_of(self, sums: RowSums) -> Tensor:
+        pulled = softplus(sums.positive, threshold=FAR) / self.alpha
+        return pulled + softplus(sums.negative, threshold=FAR) / self.beta
 
 
 @dataclass(frozen=True)
-class Contrastive(Weighting):
+class Contrastive(SummedWeighting):
     """sum_P max(0, positive_margin - s) + sum_N max(0, s - negative_margin).
 
     Weights: 1 where the hinge is active, else 0. Only positives, or only negatives: that part
@@ -92,15 +85,21 @@ class Contrastive(Weighting):
 
     positive_margin: float = 1.0
     negative_margin: float = 0.5
+    log_sums = (False, False)
 
-    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def row_sums(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
+    ) -> PairSums:
         pulled = (self.positive_margin - similarity).clamp(min=0)
         pushed = (similarity - self.negative_margin).clamp(min=0)
-        return _masked_sum(pulled, positive) + _masked_sum(pushed, negative)
+        return PairSums(masked_sum(pulled, positive), masked_sum(pushed, negative))
+
+    def loss_of(self, sums: RowSums) -> Tensor:
+        return sums.positive + sums.negative
 
 
 @dataclass(frozen=True)
-class BinomialDeviance(Weighting):
+class BinomialDeviance(SummedWeighting):
     """sum_P log(1 + exp(alpha (base - s))) / |P| + sum_N log(1 + exp(beta (s - base))) / |N|.
 
     Weights: alpha sigmoid(alpha (base - s)) / |P| and beta sigmoid(beta (s - base)) / |N|. Only
@@ -112,15 +111,22 @@ class BinomialDeviance(Weighting):
     beta: float = 50.0
     base: float = 0.5
     above_zero = ("alpha", "beta")
+    log_sums = (False, False)
 
-    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def row_sums(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
+    ) -> PairSums:
         pulled = softplus(self.alpha * (self.base - similarity), threshold=FAR)
         pushed = softplus(self.beta * (similarity - self.base), threshold=FAR)
-        return _masked_mean(pulled, positive) + _masked_mean(pushed, negative)
+        return PairSums(masked_sum(pulled, positive), masked_sum(pushed, negative))
+
+    def loss_of(self, sums: RowSums) -> Tensor:
+        pulled = sums.positive / sums.pos_kept.clamp(min=1)
+        return pulled + sums.negative / sums.neg_kept.clamp(min=1)
 
 
 @dataclass(frozen=True)
-class BinLifted(Weighting):
+class BinLifted(SummedWeighting):
     """log(1 + sum_P exp(alpha (base - s)))  + log(1 + sum_N exp(beta (s - base))).
 
     The binomial deviance of a log-sum-exp, as the paper's ablation combines it with the lifted
@@ -133,14 +139,19 @@ class BinLifted(Weighting):
     base: float = 0.5
     above_zero = ("alpha", "beta")
 
-    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def row_sums(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
+    ) -> PairSums:
         pos_lse = masked_log_sum_exp(-self.alpha * (similarity - self.base), positive)
-        neg_lse = masked_log_sum_exp(self.beta * (similarity - self.base), negative)
-        return softplus(pos_lse, threshold=FAR) + softplus(neg_lse, threshold=FAR)
+        return PairSums(pos_lse, masked_log_sum_exp(self.beta * (similarity - self.base), negative))
+
+    def loss_of(self, sums: RowSums) -> Tensor:
+        pulled = softplus(sums.positive, threshold=FAR)
+        return pulled + softplus(sums.negative, threshold=FAR)
 
 
 @dataclass(frozen=True)
-class LiftedStructure(Weighting):
+class LiftedStructure(SummedWeighting):
     """max(0, log sum_P exp(margin - s) + log sum_N exp(s)), the generalised form.
 
     Weights, where the hinge is active: exp(-s) / sum_P exp(-s), exp(s) / sum_N exp(s). Only
@@ -151,60 +162,18 @@ class LiftedStructure(Weighting):
 
     margin: float = 1.0
 
-    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def row_sums(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
+    ) -> PairSums:
         pos_lse = masked_log_sum_exp(self.margin - similarity, positive)
-        return (pos_lse + masked_log_sum_exp(similarity, negative)).clamp(min=0)
+        return PairSums(pos_lse, masked_log_sum_exp(similarity, negative))
+
+    def loss_of(self, sums: RowSums) -> Tensor:
+        return (sums.positive + sums.negative).clamp(min=0)
 
 
 @dataclass(frozen=True)
-class Triplet(Weighting):
-    """sum over P and N of max(0, s_n - s_p + margin): all triplets of an anchor.
-
-    Weights: of a negative the number of positives, of a positive the number of negatives, with
-    which it violates the margin; a triplet just on it counts. Only positives, or only negatives: 0.
-    Triplets are never listed. Source: Schroff et al., CVPR 2015; the paper's equation 5.
-    pytorch-metric-learning's TripletMarginLoss with CosineSimilarity and SumReducer is its sum.
-    """
-
-    margin: float = 0.1
-
-    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        # On other devices, and in a graph or a transform, their number is not to be had.
-        if similarity.device.type == "cpu" and not is_traced():
-            most = int(positive.sum(1).max()) if positive.numel() else 0
-            if most <= FEW:
-                return self._positive_by_positive(similarity, positive, negative, most)
-        return self._sorted(similarity, positive, negative)
-
-    def _positive_by_positive(
-        self, similarity: Tensor, positive: Tensor, negative: Tensor, most: int
-    ) -> Tensor:
-        pos = similarity.masked_fill(~positive, math.inf).topk(most, 1, largest=False).values
-        neg = similarity.masked_fill(~negative, -math.inf)
-        loss = similarity[:, :0].sum(1)  # zeros that are connected to the graph
-        for k in range(most):
-            loss = loss + (neg - (pos[:, k, None] - self.margin)).clamp(min=0).sum(1)
-        return loss
-
-    def _sorted(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        # Each negative is worth its distance to the thresholds that it reaches, the first `rank` in
-        # ascending order. Sums of distances to the least positive, as of similarities they would
-        # cancel.
-        least, _ = hardest(similarity.detach(), positive, negative)
-        least = torch.where(least.isfinite(), least, 0)
-        thresholds = torch.where(positive, similarity - self.margin, math.inf).sort(1).values
-        rank = torch.searchsorted(thresholds.detach(), similarity.detach().contiguous(), right=True)
-        known = thresholds.detach().isfinite()
-        none = similarity.new_zeros(len(similarity), 1)
-        totals = torch.cat([none, torch.where(known, thresholds - least, 0).cumsum(1)], 1)
-        # A similarity that is not finite, which makes the loss NaN, has no place among them.
-        rank = torch.where(negative, rank, 0)
-        reached = rank * torch.where(negative, similarity - least, 0)
-        return (reached - totals.gather(1, rank)).sum(1)
-
-
-@dataclass(frozen=True)
-class NTXent(Weighting):
+class NTXent(SummedWeighting):
     """sum_P log(1 + sum_N exp((s_n - s_p) / temperature)) / |P|: each positive against all
     negatives.
 
@@ -216,11 +185,20 @@ class NTXent(Weighting):
 
     temperature: float = 0.07
     above_zero = ("temperature",)
+    log_sums = (False, True)
+    pos_follows_neg = True
 
-    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def row_sums(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
+    ) -> PairSums:
         logits = similarity / self.temperature
         neg_lse = masked_log_sum_exp(logits, negative)
-        return _masked_mean(softplus(neg_lse[:, None] - logits, threshold=FAR), positive)
+        z = (neg_lse if neg_sum is None else neg_sum)[:, None] - logits
+        moment = masked_sum(z.detach().sigmoid(), positive)
+        return PairSums(masked_sum(softplus(z, threshold=FAR), positive), neg_lse, moment)
+
+    def loss_of(self, sums: RowSums) -> Tensor:
+        return sums.positive / sums.pos_kept.clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -236,7 +214,7 @@ class NPair(NTXent):
 
 
 @dataclass(frozen=True)
-class SupCon(Weighting):
+class SupCon(SummedWeighting):
     """log sum_{P and N} exp(s / temperature) - sum_P s / (temperature |P|).
 
     Weights: of a negative its share q = exp(s / T) / sum_{P and N} exp(s / T), over T; of a
@@ -248,14 +226,22 @@ class SupCon(Weighting):
     temperature: float = 0.1
     above_zero = ("temperature",)
 
-    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def row_sums(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
+    ) -> PairSums:
         logits = similarity / self.temperature
-        lse = masked_log_sum_exp(logits, positive | negative)
-        return _masked_mean(lse[:, None] - logits, positive)
+        pos_lse, neg_lse = (masked_log_sum_exp(logits, kept) for kept in (positive, negative))
+        return PairSums(pos_lse, neg_lse, masked_sum(similarity, positive))
+
+    def loss_of(self, sums: RowSums) -> Tensor:
+        lse = log_add_exp(sums.positive, sums.negative)
+        assert sums.moment is not None
+        mean = sums.moment / self.temperature / sums.pos_kept.clamp(min=1)
+        return torch.where(sums.pos_kept > 0, lse - mean, 0)
 
 
 @dataclass(frozen=True)
-class NCA(Weighting):
+class NCA(SummedWeighting):
     """-log(sum_P exp(s / temperature) / sum_{P and N} exp(s / temperature)).
 
     Weights, with shares q = exp(s / T) over the sum of P and N, and r over the sum of P: q / T of
@@ -267,14 +253,18 @@ class NCA(Weighting):
     temperature: float = 0.5
     above_zero = ("temperature",)
 
-    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def row_sums(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
+    ) -> PairSums:
         logits = similarity / self.temperature
-        pos_lse, neg_lse = (masked_log_sum_exp(logits, kept) for kept in (positive, negative))
-        return _where_both(softplus(neg_lse - pos_lse, threshold=FAR), positive, negative)
+        return PairSums(*(masked_log_sum_exp(logits, kept) for kept in (positive, negative)))
+
+    def loss_of(self, sums: RowSums) -> Tensor:
+        return where_both(softplus(sums.negative - sums.positive, threshold=FAR), sums)
 
 
 @dataclass(frozen=True)
-class Circle(Weighting):
+class Circle(SummedWeighting):
     """log(1 + sum_N exp(gamma a_n (s_n - m)) sum_P exp(-gamma a_p (s_p - (1 - m)))), where
     a_n = max(0, s_n + m) and a_p = max(0, 1 + m - s_p) count as constants.
 
@@ -287,31 +277,14 @@ class Circle(Weighting):
     gamma: float = 80.0
     above_zero = ("gamma",)
 
-    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def row_sums(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
+    ) -> PairSums:
         fixed = similarity.detach()
         pull = self.gamma * (1 + self.m - fixed).clamp(min=0)
         push = self.gamma * (fixed + self.m).clamp(min=0)
         pos_lse = masked_log_sum_exp(-pull * (similarity - (1 - self.m)), positive)
-        neg_lse = masked_log_sum_exp(push * (similarity - self.m), negative)
-        return _where_both(softplus(pos_lse + neg_lse, threshold=FAR), positive, negative)
+        return PairSums(pos_lse, masked_log_sum_exp(push * (similarity - self.m), negative))
 
-
-def is_traced() -> bool:
-    """Whether values cannot be looked at: in a compiled graph, or in a transform of torch.func."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _where_both(loss: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """0, without a gradient, for an anchor with only one kind of pair."""
-    return torch.where(positive.any(1) & negative.any(1), loss, 0)
-
-
-def _masked_sum(values: Tensor, kept: Tensor) -> Tensor:
-    return torch.where(kept, values, 0).sum(1)
-
-
-def _masked_mean(values: Tensor, kept: Tensor) -> Tensor:
-    """Over the kept entries of each row; 0 of none."""
-    return _masked_sum(values, kept) / kept.sum(1).clamp(min=1)
+    def loss_of(self, sums: RowSums) -> Tensor:
+        return where_both(softplus(sums.positive + sums.negative, threshold=FAR), sums)

@@ -17,7 +17,8 @@ from ms_kernels.backends.triton.negatives import negative_scan_kernel
 from ms_kernels.backends.triton.positives import positive_scan_kernel
 from ms_kernels.backends.triton.problem import Problem
 from ms_kernels.backends.triton.tiles import Tiles
-from ms_kernels.rules.spec import MultiSimilaritySpec
+from ms_kernels.rules.mining import NO_MINING
+from ms_kernels.rules.spec import PairSpec
 from ms_kernels.settings import options
 
 KERNELS = (
@@ -33,7 +34,7 @@ WORK: dict[str, tuple[torch.dtype, str, int, float]] = {
 }
 SCANNED_DEPTH = 512
 # Without mining no rounding decides which pairs count, and every tile is visited.
-SPEC = MultiSimilaritySpec(epsilon=None)
+SPEC = PairSpec(mining=NO_MINING)
 PER_CLASS = 8
 
 

@@ -55,12 +55,7 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
     const std::int64_t label = pass.rows.labels[i];
     const Hardest<Scalar> hardest =
         hardest_pairs(pass, first, i, loss.max_positive_similarity, hardest_smem);
-    const Scalar least = hardest.positive, most = hardest.negative;
-    FamilyTerm<Scalar> term{};
-    term.neg_above = loss.negative_above(least, most);
-    term.neg_below = loss.mining.negative_below(least);
-    term.pos_above = loss.positive_above(least, most);
-    term.pos_below = loss.positive_below(least, most);
+    FamilyTerm<Scalar> term = bounds_of<Scalar>(loss, hardest.positive, hardest.negative);
     // visit(value, is_positive) for the kept pairs.
     const auto each_kept = [&](auto visit) {
       for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads<P>) {
@@ -110,15 +105,17 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
     sum = block_reduce<kWarps<P>>(sum, positive_smem, SumAndMoment<Scalar>::plus);
     if (threadIdx.x != 0) continue;
     sums.positive = finished(loss.positive, peaks.pos_kept, peaks.positive, sum.sum);
-    sums.moment = sum.moment;
-    const RowTerm<Scalar> found = loss.finish(sums);
+    sums.moment = loss.needs_moment() ? sum.moment : Scalar(0);
     const Scalar poison = hardest.finite ? Scalar(0) : kNaN<Scalar>;
+    if (p.job == Job::statistics) {
+      write_statistics(p, i, hardest, sums, peaks.pos_kept, peaks.neg_kept);
+      continue;
+    }
+    const RowTerm<Scalar> found = loss.finish(sums);
     static_cast<Scalar*>(p.row_loss)[i] = found.loss + poison;
     p.kept[i] = std::int64_t(peaks.pos_kept) + peaks.neg_kept;
     const Scalar dloss = (p.dloss ? static_cast<const Scalar*>(p.dloss)[i] : Scalar(1)) + poison;
-    term.negative = times_dloss(found.negative, dloss);
-    term.positive = times_dloss(found.positive, dloss);
-    if (!hardest.finite) term.negative.coefficient = kNaN<Scalar>;
+    term.finish(found, dloss, hardest.finite);
     pass.rows.set_family_term(i, term);
   }
 }

@@ -46,11 +46,7 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
       threshold[k * stride] = kInfinity<Scalar>;
     const Hardest<Scalar> hardest =  // its barrier is one for the thresholds too
         hardest_pairs(pass, first, i, loss.max_positive_similarity, hardest_smem);
-    FamilyTerm<Scalar> term{};
-    term.neg_above = loss.negative_above(hardest.positive, hardest.negative);
-    term.neg_below = loss.mining.negative_below(hardest.positive);
-    term.pos_above = loss.positive_above(hardest.positive, hardest.negative);
-    term.pos_below = loss.positive_below(hardest.positive, hardest.negative);
+    FamilyTerm<Scalar> term = bounds_of<Scalar>(loss, hardest.positive, hardest.negative);
     const auto keeps_negative = [&](std::int64_t j) {
       return pass.columns.labels[j] != label && !pass.self_pair(i, j) && row[j] > term.neg_above &&
              row[j] < term.neg_below;
@@ -89,16 +85,19 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
     sums.negative = sum;
     sums.pos_kept = Scalar(kept.positive);
     sums.neg_kept = Scalar(kept.negative);
+    if (p.job == Job::statistics) {
+      if (loss.passed) sums.negative += static_cast<Scalar*>(p.statistics.neg_sum)[i];
+      write_statistics<Scalar>(p, i, hardest, sums, kept.positive, kept.negative);
+      continue;
+    }
     const RowTerm<Scalar> found = loss.finish(sums);
     const Scalar poison = hardest.finite ? Scalar(0) : kNaN<Scalar>;
     Scalar& row_loss = static_cast<Scalar*>(p.row_loss)[i];
     row_loss = (loss.passed ? row_loss : Scalar(0)) + found.loss + poison;
     p.kept[i] = std::int64_t(kept.positive) + kept.negative;
     const Scalar dloss = (p.dloss ? static_cast<const Scalar*>(p.dloss)[i] : Scalar(1)) + poison;
-    term.negative = times_dloss(found.negative, dloss);
-    term.positive = times_dloss(found.positive, dloss);
+    term.finish(found, dloss, hardest.finite);
     term.negative.offset = least;
-    if (!hardest.finite) term.negative.coefficient = kNaN<Scalar>;
     pass.rows.set_family_term(i, term);
   }
 }

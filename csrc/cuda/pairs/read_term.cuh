@@ -5,17 +5,31 @@
 
 namespace msk::gpu {
 
-// The term of row i; returns the incoming gradient of its loss, NaN if the loss is.
+// The term of row i of the MS loss; returns the incoming gradient of its loss, NaN if the loss is.
 template <class P>
-MSK_DEVICE typename P::Scalar read_term_of(const SideInput& input, const Side<P>& side,
-                                           const TermInput& in, const Options& options,
+MSK_DEVICE typename P::Scalar read_term_of(const Problem& p, const SideInput& input,
+                                           const Side<P>& side, const TermInput& in,
                                            std::int64_t i) {
   using Scalar = typename P::Scalar;
   const std::int64_t sample = input.sample(i);
   const auto of = [&](const void* array) { return static_cast<const Scalar*>(array)[sample]; };
-  side.set_term(i, loss_of<Scalar>(options), of(in.hardest_positive), of(in.hardest_negative),
-                of(in.pos_lse), of(in.neg_lse), of(in.dloss));
+  side.set_term(i, loss_of<Scalar>(p), of(in.hardest_positive), of(in.hardest_negative),
+                of(in.pos_sum), of(in.neg_sum), of(in.dloss));
   return side.dloss[i];
+}
+
+// The same of any other loss.
+template <class P>
+MSK_DEVICE void read_family_term_of(const Problem& p, const Side<P>& side, const TermInput& in,
+                                    std::int64_t i) {
+  using Scalar = typename P::Scalar;
+  const PairLoss<Scalar> loss(p.rules, p.options.max_positive_similarity);
+  const auto of = [&](const void* array) { return static_cast<const Scalar*>(array)[i]; };
+  const RowSums<Scalar> sums{of(in.pos_sum), of(in.neg_sum), of(in.pos_moment),
+                             Scalar(in.pos_kept[i]), Scalar(in.neg_kept[i])};
+  FamilyTerm<Scalar> term = bounds_of(loss, of(in.hardest_positive), of(in.hardest_negative));
+  term.finish(loss.finish(sums), of(in.dloss), !std::isnan(sums.negative));
+  side.set_family_term(i, term);
 }
 
 template <class P>
@@ -24,8 +38,12 @@ MSK_PHASE void read_term(const Problem& p, const SideInput& input, const SideBuf
   if (!in.dloss) return;
   const Side<P> side(input, buffers, p.padded_depth);
   const std::int64_t start = std::int64_t(blockIdx.x) * kThreads<P> + threadIdx.x;
-  for (std::int64_t i = start; i < side.count; i += std::int64_t(gridDim.x) * kThreads<P>)
-    read_term_of<P>(input, side, in, p.options, i);
+  for (std::int64_t i = start; i < side.count; i += std::int64_t(gridDim.x) * kThreads<P>) {
+    if (p.family)
+      read_family_term_of<P>(p, side, in, i);
+    else
+      read_term_of<P>(p, input, side, in, i);
+  }
 }
 
 }  // namespace msk::gpu

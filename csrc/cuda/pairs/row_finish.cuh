@@ -29,10 +29,11 @@ MSK_DEVICE typename P::Scalar finish_row(const Problem& p, const Pairs<P>& pairs
   if (p.job == Job::statistics) {
     static_cast<Scalar*>(p.statistics.hardest_positive)[sample] = found.hardest_positive + poison;
     static_cast<Scalar*>(p.statistics.hardest_negative)[sample] = found.hardest_negative + poison;
-    static_cast<Scalar*>(p.statistics.pos_lse)[sample] = pos_lse;
-    static_cast<Scalar*>(p.statistics.neg_lse)[sample] = neg_lse;
+    static_cast<Scalar*>(p.statistics.pos_sum)[sample] = pos_lse;
+    static_cast<Scalar*>(p.statistics.neg_sum)[sample] = neg_lse;
     p.statistics.pos_kept[sample] = found.pos_kept;
     p.statistics.neg_kept[sample] = found.neg_kept;
+    static_cast<Scalar*>(p.statistics.pos_moment)[sample] = Scalar(0);
   } else {
     static_cast<Scalar*>(p.row_loss)[sample] = loss.row_loss(pos_lse, neg_lse);
     p.kept[sample] = std::int64_t(found.pos_kept) + found.neg_kept;

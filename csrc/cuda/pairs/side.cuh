@@ -19,8 +19,12 @@ template <typename T>
 constexpr T kUlp = std::numeric_limits<T>::epsilon();
 
 template <typename T>
-MSK_DEVICE MultiSimilarity<T> loss_of(const Options& o) {
-  return {T(o.alpha), T(o.beta), T(o.base), T(o.epsilon), T(o.max_positive_similarity)};
+MSK_DEVICE MultiSimilarity<T> loss_of(const Problem& p) {
+  const double* options = p.rules.weighting_options;
+  const bool mined = p.rules.mining == MiningRule::multi_similarity;
+  return {T(options[0]), T(options[1]), T(options[2]),
+          mined ? T(p.rules.mining_options[0]) : kInfinity<T>,
+          T(p.options.max_positive_similarity)};
 }
 
 // What one side adds to the weight of its pairs.
@@ -51,7 +55,26 @@ struct FamilyTerm {
     // NaN for a row whose loss is NaN, whatever is kept.
     return negative.coefficient - negative.coefficient;
   }
+  // What follows from the sums over kept pairs, for an incoming gradient; of a row that is not
+  // finite every weight is NaN.
+  MSK_DEVICE void finish(const RowTerm<T>& found, T dloss, bool finite) {
+    negative = times_dloss(found.negative, dloss);
+    positive = times_dloss(found.positive, dloss);
+    if (!finite) negative.coefficient = kNaN<T>;
+  }
 };
+
+// With the bounds that mining draws from a row's hardest pairs.
+template <typename T>
+MSK_DEVICE FamilyTerm<T> bounds_of(const PairLoss<T>& loss, T hardest_positive,
+                                   T hardest_negative) {
+  FamilyTerm<T> term{};
+  term.neg_above = loss.negative_above(hardest_positive, hardest_negative);
+  term.neg_below = loss.mining.negative_below(hardest_positive);
+  term.pos_above = loss.positive_above(hardest_positive, hardest_negative);
+  term.pos_below = loss.positive_below(hardest_positive, hardest_negative);
+  return term;
+}
 
 template <class P>
 struct Side {
@@ -129,7 +152,7 @@ struct Pairs {
       : rows(p.rows, p.row_buffers, p.padded_depth),
         columns(p.columns, p.column_buffers, p.padded_depth),
         self(p.self),
-        loss(loss_of<Scalar>(p.options)),
+        loss(loss_of<Scalar>(p)),
         normalize(p.options.normalize) {}
 
   MSK_DEVICE bool self_pair(std::int64_t i, std::int64_t j) const {

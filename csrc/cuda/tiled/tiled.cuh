@@ -30,7 +30,7 @@ read_term_kernel(const MSK_PARAMETER Problem p) {
   const std::int64_t i = std::int64_t(blockIdx.x) * kThreads<P> + threadIdx.x;
   if (i >= side.count) return;
   const TermInput& term = of_rows ? p.row_term : p.column_term;
-  if (std::isnan(read_term_of<P>(input, side, term, p.options, i))) raise_flag(buffers.poisoned);
+  if (std::isnan(read_term_of<P>(p, input, side, term, i))) raise_flag(buffers.poisoned);
 }
 
 template <class P, typename Input>

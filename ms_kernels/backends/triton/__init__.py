@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends import gpu
-from ms_kernels.backends.interface import Side, Term
+from ms_kernels.backends.interface import Found, Side, Term
 from ms_kernels.backends.triton import tiles
+from ms_kernels.checks import MOST_OPTION
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.spec import Spec
+from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.weighting import Circle
 from ms_kernels.settings import options
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 LEAST_TRITON = (3, 3)
 # Earlier ones have no float64 products.
 LEAST_FOR_FLOAT64 = (3, 5)
+# e to this power, 2^23 times, is a float32; so is its inverse.
+MOST_EXPONENT = 70
 
 # Kernels import Triton, so they are imported by the functions that launch them.
 
@@ -57,8 +61,24 @@ def missing() -> str | None:
     return tiles.unsupported(torch.device("cuda", torch.cuda.current_device())) or _unlaunchable()
 
 
-def refuses(dtype: torch.dtype) -> str | None:
-    """None when the kernels take embeddings of this dtype with the Triton that is here."""
+def refuses(spec: PairSpec, dtype: torch.dtype | None) -> str | None:
+    """None when the kernels take these rules, and embeddings of this dtype with the Triton that is
+    here; else why not."""
+    rule = spec.weighting
+    # A circle's exponentials are added as they are.
+    if isinstance(rule, Circle):
+        square = rule.m**2
+        if not spec.normalize or rule.gamma * max(square, 1 - square) > MOST_EXPONENT:
+            return (
+                f"rows must have unit length and gamma * max(m**2, 1 - m**2) be at most "
+                f"{MOST_EXPONENT}"
+            )
+    if not spec.fits_float32:
+        return f"options must be 0 or between {1 / MOST_OPTION:g} and {MOST_OPTION:g} in size"
+    return _refuses_dtype(dtype)
+
+
+def _refuses_dtype(dtype: torch.dtype | None) -> str | None:
     if dtype != torch.float64:
         return None
     version: str = importlib.import_module("triton").__version__
@@ -93,14 +113,8 @@ def _unlaunchable() -> str | None:
     return None
 
 
-def row_statistics(anchors: Side, candidates: Side | None, spec: Spec) -> RowStatistics:
+def row_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> RowStatistics:
     """Statistics of each anchor; candidates None means the anchors themselves."""
-    return RowStatistics(*statistics_of(anchors, candidates, spec)[: len(RowStatistics._fields)])
-
-
-def statistics_of(anchors: Side, candidates: Side | None, spec: Spec) -> tuple[Tensor, ...]:
-    """Hardest positive, hardest negative, sum of positives, of negatives, kept positives, kept
-    negatives, moment of the positives; (N,) each."""
     from ms_kernels.backends.triton.launch_ranked import rounds
     from ms_kernels.backends.triton.launch_statistics import statistics
     from ms_kernels.backends.triton.problem import Problem
@@ -114,14 +128,14 @@ def statistics_of(anchors: Side, candidates: Side | None, spec: Spec) -> tuple[T
         for passed in later:
             more = statistics(problem, budget, exact=True, passed=passed).exact
             assert more is not None
-            found[3].add_(more[3])
+            found.neg_sum.add_(more.neg_sum)
         return found
 
 
 def embedding_gradient(
     rows: Side,
     columns: Side | None,
-    spec: Spec,
+    spec: PairSpec,
     row_term: Term | None,
     column_term: Term | None,
 ) -> Tensor:
@@ -144,11 +158,11 @@ def embedding_gradient(
 def loss_and_gradient(
     anchors: Side,
     candidates: Side | None,
-    spec: Spec,
+    spec: PairSpec,
     need_dx: bool,
     need_dr: bool,
     dloss: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+) -> Found:
     """Row losses, above 0 for the rows that keep a pair, and the gradients of the losses' sum."""
     from ms_kernels.backends.triton.launch_ranked import rounds
     from ms_kernels.backends.triton.launch_statistics import statistics

@@ -1,5 +1,5 @@
 """How the pairs of an anchor enter a loss: what is summed over them, and what one of them weighs.
-Twin of csrc/math/pair_form.h.
+Twin of csrc/rules/form.h.
 
 u is how far the similarity of a pair lies beyond its kind's base: S - base, of positives of SIGN -1
 base - S. Of these and of negatives the harder pairs have the greater u.

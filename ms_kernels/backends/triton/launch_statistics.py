@@ -24,6 +24,7 @@ from ms_kernels.backends.triton.launch_ranked import (
 from ms_kernels.backends.triton.positives import bounds_kernel, positive_scan_kernel
 from ms_kernels.backends.triton.problem import Problem
 from ms_kernels.backends.triton.terms import POS_FACTOR, ROWS
+from ms_kernels.reference import RowStatistics
 
 
 class Terms(NamedTuple):
@@ -34,7 +35,7 @@ class Terms(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    exact: tuple[Tensor, ...] | None  # in the caller's order, if asked for
+    exact: RowStatistics | None  # in the caller's order, if asked for
     loss: Tensor  # (N) else, in the caller's order
     valid: Tensor  # (N): 1 where an anchor keeps a pair
     terms: Terms
@@ -133,7 +134,7 @@ def _finish(
     exact_count, loss_count = (rows.count, 0) if exact else (0, rows.count)
     floats = [torch.empty(exact_count, **new) for _ in range(5)]
     counts = [torch.empty(exact_count, **integer) for _ in range(2)]
-    found = (*floats[:4], *counts, floats[4])
+    found = RowStatistics._make([*floats[:4], *counts, floats[4]])
     loss, valid = torch.empty(loss_count, **new), torch.empty(loss_count, **integer)
     terms = torch.empty(ROWS, 0 if exact else rows.padded, **new)
     finish_kernel[(triton.cdiv(rows.padded, problem.tiles.scan.block_m),)](

@@ -71,14 +71,9 @@ def read_terms(problem: Problem, term: Term, workspace_bytes: int, passed: int =
     """
     rows = problem.rows
     numbers = torch.empty(ROWS, rows.padded, dtype=rows.dtype, device=rows.device)
-    stats: tuple[Tensor, ...] = tuple(term.stats)
-    # What a rule does not ask for may be missing: something else stands in, and is never read.
-    counts = stats[4:6] if problem.rule.counts else stats[2:4]
-    moment = stats[6] if problem.rule.moment else stats[3]
-    arrays = (*stats[:4], *counts, moment, term.dloss)
     block = problem.tiles.scan.block_m
     read_terms_kernel[(rows.padded // block,)](
-        *(array.contiguous() for array in arrays),
+        *(array.contiguous() for array in (*term.stats, term.dloss)),
         rows.order,
         problem.coefficients,
         numbers,
@@ -99,7 +94,7 @@ def read_terms(problem: Problem, term: Term, workspace_bytes: int, passed: int =
 
 def poison_of(term: Term) -> Tensor:
     """(N): NaN where the statistics of a row are, else 0."""
-    return nan_of(term.stats[3])
+    return nan_of(term.stats.neg_sum)
 
 
 def nan_of(statistic: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 """Which pairs an anchor keeps, as strict bounds on S that follow from its hardest pairs; twin of
-csrc/math/mining_rules.h. MINING is a name of `rule_table.py`."""
+csrc/rules/mining.h. MINING is a name of `rule_table.py`."""
 
 import triton
 import triton.language as tl

@@ -20,7 +20,7 @@ from ms_kernels.backends.triton.rule_table import (
     is_bounded,
 )
 from ms_kernels.backends.triton.tiles import Tiles, mode_of, tiles_of
-from ms_kernels.rules.spec import Spec
+from ms_kernels.rules.spec import PairSpec
 
 # Two programs for each processor of a large GPU; a constant, as bits depend on it.
 BUSY = 264
@@ -43,7 +43,7 @@ def rows_at_once(depth: int, itemsize: int = 4) -> tuple[int, int]:
 class Rows:
     """One side, in label order. Arrays are as long as `padded`; what is past `count` is inert."""
 
-    def __init__(self, side: Side, spec: Spec, tiles: Tiles, mode: str, operand: torch.dtype):
+    def __init__(self, side: Side, spec: PairSpec, tiles: Tiles, mode: str, operand: torch.dtype):
         x = side.embeddings
         self.device = x.device
         self.count, self.width = int(x.shape[0]), int(x.shape[1])
@@ -130,7 +130,7 @@ class Problem:
         self,
         rows: Side,
         columns: Side | None,
-        spec: Spec,
+        spec: PairSpec,
         tiles: Tiles | None = None,  # default: those of the mode and device
         wide: bool = False,  # weights may be of any size
     ) -> None:

@@ -16,7 +16,7 @@ from ms_kernels.rules.mining import (
     SemiHardMining,
     ThresholdMining,
 )
-from ms_kernels.rules.spec import Spec
+from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import (
     NCA,
     BinLifted,
@@ -135,7 +135,7 @@ MINING_RULES: dict[type[Mining], MiningRule] = {
 }
 
 
-def coefficients_of(spec: Spec, most: float) -> Coefficients:
+def coefficients_of(spec: PairSpec, most: float) -> Coefficients:
     """For a dtype of greatest number `most`: a finite bound of mining stays finite."""
     numbers = WEIGHTING_RULES[type(spec.weighting)].numbers(spec.weighting)
     bounds = MINING_RULES[type(spec.mining)].numbers(spec.mining)
@@ -153,7 +153,7 @@ def reach_of(scale: float, base: float, count: int) -> float:
     return max(scale * (1 - base) + more, scale * (1 + base))
 
 
-def is_bounded(spec: Spec, count: int, most_exponent: float) -> bool:
+def is_bounded(spec: PairSpec, count: int, most_exponent: float) -> bool:
     """Whether sums over `count` negatives are simply added: see BOUNDED in `forms.py`."""
     rule = WEIGHTING_RULES[type(spec.weighting)]
     if rule.negative != "exponential":

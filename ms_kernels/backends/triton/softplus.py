@@ -1,4 +1,4 @@
-"""Finished log-sum-exps, joined and with a 1 added; twin of csrc/math/softplus.h."""
+"""Finished log-sum-exps, joined and with a 1 added; twin of csrc/rules/softplus.h."""
 
 import triton
 import triton.language as tl

@@ -1,5 +1,5 @@
 """What follows for an anchor from the sums over its kept pairs, one function a rule; twin of
-csrc/math/weighting_rules.h. The forms of a rule's pairs are in `rule_table.py`.
+csrc/rules/weighting.h. The forms of a rule's pairs are in `rule_table.py`.
 
 Each takes the finished sums of positives and negatives, the moment (over kept positives: of an
 exponential form the sum of SIGN S, of a sigmoid that of sigmoid(z - offset)) and how many are kept,
