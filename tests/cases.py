@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytest
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor
 
 import ms_kernels
-from ms_kernels import MultiSimilaritySpec, reference
+from ms_kernels import reference
+from ms_kernels.rules.mining import mining_of
+from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.weighting import MultiSimilarity
 
 # Those that serve CPU tensors at full speed; test_triton.py has the cases of the Triton kernels.
 BACKENDS = [n for n in ("cpu", "panels") if ms_kernels.backends()[n].available]
@@ -17,14 +21,36 @@ BACKENDS = [n for n in ("cpu", "panels") if ms_kernels.backends()[n].available]
 EACH_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
+
+@dataclass(frozen=True)
+class MultiSimilarityOptions:
+    """The keywords of `multi_similarity_loss` that say what is computed."""
+
+    alpha: float = 2.0
+    beta: float = 50.0
+    base: float = 0.5
+    epsilon: float | None = 0.1
+    max_positive_similarity: float | None = None
+    normalize: bool = True
+
+    @property
+    def spec(self) -> PairSpec:
+        return PairSpec(
+            MultiSimilarity(self.alpha, self.beta, self.base),
+            mining_of(self.epsilon),
+            max_positive_similarity=self.max_positive_similarity,
+            normalize=self.normalize,
+        )
+
+
 SPECS = {
-    "default": MultiSimilaritySpec(),
-    "paper": MultiSimilaritySpec(base=1.0),
-    "released": MultiSimilaritySpec(beta=40.0, max_positive_similarity=1 - 1e-5),
-    "unmined": MultiSimilaritySpec(epsilon=None),
-    "sharp": MultiSimilaritySpec(alpha=60.0, beta=400.0, epsilon=0.3),
-    "capped": MultiSimilaritySpec(max_positive_similarity=0.6),
-    "raw": MultiSimilaritySpec(alpha=0.7, beta=3.0, normalize=False),
+    "default": MultiSimilarityOptions(),
+    "paper": MultiSimilarityOptions(base=1.0),
+    "released": MultiSimilarityOptions(beta=40.0, max_positive_similarity=1 - 1e-5),
+    "unmined": MultiSimilarityOptions(epsilon=None),
+    "sharp": MultiSimilarityOptions(alpha=60.0, beta=400.0, epsilon=0.3),
+    "capped": MultiSimilarityOptions(max_positive_similarity=0.6),
+    "raw": MultiSimilarityOptions(alpha=0.7, beta=3.0, normalize=False),
 }
 
 # (N, D): one tile and its edge (48), several (97, 193, 256), wider tiles (257, 389), widest (1030);

@@ -19,13 +19,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from ms_kernels import MultiSimilaritySpec
 from ms_kernels.backends import triton as backend
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.backends.triton import problem, tiles
+from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import SemiHardMining
 from ms_kernels.rules.spec import NATIVE_WEIGHTINGS, PairSpec
-from ms_kernels.rules.weighting import NCA, Circle, NTXent, Triplet
+from ms_kernels.rules.weighting import NCA, Circle, MultiSimilarity, NTXent, Triplet
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
@@ -117,15 +117,15 @@ def _tool(name, *args):
 
 
 def step(dtype, depth, spec=None, refs=False, exact=False, n=4096, with_ids=False):
-    spec = spec or MultiSimilaritySpec()
+    spec = spec or PairSpec()
     ids = torch.arange(n) if with_ids else None
     anchors = Side(torch.empty(n, depth, dtype=dtype), torch.arange(n), ids)
     candidates = Side(torch.empty(n, depth, dtype=dtype), torch.arange(n), ids) if refs else None
     if not exact:
         return lambda: backend.loss_and_gradient(anchors, candidates, spec, True, refs)
-    floats = [torch.empty(n) for _ in range(5)]
-    counts = torch.arange(n), torch.arange(n)
-    term = Term((*floats[:4], *counts, floats[4]), torch.empty(n))
+    numbers = [torch.empty(n) for _ in range(6)]
+    stats = RowStatistics(*numbers[:4], torch.arange(n), torch.arange(n), numbers[4])
+    term = Term(stats, numbers[5])
 
     def both():
         backend.row_statistics(anchors, candidates, spec)
@@ -177,12 +177,12 @@ def cases(variants, some=False):
                 name = f"{kind}-N{n}-D{depth}{'-refs' * refs}{'-exact' * exact}"
                 run = step(torch.float32, depth, refs=refs, exact=exact, n=n)
                 yield name, "highest", run
-    raw = MultiSimilaritySpec(normalize=False)
+    raw = PairSpec(normalize=False)
     for depth in (128, 1024):
         yield f"bf16-D{depth}-refs", "highest", step(half, depth, refs=True)
         yield f"bf16-D{depth}-exact", "highest", step(half, depth, exact=True)
         yield f"bf16-D{depth}-exact-refs", "highest", step(half, depth, refs=True, exact=True)
-        sharp = MultiSimilaritySpec(beta=400.0)
+        sharp = PairSpec(MultiSimilarity(beta=400.0))
         yield f"bf16-D{depth}-unbounded", "highest", step(half, depth, sharp)
         yield f"bf16-D{depth}-raw", "highest", step(half, depth, raw, exact=True)
 

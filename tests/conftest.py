@@ -8,6 +8,8 @@ import torch
 if not torch.cuda.is_available():  # before any of our kernels is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+pytest.register_assert_rewrite("cases", "edges", "family", "judge", "op_checks")
+
 import cases  # noqa: E402
 from cases import BACKENDS  # noqa: E402
 from interpreter import round_as_a_gpu  # noqa: E402

@@ -11,49 +11,17 @@ from cases import (
     EACH_BACKEND,
     REFS,
     SPECS,
+    MultiSimilarityOptions,
     assert_within_budget,
     case_id,
-    incoming_gradient,
     make_batch,
     random_rows,
 )
+from judge import check_backward, floors_of, gradients
 
 import ms_kernels
-from ms_kernels import MultiSimilaritySpec, reference
+from ms_kernels import reference
 from ms_kernels.rules.weighting import MultiSimilarity
-
-
-def gradients(function, x, y, r, z, reduction, options):
-    leaves = [v.clone().requires_grad_() for v in (x, r) if v is not None]
-    loss = function(
-        leaves[0], y, leaves[1] if r is not None else None, z, reduction=reduction, **options
-    )
-    loss.backward(incoming_gradient(loss.numel()).view(loss.shape).to(loss))
-    return [leaf.grad for leaf in leaves]
-
-
-def floors_of(batch, spec, reduction, backend=""):
-    """Of what `gradients` gives."""
-    count = len(batch.x) if reduction == "none" else 1
-    incoming = incoming_gradient(count).to(batch.x.device)
-    return rounding.of_spec(batch, spec, backend).gradients(reduction, incoming)
-
-
-@functools.lru_cache(maxsize=8)
-def exact_and_floors(batch, spec, reduction, backend):
-    x, y, r, z = batch
-    sides = x.double(), y, None if r is None else r.double(), z
-    exact = gradients(reference.multi_similarity_loss, *sides, reduction, vars(spec))
-    return exact, floors_of(batch, spec, reduction, backend)
-
-
-def check(batch, spec, dtype, backend, reduction):
-    chosen = {**vars(spec), "backend": backend}
-    got = gradients(ms_kernels.multi_similarity_loss, *batch, reduction, chosen)
-    own = backend if backend in rounding.HALF_WEIGHTS else ""
-    for g, e, floor in zip(got, *exact_and_floors(batch, spec, reduction, own), strict=True):
-        assert g.dtype == dtype
-        assert_within_budget(g, None, e, floor)
 
 
 @EACH_BACKEND
@@ -61,7 +29,9 @@ def check(batch, spec, dtype, backend, reduction):
 @pytest.mark.parametrize(("name", "shape", "dtype"), BATCH_STEPS, ids=case_id)
 def test_batch(backend, dtype, shape, name, reduction):
     n, d = shape
-    check(make_batch(n, None, d, SPECS[name], dtype), SPECS[name], dtype, backend, reduction)
+    check_backward(
+        make_batch(n, None, d, SPECS[name], dtype), SPECS[name], dtype, backend, reduction
+    )
 
 
 @EACH_BACKEND
@@ -74,7 +44,7 @@ def test_batch(backend, dtype, shape, name, reduction):
 @pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 @pytest.mark.parametrize("shape", REFS, ids=case_id)
 def test_refs(backend, dtype, shape, name, reduction):
-    check(make_batch(*shape, SPECS[name], dtype), SPECS[name], dtype, backend, reduction)
+    check_backward(make_batch(*shape, SPECS[name], dtype), SPECS[name], dtype, backend, reduction)
 
 
 @pytest.mark.parametrize("m", [None, 1003], ids=["self", "refs"])
@@ -85,7 +55,7 @@ def test_great_similarities_weigh_what_their_own_product_says(backend, m, monkey
     """
     monkeypatch.setattr(ms_kernels.options, "panel_bytes", 100_000)
     g = torch.Generator().manual_seed(0)
-    n, spec = 701, MultiSimilaritySpec(normalize=False)
+    n, spec = 701, MultiSimilarityOptions(normalize=False)
     x, r = (1e4 * torch.randn(rows, 128, generator=g) for rows in (n, m or 1))
     y, z = torch.arange(n) % 17, torch.arange(m or 1) % 17
     sides = (r, z) if m else (None, None)
@@ -107,7 +77,7 @@ def test_great_similarities_weigh_what_their_own_product_says(backend, m, monkey
 def long_sums():
     """A batch, its exact gradient, and one of exact weights whose 3000 products are added one by
     one in float32."""
-    spec = MultiSimilaritySpec(epsilon=None)
+    spec = MultiSimilarityOptions(epsilon=None)
     x, y = random_rows(3000, 64, 500, spec, torch.Generator().manual_seed(0))
     x = x.float()
     rows = reference.unit_rows(x.double())
@@ -149,14 +119,14 @@ def test_long_sums_are_no_running_sums(backend):
 )
 def test_large_exponents_cancel(backend, options):
     """Exponents and their log-sum-exps are rounded alike, however large scale times base is."""
-    spec = MultiSimilaritySpec(**options)
+    spec = MultiSimilarityOptions(**options)
     batch = make_batch(97, None, 16, spec, torch.float32)
-    check(batch, spec, torch.float32, backend, "mean")
+    check_backward(batch, spec, torch.float32, backend, "mean")
 
 
 def test_exponents_that_leave_a_grid_of_similarities(backend):
     """S - 1e4 has nothing left but multiples of 2^-10, which every correct rounding finds."""
-    spec = MultiSimilaritySpec(alpha=1e4, beta=1e4, base=1e4)
+    spec = MultiSimilarityOptions(alpha=1e4, beta=1e4, base=1e4)
     x, y, _, _ = make_batch(97, None, 16, spec, torch.float32)
     arguments = (y, None, None, "mean")
     (exact,) = gradients(reference.multi_similarity_loss, x.double(), *arguments, vars(spec))

@@ -5,6 +5,7 @@ import sys
 import pytest
 import rounding
 import torch
+from cases import MultiSimilarityOptions
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("ms_kernels._cpu")
@@ -14,7 +15,7 @@ from bench.baselines import BASELINES, ours  # noqa: E402
 from bench.cases import REGIMES, Batch, make_batch  # noqa: E402
 from bench.check import ROUNDING, check, comparable  # noqa: E402
 from bench.timing import Turns  # noqa: E402
-from ms_kernels import MultiSimilaritySpec, reference  # noqa: E402
+from ms_kernels import reference  # noqa: E402
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -76,7 +77,7 @@ def test_the_check_allows_what_rounding_may_do(regime):
         x, y = batch.x.double().requires_grad_(), batch.y
         loss = reference.multi_similarity_loss(x, y)
         exact = loss.detach(), *torch.autograd.grad(loss, x)
-        floors = rounding.of_spec((batch.x, y), MultiSimilaritySpec()).step("mean")
+        floors = rounding.of_spec((batch.x, y), MultiSimilarityOptions()).step("mean")
         for value, floor in zip(exact, floors, strict=True):
             assert ROUNDING / 3 <= floor.max() / value.abs().max() <= ROUNDING
 

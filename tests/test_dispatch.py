@@ -132,7 +132,7 @@ def test_cpu_tensors_ask_nothing_of_cuda(monkeypatch):
     dispatch.built.cache_clear()
     try:
         assert dispatch.resolve("auto", "cpu") == "cpu"
-        assert dispatch.resolve("auto", "cpu", known_by=("panels",)) == "panels"
+        assert dispatch.resolve("auto", "cpu", known=("panels",)) == "panels"
         assert dispatch.built("cpu") == {"cpu", "panels"}
     finally:
         dispatch.built.cache_clear()
@@ -148,7 +148,7 @@ def test_cuda_tensors_by_panels_are_told_once(monkeypatch):
     try:
         # Nothing to tell: CPU tensors, a loss that only panels knows, panels that are asked for.
         assert dispatch.resolve("auto", "cpu") == "cpu"
-        assert dispatch.resolve("auto", "cuda", known_by=("panels",)) == "panels"
+        assert dispatch.resolve("auto", "cuda", known=("panels",)) == "panels"
         assert dispatch.resolve("panels", "cuda") == "panels"
         with pytest.warns(UserWarning) as told:
             for dtype in (torch.float32, torch.bfloat16, torch.float32):
@@ -166,6 +166,6 @@ def test_cuda_tensors_by_panels_are_told_once(monkeypatch):
 def test_backends_is_the_package_and_the_function():
     import ms_kernels.backends.panels as panels
 
-    assert ms_kernels.backends.panels is panels is dispatch.load("panels")
+    assert ms_kernels.backends.panels is panels is dispatch.MODULES["panels"]
     assert ms_kernels.backends() == dispatch.backends()
     assert "-> dict[str, " in str(inspect.signature(ms_kernels.backends))

@@ -82,7 +82,7 @@ def test_scalars_of_numpy_are_numbers():
             rules["mining"] = ms_kernels.SemiHardMining(1)
             assert torch.equal(loss, ms_kernels.pair_loss(x, y, **rules, backend=backend))
             torch.autograd.grad(loss, x)
-        assert type(ms_kernels.MultiSimilarityLoss(**options).spec.alpha) in (int, float)
+        assert type(ms_kernels.MultiSimilarityLoss(**options).weighting.alpha) in (int, float)
         ms_kernels.mined_pairs(x, y, epsilon=number(0))
     assert ms_kernels.Histogram(np.int32(20)) == ms_kernels.Histogram(20)
     ms_kernels.options.workspace_bytes = np.int64(1 << 20)

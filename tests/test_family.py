@@ -5,109 +5,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from family import MININGS, WEIGHTINGS, expected, few, five_lines, kept, name_of
 
 import ms_kernels
 from ms_kernels import pair_loss, streamed_loss
 from ms_kernels.rules import mining as mine
 from ms_kernels.rules import weighting as weigh
 from ms_kernels.settings import options
-
-MININGS = [
-    mine.NoMining(),
-    mine.MultiSimilarityMining(0.1),
-    mine.HardestMining(),
-    mine.SemiHardMining(0.5),
-    mine.ThresholdMining(0.6, -0.1),
-]
-WEIGHTINGS = [
-    weigh.MultiSimilarity(),
-    weigh.Contrastive(0.9, 0.1),
-    weigh.BinomialDeviance(),
-    weigh.BinLifted(),
-    weigh.LiftedStructure(),
-    weigh.Triplet(0.2),
-    weigh.NPair(),
-    weigh.NTXent(0.2),
-    weigh.SupCon(0.2),
-    weigh.NCA(),
-    weigh.Circle(),
-]
-
-
-def name_of(rule):
-    return type(rule).__name__
-
-
-def kept(rule, pos, neg):
-    """The kept ones of two lists of similarities, one by one from the definitions."""
-    least, most = min(pos, default=math.inf), max(neg, default=-math.inf)
-    match rule:
-        case mine.NoMining():
-            return pos, neg
-        case mine.MultiSimilarityMining(e):
-            return [s for s in pos if s < most + e], [s for s in neg if s > least - e]
-        case mine.HardestMining():
-            return [s for s in pos if s == least], [s for s in neg if s == most]
-        case mine.SemiHardMining(m):
-            return pos, [s for s in neg if least - m < s < least]
-        case mine.ThresholdMining(p, n):
-            return [s for s in pos if s < p], [s for s in neg if s > n]
-
-
-def softplus(z):
-    return math.log1p(math.exp(-abs(z))) + max(z, 0)
-
-
-def lse(zs):
-    top = max(zs)
-    return top + math.log(sum(math.exp(z - top) for z in zs))
-
-
-def expected(rule, pos, neg):
-    """The loss of one anchor, from the equation."""
-    match rule:
-        case weigh.MultiSimilarity(a, b, base):
-            p = math.log(1 + sum(math.exp(-a * (s - base)) for s in pos)) / a
-            return p + math.log(1 + sum(math.exp(b * (s - base)) for s in neg)) / b
-        case weigh.BinLifted(a, b, base):
-            p = math.log(1 + sum(math.exp(-a * (s - base)) for s in pos))
-            return p + math.log(1 + sum(math.exp(b * (s - base)) for s in neg))
-        case weigh.Contrastive(p, n):
-            return sum(max(0, p - s) for s in pos) + sum(max(0, s - n) for s in neg)
-        case weigh.BinomialDeviance(a, b, base):
-            p = sum(math.log(1 + math.exp(a * (base - s))) for s in pos) / max(1, len(pos))
-            n = sum(math.log(1 + math.exp(b * (s - base))) for s in neg) / max(1, len(neg))
-            return p + n
-        case weigh.LiftedStructure(m):
-            return max(0, lse([m - s for s in pos]) + lse(neg)) if pos and neg else 0
-        case weigh.Triplet(m):
-            return sum(max(0, n - p + m) for p in pos for n in neg)
-        case weigh.NTXent(t):  # NPair too
-            each = [math.log(1 + sum(math.exp((n - p) / t) for n in neg)) for p in pos]
-            return sum(each) / max(1, len(pos))
-        case weigh.SupCon(t):
-            if not pos:
-                return 0
-            whole = lse([s / t for s in pos + neg])
-            return sum(whole - s / t for s in pos) / len(pos)
-        case weigh.NCA(t):
-            share = [sum(math.exp(s / t) for s in part) for part in (pos, neg)]
-            return -math.log(share[0] / sum(share)) if pos else 0
-        case weigh.Circle(m, gamma):
-            if not (pos and neg):
-                return 0
-            p = lse([-gamma * max(0, 1 + m - s) * (s - (1 - m)) for s in pos])
-            return softplus(p + lse([gamma * max(0, s + m) * (s - m) for s in neg]))
-
-
-def batch(n=14, m=None, d=4, seed=3):
-    generator = torch.Generator().manual_seed(seed)
-    new = {"generator": generator, "dtype": torch.float64}
-    y = torch.randint(5, (n,), generator=generator)
-    x = torch.randn(5, d, **new)[y] + torch.randn(n, d, **new)
-    if m is None:
-        return x, y
-    return x, y, torch.randn(m, d, **new), torch.randint(5, (m,), generator=generator)
 
 
 def loop(tensors, weighting, mining):
@@ -128,7 +32,7 @@ def loop(tensors, weighting, mining):
 @pytest.mark.parametrize("mining", MININGS, ids=name_of)
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=name_of)
 def test_values_are_those_of_the_equations(weighting, mining, m, monkeypatch):
-    tensors = batch(m=m)
+    tensors = few(m=m)
     want = loop(tensors, weighting, mining)
     rules = {"weighting": weighting, "mining": mining}
     for backend in ("auto", "panels", "reference"):
@@ -146,7 +50,7 @@ def test_gradcheck(weighting, mining, monkeypatch):
     if isinstance(weighting, weigh.Circle):
         pytest.skip("its weights count as constants: see test_circle_weights")
     monkeypatch.setattr(options, "_panel_bytes", 16 * 8 * 7 * 4)  # panels of 4 rows
-    x, y, r, z = batch(n=5, m=7, d=2)
+    x, y, r, z = few(n=5, m=7, d=2)
     assert torch.autograd.gradcheck(
         lambda x, r: pair_loss(x, y, r, z, weighting=weighting, mining=mining, reduction="none"),
         (x.clone().requires_grad_(), r.clone().requires_grad_()),
@@ -173,7 +77,7 @@ def test_circle_weights():
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=name_of)
 def test_streamed_gradients_are_the_dense_ones(weighting, mining, monkeypatch):
     monkeypatch.setattr(options, "_panel_bytes", 16 * 8 * 40 * 7)
-    x, y = batch(n=40)
+    x, y = few(n=40)
     found = []
     for backend in ("panels", "reference"):
         leaf = x.clone().requires_grad_()
@@ -208,13 +112,13 @@ def test_degenerate_batches(weighting, mining, labels):
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=name_of)
 def test_a_similarity_that_is_not_finite_makes_the_loss_nan(weighting):
-    x, y = batch()
+    x, y = few()
     x[3, 0] = math.nan
     assert pair_loss(x, y, weighting=weighting).isnan()
 
 
 def test_dtypes_and_autocast():
-    x, y = batch()
+    x, y = few()
     rules = {"weighting": weigh.NTXent()}
     want = pair_loss(x, y, **rules)
     for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)):
@@ -227,18 +131,10 @@ def test_dtypes_and_autocast():
     torch.testing.assert_close(loss.double(), want, rtol=1e-5, atol=1e-5)
 
 
-def five_lines(similarity, positive, negative):
-    pull = torch.where(positive, -2 * (similarity - 0.5), -torch.inf)
-    push = torch.where(negative, 50 * (similarity - 0.5), -torch.inf)
-    zero = similarity.new_zeros(len(similarity), 1)
-    lse = [torch.cat([zero, z], 1).logsumexp(1) for z in (pull, push)]
-    return lse[0] / 2 + lse[1] / 50
-
-
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_your_own_loss_is_the_built_in(compiled, monkeypatch):
     monkeypatch.setattr(options, "_panel_bytes", 16 * 8 * 14 * 5)
-    x, y = batch()
+    x, y = few()
     want_x, got_x = x.clone().requires_grad_(), x.clone().requires_grad_()
     want = ms_kernels.multi_similarity_loss(want_x, y)
 
@@ -262,7 +158,7 @@ def test_a_rule_of_your_own():
             pushed = torch.where(negative, similarity.clamp(min=0) ** 3, 0).sum(1)
             return self.scale * pushed - torch.where(positive, similarity, 0).sum(1)
 
-    x, y = batch()
+    x, y = few()
     rules = {"weighting": Cubic(3.0), "mining": mine.MultiSimilarityMining()}
     rows = pair_loss(x, y, **rules, reduction="none")
     assert torch.equal(rows > -9, torch.ones(len(x), dtype=torch.bool))
@@ -273,7 +169,7 @@ def test_a_rule_of_your_own():
 
 @pytest.mark.parametrize("name", ["Contrastive", "NTXent", "NCA", "Circle", "Triplet", "SupCon"])
 def test_modules_call_the_function(name):
-    x, y = batch()
+    x, y = few()
     module = getattr(ms_kernels, f"{name}Loss")(mining=mine.MultiSimilarityMining())
     rule = getattr(weigh, name)()
     want = pair_loss(x, y, weighting=rule, mining=mine.MultiSimilarityMining())
@@ -300,4 +196,4 @@ def test_modules_call_the_function(name):
 )
 def test_errors_name_got_and_wanted(call, error, message):
     with pytest.raises(error, match=message):
-        call(*batch())
+        call(*few())

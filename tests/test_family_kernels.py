@@ -5,74 +5,26 @@ import math
 
 import pytest
 import torch
-from cases import assert_within_budget, incoming_gradient
+from family import KERNELS, MININGS, assert_step, batch, name_of, step
 from rounding import Rounding
-from test_family import MININGS, WEIGHTINGS, name_of
 
 import ms_kernels
-from ms_kernels import pair_loss, reference
+from ms_kernels import pair_loss
 from ms_kernels.api import functional
-from ms_kernels.backends import cpu
+from ms_kernels.backends import cpu, dispatch
+from ms_kernels.backends import crowd as crowded
 from ms_kernels.backends.interface import Side
 from ms_kernels.engine.autograd import fused_loss
 from ms_kernels.rules import mining as mine
 from ms_kernels.rules import weighting as weigh
-from ms_kernels.rules.spec import NATIVE, PairSpec
+from ms_kernels.rules.spec import PairSpec
 from ms_kernels.settings import options
 
 # Tiles of 48 and of 96 and their edges, candidates apart.
 SHAPES = [(130, None, 16), (300, None, 33), (60, 310, 17)]
-KERNELS = [rule for rule in WEIGHTINGS if type(rule) in NATIVE]
 pytestmark = pytest.mark.skipif(
     not ms_kernels.backends()["cpu"].available, reason="the compiled module is not here"
 )
-
-
-def batch(n, m, d, dtype=torch.float64, seed=0):
-    new = {"generator": torch.Generator().manual_seed(seed), "dtype": torch.float64}
-    classes = max(2, n // 4)
-    centres = 0.8 * torch.randn(classes, d, **new)
-    sides = []
-    for count in (n,) if m is None else (n, m):
-        y = torch.randint(classes, (count,), generator=new["generator"])
-        sides += [(centres[y] + torch.randn(count, d, **new)).to(dtype), y]
-    return sides
-
-
-def step(sides, backend, reduction="none", **rules):
-    """Loss and the gradient of every side, of an incoming gradient that differs by row."""
-    x, y, *refs = sides
-    leaves = [side.detach().requires_grad_() for side in (x, *refs[:1])]
-    loss = pair_loss(
-        leaves[0], y, *leaves[1:], *refs[1:], backend=backend, reduction=reduction, **rules
-    )
-    incoming = incoming_gradient(len(x)).to(loss) if reduction == "none" else None
-    loss.backward(incoming)
-    return [loss.detach(), *(leaf.grad for leaf in leaves)]
-
-
-def dense_step(x, y, weighting):
-    """Plain PyTorch in the dtype of the rows; backend="reference" widens half rows first."""
-    leaf = x.detach().requires_grad_()
-    options = {"ids": None, "ref_ids": None, "max_positive_similarity": None, "normalize": True}
-    found = reference.labelled_similarities(leaf, y, None, None, **options)
-    loss = weighting.row_loss(*found).mean()
-    return loss.detach(), torch.autograd.grad(loss, leaf)[0]
-
-
-def assert_step(sides, backend, reduction="none", **rules):
-    """Loss and gradients of `step` within their budgets, and of the rows' dtype."""
-    wide = [side.double() if side.is_floating_point() else side for side in sides]
-    exact = step(wide, "reference", reduction, **rules)
-    incoming = incoming_gradient(len(wide[0])) if reduction == "none" else torch.ones(())
-    mining = rules.get("mining", mine.NoMining())
-    floors = Rounding(sides, rules["weighting"], mining, backend=backend)
-    floors = floors.step(reduction, incoming.to(wide[0]))
-    dense = dense_step(*sides, rules["weighting"]) if sides[0].is_cuda else [None] * len(exact)
-    found = step(sides, backend, reduction, **rules)
-    for got, same, want, floor in zip(found, dense, exact, floors, strict=True):
-        assert got.dtype == sides[0].dtype
-        assert_within_budget(got, same, want, floor)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -206,7 +158,7 @@ def test_triplets_on_their_margin_count(per_class, margin, backend):
 def test_what_the_kernels_do_not_know():
     x, y = batch(20, None, 3)
     weighting = weigh.Circle(0.9, 256.0)
-    assert "cpu" not in PairSpec(weighting, mine.NoMining()).known_by
+    assert "cpu" not in dispatch.takers(PairSpec(weighting, mine.NoMining()))
     with pytest.raises(ValueError, match="'cpu' expected a rule that its kernels know"):
         pair_loss(x, y, weighting=weighting, backend="cpu")
     torch.testing.assert_close(
@@ -279,7 +231,7 @@ def test_triplets_that_tie_with_the_margin():
 
 def test_triplets_of_a_crowd_are_sorted(monkeypatch):
     seen = []
-    monkeypatch.setattr(functional, "CROWD", 5)
+    monkeypatch.setattr(crowded, "CROWD", 5)
     monkeypatch.setattr(
         functional, "fused_loss", lambda *args: seen.append(args[-1]) or fused_loss(*args)
     )
@@ -303,7 +255,7 @@ def test_triplets_in_a_transform():
 
 def test_options_that_float32_does_not_hold():
     x, y = batch(20, None, 3)
-    with pytest.raises(ValueError, match="options that are not 0 or between 1e-30 and 1e\\+30"):
+    with pytest.raises(ValueError, match="options must be 0 or between 1e-30 and 1e\\+30"):
         pair_loss(x, y, weighting=weigh.Triplet(1e-31), backend="cpu")
     torch.testing.assert_close(
         pair_loss(x, y, weighting=weigh.Triplet(1e-31)), pair_loss(x, y, weighting=weigh.Triplet(0))
@@ -337,7 +289,7 @@ def test_no_second_derivative_in_silence():
 
 def test_a_compiled_crowd_is_streamed(monkeypatch):
     """As on a GPU with many candidates: the op of a graph could not run panels."""
-    monkeypatch.setattr(functional, "MOST_CANDIDATES", {"cpu": 5})
+    monkeypatch.setattr(crowded, "MOST_CANDIDATES", {"cpu": 5})
     x, y = torch.randn(12, 3), torch.arange(12) // 4
     run = functools.partial(pair_loss, labels=y, weighting=weigh.Triplet())
     found = []

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import SPECS, Batch, assert_within_budget, case_id, make_batch
+from judge import floors_of, gradients
 from on_device import (
     DEVICE,
     DTYPES,
@@ -16,7 +17,6 @@ from on_device import (
     step,
     tiny,
 )
-from test_backward import floors_of, gradients
 
 import ms_kernels
 from bench.gpu_timing import launched

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from cases import assert_within_budget
+from family import MININGS, WEIGHTINGS, dense_step, name_of
 from on_device import BACKENDS, clustered, host_never_waits, replayed, tiny
 from rounding import Rounding
-from test_family import MININGS, WEIGHTINGS, name_of
-from test_family_kernels import dense_step
 
 from ms_kernels import pair_loss
+from ms_kernels.backends import dispatch
 from ms_kernels.rules import mining as mine
 from ms_kernels.rules import weighting as weigh
 from ms_kernels.rules.spec import PairSpec
@@ -43,7 +43,7 @@ def step(x, y, weighting, mining, backend):
 
 
 def known(weighting, mining, backend):
-    if backend not in PairSpec(weighting, mining).known_by:
+    if backend not in dispatch.takers(PairSpec(weighting, mining)):
         pytest.skip(f"{backend} does not know {name_of(weighting)}")
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_family import MININGS, kept, name_of
+from family import MININGS, kept, name_of
 
 import ms_kernels
 from ms_kernels import Histogram, HistogramLoss, pair_loss, streamed_loss

@@ -2,15 +2,14 @@
 
 import inspect
 
+import edges
 import pytest
-import test_backward
-import test_edges
-import test_forward
-import test_ops
 import torch
 from cases import DTYPES, SPECS, case_id, make_batch
 from host_gpu import build
 from host_gpu.serve import serve
+from judge import check_backward, check_forward
+from op_checks import check_graph, check_ops
 
 import ms_kernels
 from ms_kernels import options
@@ -38,45 +37,39 @@ def backend(monkeypatch, request):
     return serve(monkeypatch, build.module(), request.param)
 
 
-def borrow(module, *skipped):
-    """The tests of a module that take a backend; this module's fixture serves them."""
-    for name, test in vars(module).items():
-        if name.startswith("test_") and "backend" in inspect.signature(test).parameters:
-            if name not in skipped:
-                globals()[name] = test
-
-
-borrow(test_edges)
-borrow(test_ops, "test_opcheck", "test_compile_without_graph_break")
+# The tests of degenerate batches that take a backend; this module's fixture serves them.
+for _name, _test in vars(edges).items():
+    if _name.startswith("test_") and "backend" in inspect.signature(_test).parameters:
+        globals()[_name] = _test
 
 
 # An op is the same whatever runs in it: once with each kind of sides.
 @pytest.mark.parametrize(("refs", "with_ids"), [(False, False), (True, True)], ids=str)
 def test_opcheck(backend, refs, with_ids):
-    test_ops.test_opcheck(backend, refs, with_ids)
+    check_ops(backend, refs, with_ids)
 
 
 @pytest.mark.parametrize(("reduction", "refs"), [("mean", False), ("none", True)], ids=str)
 def test_compile_without_graph_break(backend, reduction, refs):
-    test_ops.test_compile_without_graph_break(backend, reduction, refs, torch.float32)
+    check_graph(backend, reduction, refs, torch.float32)
 
 
 @pytest.mark.parametrize(("shape", "name", "dtype"), CASES, ids=case_id)
 def test_batch(backend, dtype, shape, name):
     n, d = shape
     batch = make_batch(n, None, d, SPECS[name], dtype)
-    test_forward.check(batch, SPECS[name], dtype, backend)
+    check_forward(batch, SPECS[name], dtype, backend)
     for reduction in ("mean", "none"):
-        test_backward.check(batch, SPECS[name], dtype, backend, reduction)
+        check_backward(batch, SPECS[name], dtype, backend, reduction)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
 @pytest.mark.parametrize(("shape", "name"), REFS, ids=case_id)
 def test_refs(backend, dtype, shape, name):
     batch = make_batch(*shape, SPECS[name], dtype)
-    test_forward.check(batch, SPECS[name], dtype, backend)
+    check_forward(batch, SPECS[name], dtype, backend)
     for reduction in ("sum", "none"):
-        test_backward.check(batch, SPECS[name], dtype, backend, reduction)
+        check_backward(batch, SPECS[name], dtype, backend, reduction)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

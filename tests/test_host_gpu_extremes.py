@@ -5,13 +5,14 @@ import math
 import pytest
 import rounding
 import torch
-from cases import DTYPES, SPECS, assert_within_budget, case_id, make_batch
+from cases import DTYPES, SPECS, MultiSimilarityOptions, assert_within_budget, case_id, make_batch
 from host_gpu import build
 from host_gpu.serve import serve
 
-from ms_kernels import MultiSimilaritySpec, multi_similarity_loss, options, reference
+from ms_kernels import multi_similarity_loss, options, reference
 from ms_kernels.backends import cuda
 from ms_kernels.backends.interface import Side, Term
+from ms_kernels.rules.spec import PairSpec
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
 
@@ -41,8 +42,8 @@ def test_rows_of_one_number_under_the_floor_of_the_norm(backend, dtype, with_ref
     y = torch.tensor([0, 1, 0, 1, 1, 2])
     refs = (x.flip(0), y.flip(0) % 2) if with_refs else (None, None)
     candidates = Side(*refs, None) if with_refs else None
-    spec = MultiSimilaritySpec(base=0.0, epsilon=None)
-    loss, _, *got = cuda.loss_and_gradient(Side(x, y, None), candidates, spec, True, True)
+    spec = MultiSimilarityOptions(base=0.0, epsilon=None)
+    loss, _, *got = cuda.loss_and_gradient(Side(x, y, None), candidates, spec.spec, True, True)
     assert loss.isfinite().all() and loss.any()
     for gradient in got[: 1 + with_refs]:
         assert torch.equal(gradient, torch.zeros_like(gradient))
@@ -51,6 +52,7 @@ def test_rows_of_one_number_under_the_floor_of_the_norm(backend, dtype, with_ref
 def terms_of(use, x, y, r, z, dloss, spec):
     """The cuda backend's gradient of sum(dloss * row loss) by the rows, or by the candidates."""
     anchors, candidates = Side(x, y, None), None if use == "self" else Side(r, z, None)
+    spec = spec if isinstance(spec, PairSpec) else spec.spec
     term = Term(cuda.row_statistics(anchors, candidates, spec), dloss)
     if use == "columns":
         return cuda.embedding_gradient(candidates, anchors, spec, None, term)
@@ -102,7 +104,7 @@ def test_what_mining_keeps_apart_does_not_share_its_range(backend):
     y = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
     dloss = torch.ones(8)
     dloss[0] = 1e12
-    got = terms_of("self", x, y, None, None, dloss, MultiSimilaritySpec())
+    got = terms_of("self", x, y, None, None, dloss, PairSpec())
     want = gradients(
         lambda x: reference.multi_similarity_loss(x, y, reduction="none"), x.double(), None, dloss
     )[0]
@@ -177,8 +179,8 @@ def test_float32_sums_over_a_great_depth(backend):
     """Products of one sign: every addition to a sum rounds it."""
     x = torch.randn(33, 8448, dtype=torch.float64).relu().float()
     y = torch.arange(33) % 6
-    spec = MultiSimilaritySpec(epsilon=None)
-    got = cuda.row_statistics(Side(x, y, None), None, spec)
+    spec = MultiSimilarityOptions(epsilon=None)
+    got = cuda.row_statistics(Side(x, y, None), None, spec.spec)
     exact = reference.row_statistics(x.double(), y, epsilon=None)
     for k, floor in enumerate(rounding.of_spec((x, y), spec).statistics(exact)):
         assert_within_budget(got[k], None, exact[k], floor)

@@ -5,12 +5,10 @@ import shutil
 
 import pytest
 import torch
+from family import KERNELS, MININGS, assert_step, batch, case_of, name_of, step
 from host_gpu import build
 from host_gpu.runtime import Runtime
 from host_gpu.serve import serve
-from test_family import MININGS, name_of
-from test_family_kernels import KERNELS, assert_step, batch, step
-from test_triton_family import case_of
 
 from ms_kernels.rules import mining as mine
 from ms_kernels.rules import weighting as weigh

@@ -3,11 +3,11 @@
 import ctypes
 
 import pytest
-import test_backward
 import torch
 from cases import SPECS, make_batch
 from host_gpu import build
 from host_gpu.serve import few_tiles_are_many, serve
+from judge import check_backward
 
 pytestmark = [
     pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not())),
@@ -121,7 +121,7 @@ def check(monkeypatch, module, path):
         # Tiles beyond the neighbours of the diagonal, with negatives that mining keeps.
         shape, dtype = (200, None, 20), torch.float64
     batch = make_batch(*shape, SPECS["default"], dtype)
-    test_backward.check(batch, SPECS["default"], dtype, "cuda", "mean")
+    check_backward(batch, SPECS["default"], dtype, "cuda", "mean")
 
 
 @pytest.fixture(scope="module")

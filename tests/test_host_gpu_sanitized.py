@@ -16,10 +16,11 @@ pytestmark = [
 
 SCRIPT = """
 import importlib.util, sys
+from cases import MultiSimilarityOptions
 import torch
 from ms_kernels.backends import cuda
 from ms_kernels.backends.interface import Side
-from ms_kernels.rules.spec import MultiSimilaritySpec
+from ms_kernels.rules.spec import PairSpec
 spec = importlib.util.spec_from_file_location("_cuda", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
@@ -29,7 +30,7 @@ labels = torch.arange(70) // 3
 for dtype in map(torch.__dict__.get, sys.argv[3:]):
     x, r = torch.randn(70, 33).to(dtype), torch.randn(5, 33).to(dtype)
     for refs in (None, Side(r, labels[:5].contiguous(), None)):
-        out = cuda.loss_and_gradient(Side(x, labels, None), refs, MultiSimilaritySpec(), True, True)
+        out = cuda.loss_and_gradient(Side(x, labels, None), refs, PairSpec(), True, True)
         assert out[0].isfinite().all()
 print("no error")
 """

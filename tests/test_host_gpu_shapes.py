@@ -5,12 +5,11 @@ import shutil
 import subprocess
 
 import pytest
-import test_backward
-import test_forward
 import torch
 from cases import SPECS, make_batch
 from host_gpu import build
 from host_gpu.serve import serve
+from judge import check_backward, check_forward
 
 from ms_kernels import options
 
@@ -68,7 +67,7 @@ def test_a_wrong_shape_does_not_compile(tmp_path, use, shape, message):
 
 
 @pytest.fixture(scope="module")
-def module(tmp_path_factory):
+def module(tmp_path_factory, pytestconfig):
     csrc = tmp_path_factory.mktemp("shapes") / "csrc"
     shutil.copytree(build.CSRC, csrc)
     geometry = csrc / "cuda" / "core" / "geometry.h"
@@ -78,26 +77,32 @@ def module(tmp_path_factory):
         text, found = re.subn(row, rf"\g<1>{', '.join(map(str, shape))}}}", text)
         assert found == 1
     geometry.write_text(text)
-    return build.module(csrc, tuple(f"{INSTANCE[path]}_{name}" for path, name in CASES), once=True)
+    chosen = tuple(f"{INSTANCE[path]}_{name}" for path, name in cases(pytestconfig))
+    return build.module(csrc, chosen, once=True)
 
 
 INSTANCE = {"one_launch": "batch", "by_tiles": "tiled"}
 # Weights of float16 are scaled beside the tile that they come from.
-CASES = [
-    ("one_launch", "bfloat16"),
-    ("one_launch", "float64"),
-    ("by_tiles", "float16"),
-    ("by_tiles", "float64"),
-]
+CASES = [("one_launch", "bfloat16"), ("by_tiles", "float16")]
+OF_FLOAT64 = [("one_launch", "float64"), ("by_tiles", "float64")]
+
+
+def cases(config):
+    """Those of float64 are compiled by `make compile`."""
+    return CASES + OF_FLOAT64 if config.getoption("--every-architecture") else CASES
+
+
+def pytest_generate_tests(metafunc):
+    if "path" in metafunc.fixturenames:
+        metafunc.parametrize(("path", "name"), cases(metafunc.config))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("path", "name"), CASES)
 @pytest.mark.parametrize(("shape", "budget"), [((200, None, 129), 64 << 20), ((70, 150, 40), 0)])
 def test_another_shape_gives_the_same_loss(monkeypatch, module, path, name, shape, budget):
     serve(monkeypatch, module, path)
     monkeypatch.setattr(options, "_workspace_bytes", budget)  # 0: panel by panel
     dtype = getattr(torch, name)
     batch = make_batch(*shape, SPECS["default"], dtype)
-    test_forward.check(batch, SPECS["default"], dtype, "cuda")
-    test_backward.check(batch, SPECS["default"], dtype, "cuda", "mean")
+    check_forward(batch, SPECS["default"], dtype, "cuda")
+    check_backward(batch, SPECS["default"], dtype, "cuda", "mean")

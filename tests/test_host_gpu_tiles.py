@@ -5,17 +5,17 @@ import ctypes
 import math
 
 import pytest
-import test_backward
-import test_forward
 import torch
 from cases import DTYPES, SPECS, case_id, make_batch
 from host_gpu import build
 from host_gpu.serve import few_tiles_are_many, serve
+from judge import check_backward, check_forward
 
 import ms_kernels
-from ms_kernels import MultiSimilaritySpec, multi_similarity_loss, options, reference
+from ms_kernels import multi_similarity_loss, options, reference
 from ms_kernels.backends import cuda
 from ms_kernels.backends.interface import Side, Term
+from ms_kernels.rules.spec import PairSpec
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
 
@@ -79,8 +79,8 @@ def much_done_in_parts(monkeypatch, small_parts):
 def test_work_in_many_parts(much_done_in_parts, monkeypatch, shape, dtype, budget):
     monkeypatch.setattr(options, "_workspace_bytes", budget)
     batch = make_batch(*shape, SPECS["default"], dtype)
-    test_forward.check(batch, SPECS["default"], dtype, "cuda")
-    test_backward.check(batch, SPECS["default"], dtype, "cuda", "mean")
+    check_forward(batch, SPECS["default"], dtype, "cuda")
+    check_backward(batch, SPECS["default"], dtype, "cuda", "mean")
 
 
 # Refs are another order of the same products; float16 has rooms of its own for them.
@@ -193,7 +193,7 @@ def test_a_similarity_that_overflows_spoils_rows_of_tiles_that_are_not_visited(b
 def test_a_gradient_grows_with_the_incoming_one(backend, shape, dtype):
     """By powers of two, to the bits: also where float16 could not hold the weights."""
     x, y, r, z = make_batch(*shape, SPECS["default"], dtype)
-    spec = MultiSimilaritySpec()
+    spec = PairSpec()
     rows, columns = Side(x, y, None), None if r is None else Side(r, z, None)
     stats = cuda.row_statistics(rows, columns, spec)
     found = []

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from test_family import MININGS, WEIGHTINGS, batch, name_of
+from family import MININGS, WEIGHTINGS, few, name_of
 from torch.nn.functional import normalize
 
 import ms_kernels
@@ -56,7 +56,7 @@ def by_formula(rule, pos, neg):
 @pytest.mark.parametrize("mining", MININGS, ids=name_of)
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=name_of)
 def test_weights_are_those_of_the_formulas(weighting, mining, m, monkeypatch):
-    x, y, *refs = batch(m=m)
+    x, y, *refs = few(m=m)
     dense = reference.labelled_similarities(
         *(x, y, *(refs or (None, None))),
         ids=None,
@@ -84,7 +84,7 @@ def test_weights_are_those_of_the_formulas(weighting, mining, m, monkeypatch):
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=name_of)
 def test_weights_give_the_gradient_of_the_dense_loss(weighting, mining):
     """With fixed candidates dl_i / dx_i = sum_j (dl_i / dS_ij) r_j."""
-    x, y, r, z = batch(n=9, m=14)
+    x, y, r, z = few(n=9, m=14)
     x, r = 0.7 * normalize(x), normalize(r)
     loss = PairLoss(weighting, mining, normalize=False)
     x.requires_grad_()
@@ -96,7 +96,7 @@ def test_weights_give_the_gradient_of_the_dense_loss(weighting, mining):
 
 
 def test_the_fused_loss_has_the_weights_of_its_rules(backend):
-    x, y, r, z = batch(n=40, m=60)
+    x, y, r, z = few(n=40, m=60)
     x.requires_grad_()
     loss = MultiSimilarityLoss(3.0, 20.0, 0.4, epsilon=0.2, reduction="sum", backend=backend)
     loss(x, y, r, z).backward()
@@ -120,7 +120,7 @@ def test_a_rule_of_your_own_and_members():
         def row_loss(self, similarity, positive, negative):
             return self.scale * torch.where(negative, similarity**3, 0).sum(1)
 
-    x, y = batch()
+    x, y = few()
     found = pair_weights(Cubic(3.0), x, y)
     want = torch.where(found.negative, 9 * found.similarity**2, 0)
     torch.testing.assert_close(found.derivative, want)
@@ -146,7 +146,7 @@ def test_a_rule_of_your_own_and_members():
 )
 @pytest.mark.parametrize("m", [None, 9], ids=["self", "refs"])
 def test_chosen_anchors_are_rows_of_all(anchors, m):
-    tensors = batch(m=m)
+    tensors = few(m=m)
     loss = PairLoss(weigh.NCA(), mine.SemiHardMining(0.5), max_positive_similarity=0.8)
     rows = torch.tensor([int(i) for i in anchors], dtype=torch.int64)
     every = pair_weights(loss, *tensors)
@@ -167,7 +167,7 @@ def test_no_full_matrix_for_few_anchors(monkeypatch):
 
 
 def test_dtypes_modes_and_what_is_not_finite():
-    x, y = batch()
+    x, y = few()
     want = pair_weights(weigh.NTXent(0.5), x, y)
     half = pair_weights(weigh.NTXent(0.5), x.bfloat16(), y)
     assert half.derivative.dtype == torch.float32 and want.derivative.dtype == torch.float64
@@ -201,6 +201,6 @@ def test_dtypes_modes_and_what_is_not_finite():
 )
 def test_errors_name_got_and_wanted(loss, anchors, error, message):
     with pytest.raises(error, match=message):
-        pair_weights(loss, *batch(), anchors=anchors)
+        pair_weights(loss, *few(), anchors=anchors)
     with pytest.raises(ValueError, match=r"labels: expected shape"):
         pair_weights(weigh.NCA(), torch.zeros(3, 2), torch.zeros(2, dtype=torch.long))

@@ -5,9 +5,10 @@ from dataclasses import fields
 
 import pytest
 import torch
+from cases import MultiSimilarityOptions
 
 import ms_kernels
-from ms_kernels import MultiSimilarityLoss, MultiSimilaritySpec, multi_similarity_loss, reference
+from ms_kernels import MultiSimilarityLoss, multi_similarity_loss, reference
 
 X = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
 X[1] = X[0]
@@ -46,10 +47,10 @@ def test_named_constants():
 )
 def test_defaults_are_those_of_the_spec(function):
     given = inspect.signature(function).parameters
-    shared = [field for field in fields(MultiSimilaritySpec) if field.name in given]
+    shared = [field for field in fields(MultiSimilarityOptions) if field.name in given]
     assert {"epsilon", "max_positive_similarity", "normalize"} <= {f.name for f in shared}
     if function is not ms_kernels.mined_pairs:  # pairs do not depend on the scales
-        assert len(shared) == len(fields(MultiSimilaritySpec))
+        assert len(shared) == len(fields(MultiSimilarityOptions))
     for field in shared:
         assert given[field.name].default == field.default, field.name
 

@@ -99,7 +99,7 @@ def test_a_machine_that_cannot_run_the_kernels(fault, machine, monkeypatch, caps
     assert not state.available and reason in state.note and way_out in state.note
     info()
     assert f"cuda       no   {state.note}" in capsys.readouterr().out
-    monkeypatch.setattr(dispatch.load("triton"), "missing", lambda: None)
+    monkeypatch.setattr(dispatch.MODULES["triton"], "missing", lambda: None)
     dispatch.forget()
     assert dispatch.resolve("auto", "cuda") == "triton"
     with pytest.raises(ValueError, match="backend: 'cuda' cannot be used here: ") as raised:

@@ -9,7 +9,7 @@ import ms_kernels
 from ms_kernels import NoMining, NTXent
 from ms_kernels.backends import cpu
 from ms_kernels.backends.interface import Side
-from ms_kernels.rules.spec import MultiSimilaritySpec, PairSpec
+from ms_kernels.rules.spec import PairSpec
 from ms_kernels.tools import step_cost
 
 MIB = 2**20
@@ -57,7 +57,7 @@ def test_it_is_what_the_readme_says():
 @pytest.mark.parametrize(("n", "d"), [(8192, 2), (100_000, 2), (100_000, 128), (1_000_000, 128)])
 def test_the_plan_is_what_the_readme_says(n, d, budget, rule):
     """Of the workspace: not the loss, the number of kept pairs, and the table of labels."""
-    spec = MultiSimilaritySpec() if rule is None else PairSpec(rule, NoMining())
+    spec = PairSpec() if rule is None else PairSpec(rule, NoMining())
     # Nobody touches these zeros: the system gives no memory for them.
     call = cpu._Call(
         "loss_and_gradient", Side(torch.zeros(n, d), torch.arange(n), None), None, spec

@@ -2,51 +2,20 @@
 
 import pytest
 import torch
-from cases import SPECS, make_batch
-from torch import library
+from cases import SPECS
+from op_checks import PACKED, R, X, Y, Z, check_graph, check_ops
 
 import ms_kernels
 from ms_kernels import BinomialDeviance, multi_similarity_loss, pair_loss
 from ms_kernels.backends import dispatch
 from ms_kernels.engine import ops
-
-X, Y = make_batch(48, None, 48, SPECS["default"], torch.float32)[:2]
-R, Z = make_batch(97, None, 48, SPECS["default"], torch.float32)[:2]
-PACKED = SPECS["default"].pack()
-
-
-def pairs(refs, with_ids):
-    ids = torch.arange(48) if with_ids else None
-    if not refs:
-        return X, Y, ids, None, None, None
-    return X, Y, ids, R, Z, torch.arange(97) if with_ids else None
+from ms_kernels.rules.spec import unpack
 
 
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
 @pytest.mark.parametrize("with_ids", [False, True], ids=["no_ids", "ids"])
 def test_opcheck(backend, refs, with_ids):
-    given = pairs(refs, with_ids)
-    library.opcheck(ops.row_statistics, (*given, PACKED, backend))
-    library.opcheck(ops.loss_and_gradient, (*given, True, refs, PACKED, backend))
-    library.opcheck(ops.loss_and_gradient, (*given, False, False, PACKED, backend))
-    stats = ops.row_statistics(*given, PACKED, backend)
-    library.opcheck(ops.row_loss_of, (list(stats), PACKED, backend))
-    library.opcheck(ops.total, (stats[2],))
-    term = [*stats[:4], torch.ones(48)]
-    column_term = [] if refs else term
-    library.opcheck(ops.embedding_gradient, (*given, term, column_term, PACKED, backend))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_fakes_know_the_compute_dtype(backend, dtype):
-    x = X.to(dtype)
-    real = ops.loss_and_gradient(x, Y, None, None, None, None, True, False, PACKED, backend)
-    with torch._subclasses.FakeTensorMode() as mode:
-        fake = ops.loss_and_gradient(
-            mode.from_tensor(x), mode.from_tensor(Y), *[None] * 4, True, False, PACKED, backend
-        )
-    for r, f in zip(real, fake, strict=True):
-        assert (r.dtype, r.shape) == (f.dtype, f.shape)
+    check_ops(backend, refs, with_ids)
 
 
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
@@ -59,21 +28,19 @@ def test_fakes_know_the_compute_dtype(backend, dtype):
     ids=str,
 )
 def test_compile_without_graph_break(backend, reduction, refs, dtype):
-    torch._dynamo.reset()
+    check_graph(backend, reduction, refs, dtype)
 
-    def step(x, y, r, z):
-        loss = multi_similarity_loss(x * 2, y, r, z, reduction=reduction, backend=backend)
-        return (loss * 3).sum()
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    results = []
-    for function in (step, compiled):
-        x, r = (v.to(dtype, copy=True).requires_grad_() for v in (X, R))
-        loss = function(x, Y, r if refs else None, Z if refs else None)
-        loss.backward()
-        results.append([loss.detach(), x.grad, *([r.grad] if refs else [])])
-    for eager, got in zip(*results, strict=True):
-        assert torch.equal(eager, got)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_fakes_know_the_compute_dtype(backend, dtype):
+    x = X.to(dtype)
+    real = ops.loss_and_gradient(x, Y, None, None, None, None, True, False, PACKED, backend)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = ops.loss_and_gradient(
+            mode.from_tensor(x), mode.from_tensor(Y), *[None] * 4, True, False, PACKED, backend
+        )
+    for r, f in zip(real, fake, strict=True):
+        assert (r.dtype, r.shape) == (f.dtype, f.shape)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -160,7 +127,7 @@ def test_a_training_step_is_one_call_or_two(monkeypatch, reduction, want):
 
 def test_spec_survives_packing():
     for spec in SPECS.values():
-        assert ms_kernels.MultiSimilaritySpec.unpack(spec.pack()) == spec
+        assert unpack(spec.spec.pack()) == spec.spec
 
 
 @pytest.mark.parametrize(
@@ -188,7 +155,7 @@ def test_an_op_reads_only_what_is_there(given, error, message):
 
 def test_a_term_is_as_long_as_its_side():
     pytest.importorskip("ms_kernels._cpu")
-    short = [torch.ones(47) for _ in range(5)]
+    short = [torch.ones(47) for _ in range(8)]
     for terms in ((short, []), ([], short)):
         with pytest.raises(ValueError, match=r"term: expected shape \(48,\).*got \(47,\)"):
             ops.embedding_gradient(X, Y, *[None] * 4, *terms, PACKED, "cpu")
@@ -197,10 +164,12 @@ def test_a_term_is_as_long_as_its_side():
 def test_statistics_of_other_lengths_make_no_row_losses():
     pytest.importorskip("ms_kernels._cpu")
     long, short = torch.zeros(48), torch.zeros(47)
+    counts = [torch.zeros(48, dtype=torch.int64)] * 2
     for stats, error in (
-        ([long, long, long, short, long, long], r"neg_lse: expected shape \(48,\).*got \(47,\)"),
-        ([long, long, long, long.double(), long, long], r"neg_lse: expected torch.float32"),
-        ([long, long, long[None], long, long, long], r"pos_lse: expected shape"),
+        ([long, long, long, short, *counts, long], r"hardest_positive: expected shape \(47,\)"),
+        ([long, long, long.double(), long, *counts, long], r"pos_sum: expected torch.float32"),
+        ([long, long, long[None], long, *counts, long], r"pos_sum: expected shape"),
+        ([long] * 7, r"pos_kept: expected torch.int64"),
     ):
         with pytest.raises(ValueError, match=error):
             ops.row_loss_of(stats, PACKED, "cpu")
@@ -221,7 +190,7 @@ def test_one_backend_serves_forward_and_backward(monkeypatch):
 
 @pytest.mark.parametrize(
     ("weighting", "name"),
-    [(None, "embedding_gradient"), (BinomialDeviance(), "loss_and_gradient")],
+    [(None, "embedding_gradient"), (BinomialDeviance(), "embedding_gradient")],
 )
 def test_a_backward_pass_sees_the_precision_of_its_forward_pass(monkeypatch, weighting, name):
     seen = []

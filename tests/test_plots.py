@@ -9,8 +9,8 @@ import torch
 pytest.importorskip("matplotlib")
 
 from cases import SPECS, make_batch
+from family import MININGS, name_of
 from matplotlib.figure import Figure
-from test_family import MININGS, name_of
 
 from ms_kernels import (
     BinomialDeviance,

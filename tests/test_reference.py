@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from cases import MultiSimilarityOptions
 
-from ms_kernels import MultiSimilaritySpec
 from ms_kernels.reference import multi_similarity_loss, row_statistics
 
 
@@ -129,4 +129,4 @@ def test_duplicates_drop_out_only_on_request():
 )
 def test_options_are_checked(options, error, message):
     with pytest.raises(error, match=message):
-        MultiSimilaritySpec(**options)
+        assert MultiSimilarityOptions(**options).spec

@@ -9,7 +9,7 @@ import rounding
 import tf32
 import torch
 from cases import SPECS, Batch, assert_within_budget, case_id, make_batch
-from test_backward import floors_of, gradients
+from judge import floors_of, gradients
 from torch import library
 
 import ms_kernels
@@ -283,7 +283,7 @@ def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
     for need_dx, need_dr in ((False, False), (True, False), (False, True)):
         seen.clear()
         _, _, dx, dr = backend.loss_and_gradient(
-            Side(x, y, None), Side(r, z, None), spec, need_dx, need_dr
+            Side(x, y, None), Side(r, z, None), spec.spec, need_dx, need_dr
         )
         assert (dx is not None, dr is not None) == (need_dx, need_dr)
         assert len(seen) == need_dx + need_dr
@@ -314,7 +314,7 @@ def test_opcheck_and_compile():
     from ms_kernels.engine import ops
 
     x, y, _, _ = on_device(make_batch(37, None, 5, SPECS["default"], torch.float32))
-    packed = SPECS["default"].pack()
+    packed = SPECS["default"].spec.pack()
     library.opcheck(
         ops.loss_and_gradient,
         (x, y, None, None, None, None, True, False, packed, "triton"),

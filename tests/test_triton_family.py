@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from test_family import MININGS, name_of
-from test_family_kernels import KERNELS, assert_step, batch, step
+from family import KERNELS, MININGS, assert_step, batch, case_of, name_of, step
 
 import ms_kernels
 from ms_kernels import pair_loss
+from ms_kernels.backends import dispatch
 from ms_kernels.rules import mining as mine
 from ms_kernels.rules import weighting as weigh
 from ms_kernels.rules.spec import PairSpec
@@ -30,7 +30,7 @@ def on_device(sides):
 
 def known(weighting):
     """A circle of default gamma and margin is; one row past the limit is not."""
-    return "triton" in PairSpec(weighting, mine.NoMining()).known_by
+    return "triton" in dispatch.takers(PairSpec(weighting, mine.NoMining()))
 
 
 KNOWN = [rule for rule in KERNELS if known(rule)]
@@ -47,10 +47,6 @@ CASES = [
 
 # One of each kind of sum.
 FEW = [weigh.Contrastive(0.9, 0.1), weigh.NTXent(0.2), weigh.SupCon(0.2), weigh.Circle()]
-
-
-def case_of(value):
-    return str(value) if isinstance(value, tuple) else name_of(value)
 
 
 @pytest.mark.parametrize(("shape", "weighting", "mining"), CASES, ids=case_of)

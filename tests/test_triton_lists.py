@@ -3,8 +3,8 @@
 import pytest
 import rounding
 import torch
-from cases import SPECS, Batch, assert_within_budget, make_batch
-from test_backward import floors_of, gradients
+from cases import SPECS, Batch, MultiSimilarityOptions, assert_within_budget, make_batch
+from judge import floors_of, gradients
 
 import ms_kernels
 from ms_kernels import multi_similarity_loss, options, reference
@@ -90,8 +90,8 @@ def test_exponents_of_a_million_unit_rows_stay_in_range():
     spec = SPECS["default"]
     assert spec.beta * (1 + spec.base) == problem.BOUND[torch.float32]
     most = problem.BOUND[torch.float32]
-    assert rule_table.is_bounded(spec, 1 << 20, most)
-    sharp = ms_kernels.rules.spec.MultiSimilaritySpec(beta=50.0, base=-0.49)
+    assert rule_table.is_bounded(spec.spec, 1 << 20, most)
+    sharp = MultiSimilarityOptions(beta=50.0, base=-0.49).spec
     assert rule_table.is_bounded(sharp, 1 << 17, most)
     assert not rule_table.is_bounded(sharp, 1 << 20, most)
 

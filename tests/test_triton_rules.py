@@ -127,7 +127,7 @@ def test_statistics_and_the_gradient_from_them(weighting, mining, m, n=20):
     wanted, loss = dense(spec, leaf, y, (*leaves, *refs[1:]) if refs else (None, None))
     anchors = Side(x, y, None)
     candidates = Side(*refs, None) if refs else None
-    found = backend.statistics_of(anchors, candidates, spec)
+    found = backend.row_statistics(anchors, candidates, spec)
     for got, want in zip(found, wanted, strict=True):
         torch.testing.assert_close(got, want.to(got.dtype), rtol=1e-9, atol=1e-11)
     dloss = torch.linspace(-1, 2, n, dtype=torch.float64, device=DEVICE)
@@ -156,8 +156,8 @@ def test_terms_of_both_sides_that_are_not_the_same():
         rows, columns = Side(x, y, None), Side(r, z, None)
         terms = []
         for own, others in ((rows, columns), (columns, rows)):
-            found = backend.statistics_of(own, others, spec)
-            terms.append(Term(found, torch.ones_like(found[0])))
+            found = backend.row_statistics(own, others, spec)
+            terms.append(Term(found, torch.ones_like(found.neg_sum)))
         both = backend.embedding_gradient(rows, columns, spec, *terms)
         apart = [
             backend.embedding_gradient(rows, columns, spec, terms[0], None),
@@ -170,7 +170,7 @@ def test_a_row_that_is_not_finite_has_statistics_that_are_no_numbers():
     x, y = sides(20, None)
     x[3, 1] = math.inf
     for weighting in (weigh.Contrastive(), weigh.NTXent(), weigh.Triplet()):
-        found = backend.statistics_of(Side(x, y, None), None, PairSpec(weighting, mine.NoMining()))
+        found = backend.row_statistics(Side(x, y, None), None, PairSpec(weighting, mine.NoMining()))
         assert all(found[k].isnan().all() for k in (0, 1, 2, 3, 6))
         assert not found[4].any() and not found[5].any()
 

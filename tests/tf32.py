@@ -8,11 +8,11 @@ the spread would hide.
 import contextlib
 
 import torch
-from cases import SPECS, make_batch
+from cases import SPECS, MultiSimilarityOptions, make_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ms_kernels
-from ms_kernels import MultiSimilaritySpec, reference
+from ms_kernels import reference
 
 KEPT_BITS = -(1 << 13)  # of a float32 number: sign, exponent and 10 of the 23 fraction bits
 HALF_ULP = 1 << 12
@@ -20,7 +20,7 @@ HALF_ULP = 1 << 12
 # Without mining: TF32 carries pairs over a threshold, in the dense code as in any other.
 UNMINED = {
     "unmined": SPECS["unmined"],
-    "raw": MultiSimilaritySpec(alpha=0.7, beta=3.0, epsilon=None, normalize=False),
+    "raw": MultiSimilarityOptions(alpha=0.7, beta=3.0, epsilon=None, normalize=False),
 }
 
 

@@ -1,0 +1,359 @@
+"""Each degenerate batch has one answer, on every backend; layout and label type do not matter."""
+
+import math
+
+import pytest
+import torch
+
+import ms_kernels
+from ms_kernels import multi_similarity_loss, reference
+
+
+def loss_and_gradient(x, y, r=None, z=None, **options):
+    leaves = [v.detach().clone().requires_grad_() for v in (x, r) if v is not None]
+    loss = multi_similarity_loss(leaves[0], y, *([] if r is None else [leaves[1], z]), **options)
+    assert loss.requires_grad
+    loss.sum().backward()
+    return loss.detach(), *(leaf.grad for leaf in leaves)
+
+
+def unit(n, d=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=generator, dtype=torch.float64)
+
+
+NOTHING_TO_LEARN = {
+    "empty": (unit(0), torch.zeros(0, dtype=torch.long), 0.1),
+    "one_sample": (unit(1), torch.zeros(1, dtype=torch.long), 0.1),
+    "one_sample_unmined": (unit(1), torch.zeros(1, dtype=torch.long), None),
+    "no_positives": (unit(6), torch.arange(6), 0.1),
+    "one_class": (unit(60), torch.zeros(60, dtype=torch.long), 0.1),
+    "nothing_mined": (torch.eye(4, dtype=torch.float64).repeat(2, 1), torch.arange(8) % 4, 0.1),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none", "mean_valid"])
+@pytest.mark.parametrize("name", NOTHING_TO_LEARN)
+def test_nothing_to_learn_costs_nothing(backend, name, reduction):
+    x, y, epsilon = NOTHING_TO_LEARN[name]
+    loss, dx = loss_and_gradient(x, y, epsilon=epsilon, reduction=reduction, backend=backend)
+    assert torch.equal(loss, torch.zeros_like(loss))
+    assert torch.equal(dx, torch.zeros_like(dx))
+    assert loss.shape == ((len(x),) if reduction == "none" else ())
+
+
+def test_nothing_mined_needs_mining(backend):
+    x, y, _ = NOTHING_TO_LEARN["nothing_mined"]
+    assert multi_similarity_loss(x, y, epsilon=None, backend=backend) > 0
+
+
+@pytest.mark.parametrize(
+    ("y", "epsilon"),
+    [(torch.arange(70), None), (torch.zeros(70, dtype=torch.long), None)],
+    ids=["only_negatives", "only_positives"],
+)
+def test_without_mining_one_kind_of_pair_is_enough(backend, y, epsilon):
+    x = unit(70, 8)
+    got = loss_and_gradient(x, y, epsilon=epsilon, backend=backend)
+    want = loss_and_gradient(x, y, epsilon=epsilon, backend="reference")
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-12, atol=1e-14)
+    assert got[0] > 0
+
+
+def test_no_candidates(backend):
+    x, r = unit(3), unit(0)
+    none = torch.zeros(0, dtype=torch.long)
+    loss, dx, dr = loss_and_gradient(x, torch.arange(3), r, none, backend=backend)
+    assert loss == 0 and not dx.any() and dr.shape == (0, 4)
+    loss, dx, dr = loss_and_gradient(r, none, x, torch.arange(3), backend=backend)
+    assert loss == 0 and dx.shape == (0, 4) and not dr.any()
+
+
+def test_no_depth(backend):
+    x, y = torch.zeros(5, 0, dtype=torch.float64), torch.arange(5) // 2
+    got = multi_similarity_loss(x, y, reduction="none", backend=backend)
+    want = multi_similarity_loss(x, y, reduction="none", backend="reference")
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+    assert loss_and_gradient(x, y, backend=backend)[1].shape == (5, 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_non_finite_sample_makes_every_loss_nan(backend, bad, normalize, reduction):
+    x, y = unit(100, 20), torch.arange(100) // 5
+    x[70, 3] = bad
+    options = dict(normalize=normalize, reduction=reduction, backend=backend)
+    loss, dx = loss_and_gradient(x, y, **options)
+    assert loss.isnan().all() and dx.isnan().all()
+    assert multi_similarity_loss(x, y, **options).isnan().all()  # without a gradient too
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_non_finite_anchor_spares_other_anchors(backend, reduction):
+    x, y, r, z = unit(60), torch.arange(60) // 3, unit(80, seed=1), torch.arange(80) // 4
+    x[7, 0] = math.nan
+    loss, dx, dr = loss_and_gradient(x, y, r, z, reduction=reduction, backend=backend)
+    rows = multi_similarity_loss(x, y, r, z, reduction="none", backend=backend)
+    bad = torch.arange(60) == 7
+    assert torch.equal(rows.isnan(), bad)
+    assert torch.equal(dx.isnan().all(1), bad) and torch.equal(dx.isnan().any(1), bad)
+    assert dr.isnan().all() and loss.isnan().any()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_non_finite_candidate_reaches_every_anchor(backend, reduction):
+    x, y, r, z = unit(60), torch.arange(60) // 3, unit(80, seed=1), torch.arange(80) // 4
+    r[7, 0] = math.inf
+    loss, dx, dr = loss_and_gradient(x, y, r, z, reduction=reduction, backend=backend)
+    assert loss.isnan().all() and dx.isnan().all() and dr.isnan().all()
+
+
+def test_overflowing_similarity_is_never_a_silent_number(backend):
+    x, y = unit(100, 8).float(), torch.arange(100) // 4
+    x[3] *= 1e30
+    x[90] *= 1e30
+    rows = multi_similarity_loss(x, y, normalize=False, reduction="none", backend=backend)
+    want = reference.multi_similarity_loss(x, y, normalize=False, reduction="none")
+    assert torch.equal(rows.isnan(), want.isnan()) and rows.isnan().any()
+    _, dx = loss_and_gradient(x, y, normalize=False, backend=backend)
+    assert dx.isnan().all()
+
+
+def test_zero_tiny_and_huge_rows(backend):
+    x, y = unit(60, 12), torch.arange(60) // 4
+    x[0] = 0
+    x[1] *= 1e-30
+    x[2] *= 1e30
+    got = loss_and_gradient(x, y, backend=backend)
+    want = loss_and_gradient(x, y, backend="reference")
+    torch.testing.assert_close(got[0], want[0], rtol=1e-12, atol=0)
+    for row in range(60):  # gradients differ by 60 orders of magnitude: compare row by row
+        torch.testing.assert_close(
+            got[1][row], want[1][row], rtol=1e-10, atol=1e-12 * float(want[1][row].abs().max())
+        )
+
+
+STRICT = torch.eye(4)[[0, 1, 2, 0]], torch.tensor([0, 0, 1, 1])
+
+
+def test_mining_is_strict(backend):
+    """Similarities are 0 or 1 exactly: a pair that equals its threshold is not kept."""
+    for name in (backend, "reference"):
+        stats = ms_kernels.row_statistics(*STRICT, epsilon=0.0, backend=name)
+        assert stats.pos_kept.tolist() == [1, 0, 0, 1]
+        assert stats.neg_kept.tolist() == [1, 0, 0, 1]
+
+
+def test_a_positive_at_the_cap_is_no_pair(backend):
+    x, y = STRICT
+    for name in (backend, "reference"):
+        options = dict(epsilon=None, backend=name)
+        stats = ms_kernels.row_statistics(x, y, max_positive_similarity=0.0, **options)
+        assert not stats.pos_kept.any()
+        stats = ms_kernels.row_statistics(x, y % 1, max_positive_similarity=1.0, **options)
+        assert stats.pos_kept.tolist() == [2, 3, 3, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_row_whose_square_overflows_is_still_a_direction(dtype):
+    """The dense code normalises such a row to zeros; the kernels do better."""
+    if "cpu" not in ms_kernels.backends.dispatch.built():
+        pytest.skip("the compiled module is not built")
+    x, y = unit(60, 12).to(dtype), torch.arange(60) // 4
+    want = multi_similarity_loss(x, y, reduction="none", backend="cpu")
+    largest = torch.finfo(dtype).max
+    x[5] *= largest / x[5].abs().max()
+    got, dx = loss_and_gradient(x, y, reduction="none", backend="cpu")
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+    assert dx.isfinite().all()
+
+
+def test_float16_denormals_and_extremes(backend):
+    x, y = unit(60, 12).to(torch.float16), torch.arange(60) // 4
+    x[0] *= 6e-8
+    x[1] *= 2e4
+    x[2] = torch.finfo(torch.float16).tiny / 64
+    got = multi_similarity_loss(x, y, reduction="none", backend=backend)
+    want = multi_similarity_loss(x.double(), y, reduction="none", backend="reference")
+    torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
+
+
+def test_float16_denormals_survive_flushing():
+    pytest.importorskip("ms_kernels._cpu")
+    x, y = (1e-6 * unit(60)).to(torch.float16), torch.arange(60) // 4
+    want = multi_similarity_loss(x.double(), y, backend="reference")
+    try:
+        torch.set_flush_denormal(True)
+        got = multi_similarity_loss(x, y, backend="cpu")
+    finally:
+        torch.set_flush_denormal(False)
+    torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_half_number_is_read_exactly(dtype):
+    pytest.importorskip("ms_kernels._cpu")
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    x = every[every.isfinite()][:, None]
+    labels, one = torch.zeros(len(x), dtype=torch.int64), torch.ones(1, 1, dtype=dtype)
+    refs = one, torch.ones(1, dtype=torch.int64)
+    stats = ms_kernels.row_statistics(x, labels, *refs, normalize=False, backend="cpu")
+    assert torch.equal(stats.hardest_negative, x[:, 0].float())
+
+
+def test_a_huge_epsilon_still_mines(backend):
+    """Without a positive there is no threshold that a negative could pass."""
+    x, y = unit(60, 8).float(), torch.arange(60)
+    assert multi_similarity_loss(x, y, epsilon=1e39, backend=backend) == 0
+    assert multi_similarity_loss(x, y, epsilon=None, backend=backend) > 0
+
+
+def test_duplicates_are_ordinary_positives(backend):
+    x = unit(12, 6).repeat(4, 1)
+    y = torch.arange(48) % 12
+    got = loss_and_gradient(x, y, epsilon=None, backend=backend)
+    want = loss_and_gradient(x, y, epsilon=None, backend="reference")
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-11, atol=1e-13)
+    dropped = multi_similarity_loss(
+        x, y, epsilon=None, max_positive_similarity=1 - 1e-5, backend=backend
+    )
+    assert dropped < got[0]
+
+
+@pytest.mark.parametrize("count", [60, 300])
+def test_ids_drop_pairs_anywhere(backend, count):
+    x, y, r, z = unit(count), torch.arange(count) % 7, unit(90, seed=1), torch.arange(90) % 7
+    ids = torch.arange(count) % 11 - 5
+    ref_ids = torch.arange(90) % 13 * 10**15 - 5
+    ref_ids[::2] = torch.arange(45) % 11 - 5
+    for options in (dict(ids=ids), dict(ref_emb=r, ref_labels=z, ids=ids, ref_ids=ref_ids)):
+        got = ms_kernels.row_statistics(x, y, backend=backend, **options)
+        want = reference.row_statistics(x, y, **options)
+        for g, w in zip(got, want, strict=True):
+            torch.testing.assert_close(g, w, rtol=1e-11, atol=1e-12)
+
+
+def test_refs_equal_to_the_batch_need_ids_to_skip_themselves(backend):
+    x, y, i = unit(60), torch.arange(60) // 4, torch.arange(60)
+    own = multi_similarity_loss(x, y, backend=backend)
+    as_refs = multi_similarity_loss(x, y, x, y, ids=i, ref_ids=i, backend=backend)
+    torch.testing.assert_close(own, as_refs, rtol=1e-12, atol=0)
+    assert multi_similarity_loss(x, y, x, y, backend=backend) != own
+
+
+@pytest.mark.parametrize("wanted", ["embeddings", "ref_emb"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_gradient_of_one_side_only(backend, wanted, reduction):
+    x, y, r, z = unit(60), torch.arange(60) // 3, unit(80, seed=1), torch.arange(80) // 4
+    _, dx, dr = loss_and_gradient(x, y, r, z, reduction=reduction, backend=backend)
+    leaf = (x if wanted == "embeddings" else r).clone().requires_grad_()
+    sides = (leaf, y, r, z) if wanted == "embeddings" else (x, y, leaf, z)
+    multi_similarity_loss(*sides, reduction=reduction, backend=backend).sum().backward()
+    assert torch.equal(leaf.grad, dx if wanted == "embeddings" else dr)
+
+
+def test_layout_of_the_input_does_not_matter(backend):
+    x, y = unit(70, 6), torch.arange(70) // 5
+    want, dx = loss_and_gradient(x, y, backend=backend)
+    wide = torch.cat([x, -x], 1)
+    layouts = {
+        "sliced": wide[:, :6],
+        "transposed": x.T.contiguous().T,
+        "every_other_row": x.repeat_interleave(2, 0)[::2],
+        "every_other_column": torch.stack([x, -x], 2).view(70, 12)[:, ::2],
+    }
+    for name, same in layouts.items():
+        assert torch.equal(same, x), name
+        leaf = same.detach().requires_grad_()
+        loss = multi_similarity_loss(leaf, y.repeat_interleave(2)[::2], backend=backend)
+        loss.backward()
+        torch.testing.assert_close(loss.detach(), want, rtol=1e-12, atol=0)
+        torch.testing.assert_close(leaf.grad, dx, rtol=1e-10, atol=1e-14)
+    for rows in (x[:1].expand(70, 6), x[:, :1].expand(70, 6)):
+        assert 0 in rows.stride()
+        got = multi_similarity_loss(rows, y, epsilon=None, backend=backend)
+        same = multi_similarity_loss(rows.clone(), y, epsilon=None, backend=backend)
+        torch.testing.assert_close(got, same, rtol=1e-12, atol=0)
+    assert multi_similarity_loss(x, y[:1].expand(70), backend=backend) == 0
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64],
+    ids=str,
+)
+def test_labels_of_any_integer_dtype(backend, dtype):
+    x, y = unit(60), torch.arange(60) % 9
+    want = multi_similarity_loss(x, y, backend=backend)
+    assert torch.equal(multi_similarity_loss(x, y.to(dtype), backend=backend), want)
+
+
+def test_labels_at_the_ends_of_int64(backend):
+    x, y = unit(60), torch.arange(60) % 4
+    far = torch.tensor([-(2**63), 2**63 - 1, -1, 0])[y]
+    want = multi_similarity_loss(x, y, reduction="none", backend="reference")
+    got = multi_similarity_loss(x, far, reduction="none", backend=backend)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+    got = multi_similarity_loss(x, far, x, far.flip(0), reduction="none", backend=backend)
+    want = multi_similarity_loss(x, y, x, y.flip(0), reduction="none", backend="reference")
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+
+
+def test_views_that_negate_are_resolved(backend):
+    x, y = unit(60, 12), torch.arange(60) // 4
+    view = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert view.is_neg() and torch.equal(view, x)
+    want = multi_similarity_loss(x, y, backend=backend)
+    assert torch.equal(multi_similarity_loss(view, y, backend=backend), want)
+
+
+def test_autocast_gives_float32_and_rounds_nothing(backend):
+    x, y = unit(60).float(), torch.arange(60) // 4
+    want = multi_similarity_loss(x, y, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(multi_similarity_loss(x, y, backend=backend), want)
+        half = multi_similarity_loss(x.bfloat16(), y, backend=backend)
+    assert half.dtype == torch.float32
+
+
+def test_the_reference_computes_half_in_float32():
+    x, y = unit(60).bfloat16(), torch.arange(60) // 4
+    want = reference.row_statistics(x.float(), y)
+    plain = ms_kernels.row_statistics(x, y, backend="reference")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = multi_similarity_loss(x.float(), y, backend="reference")
+        half = multi_similarity_loss(x, y, backend="reference")
+        cast = ms_kernels.row_statistics(x.float(), y, backend="reference")
+    for got in (*zip(plain, want, strict=True), *zip(cast, want, strict=True)):
+        assert got[0].dtype == got[1].dtype and torch.equal(*got)
+    assert loss.dtype == half.dtype == torch.float32
+    assert torch.equal(loss, reference.multi_similarity_loss(x.float(), y))
+    assert torch.equal(half, loss)
+    assert multi_similarity_loss(x, y, backend="reference").dtype == torch.bfloat16
+
+
+def test_backward_twice_gives_the_same(backend):
+    for reduction in ("mean", "none"):
+        x = unit(60).requires_grad_()
+        loss = multi_similarity_loss(
+            x, torch.arange(60) // 4, reduction=reduction, backend=backend
+        ).sum()
+        first = torch.autograd.grad(loss, x, retain_graph=True)[0]
+        assert torch.equal(torch.autograd.grad(loss, x)[0], first)
+
+
+def test_an_edit_in_place_never_gives_a_wrong_gradient(backend):
+    x, y = unit(60).requires_grad_(), torch.arange(60) // 4
+    want = torch.autograd.grad(multi_similarity_loss(x, y, backend=backend), x)[0]
+    hidden = x * 1
+    loss = multi_similarity_loss(hidden, y, backend=backend)
+    hidden.mul_(2)
+    assert torch.equal(torch.autograd.grad(loss, x)[0], want)
+    hidden = x * 1
+    loss = multi_similarity_loss(hidden, y, reduction="none", backend=backend)
+    hidden.mul_(2)
+    with pytest.raises(RuntimeError, match="inplace"):
+        loss.sum().backward()
