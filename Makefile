@@ -57,7 +57,7 @@ launcher: $(VENV)/extra-test $(TRITON:%=$(VENV)/triton-%)
 
 compile: $(VENV)/extra-test
 	$(BIN)/python -m pytest -q -n auto --dist worksteal --every-architecture \
-	  tests/test_cuda_build.py tests/test_triton_compile.py tests/test_layers.py
+	  tests/test_cuda_build.py tests/test_host_gpu_shapes.py tests/test_triton_compile.py tests/test_layers.py
 
 bench: $(VENV)/extra-bench
 	$(BIN)/python -m bench $(BENCH)

@@ -17,6 +17,7 @@ import sys
 
 import torch
 from sklearn.datasets import load_digits
+from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
@@ -46,7 +47,7 @@ LOSSES = {
 BATCH, WIDTH, LEARNING_RATE = 100, 32, 1e-3
 
 
-def network():
+def network() -> torch.nn.Module:
     return torch.nn.Sequential(
         torch.nn.Conv2d(1, 16, 5, padding=2),
         torch.nn.ReLU(),
@@ -59,14 +60,16 @@ def network():
     )
 
 
-def recall(embeddings, labels):
+def recall(embeddings: Tensor, labels: Tensor) -> float:
     """Percent of images whose nearest other image, by cosine, is of their class."""
     unit = normalize(embeddings, dim=1)
     nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(1)
     return 100 * (labels[nearest] == labels).double().mean().item()
 
 
-def run(loss_function, images, labels, seed, steps):
+def run(
+    loss_function: PairLoss | None, images: Tensor, labels: Tensor, seed: int, steps: int
+) -> float:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     seen = torch.isin(labels, torch.randperm(10, generator=generator)[:5])
@@ -77,6 +80,7 @@ def run(loss_function, images, labels, seed, steps):
     for _ in range(steps):
         chosen = torch.randperm(len(images), generator=generator)[:BATCH]
         embeddings = net(place(images[chosen], generator).float())
+        assert loss_function is not None
         loss = loss_function(embeddings, y[chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -85,13 +89,13 @@ def run(loss_function, images, labels, seed, steps):
         return recall(net(unseen), labels[~seen])
 
 
-def spread(values):
+def spread(values: Tensor) -> str:
     """Mean ± standard deviation over seeds."""
     return f"{values.mean():6.2f}" + (f" ± {values.std():4.2f}" if len(values) > 1 else "")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="runs of each loss")
     parser.add_argument("--steps", type=int, default=200, help="training steps of a run")
     parser.add_argument("--quick", action="store_true", help="2 seeds of 5 steps: does it run?")
@@ -103,12 +107,12 @@ def main():
     digits = load_digits()
     images = torch.tensor(digits.data / 16).view(-1, 1, 8, 8)
     labels = torch.tensor(digits.target)
-    found = {name: [] for name in ["untrained", *LOSSES]}
-    work = [(seed, name) for seed in range(seeds) for name in found]
+    runs: dict[str, list[float]] = {name: [] for name in ["untrained", *LOSSES]}
+    work = [(seed, name) for seed in range(seeds) for name in runs]
     for seed, name in tqdm(work, unit="run", file=sys.stdout, disable=None):
         loss, many = (LOSSES[name], steps) if name in LOSSES else (None, 0)
-        found[name].append(run(loss, images, labels, seed, many))
-    found = {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
+        runs[name].append(run(loss, images, labels, seed, many))
+    found = {name: torch.tensor(values, dtype=torch.float64) for name, values in runs.items()}
     last = list(found)[-1]
     print(f"Recall@1 (%) on five unseen digits, mean ± deviation of {seeds} seeds, {steps} steps")
     print(f"{'':34}{'Recall@1':>13}  {'minus MS':>13}")
