@@ -28,7 +28,7 @@ def form_of(rule, sim):
             return Form((rule.alpha, rule.beta), rule.base, summed=True)
         case weigh.LiftedStructure():
             return Form((1.0, 1.0), rule.margin, (1.0, 1.0), joint=True)
-        case weigh.NTXent() | weigh.SupCon() | weigh.NCA():
+        case weigh.NTXent() | weigh.SupCon() | weigh.NCA() | weigh.DecoupledContrastive():
             a = (1 / rule.temperature,) * 2
             return Form(a, 0.0, a, joint=True, summed=not isinstance(rule, weigh.NCA))
         case weigh.Circle():  # gamma (1 + m - s) (s - 1 + m) and gamma (s + m) (s - m)

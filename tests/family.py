@@ -29,6 +29,7 @@ WEIGHTINGS = [
     weigh.NTXent(0.2),
     weigh.SupCon(0.2),
     weigh.NCA(),
+    weigh.DecoupledContrastive(0.2),
     weigh.Circle(),
 ]
 
@@ -96,6 +97,10 @@ def expected(rule, pos, neg):
                 return 0
             whole = lse([s / t for s in pos + neg])
             return sum(whole - s / t for s in pos) / len(pos)
+        case weigh.DecoupledContrastive(t):
+            if not (pos and neg):
+                return 0
+            return lse([s / t for s in neg]) - sum(pos) / t / len(pos)
         case weigh.NCA(t):
             share = [sum(math.exp(s / t) for s in part) for part in (pos, neg)]
             return -math.log(share[0] / sum(share)) if pos else 0

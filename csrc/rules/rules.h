@@ -15,6 +15,7 @@ enum class WeightingRule : int {
   nca,
   circle,
   triplet,
+  decoupled_contrastive,
   count
 };
 

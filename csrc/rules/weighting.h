@@ -149,6 +149,21 @@ struct Triplet : AnyRule {
   }
 };
 
+// NT-Xent without the positive in its own denominator.
+template <typename T>
+struct DecoupledContrastive : AnyRule {
+  static constexpr bool kNeedsMoment = true;
+  T temperature;
+
+  MSK_HOST_DEVICE Form<T> negative() const { return {Shape::exponential, 1 / temperature, T(0)}; }
+  MSK_HOST_DEVICE Form<T> positive() const { return {Shape::exponential, 1 / temperature, T(0)}; }
+  MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
+    if (!(sums.pos_kept > T(0) && sums.neg_kept > T(0))) return {T(0), no_term<T>(), no_term<T>()};
+    const T each = 1 / temperature, pull = each / sums.pos_kept;
+    return {sums.negative - sums.moment * pull, {each, sums.negative}, {T(0), T(0), -pull}};
+  }
+};
+
 // A rule that nobody knows makes a number of nothing: module_call.h refuses it, and what should
 // pass by there must show.
 template <typename T>
@@ -187,6 +202,8 @@ MSK_HOST_DEVICE inline auto with_weighting(const Rules& rules, const Visit& visi
       return visit(Circle<T>{{}, a, b});
     case WeightingRule::triplet:
       return visit(Triplet<T>{{}, a});
+    case WeightingRule::decoupled_contrastive:
+      return visit(DecoupledContrastive<T>{{}, a});
     case WeightingRule::multi_similarity:
       return visit(MultiSimilarity<T>{a, b, c, T(0), T(0)});
     case WeightingRule::count:

@@ -19,6 +19,7 @@ from ms_kernels.rules.weighting import (
     BinomialDeviance,
     Circle,
     Contrastive,
+    DecoupledContrastive,
     LiftedStructure,
     MultiSimilarity,
     NPair,
@@ -33,6 +34,7 @@ __all__ = [
     "BinomialDevianceLoss",
     "CircleLoss",
     "ContrastiveLoss",
+    "DecoupledContrastiveLoss",
     "HistogramLoss",
     "LiftedStructureLoss",
     "MultiSimilarityLoss",
@@ -257,6 +259,17 @@ class NTXentLoss(PairLoss, rule=NTXent):
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(NTXent(temperature), **options)
+
+
+class DecoupledContrastiveLoss(PairLoss, rule=DecoupledContrastive):
+    """`DecoupledContrastive` with any mining rule."""
+
+    def __init__(
+        self,
+        temperature: float = DecoupledContrastive.temperature,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(DecoupledContrastive(temperature), **options)
 
 
 class SupConLoss(PairLoss, rule=SupCon):

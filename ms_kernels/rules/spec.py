@@ -28,6 +28,7 @@ from ms_kernels.rules.weighting import (
     BinomialDeviance,
     Circle,
     Contrastive,
+    DecoupledContrastive,
     LiftedStructure,
     MultiSimilarity,
     NPair,
@@ -49,6 +50,7 @@ WEIGHTINGS: tuple[type[Weighting], ...] = (
     NCA,
     Circle,
     Triplet,
+    DecoupledContrastive,
     NPair,
 )
 MININGS: tuple[type[Mining], ...] = (

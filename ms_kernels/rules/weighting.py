@@ -31,6 +31,7 @@ __all__ = [
     "BinomialDeviance",
     "Circle",
     "Contrastive",
+    "DecoupledContrastive",
     "LiftedStructure",
     "MultiSimilarity",
     "NCA",
@@ -238,6 +239,32 @@ class SupCon(SummedWeighting):
         assert sums.moment is not None
         mean = sums.moment / self.temperature / sums.pos_kept.clamp(min=1)
         return torch.where(sums.pos_kept > 0, lse - mean, 0)
+
+
+@dataclass(frozen=True)
+class DecoupledContrastive(SummedWeighting):
+    """log sum_N exp(s / temperature) - sum_P s / (temperature |P|): `NTXent` without the positive
+    in its own denominator.
+
+    Weights: exp(s / T) / (T sum_N exp(s / T)) of a negative, 1 / (T |P|) of a positive, however
+    easy. Only positives, or only negatives: 0. It may be negative. Source: Yeh et al., Decoupled
+    Contrastive Learning, ECCV 2022, equation 6. pytorch-metric-learning has none.
+    """
+
+    temperature: float = 0.1
+    above_zero = ("temperature",)
+
+    def row_sums(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
+    ) -> PairSums:
+        logits = similarity / self.temperature
+        pos_lse, neg_lse = (masked_log_sum_exp(logits, kept) for kept in (positive, negative))
+        return PairSums(pos_lse, neg_lse, masked_sum(similarity, positive))
+
+    def loss_of(self, sums: RowSums) -> Tensor:
+        assert sums.moment is not None
+        mean = sums.moment / self.temperature / sums.pos_kept.clamp(min=1)
+        return where_both(sums.negative - mean, sums)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from ms_kernels.rules.weighting import (
     BinomialDeviance,
     Circle,
     Contrastive,
+    DecoupledContrastive,
     LiftedStructure,
     MultiSimilarity,
     NPair,
@@ -108,6 +109,9 @@ WEIGHTING_RULES: dict[type[Weighting], Rule] = {
     NTXent: _NT_XENT,
     NPair: _NT_XENT,
     SupCon: Rule("sup_con", _LOG_SUM, _LOG_SUM, 1, _temperature, moment=True),
+    DecoupledContrastive: Rule(
+        *("decoupled_contrastive", _LOG_SUM, _LOG_SUM, 1, _temperature), moment=True
+    ),
     NCA: Rule("nca", _LOG_SUM, _LOG_SUM, 1, _temperature),
     Circle: Rule(
         *("circle", "circle", "circle", -1),

@@ -93,6 +93,16 @@ def sup_con(pos, neg, moment, pos_kept, coefficients):
 
 
 @triton.jit
+def decoupled_contrastive(pos, neg, moment, pos_kept, coefficients):
+    zero = tl.zeros(pos.shape, pos.dtype)
+    n, both = finite(neg), some(pos) & some(neg)
+    each = zero + positive_scale(coefficients)
+    pull = each / tl.maximum(pos_kept, 1)
+    loss = factor_if(both, n - moment * pull)
+    return loss, factor_if(both, each), n, zero, zero, factor_if(both, -pull)
+
+
+@triton.jit
 def nca(pos, neg, coefficients):
     zero = tl.zeros(pos.shape, pos.dtype)
     p, n, both = finite(pos), finite(neg), some(pos) & some(neg)
@@ -140,6 +150,8 @@ def finish(pos, neg, moment, pos_kept, neg_kept, coefficients, RULE: tl.constexp
         return nt_xent(pos, neg, moment, pos_kept, coefficients)
     elif RULE == "sup_con":
         return sup_con(pos, neg, moment, pos_kept, coefficients)
+    elif RULE == "decoupled_contrastive":
+        return decoupled_contrastive(pos, neg, moment, pos_kept, coefficients)
     elif RULE == "nca":
         return nca(pos, neg, coefficients)
     elif RULE == "circle":
