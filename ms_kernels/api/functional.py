@@ -47,14 +47,13 @@ def pair_loss(
 
     Args:
         weighting: a rule of `weighting_rules`, with its formula: MultiSimilarity, Contrastive,
-            BinomialDeviance, BinLifted, LiftedStructure, Triplet, NPair, NTXent, SupCon, NCA,
-            Circle; Histogram, whose loss is of the batch (reduction "mean" alone); or your own.
+            BinomialDeviance, BinLifted, LiftedStructure, Triplet, NPair, NTXent,
+            DecoupledContrastive, SupCon, NCA, Circle; Histogram, whose loss is of the batch (reduction "mean" alone); or your own.
         mining: a rule of `mining_rules`: NoMining, MultiSimilarityMining, HardestMining,
             SemiHardMining, ThresholdMining; or your own. The gradient holds kept pairs fixed.
-        backend: MultiSimilarity with NoMining or MultiSimilarityMining runs on every backend of
-            `backends()`. Any other pair of rules of this package runs on "panels" (any device,
-            O(panel * M) memory), "cpu", "cuda" and "triton", but circles of great gamma not on
-            all of them. Rules of your own are streamed. "reference" is dense. Default: the fastest.
+        backend: rules of this package run on every backend of `backends()`, but circles of great
+            gamma not on all of them. Rules of your own are streamed. "reference" is dense.
+            Default: the fastest.
         The rest as in `multi_similarity_loss`.
 
     Returns:
