@@ -114,15 +114,15 @@ def unguarded(tmp_path_factory):
     """A module that takes any code."""
     csrc = tmp_path_factory.mktemp("unguarded") / "csrc"
     shutil.copytree(build.CSRC, csrc)
-    text, guard = (csrc / "module_call.h").read_text(), "if (!(r[0] >= 0"
+    text, guard = (csrc / "module_call.h").read_text(), "if (!(s[0] >= 0"
     assert guard in text
-    (csrc / "module_call.h").write_text(text.replace(guard, "if (false && !(r[0] >= 0"))
+    (csrc / "module_call.h").write_text(text.replace(guard, "if (false && !(s[0] >= 0"))
     return build.module(csrc, ("batch_float64",), once=True)
 
 
 @pytest.mark.parametrize("rules", UNKNOWN, ids=["weighting", "mining"])
 def test_an_unknown_rule_is_refused(backend, monkeypatch, rules):
-    monkeypatch.setattr(PairSpec, "native_rules", lambda _: rules)
+    monkeypatch.setattr(PairSpec, "native_rules", lambda *_: rules)
     for refuses in (backend, "cpu"):
         with pytest.raises(ValueError, match="rules: expected codes that exist, got"):
             step(batch(70, None, 8), refuses, weighting=weigh.NTXent(0.2))
@@ -133,6 +133,6 @@ def test_an_unknown_rule_is_refused(backend, monkeypatch, rules):
 def test_an_unknown_rule_that_is_not_refused_makes_no_number(unguarded, monkeypatch, rules):
     """It keeps no pair, and neither a loss nor a gradient looks as if it had kept all."""
     serve(monkeypatch, unguarded)
-    monkeypatch.setattr(PairSpec, "native_rules", lambda _: rules)
+    monkeypatch.setattr(PairSpec, "native_rules", lambda *_: rules)
     for found in step(batch(70, None, 8), "cuda", weighting=weigh.NTXent(0.2)):
         assert found.isnan().all()

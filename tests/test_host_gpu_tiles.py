@@ -2,7 +2,6 @@
 tiles, and its launches."""
 
 import ctypes
-import math
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ import ms_kernels
 from ms_kernels import multi_similarity_loss, options, reference
 from ms_kernels.backends import cuda
 from ms_kernels.backends.interface import Side, Term
+from ms_kernels.backends.native import native_spec
 from ms_kernels.rules.spec import PairSpec
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
@@ -239,7 +239,7 @@ def workspace(module, n, budget):
         128,
         (256, 128, n, 256, 0, 256),
         None,
-        (2.0, 50.0, 0.5, 0.1, math.inf, 1.0),
+        native_spec(PairSpec(), torch.float32),
         2.0**-24,
         True,
     )

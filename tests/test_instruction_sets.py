@@ -7,6 +7,8 @@ from cases import REFS, SPECS, assert_within_budget, case_id, make_batch
 
 import ms_kernels
 from ms_kernels import multi_similarity_loss
+from ms_kernels.backends.native import native_spec
+from ms_kernels.rules.spec import PairSpec
 
 cpu = pytest.importorskip("ms_kernels._cpu")
 
@@ -92,10 +94,16 @@ def test_weights_span_the_range_of_exp(instruction_set):
         torch.testing.assert_close(got.neg_lse.double(), want.neg_lse, rtol=1e-6, atol=1e-6)
 
 
+def empty_statistics(n):
+    numbers = [torch.zeros(n) for _ in range(5)]
+    counts = [torch.zeros(n, dtype=torch.int64) for _ in range(2)]
+    return [*numbers[:4], *counts, numbers[4]]
+
+
 def planned_call(x, y, stats):
     side = (x.data_ptr(), x.stride(0), len(x), y.data_ptr(), 0)
-    options = (2.0, 50.0, 0.5, 0.1, torch.inf, True)
-    call = cpu.Call(cpu.Job.statistics, cpu.DType.float32, x.shape[1], side, None, options)
+    spec = native_spec(PairSpec(), torch.float32)
+    call = cpu.Call(cpu.Job.statistics, cpu.DType.float32, x.shape[1], side, None, spec)
     call.write_statistics([s.data_ptr() for s in stats])
     return call
 
@@ -104,8 +112,7 @@ def test_a_call_keeps_the_build_that_planned_it():
     x, y = torch.randn(200, 33), torch.arange(200) // 4
     best, found = cpu.instruction_set(), []
     for late in cpu.instruction_sets():
-        stats = [torch.zeros(200) for _ in range(4)]
-        stats += [torch.zeros(200, dtype=torch.int64) for _ in range(2)]
+        stats = empty_statistics(200)
         call = planned_call(x, y, stats)
         workspace = torch.empty(call.plan(1, 1 << 20), dtype=torch.uint8)
         cpu.use_instruction_set(late)
@@ -118,8 +125,7 @@ def test_a_call_keeps_the_build_that_planned_it():
 
 def test_a_call_runs_only_in_the_workspace_it_planned():
     x, y = torch.randn(20, 3), torch.arange(20) // 4
-    stats = [torch.zeros(20) for _ in range(4)]
-    call = planned_call(x, y, stats + [torch.zeros(20, dtype=torch.int64) for _ in range(2)])
+    call = planned_call(x, y, empty_statistics(20))
     with pytest.raises(ValueError, match=r"run: expected a call of plan\(\)"):
         call.run(64)
     call.plan(1, 1 << 20)

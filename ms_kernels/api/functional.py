@@ -48,7 +48,8 @@ def pair_loss(
     Args:
         weighting: a rule of `weighting_rules`, with its formula: MultiSimilarity, Contrastive,
             BinomialDeviance, BinLifted, LiftedStructure, Triplet, NPair, NTXent,
-            DecoupledContrastive, SupCon, NCA, Circle; Histogram, whose loss is of the batch (reduction "mean" alone); or your own.
+            DecoupledContrastive, SupCon, NCA, Circle; Histogram, whose loss is of the batch
+            (reduction "mean" alone); or your own.
         mining: a rule of `mining_rules`: NoMining, MultiSimilarityMining, HardestMining,
             SemiHardMining, ThresholdMining; or your own. The gradient holds kept pairs fixed.
         backend: rules of this package run on every backend of `backends()`, but circles of great

@@ -17,7 +17,8 @@ from ms_kernels.engine.refusals import (
     refuse_transforms,
 )
 from ms_kernels.reference import count_valid
-from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.spec import PairSpec, unpack
+from ms_kernels.rules.weighting import Triplet
 
 
 class ReducedLoss(torch.autograd.Function):
@@ -149,8 +150,8 @@ class RowLoss(torch.autograd.Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("ms_kernels")
         x, labels, ids, r, ref_labels, ref_ids, *stats = ctx.saved_tensors
-        if is_batch(dloss):
-            return _of_batch(ctx, dloss)
+        if is_batch(dloss) or isinstance(unpack(ctx.packed).weighting, Triplet):
+            return _anew(ctx, dloss)
         term = [*stats, dloss]
         dx: Tensor | None = None
         dr: Tensor | None = None
@@ -168,9 +169,10 @@ class RowLoss(torch.autograd.Function):
         return dx, dr, None, None, None
 
 
-def _of_batch(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-    """Of several incoming gradients: PyTorch calls an op once for each, but none that takes a list,
-    as of statistics."""
+def _anew(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+    """Without the statistics. Of triplets, whose pairs are compared once more in any case: one call
+    for both sides. Of several incoming gradients: PyTorch calls an op for each of them, but none
+    that takes a list, as of statistics."""
     pairs = ctx.saved_tensors[:6]
     need_dx, need_dr, *_ = ctx.needs_input_grad
     with _products_of(ctx.precision), below_autograd():

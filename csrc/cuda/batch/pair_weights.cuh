@@ -103,7 +103,7 @@ MSK_PHASE void pair_weights(const Problem& p, std::int64_t first, bool finished)
     pair_weights<P>(p, PairLoss<Scalar>(p.rules, p.options.max_positive_similarity), first,
                     finished);
   else
-    pair_weights<P>(p, loss_of<Scalar>(p.options), first, finished);
+    pair_weights<P>(p, loss_of<Scalar>(p), first, finished);
 }
 
 }  // namespace msk::gpu
