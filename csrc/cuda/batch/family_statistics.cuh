@@ -108,6 +108,7 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
     sums.moment = loss.needs_moment() ? sum.moment : Scalar(0);
     const Scalar poison = hardest.finite ? Scalar(0) : kNaN<Scalar>;
     if (p.job == Job::statistics) {
+      if (std::isnan(loss.negative.scale)) sums.negative = kNaN<Scalar>;  // of an unknown rule
       write_statistics(p, i, hardest, sums, peaks.pos_kept, peaks.neg_kept);
       continue;
     }
