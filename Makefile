@@ -92,6 +92,9 @@ lint: $(VENV)/extra-test $(VENV)/extra-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/mypy
+	$(BIN)/python tests/users.py build/users
+	$(BIN)/mypy --strict --config-file= --disable-error-code=import-untyped \
+	  --disable-error-code=no-untyped-call --follow-imports=silent build/users/*.py
 
 format: $(VENV)/extra-lint
 	$(BIN)/ruff check --fix .

@@ -57,20 +57,16 @@ class Member(NamedTuple):
 def members() -> dict[str, Member]:
     """Ours alone where pytorch-metric-learning is not installed."""
     k = ms_kernels
-    losses = {
-        "MultiSimilarity": k.MultiSimilarityLoss(),
-        "Contrastive": k.ContrastiveLoss(reduction="sum"),
-        "BinomialDeviance": k.BinomialDevianceLoss(),
-        "BinLifted": k.BinLiftedLoss(),
-        "LiftedStructure": k.LiftedStructureLoss(),
-        "Triplet": k.TripletLoss(reduction="sum"),
-        "NPair": k.NPairLoss(normalize=False),
-        "NTXent": k.NTXentLoss(0.07),
-        "SupCon": k.SupConLoss(0.1),
-        "NCA": k.NCALoss(0.5),
-        "Circle": k.CircleLoss(),
-        "Histogram": k.HistogramLoss(),
+    chosen = {
+        "Contrastive": {"reduction": "sum"},
+        "Triplet": {"reduction": "sum"},
+        "NPair": {"normalize": False},
+        "NTXent": {"temperature": 0.07},
+        "SupCon": {"temperature": 0.1},
+        "NCA": {"temperature": 0.5},
     }
+    names = ["MultiSimilarity", *(name.removesuffix("Loss") for name in k.family.__all__)]
+    losses = {name: getattr(k, f"{name}Loss")(**chosen.get(name, {})) for name in names}
     peers = _peers() if has_peer() else {}
     left_out = {"NTXent": (512, TOO_LARGE), "Histogram": (2048, TOO_MANY)}
     return {

@@ -104,9 +104,9 @@ def main() -> None:
         if given < 1:
             parser.error(f"{name}: expected at least 1, got {given}")
     seeds, steps = (2, 5) if options.quick else (options.seeds, options.steps)
-    digits = load_digits()
-    images = torch.tensor(digits.data / 16).view(-1, 1, 8, 8)
-    labels = torch.tensor(digits.target)
+    pixels, digits = load_digits(return_X_y=True)
+    images = torch.tensor(pixels / 16).view(-1, 1, 8, 8)
+    labels = torch.tensor(digits)
     runs: dict[str, list[float]] = {name: [] for name in ["untrained", *LOSSES]}
     work = [(seed, name) for seed in range(seeds) for name in runs]
     for seed, name in tqdm(work, unit="run", file=sys.stdout, disable=None):

@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from ms_kernels.api import modules
+from ms_kernels.api import family
+from ms_kernels.api.family import *  # noqa: F403
 from ms_kernels.api.functional import multi_similarity_loss, pair_loss, row_statistics
 from ms_kernels.api.histogram import Histogram
 from ms_kernels.api.inspect import PairWeights, pair_weights
 from ms_kernels.api.mining import mined_pairs
-from ms_kernels.api.modules import *  # noqa: F403
+from ms_kernels.api.modules import MultiSimilarityLoss, PairLoss
 from ms_kernels.api.streaming import streamed_loss
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules import weighting
@@ -35,8 +36,10 @@ __all__ = [
     "HardestMining",
     "Histogram",
     "Mining",
+    "MultiSimilarityLoss",
     "MultiSimilarityMining",
     "NoMining",
+    "PairLoss",
     "PairSpec",
     "PairWeights",
     "RowStatistics",
@@ -51,5 +54,5 @@ __all__ = [
     "row_statistics",
     "streamed_loss",
 ]
-__all__ += modules.__all__
+__all__ += family.__all__
 __all__ += weighting.__all__

@@ -120,7 +120,8 @@ def check_rule(name: str, rule: object, base: type) -> None:
     rules: list[type] = base.__subclasses__()
     for rule_class in tuple(rules):
         rules += rule_class.__subclasses__()
-    known = ", ".join(f"{c.__name__}()" for c in rules if c.__module__.startswith("ms_kernels"))
+    ours = [c for c in rules if c.__module__.startswith("ms_kernels") and "is_base" not in vars(c)]
+    known = ", ".join(f"{c.__name__}()" for c in ours)
     raise TypeError(f"{name}: expected a {base.__name__} rule, such as {known}; got {rule!r}")
 
 

@@ -1,5 +1,6 @@
 """A command refuses what it cannot do before any work: what it got, and what it wanted."""
 
+import importlib
 import json
 import os
 import runpy
@@ -39,7 +40,7 @@ def work(*_):
 def test_what_cannot_be_drawn(name, arguments, said, monkeypatch, tmp_path):
     for needed in ("sklearn", "matplotlib", "tqdm"):
         pytest.importorskip(needed)
-    module = getattr(__import__(f"ms_kernels.{name}"), name)
+    module = importlib.import_module(f"ms_kernels.tools.{name}")
     monkeypatch.setattr(module, "train", work)
     monkeypatch.setattr("sklearn.datasets.load_digits", work)
     (tmp_path / "folder.png").mkdir()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from family import MININGS, WEIGHTINGS, few, name_of
+from family import MININGS, WEIGHTINGS, by_formula, few, name_of
 from torch.nn.functional import normalize
 
 import ms_kernels
@@ -13,43 +13,6 @@ from ms_kernels.rules import mining as mine
 from ms_kernels.rules import weighting as weigh
 
 PANELS = [1, 16 * 8 * 14 * 4, 16 << 20]
-
-
-def by_formula(rule, pos, neg):
-    """Derivatives of one anchor, as the docstring of its rule has them: of pos, of neg."""
-    none = torch.zeros_like(pos), torch.zeros_like(neg)
-    match rule:
-        case weigh.MultiSimilarity(a, b, base) | weigh.BinLifted(a, b, base):
-            pull, push = (-a * (pos - base)).exp(), (b * (neg - base)).exp()
-            scale = (a, b) if isinstance(rule, weigh.BinLifted) else (1, 1)
-            return -scale[0] * pull / (1 + pull.sum()), scale[1] * push / (1 + push.sum())
-        case weigh.Contrastive(p, n):
-            return -(pos < p).to(pos), (neg > n).to(neg)
-        case weigh.BinomialDeviance(a, b, base):
-            pull = a * torch.sigmoid(a * (base - pos)) / max(1, len(pos))
-            return -pull, b * torch.sigmoid(b * (neg - base)) / max(1, len(neg))
-        case weigh.SupCon(t) if len(pos):
-            share = torch.cat([pos, neg]).div(t).softmax(0).split([len(pos), len(neg)])
-            return -(1 / len(pos) - share[0]) / t, share[1] / t
-        case weigh.NPair(t) | weigh.NTXent(t) if len(pos) and len(neg):
-            up, z = (neg / t).exp(), (neg / t).exp().sum()
-            beside = (pos / t).exp() + z
-            return -z / beside / (t * len(pos)), up * (1 / beside).sum() / (t * len(pos))
-        case weigh.NCA(t) if len(pos) and len(neg):
-            share = torch.cat([pos, neg]).div(t).softmax(0).split([len(pos), len(neg)])
-            return -((pos / t).softmax(0) - share[0]) / t, share[1] / t
-        case weigh.Circle(m, gamma) if len(pos) and len(neg):
-            a_p, a_n = (1 + m - pos).clamp(min=0), (neg + m).clamp(min=0)
-            p, n = -gamma * a_p * (pos - (1 - m)), gamma * a_n * (neg - m)
-            factor = gamma * torch.sigmoid(p.logsumexp(0) + n.logsumexp(0))
-            return -factor * a_p * p.softmax(0), factor * a_n * n.softmax(0)
-        case weigh.LiftedStructure(margin) if len(pos) and len(neg):
-            active = ((margin - pos).logsumexp(0) + neg.logsumexp(0) > 0).to(pos)
-            return -active * (-pos).softmax(0), active * neg.softmax(0)
-        case weigh.Triplet(margin):
-            violated = (neg[None, :] - pos[:, None] + margin > 0).to(pos)
-            return -violated.sum(1), violated.sum(0)
-    return none
 
 
 @pytest.mark.parametrize("m", [None, 9], ids=["self", "refs"])

@@ -1,50 +1,22 @@
-"""Losses as modules: a weighting rule with a mining rule, and the members of the family by name."""
+"""Losses as modules: any weighting rule with any mining rule, and the Multi-Similarity loss."""
 
 import inspect
 from typing import Any, TypedDict
 
 from torch import Tensor, nn
-from typing_extensions import Never, Unpack
+from typing_extensions import Never
 
 from ms_kernels.api.functional import check_rules, names_of, pair_loss
-from ms_kernels.api.histogram import Histogram, check_reduction
+from ms_kernels.api.histogram import check_reduction
 from ms_kernels.backends.dispatch import NAMES, check_known, takers
 from ms_kernels.checks import check_choice
 from ms_kernels.reference import REDUCTIONS
 from ms_kernels.rules.mining import Mining, MultiSimilarityMining, NoMining, mining_of
 from ms_kernels.rules.spec import PairOptions, spec_of
 from ms_kernels.rules.weighting import (
-    NCA,
-    BinLifted,
-    BinomialDeviance,
-    Circle,
-    Contrastive,
-    DecoupledContrastive,
-    LiftedStructure,
     MultiSimilarity,
-    NPair,
-    NTXent,
-    SupCon,
-    Triplet,
     Weighting,
 )
-
-__all__ = [
-    "BinLiftedLoss",
-    "BinomialDevianceLoss",
-    "CircleLoss",
-    "ContrastiveLoss",
-    "DecoupledContrastiveLoss",
-    "HistogramLoss",
-    "LiftedStructureLoss",
-    "MultiSimilarityLoss",
-    "NCALoss",
-    "NPairLoss",
-    "NTXentLoss",
-    "PairLoss",
-    "SupConLoss",
-    "TripletLoss",
-]
 
 
 class LossOptions(TypedDict, total=False):
@@ -95,7 +67,8 @@ class PairLoss(nn.Module):
     ) -> None:
         super().__init__()
         if unknown:
-            known = ", ".join(inspect.signature(type(self)).parameters)
+            parameters = inspect.signature(type(self)).parameters
+            known = ", ".join(name for name in parameters if name != "unknown")
             raise TypeError(
                 f"{type(self).__name__}: expected options among {known}, "
                 f"got {', '.join(sorted(unknown))}"
@@ -177,137 +150,3 @@ class MultiSimilarityLoss(PairLoss):
         """The released code's: alpha 2, beta 40, base 0.5; positives at S >= 1 - 1e-5 dropped."""
         constants = {"alpha": 2.0, "beta": 40.0, "base": 0.5, "epsilon": 0.1}
         return cls(**{**constants, "max_positive_similarity": 1 - 1e-5, **options})
-
-
-class ContrastiveLoss(PairLoss, rule=Contrastive):
-    """`Contrastive` with any mining rule."""
-
-    def __init__(
-        self,
-        positive_margin: float = Contrastive.positive_margin,
-        negative_margin: float = Contrastive.negative_margin,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(Contrastive(positive_margin, negative_margin), **options)
-
-
-class BinomialDevianceLoss(PairLoss, rule=BinomialDeviance):
-    """`BinomialDeviance` with any mining rule."""
-
-    def __init__(
-        self,
-        alpha: float = BinomialDeviance.alpha,
-        beta: float = BinomialDeviance.beta,
-        base: float = BinomialDeviance.base,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(BinomialDeviance(alpha, beta, base), **options)
-
-
-class BinLiftedLoss(PairLoss, rule=BinLifted):
-    """`BinLifted` with any mining rule."""
-
-    def __init__(
-        self,
-        alpha: float = BinLifted.alpha,
-        beta: float = BinLifted.beta,
-        base: float = BinLifted.base,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(BinLifted(alpha, beta, base), **options)
-
-
-class LiftedStructureLoss(PairLoss, rule=LiftedStructure):
-    """`LiftedStructure` with any mining rule."""
-
-    def __init__(
-        self,
-        margin: float = LiftedStructure.margin,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(LiftedStructure(margin), **options)
-
-
-class TripletLoss(PairLoss, rule=Triplet):
-    """`Triplet` with any mining rule."""
-
-    def __init__(
-        self,
-        margin: float = Triplet.margin,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(Triplet(margin), **options)
-
-
-class NPairLoss(PairLoss, rule=NPair):
-    """`NPair` with any mining rule."""
-
-    def __init__(
-        self,
-        temperature: float = NPair.temperature,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(NPair(temperature), **options)
-
-
-class NTXentLoss(PairLoss, rule=NTXent):
-    """`NTXent` with any mining rule."""
-
-    def __init__(
-        self,
-        temperature: float = NTXent.temperature,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(NTXent(temperature), **options)
-
-
-class DecoupledContrastiveLoss(PairLoss, rule=DecoupledContrastive):
-    """`DecoupledContrastive` with any mining rule."""
-
-    def __init__(
-        self,
-        temperature: float = DecoupledContrastive.temperature,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(DecoupledContrastive(temperature), **options)
-
-
-class SupConLoss(PairLoss, rule=SupCon):
-    """`SupCon` with any mining rule."""
-
-    def __init__(
-        self,
-        temperature: float = SupCon.temperature,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(SupCon(temperature), **options)
-
-
-class NCALoss(PairLoss, rule=NCA):
-    """`NCA` with any mining rule."""
-
-    def __init__(
-        self,
-        temperature: float = NCA.temperature,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(NCA(temperature), **options)
-
-
-class CircleLoss(PairLoss, rule=Circle):
-    """`Circle` with any mining rule."""
-
-    def __init__(
-        self,
-        m: float = Circle.m,
-        gamma: float = Circle.gamma,
-        **options: Unpack[LossOptions],
-    ) -> None:
-        super().__init__(Circle(m, gamma), **options)
-
-
-class HistogramLoss(PairLoss, rule=Histogram):
-    """`Histogram` with any mining rule."""
-
-    def __init__(self, bins: int = Histogram.bins, **options: Unpack[LossOptions]) -> None:
-        super().__init__(Histogram(bins), **options)

@@ -17,7 +17,7 @@ from ms_kernels.engine.refusals import (
     refuse_transforms,
 )
 from ms_kernels.reference import count_valid
-from ms_kernels.rules.spec import PairSpec, unpack
+from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet
 
 
@@ -124,11 +124,15 @@ def fused_loss(pairs: Pairs, spec: PairSpec, reduction: str, backend: str) -> Te
             return reduce_rows(loss, kept, reduction, ops.total)
     if reduction != "none":
         return ReducedLoss.apply(x, r, pairs, reduction, spec.pack(), backend)  # type: ignore[no-any-return, no-untyped-call]
-    return RowLoss.apply(x, r, pairs, spec.pack(), backend)  # type: ignore[no-any-return, no-untyped-call]
+    anew = isinstance(spec.weighting, Triplet)
+    return RowLoss.apply(x, r, pairs, spec.pack(), backend, anew)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class RowLoss(torch.autograd.Function):
-    """Loss of each anchor; the gradient waits for what each of them is worth."""
+    """Loss of each anchor; the gradient waits for what each of them is worth.
+
+    anew: the statistics are no help in backward: see `_anew`.
+    """
 
     @staticmethod
     def forward(
@@ -138,19 +142,21 @@ class RowLoss(torch.autograd.Function):
         pairs: Pairs,
         packed: list[float],
         backend: str,
+        anew: bool,
     ) -> Tensor:
         with below_autograd():
             stats = ops.row_statistics(*pairs, packed, backend)
             loss: Tensor = ops.row_loss_of(list(stats), packed, backend)
         keep(ctx, *pairs, *stats)
         ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
+        ctx.anew = anew
         return loss
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("ms_kernels")
         x, labels, ids, r, ref_labels, ref_ids, *stats = ctx.saved_tensors
-        if is_batch(dloss) or isinstance(unpack(ctx.packed).weighting, Triplet):
+        if ctx.anew or is_batch(dloss):
             return _anew(ctx, dloss)
         term = [*stats, dloss]
         dx: Tensor | None = None
@@ -166,7 +172,7 @@ class RowLoss(torch.autograd.Function):
                 dr = ops.embedding_gradient(
                     r, ref_labels, ref_ids, x, labels, ids, [], term, *options
                 ).to(x.dtype)
-        return dx, dr, None, None, None
+        return dx, dr, None, None, None, None
 
 
 def _anew(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
@@ -180,7 +186,8 @@ def _anew(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
             *pairs, need_dx, need_dr, ctx.packed, ctx.backend, dloss
         )
     dtype = pairs[0].dtype
-    return dx.to(dtype) if need_dx else None, dr.to(dtype) if need_dr else None, None, None, None
+    dx, dr = (d.to(dtype) if need else None for d, need in ((dx, need_dx), (dr, need_dr)))
+    return dx, dr, None, None, None, None
 
 
 def _precision() -> str | None:

@@ -4,6 +4,7 @@ A rule of your own is a frozen dataclass with the method `keep`.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -80,6 +81,8 @@ class BoundedMining(Mining):
 
     So a backend can tell of any pair whether it is kept, whichever other pairs it has at hand.
     """
+
+    is_base: ClassVar[bool] = True  # no rule itself
 
     def within(
         self, similarity: Tensor, hardest_positive: Tensor, hardest_negative: Tensor

@@ -71,6 +71,7 @@ class SummedWeighting(Weighting):
         moment.
     """
 
+    is_base: ClassVar[bool] = True  # no rule itself
     log_sums: ClassVar[tuple[bool, bool]] = (True, True)
     pos_follows_neg: ClassVar[bool] = False
 

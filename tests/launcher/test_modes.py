@@ -9,6 +9,7 @@ from steps import FULL, cost_of, samples, step
 
 import ms_kernels
 from ms_kernels.backends import triton as backend
+from ms_kernels.rules.spec import PairSpec
 
 DTYPES = {
     "float64": (torch.float64, "highest"),
@@ -43,7 +44,7 @@ EACH_MODE = [
 @pytest.fixture(params=DTYPES)
 def dtype(request):
     dtype, precision = DTYPES[request.param]
-    if refusal := backend.refuses(dtype):  # of an older Triton than the suite's
+    if refusal := backend.refuses(PairSpec(), dtype):  # of an older Triton than the suite's
         pytest.skip(refusal)
     torch.set_float32_matmul_precision(precision)
     return dtype

@@ -1,0 +1,168 @@
+"""The members of the family by name: each a `PairLoss` of one weighting rule."""
+
+from typing_extensions import Unpack
+
+from ms_kernels.api.histogram import Histogram
+from ms_kernels.api.modules import LossOptions, PairLoss
+from ms_kernels.rules.weighting import (
+    NCA,
+    BinLifted,
+    BinomialDeviance,
+    Circle,
+    Contrastive,
+    DecoupledContrastive,
+    LiftedStructure,
+    NPair,
+    NTXent,
+    SupCon,
+    Triplet,
+)
+
+__all__ = [
+    "BinLiftedLoss",
+    "BinomialDevianceLoss",
+    "CircleLoss",
+    "ContrastiveLoss",
+    "DecoupledContrastiveLoss",
+    "HistogramLoss",
+    "LiftedStructureLoss",
+    "NCALoss",
+    "NPairLoss",
+    "NTXentLoss",
+    "SupConLoss",
+    "TripletLoss",
+]
+
+
+class ContrastiveLoss(PairLoss, rule=Contrastive):
+    """`Contrastive` with any mining rule."""
+
+    def __init__(
+        self,
+        positive_margin: float = Contrastive.positive_margin,
+        negative_margin: float = Contrastive.negative_margin,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(Contrastive(positive_margin, negative_margin), **options)
+
+
+class BinomialDevianceLoss(PairLoss, rule=BinomialDeviance):
+    """`BinomialDeviance` with any mining rule."""
+
+    def __init__(
+        self,
+        alpha: float = BinomialDeviance.alpha,
+        beta: float = BinomialDeviance.beta,
+        base: float = BinomialDeviance.base,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(BinomialDeviance(alpha, beta, base), **options)
+
+
+class BinLiftedLoss(PairLoss, rule=BinLifted):
+    """`BinLifted` with any mining rule."""
+
+    def __init__(
+        self,
+        alpha: float = BinLifted.alpha,
+        beta: float = BinLifted.beta,
+        base: float = BinLifted.base,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(BinLifted(alpha, beta, base), **options)
+
+
+class LiftedStructureLoss(PairLoss, rule=LiftedStructure):
+    """`LiftedStructure` with any mining rule."""
+
+    def __init__(
+        self,
+        margin: float = LiftedStructure.margin,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(LiftedStructure(margin), **options)
+
+
+class TripletLoss(PairLoss, rule=Triplet):
+    """`Triplet` with any mining rule."""
+
+    def __init__(
+        self,
+        margin: float = Triplet.margin,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(Triplet(margin), **options)
+
+
+class NPairLoss(PairLoss, rule=NPair):
+    """`NPair` with any mining rule."""
+
+    def __init__(
+        self,
+        temperature: float = NPair.temperature,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(NPair(temperature), **options)
+
+
+class NTXentLoss(PairLoss, rule=NTXent):
+    """`NTXent` with any mining rule."""
+
+    def __init__(
+        self,
+        temperature: float = NTXent.temperature,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(NTXent(temperature), **options)
+
+
+class DecoupledContrastiveLoss(PairLoss, rule=DecoupledContrastive):
+    """`DecoupledContrastive` with any mining rule."""
+
+    def __init__(
+        self,
+        temperature: float = DecoupledContrastive.temperature,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(DecoupledContrastive(temperature), **options)
+
+
+class SupConLoss(PairLoss, rule=SupCon):
+    """`SupCon` with any mining rule."""
+
+    def __init__(
+        self,
+        temperature: float = SupCon.temperature,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(SupCon(temperature), **options)
+
+
+class NCALoss(PairLoss, rule=NCA):
+    """`NCA` with any mining rule."""
+
+    def __init__(
+        self,
+        temperature: float = NCA.temperature,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(NCA(temperature), **options)
+
+
+class CircleLoss(PairLoss, rule=Circle):
+    """`Circle` with any mining rule."""
+
+    def __init__(
+        self,
+        m: float = Circle.m,
+        gamma: float = Circle.gamma,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(Circle(m, gamma), **options)
+
+
+class HistogramLoss(PairLoss, rule=Histogram):
+    """`Histogram` with any mining rule."""
+
+    def __init__(self, bins: int = Histogram.bins, **options: Unpack[LossOptions]) -> None:
+        super().__init__(Histogram(bins), **options)
