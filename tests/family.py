@@ -41,6 +41,11 @@ def name_of(rule):
 KERNELS = [rule for rule in WEIGHTINGS if type(rule) in NATIVE]
 
 
+# As kernels are told: (weighting rule, its options, mining rule, its options), of which one has a
+# code that nobody knows.
+UNKNOWN = [(99.0, 0.2, 0.0, 0.0, 0.0, 0.0, 0.0), (5.0, 0.2, 0.0, 0.0, 99.0, 0.0, 0.0)]
+
+
 def case_of(value):
     return str(value) if isinstance(value, tuple) else name_of(value)
 

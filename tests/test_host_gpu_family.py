@@ -1,11 +1,10 @@
 """The family of pair losses in the CUDA kernels, executed on the CPU."""
 
 import math
-import shutil
 
 import pytest
 import torch
-from family import KERNELS, MININGS, assert_step, batch, case_of, name_of, step
+from family import KERNELS, MININGS, UNKNOWN, assert_step, batch, case_of, name_of, step
 from host_gpu import build
 from host_gpu.runtime import Runtime
 from host_gpu.serve import serve
@@ -105,34 +104,9 @@ def test_triplets_of_long_lists(backend, n, m, mining, monkeypatch):
         assert torch.equal(found, same)
 
 
-# (weighting rule, its options, mining rule, its options): one of the rules has an unknown code.
-UNKNOWN = [(99.0, 0.2, 0.0, 0.0, 0.0, 0.0, 0.0), (5.0, 0.2, 0.0, 0.0, 99.0, 0.0, 0.0)]
-
-
-@pytest.fixture(scope="module")
-def unguarded(tmp_path_factory):
-    """A module that takes any code."""
-    csrc = tmp_path_factory.mktemp("unguarded") / "csrc"
-    shutil.copytree(build.CSRC, csrc)
-    text, guard = (csrc / "module_call.h").read_text(), "if (!(s[0] >= 0"
-    assert guard in text
-    (csrc / "module_call.h").write_text(text.replace(guard, "if (false && !(s[0] >= 0"))
-    return build.module(csrc, ("batch_float64",), once=True)
-
-
 @pytest.mark.parametrize("rules", UNKNOWN, ids=["weighting", "mining"])
 def test_an_unknown_rule_is_refused(backend, monkeypatch, rules):
     monkeypatch.setattr(PairSpec, "native_rules", lambda *_: rules)
     for refuses in (backend, "cpu"):
         with pytest.raises(ValueError, match="rules: expected codes that exist, got"):
             step(batch(70, None, 8), refuses, weighting=weigh.NTXent(0.2))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rules", UNKNOWN, ids=["weighting", "mining"])
-def test_an_unknown_rule_that_is_not_refused_makes_no_number(unguarded, monkeypatch, rules):
-    """It keeps no pair, and neither a loss nor a gradient looks as if it had kept all."""
-    serve(monkeypatch, unguarded)
-    monkeypatch.setattr(PairSpec, "native_rules", lambda *_: rules)
-    for found in step(batch(70, None, 8), "cuda", weighting=weigh.NTXent(0.2)):
-        assert found.isnan().all()

@@ -5,9 +5,14 @@ import ctypes
 import pytest
 import torch
 from cases import SPECS, make_batch
+from family import UNKNOWN, step
+from family import batch as few_rows
 from host_gpu import build
 from host_gpu.serve import few_tiles_are_many, serve
 from judge import check_backward
+
+from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.weighting import NTXent
 
 pytestmark = [
     pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not())),
@@ -17,6 +22,8 @@ pytestmark = [
 # {fault: path, file, text, what is there in its place, and what the machine says while the fault is
 # {planted}; None: the numbers are wrong}. All are compiled into one module.
 # test_host_gpu_barriers.py leaves out every barrier in turn.
+# Of this one the next test but one has a check of its own.
+UNGUARDED = "any_code_of_a_rule_is_taken"
 FAULTS = {
     "no_wait_for_copies": (
         "one_launch",
@@ -38,6 +45,13 @@ FAULTS = {
         "kThreads<P>, kSharedBytes<P>,",
         "kThreads<P>, kSharedBytes<P> / ({planted} ? 2 : 1),",
         "outside of shared memory",
+    ),
+    UNGUARDED: (
+        "one_launch",
+        "../module_call.h",
+        "if (!(s[0] >= 0",
+        "if (!{planted} && !(s[0] >= 0",
+        None,
     ),
     "wrong_row_of_a_fragment": (
         "one_launch",
@@ -132,7 +146,8 @@ def module(tmp_path_factory):
         source = target.read_text()
         assert text in source, f"{file} has changed: the fault {name} must be put elsewhere"
         planted = replacement.format(planted=f"(host_gpu_fault == {number})")
-        target.write_text(source.replace(text, planted))
+        declared = 'extern "C" int host_gpu_fault;\n' if name == UNGUARDED else ""
+        target.write_text(declared + source.replace(text, planted))
     return build.module(csrc, ("batch_bfloat16", "tiled_float64"), once=True)
 
 
@@ -152,10 +167,22 @@ def test_the_check_passes_without_a_fault(module, monkeypatch, path):
     check(monkeypatch, module, path)
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", [name for name in FAULTS if name != UNGUARDED])
 def test_fault_shows(module, plant, name, monkeypatch):
     path, _, _, _, message = FAULTS[name]
     plant(name)
     error = AssertionError if message is None else RuntimeError
     with pytest.raises(error, match=message):
         check(monkeypatch, module, path)
+
+
+@pytest.mark.parametrize("rules", UNKNOWN, ids=["weighting", "mining"])
+def test_an_unknown_rule_that_is_not_refused_makes_no_number(module, plant, monkeypatch, rules):
+    """It keeps no pair, and neither a loss nor a gradient looks as if it had kept all."""
+    plant(UNGUARDED)
+    serve(monkeypatch, module, "one_launch")
+    monkeypatch.setattr(PairSpec, "native_rules", lambda *_: rules)
+    sides = few_rows(70, None, 8, torch.bfloat16)
+    for reduction in ("none", "mean"):
+        for found in step(sides, "cuda", reduction, weighting=NTXent(0.2)):
+            assert found.isnan().all()

@@ -15,8 +15,7 @@ pytestmark = [
 ]
 
 SCRIPT = """
-import importlib.util, sys
-from cases import MultiSimilarityOptions
+import ctypes, importlib.util, sys
 import torch
 from ms_kernels.backends import cuda
 from ms_kernels.backends.interface import Side
@@ -24,10 +23,11 @@ from ms_kernels.rules.spec import PairSpec
 spec = importlib.util.spec_from_file_location("_cuda", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
+ctypes.c_int.in_dll(ctypes.CDLL(sys.argv[1]), "host_gpu_fault").value = int(sys.argv[3])
 cuda._module = lambda: module
 cuda.ONE_LAUNCH = int(sys.argv[2])
 labels = torch.arange(70) // 3
-for dtype in map(torch.__dict__.get, sys.argv[3:]):
+for dtype in map(torch.__dict__.get, sys.argv[4:]):
     x, r = torch.randn(70, 33).to(dtype), torch.randn(5, 33).to(dtype)
     for refs in (None, Side(r, labels[:5].contiguous(), None)):
         out = cuda.loss_and_gradient(Side(x, labels, None), refs, PairSpec(), True, True)
@@ -36,27 +36,40 @@ print("no error")
 """
 
 
+# Reads or writes past the end of what is global while it is planted: file, text, and what is there.
+FAULTS = {
+    "input": (
+        "pairs/prepare.cuh",
+        "i < side.count ? depth : 0",
+        "{planted} ? depth + 1 : i < side.count ? depth : 0",
+    ),
+    "output": ("tiled/tile_gradient.cuh", "depth) return;", "depth + {planted}) return;"),
+}
+
+
+@pytest.fixture(scope="module")
+def csrc(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sanitized") / "csrc"
+    shutil.copytree(build.CSRC, folder)
+    for number, (file, text, replacement) in enumerate(FAULTS.values(), 1):
+        source = (folder / "cuda" / file).read_text()
+        assert text in source
+        planted = replacement.format(planted=f"(host_gpu_fault == {number})")
+        (folder / "cuda" / file).write_text(source.replace(text, planted))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("path", "fault"),
     [("one_launch", None), ("by_tiles", None), ("one_launch", "input"), ("by_tiles", "output")],
 )
-def test_address_sanitizer(path, fault, tmp_path):
+def test_address_sanitizer(path, fault, csrc):
     """Global memory: every tensor is an allocation of its own, with forbidden bytes around it."""
-    csrc = build.CSRC
-    if fault is not None:
-        csrc = tmp_path / "csrc"
-        shutil.copytree(build.CSRC, csrc)
-        file, text, replacement = {
-            "output": ("tiled/tile_gradient.cuh", "depth) return;", "depth + 1) return;"),
-            "input": ("pairs/prepare.cuh", "i < side.count ? depth : 0", "depth + 1"),
-        }[fault]
-        source = (csrc / "cuda" / file).read_text()
-        assert text in source
-        (csrc / "cuda" / file).write_text(source.replace(text, replacement))
     kind = {"one_launch": "batch", "by_tiles": "tiled"}[path]
+    names = (f"{kind}_float16", f"{kind}_float32")
     # A fault is one of every operand type: one is enough to see it.
     dtypes = ["float32"] if fault else ["float16", "float32"]
-    names = tuple(f"{kind}_{name}" for name in dtypes)
+    planted = "0" if fault is None else str(1 + list(FAULTS).index(fault))
     library = build.build(csrc, names, sanitize=True)
     libasan = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
@@ -64,7 +77,7 @@ def test_address_sanitizer(path, fault, tmp_path):
     environment = {**os.environ, "LD_PRELOAD": libasan, "ASAN_OPTIONS": "detect_leaks=0"}
     largest = {"one_launch": "1024", "by_tiles": "-1"}[path]
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(library), largest, *dtypes],
+        [sys.executable, "-c", SCRIPT, str(library), largest, planted, *dtypes],
         env=environment,
         capture_output=True,
         text=True,
