@@ -147,8 +147,8 @@ def test_one_launch_whatever_the_rule(host, path, weighting, shape, reduction):
                 batch(*shape, torch.float32), weighting, reduction, mining=m
             )
         )
-        # In backward triplets are listed anew, for both sides at once.
-        anew = reduction == "none" and isinstance(weighting, weigh.Triplet)
+        # In backward they are looked at anew, for both sides at once.
+        anew = reduction == "none" and isinstance(weighting, weigh.Contrastive | weigh.Triplet)
         assert len(launches) == (2 if anew else expected(shape, path, reduction))
 
 

@@ -236,7 +236,6 @@ print(now('VmHWM:') - before)
     [
         ("own", 4096),
         ("NTXent", 2048),
-        ("LiftedStructure", 2048),
         ("Triplet", 4096),
         ("Histogram", 2048),
     ],

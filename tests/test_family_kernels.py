@@ -141,15 +141,10 @@ def test_triplets_on_their_margin_count(per_class, margin, backend):
     x = torch.eye(4, dtype=torch.float64)[torch.arange(40) % 4][order]
     y = (torch.arange(40) // per_class)[order]
     sim, same = x @ x.T, y[:, None] == y
-    weight = torch.zeros_like(sim)
-    for i in range(40):
-        for p in range(40):
-            if p == i or not same[i, p]:
-                continue
-            for n in range(40):
-                if not same[i, n] and sim[i, n] - sim[i, p] + margin >= 0:
-                    weight[i, n] += 1
-                    weight[i, p] -= 1
+    other = same & ~torch.eye(40, dtype=torch.bool)
+    # [i, p, n]: a triplet that counts.
+    violated = other[:, :, None] & ~same[:, None] & (sim[:, None] - sim[:, :, None] + margin >= 0)
+    weight = (violated.sum(1) - violated.sum(2)).to(sim)
     rules = {"weighting": weigh.Triplet(margin), "normalize": False, "reduction": "sum"}
     _, dx = step((x, y), backend, **rules)
     torch.testing.assert_close(dx, (weight + weight.T) @ x)

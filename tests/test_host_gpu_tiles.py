@@ -67,8 +67,9 @@ def much_done_in_parts(monkeypatch, small_parts):
     serve(monkeypatch, small_parts, "by_tiles")
 
 
-# Whatever its budget is, a call gives the same bits: see the next test.
-@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
+# Whatever its budget is, a call gives the same bits: see the next test. Of 16 bits float16 has more
+# to go wrong.
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=case_id)
 @pytest.mark.parametrize(
     ("shape", "budget"),
     [

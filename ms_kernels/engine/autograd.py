@@ -18,7 +18,11 @@ from ms_kernels.engine.refusals import (
 )
 from ms_kernels.reference import count_valid
 from ms_kernels.rules.spec import PairSpec
-from ms_kernels.rules.weighting import Triplet
+from ms_kernels.rules.weighting import Contrastive, Triplet
+
+# Triplets are compared once more in any case. Of hinges few are active, and a scan lists them for
+# the gradient, which with finished statistics would look at every pair.
+ANEW = (Contrastive, Triplet)
 
 
 class ReducedLoss(torch.autograd.Function):
@@ -124,7 +128,7 @@ def fused_loss(pairs: Pairs, spec: PairSpec, reduction: str, backend: str) -> Te
             return reduce_rows(loss, kept, reduction, ops.total)
     if reduction != "none":
         return ReducedLoss.apply(x, r, pairs, reduction, spec.pack(), backend)  # type: ignore[no-any-return, no-untyped-call]
-    anew = isinstance(spec.weighting, Triplet)
+    anew = isinstance(spec.weighting, ANEW)
     return RowLoss.apply(x, r, pairs, spec.pack(), backend, anew)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -176,9 +180,8 @@ class RowLoss(torch.autograd.Function):
 
 
 def _anew(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
-    """Without the statistics. Of triplets, whose pairs are compared once more in any case: one call
-    for both sides. Of several incoming gradients: PyTorch calls an op for each of them, but none
-    that takes a list, as of statistics."""
+    """Without the statistics, for both sides in one call: see ANEW. Of several incoming gradients
+    too: PyTorch calls an op for each of them, but none that takes a list, as of statistics."""
     pairs = ctx.saved_tensors[:6]
     need_dx, need_dr, *_ = ctx.needs_input_grad
     with _products_of(ctx.precision), below_autograd():
