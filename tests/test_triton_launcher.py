@@ -19,7 +19,8 @@ HERE = Path(__file__).parent
 
 @pytest.mark.slow
 def test_under_the_stand_in_driver(tmp_path):
-    """In one process, for kernels of one test are those of another too."""
+    """In one process, for kernels of one test are those of another too; the rehearsal of `make gpu`
+    names one file by LAUNCHER_TESTS."""
     path = os.pathsep.join(map(str, (HERE.parent, HERE, HERE / "launcher")))
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("PYTEST")},
@@ -29,7 +30,7 @@ def test_under_the_stand_in_driver(tmp_path):
     # Without the options that plugins bring, which a GPU machine may lack.
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, HERE / "launcher"],
+        [*command, HERE / "launcher" / os.environ.get("LAUNCHER_TESTS", "")],
         env=environment,
         cwd=HERE.parent,
         capture_output=True,
