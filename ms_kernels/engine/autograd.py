@@ -151,7 +151,7 @@ class RowLoss(torch.autograd.Function):
         with below_autograd():
             stats = ops.row_statistics(*pairs, packed, backend)
             loss: Tensor = ops.row_loss_of(list(stats), packed, backend)
-        keep(ctx, *pairs, *stats)
+        keep(ctx, *pairs, *(() if anew else stats))
         ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
         ctx.anew = anew
         return loss

@@ -101,12 +101,6 @@ class PairSpec(PairOptions):
         """What was asked for, in a message."""
         return f"{self.weighting!r} with {self.mining!r}"
 
-    @property
-    def epsilon(self) -> float:
-        """Slack of the MS mining, infinite without it."""
-        mined = isinstance(self.mining, MultiSimilarityMining)
-        return self.mining.epsilon if mined else math.inf  # type: ignore[attr-defined]
-
     def loss_of(self, stats: RowStatistics) -> Tensor:
         """Loss of each anchor from its statistics, (N,)."""
         _, _, pos, neg, pos_kept, neg_kept, moment = stats
