@@ -13,7 +13,6 @@ from ms_kernels.backends.native import (
     NativeCall,
     native_dtype,
     native_spec,
-    unfit_options,
 )
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
@@ -42,7 +41,7 @@ def refuses(spec: PairSpec, dtype: torch.dtype | None) -> str | None:
     # A circle's exponents dip by so much under that of the hardest pair, which sums refer to.
     if isinstance(rule, Circle) and rule.gamma * rule.m**2 > MOST_EXPONENT:
         return f"gamma * m**2 must be at most {MOST_EXPONENT}"
-    return unfit_options(spec)
+    return spec.unfit_options()
 
 
 def loss_of_statistics(stats: RowStatistics, spec: PairSpec) -> Tensor:

@@ -15,7 +15,6 @@ from ms_kernels.backends.native import (
     NativeCall,
     native_dtype,
     native_spec,
-    unfit_options,
 )
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet
@@ -55,7 +54,7 @@ def missing() -> str | None:
 
 def refuses(spec: PairSpec, dtype: torch.dtype | None) -> str | None:
     """None when the kernels take these rules, else why not."""
-    return unfit_options(spec)
+    return spec.unfit_options()
 
 
 @functools.cache

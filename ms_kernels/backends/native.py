@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ms_kernels.backends.interface import Found, Side, Term
 from ms_kernels.backends.listing import gradient_of_anchors
-from ms_kernels.checks import MOST_OPTION
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet
@@ -28,13 +27,6 @@ def native_spec(spec: PairSpec, dtype: torch.dtype) -> tuple[float, ...]:
     cap = spec.max_positive_similarity
     shared = (math.inf if cap is None else cap, float(spec.normalize))
     return *spec.native_rules(torch.finfo(dtype).max), *shared
-
-
-def unfit_options(spec: PairSpec) -> str | None:
-    """None when the kernels can take the options of the rules, in float32 and inverted."""
-    if spec.fits_float32:
-        return None
-    return f"options must be 0 or between {1 / MOST_OPTION:g} and {MOST_OPTION:g} in size"
 
 
 class NativeCall:

@@ -118,16 +118,17 @@ class PairSpec(PairOptions):
             float(self.normalize),
         ]
 
-    @property
-    def fits_float32(self) -> bool:
-        """Kernels take options in the compute dtype, some of them inverted; those of mining they
-        may cut."""
+    def unfit_options(self) -> str | None:
+        """None when kernels can take the options in the compute dtype, some of them inverted; those
+        of mining they may cut."""
         if self.is_multi_similarity:  # its own checks have seen to that
-            return True
+            return None
         # torch.compile of torch 2.6 cannot trace vars(rule).
         rule = self.weighting
         options = [getattr(rule, option.name) for option in fields(rule)]
-        return all(not v or 1 / MOST_OPTION <= abs(v) <= MOST_OPTION for v in options)
+        if all(not v or 1 / MOST_OPTION <= abs(v) <= MOST_OPTION for v in options):
+            return None
+        return f"options must be 0 or between {1 / MOST_OPTION:g} and {MOST_OPTION:g} in size"
 
     @property
     def native_code(self) -> int:

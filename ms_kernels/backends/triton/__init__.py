@@ -16,7 +16,6 @@ from torch import Tensor
 from ms_kernels.backends import gpu
 from ms_kernels.backends.interface import Found, Side, Term
 from ms_kernels.backends.triton import tiles
-from ms_kernels.checks import MOST_OPTION
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Circle
@@ -73,9 +72,7 @@ def refuses(spec: PairSpec, dtype: torch.dtype | None) -> str | None:
                 f"rows must have unit length and gamma * max(m**2, 1 - m**2) be at most "
                 f"{MOST_EXPONENT}"
             )
-    if not spec.fits_float32:
-        return f"options must be 0 or between {1 / MOST_OPTION:g} and {MOST_OPTION:g} in size"
-    return _refuses_dtype(dtype)
+    return spec.unfit_options() or _refuses_dtype(dtype)
 
 
 def _refuses_dtype(dtype: torch.dtype | None) -> str | None:
