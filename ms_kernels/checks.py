@@ -99,6 +99,15 @@ def check_option(name: str, value: Any, above_zero: bool = False) -> None:
         )
 
 
+def check_whole(name: str, value: Any, most: int) -> None:
+    """An integer from 1 to `most`."""
+    wanted = f"a whole number from 1 to {most}"
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected {wanted}, got {value!r}")
+    if not 1 <= value <= most:
+        raise ValueError(f"{name}: expected {wanted}, got {shown(value)}")
+
+
 def check_options(rule: Any, above_zero: tuple[str, ...] = ()) -> None:
     """Every option of a rule, a dataclass of numbers."""
     take_numbers(rule)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cells.h"
+#include "hardest_lists.h"
 #include "mask.h"
 
 namespace msk::MSK_ISA {
@@ -68,6 +69,26 @@ struct TileScan {
         }
       }
       row.hardest[r] = greatest_lane<T>(hardest);
+    }
+  }
+
+  // After find_hardest: lists what may be among an anchor's hardest of all tiles. The tile begins
+  // at these samples.
+  void list_hardest(const HardestLists<T>& lists, std::int64_t first_row,
+                    std::int64_t first_column) const {
+    for (int r = 0; r < rows; ++r) {
+      const T least = lists.least(first_row + r);
+      if (!(row.hardest[r] > least)) continue;
+      for (int v = 0; v < vectors; ++v) {
+        const Vec<T> s = values(r, v);
+        for (std::uint32_t lanes = bits<T>(s > broadcast(least)); lanes; lanes &= lanes - 1)
+          lists.add(first_row + r, s[__builtin_ctz(lanes)]);
+      }
+    }
+    for (int c = 0; both && c < vectors * kLanes<T>; ++c) {
+      if (!(column.hardest[c] > lists.least(first_column + c))) continue;
+      for (int r = 0; r < rows; ++r)
+        lists.add(first_column + c, value[std::int64_t(r) * stride + c]);
     }
   }
 

@@ -32,8 +32,8 @@ class Statistics {
     const bool ranked = w_.loss.ranked();
     // The scan of the negatives sees the hardest of those that are not too hard to be kept.
     const bool asked = w_.problem.job == Job::statistics && mining.bounds_negatives_above();
-    if (asked || mining.negatives_need_hardest_negative() ||
-        (ranked && mining.positives_need_negatives()))
+    clear_lists();
+    if (asked || mining.hardest_negatives() || (ranked && mining.positives_need_negatives()))
       scan<Scan::hardest_negative, false>(scratch);
     if (ranked) scan<Scan::positives, general>(scratch);  // negatives are compared with these
     scan<Scan::negatives, general>(scratch);
@@ -64,6 +64,12 @@ class Statistics {
     }
 #pragma omp for schedule(dynamic, 1)
     for (int b = 0; b < grid_.rows.blocks; ++b) finish_block<kind>(b, scratch);
+  }
+
+  void clear_lists() {
+    if (!w_.hardest.exist()) return;
+#pragma omp for schedule(static)
+    for (std::int64_t k = 0; k < rows_.axis.padded(); ++k) w_.hardest.clear(k);
   }
 
   template <Scan kind>
@@ -109,6 +115,8 @@ class Statistics {
     scan.column = partial(scratch, 4, general);
 
     scan.find_hardest();
+    if constexpr (kind == Scan::hardest_negative)
+      if (w_.hardest.exist()) scan.list_hardest(w_.hardest, row, column);
     typename TileScan<T, both, general>::Range range;
     if (of_sums(kind)) range = scan.kept_range();
     if (range.empty()) {
@@ -215,12 +223,14 @@ class Statistics {
       set_negative_bounds(rows_, k, w_.loss);
       set_positive_bounds(rows_, k, w_.loss);
     } else if constexpr (kind == Scan::hardest_negative) {
-      rows_.hardest_negative[k] = *total.hardest;
+      rows_.hardest_negative[k] = w_.hardest.exist() ? w_.hardest.least(k) : *total.hardest;
       set_negative_bounds(rows_, k, w_.loss);
       set_positive_bounds(rows_, k, w_.loss);
     } else if constexpr (kind == Scan::negatives) {
       const T earlier = rows_.ranks.passed ? rows_.neg_sum[k] : T(0);
-      if (!w_.loss.mining.bounds_negatives_above()) rows_.hardest_negative[k] = *total.hardest;
+      const auto& mining = w_.loss.mining;
+      if (!mining.bounds_negatives_above() && !mining.hardest_negatives())
+        rows_.hardest_negative[k] = *total.hardest;
       rows_.neg_kept[k] = *total.kept;
       rows_.neg_sum[k] = sum_of(w_.loss.negative, total) + earlier;
       set_positive_bounds(rows_, k, w_.loss);

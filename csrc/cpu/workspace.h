@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "hardest_lists.h"
 #include "similarity.h"
 #include "wave.h"
 
@@ -18,10 +19,11 @@ struct Workspace {
   Side<T> rows;
   std::optional<Side<T>> own_columns;  // absent in self mode
   Cells<T> cells;                      // [super-block][rows]
+  HardestLists<T> hardest;             // of the rows' negatives
   std::uint8_t* active;                // super-tiles whose cells the latest scan has written
   TileState* states;                   // [tiles]; absent when only the gradient is asked for
   Wave<T> wave;
-  std::int64_t bookkeeping;  // bytes of the four above
+  std::int64_t bookkeeping;  // bytes of the five above
   std::byte* scratch_block;
   std::int64_t scratch_bytes;
   Stash stash;
@@ -41,6 +43,8 @@ struct Workspace {
         p.job == Job::gradient ? 0 : grid.columns.supers * grid.rows.padded();
     cells = {carver.take<T>(cell_count), carver.take<T>(cell_count),
              carver.take<Code<T>>(cell_count), loss.general ? carver.take<T>(cell_count) : nullptr};
+    if (p.job != Job::gradient)
+      hardest = {rows.axis.padded(), loss.mining.hardest_negatives(), carver};
     active = carver.take<std::uint8_t>(grid.super_tiles());
     states = carver.take<TileState>(p.job == Job::gradient ? 0 : grid.tiles());
     if (p.job != Job::statistics) wave = Wave<T>(grid, p.stash_bytes, carver);

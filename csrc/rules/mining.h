@@ -19,10 +19,9 @@ struct Mining {
   static constexpr T kUnknown = std::numeric_limits<T>::quiet_NaN();  // nothing is beyond it
   static constexpr T kTiny = std::numeric_limits<T>::min();
 
-  // The negatives' bounds need their own hardest pair, which costs a scan of its own.
-  MSK_HOST_DEVICE bool negatives_need_hardest_negative() const {
-    return rule == MiningRule::hardest;
-  }
+  // The negatives' bounds hang on the so many hardest of them, which costs a scan of its own. Where
+  // they do, the hardest negative of a row is the last of these.
+  MSK_HOST_DEVICE int hardest_negatives() const { return rule == MiningRule::hardest; }
   // Of negatives harder than all that are kept nothing but their hardest is ever asked.
   MSK_HOST_DEVICE bool bounds_negatives_above() const { return rule == MiningRule::semi_hard; }
   MSK_HOST_DEVICE bool positives_need_negatives() const {

@@ -15,15 +15,14 @@ from ms_kernels.reference import hardest
 
 @dataclass(frozen=True)
 class Mining:
-    """Base of the rules. One of your own, which keeps the five hardest negatives of each anchor:
+    """Base of the rules. One of your own, which keeps negatives above an anchor's mean similarity:
 
     >>> @dataclass(frozen=True)
-    ... class Hardest5(Mining):
+    ... class AboveMean(Mining):
     ...     def keep(self, similarity, positive, negative):
-    ...         pushed = similarity.masked_fill(~negative, -torch.inf)
-    ...         least = pushed.topk(min(5, pushed.shape[1]), 1).values[:, -1:]
-    ...         return positive, negative & (similarity >= least)
-    >>> TripletLoss(mining=Hardest5())(embeddings, labels)
+    ...         mean = similarity.mean(1, keepdim=True)
+    ...         return positive, negative & (similarity > mean)
+    >>> TripletLoss(mining=AboveMean())(embeddings, labels)
     """
 
     def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,6 +82,14 @@ class BoundedMining(Mining):
     """
 
     is_base: ClassVar[bool] = True  # no rule itself
+    # Pairs as hard as the hardest that `within` is given are kept: rounding decides over a tie.
+    keeps_ties: ClassVar[bool] = False
+
+    def hardest(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What `within` is given of anchors that have all their pairs here, (rows, 1) each."""
+        return hardest(similarity, positive, negative)
 
     def within(
         self, similarity: Tensor, hardest_positive: Tensor, hardest_negative: Tensor
@@ -94,7 +101,7 @@ class BoundedMining(Mining):
         raise NotImplementedError
 
     def keep(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-        bounds = self.within(similarity, *hardest(similarity, positive, negative))
+        bounds = self.within(similarity, *self.hardest(similarity, positive, negative))
         return positive & bounds[0], negative & bounds[1]
 
 
@@ -151,6 +158,8 @@ class HardestMining(BoundedMining):
 
     An anchor with only positives or only negatives keeps its one hardest pair.
     """
+
+    keeps_ties: ClassVar[bool] = True
 
     def within(
         self, similarity: Tensor, hardest_positive: Tensor, hardest_negative: Tensor

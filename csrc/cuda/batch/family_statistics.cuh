@@ -49,12 +49,15 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
   auto* const peaks_smem = reinterpret_cast<Peaks<Scalar>*>(hardest_smem + kWarps<P>);
   auto* const negative_smem = reinterpret_cast<SumAndMoment<Scalar>*>(peaks_smem + kWarps<P>);
   auto* const positive_smem = negative_smem + kWarps<P>;
+  auto* const tied_smem = reinterpret_cast<Tied<Scalar>*>(positive_smem + kWarps<P>);
   const std::int64_t last = first + pass.height(first);
   for (std::int64_t i = first + blockIdx.x; i < last && i < pass.rows.count; i += gridDim.x) {
     const Scalar* const row = pass.similarities + (i - first) * pass.width;
     const std::int64_t label = pass.rows.labels[i];
-    const Hardest<Scalar> hardest =
+    Hardest<Scalar> hardest =
         hardest_pairs(pass, first, i, loss.max_positive_similarity, hardest_smem);
+    if (const int k = loss.mining.hardest_negatives(); k > 1)
+      hardest.negative = kth_hardest_negative(pass, first, i, k, tied_smem);
     FamilyTerm<Scalar> term = bounds_of<Scalar>(loss, hardest.positive, hardest.negative);
     // visit(value, is_positive) for the kept pairs.
     const auto each_kept = [&](auto visit) {

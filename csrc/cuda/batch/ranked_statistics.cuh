@@ -37,6 +37,7 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
   auto* const hardest_smem = reinterpret_cast<Hardest<Scalar>*>(shared_memory());
   auto* const reach_smem = reinterpret_cast<Reach<Scalar>*>(hardest_smem + kWarps<P>);
   auto* const kept_smem = reinterpret_cast<KeptNumbers*>(reach_smem + kWarps<P>);
+  auto* const tied_smem = reinterpret_cast<Tied<Scalar>*>(kept_smem + kWarps<P>);
   const std::int64_t last = first + pass.height(first), stride = padded<P>(pass.rows.count);
   for (std::int64_t i = first + blockIdx.x; i < last && i < pass.rows.count; i += gridDim.x) {
     const Scalar* const row = pass.similarities + (i - first) * pass.width;
@@ -44,8 +45,11 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
     Scalar* const threshold = pass.rows.threshold + i;
     for (int k = threadIdx.x; k < loss.ranks; k += kThreads<P>)
       threshold[k * stride] = kInfinity<Scalar>;
-    const Hardest<Scalar> hardest =  // its barrier is one for the thresholds too
+    Hardest<Scalar> hardest =  // its barrier is one for the thresholds too
         hardest_pairs(pass, first, i, loss.max_positive_similarity, hardest_smem);
+    const Scalar most = hardest.negative;
+    if (const int k = loss.mining.hardest_negatives(); k > 1)
+      hardest.negative = kth_hardest_negative(pass, first, i, k, tied_smem);
     FamilyTerm<Scalar> term = bounds_of<Scalar>(loss, hardest.positive, hardest.negative);
     const auto keeps_negative = [&](std::int64_t j) {
       return pass.columns.labels[j] != label && !pass.self_pair(i, j) && row[j] > term.neg_above &&
@@ -68,7 +72,7 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
       const Scalar bound = threshold[k * stride];
       least = bound < least ? bound : least;
       Reach<Scalar> reach{Scalar(0), 0};
-      if (hardest.negative >= bound) {  // for all threads or for none
+      if (most >= bound) {  // for all threads or for none
         for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads<P>) {
           if (!(row[j] >= bound) || !keeps_negative(j)) continue;
           reach.sum += row[j] - bound;

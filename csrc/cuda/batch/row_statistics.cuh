@@ -71,6 +71,43 @@ MSK_DEVICE Hardest<typename P::Scalar> hardest_pairs(const Pass<P>& pass, std::i
       });
 }
 
+// A similarity, and how many negatives of a row have it.
+template <typename T>
+struct Tied {
+  T value;
+  std::int32_t number;
+  MSK_DEVICE Tied exchanged(int mask) const {
+    return {exchange(value, mask), exchange(number, mask)};
+  }
+  MSK_DEVICE static Tied greater(const Tied& a, const Tied& b) {
+    if (a.value == b.value) return {a.value, a.number + b.number};
+    return a.value > b.value ? a : b;
+  }
+};
+
+// After hardest_pairs, to all threads of row i: the k-th hardest negative, -inf of fewer. Each
+// thread looks at the pairs that it wrote.
+template <class P>
+MSK_DEVICE typename P::Scalar kth_hardest_negative(const Pass<P>& pass, std::int64_t first,
+                                                   std::int64_t i, int k,
+                                                   Tied<typename P::Scalar>* smem) {
+  using Scalar = typename P::Scalar;
+  const Scalar* const row = pass.similarities + (i - first) * pass.width;
+  const std::int64_t label = pass.rows.labels[i];
+  Tied<Scalar> next{kInfinity<Scalar>, 0};
+  for (int known = 0; known < k; known += next.number) {
+    const Scalar bound = next.value;
+    next = {-kInfinity<Scalar>, 0};
+    for (std::int64_t j = threadIdx.x; j < pass.columns.count; j += kThreads<P>)
+      if (row[j] < bound && pass.columns.labels[j] != label && !pass.self_pair(i, j))
+        next = Tied<Scalar>::greater(next, {row[j], 1});
+    __syncthreads();  // the smem may still be read for the one before
+    next = block_reduce<kWarps<P>>(next, smem, Tied<Scalar>::greater);
+    if (!next.number) break;
+  }
+  return next.value;
+}
+
 // One block a row.
 template <class P>
 MSK_PHASE void row_statistics(const Problem& p, std::int64_t first) {

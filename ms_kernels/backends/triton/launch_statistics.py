@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ms_kernels.backends.triton.finish import finish_kernel
 from ms_kernels.backends.triton.launch import arguments
+from ms_kernels.backends.triton.launch_hardest import scan_hardest
 from ms_kernels.backends.triton.launch_negatives import (
     NegativeScan,
     has_peak,
@@ -49,6 +50,7 @@ class Bounds(NamedTuple):
     neg_above: Tensor
     neg_below: Tensor | None  # of two-sided mining
     pos_below: Tensor | None  # where positives are listed
+    kth_hardest: Tensor | None  # the negative that bounds, where it is not the hardest
 
 
 def statistics(
@@ -71,7 +73,7 @@ def statistics(
     scan = scan_negatives(
         problem, bounds.neg_above, bounds.neg_below, lists, workspace_bytes, exact, stash_bytes
     )
-    return _finish(problem, hardest_positive, scan, lists, exact, dloss)
+    return _finish(problem, hardest_positive, bounds.kth_hardest, scan, lists, exact, dloss)
 
 
 def scan_positives(problem: Problem, workspace_bytes: int) -> tuple[Tensor, Bounds]:
@@ -101,13 +103,17 @@ def scan_positives(problem: Problem, workspace_bytes: int) -> tuple[Tensor, Boun
     )
     # Negatives are bounded by their own hardest, or positives that are listed before the scan.
     mining = problem.mining
-    if mining.bounds_negatives or (problem.ranked and mining.bounds_positives):
+    bounding = None
+    if problem.hardest_negatives > 1:
+        bounding = scan_hardest(problem)
+    elif problem.hardest_negatives or (problem.ranked and mining.bounds_positives):
         every = torch.full_like(hardest, -torch.inf)
         none = empty_lists(problem) if problem.ranked else None
-        scan = scan_negatives(problem, every, None, none, workspace_bytes, exact=False)
+        bounding = scan_negatives(problem, every, None, none, workspace_bytes, exact=False).hardest
+    if bounding is not None:
         bounds_kernel[(rows.padded // tile.block_m,)](
             hardest,
-            scan.hardest,
+            bounding,
             problem.coefficients,
             above,
             above if pos_below is None else pos_below,
@@ -116,12 +122,14 @@ def scan_positives(problem: Problem, workspace_bytes: int) -> tuple[Tensor, Boun
             LISTED=pos_below is not None,
             BLOCK=tile.block_m,
         )
-    return hardest, Bounds(above, below, pos_below)
+    last = bounding if problem.hardest_negatives > 1 else None
+    return hardest, Bounds(above, below, pos_below, last)
 
 
 def _finish(
     problem: Problem,
     hardest_positive: Tensor,
+    kth_hardest: Tensor | None,  # in the place of the hardest negative, if given
     scan: NegativeScan,
     lists: Lists | None,
     exact: bool,
@@ -148,7 +156,7 @@ def _finish(
         columns.poisoned,
         problem.coefficients,
         hardest_positive,
-        scan.hardest,
+        scan.hardest if kth_hardest is None else kth_hardest,
         scan.peak,
         scan.sums,
         scan.kept,
@@ -166,7 +174,7 @@ def _finish(
         HAS_OFFSET=problem.rule.has_offset,
         BOUNDED=problem.bounded,
         COUNTED=is_counted(problem, exact),
-        PEAK=has_peak(problem, exact),
+        PEAK=has_peak(problem, exact) or kth_hardest is not None,
         EXACT=exact,
         INCOMING=dloss is not None,
         **problem.anchor_constants,

@@ -153,6 +153,7 @@ class Problem:
         dtype, count = self.rows.dtype, self.columns.count
         self.rule = WEIGHTING_RULES[type(spec.weighting)]
         self.mining = MINING_RULES[type(spec.mining)]
+        self.hardest_negatives = self.mining.hardest_negatives(spec.mining)
         self.bounded = is_bounded(spec, count, BOUND[dtype])
         values = coefficients_of(spec, torch.finfo(dtype).max)
         self.coefficients = _coefficients_on(self.rows.device, dtype, values)

@@ -71,9 +71,9 @@ class MiningRule(NamedTuple):
     name: str
     numbers: Callable[[Any], dict[str, float]]
     two_sided: bool = False  # kept negatives lie below a bound too
-    # Bounds of negatives, or of positives, hang on the hardest negative.
-    bounds_negatives: bool = False
-    bounds_positives: bool = False
+    # Of the hardest negatives, the one that bounds negatives: 1 is the hardest. 0: none does.
+    hardest_negatives: Callable[[Any], int] = lambda _: 0
+    bounds_positives: bool = False  # bounds of positives hang on the hardest negative
 
 
 def _scales(rule: Any) -> Coefficients:
@@ -125,7 +125,7 @@ MINING_RULES: dict[type[Mining], MiningRule] = {
     MultiSimilarityMining: MiningRule(
         "multi_similarity", lambda rule: {"mining_slack": rule.epsilon}, bounds_positives=True
     ),
-    HardestMining: MiningRule("hardest", lambda _: {}, bounds_negatives=True),
+    HardestMining: MiningRule("hardest", lambda _: {}, hardest_negatives=lambda _: 1),
     SemiHardMining: MiningRule(
         "semi_hard", lambda rule: {"mining_slack": rule.margin}, two_sided=True
     ),
