@@ -19,6 +19,7 @@ from ms_kernels.rules.mining import (
     NoMining,
     SemiHardMining,
     ThresholdMining,
+    TopKMining,
 )
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import *  # noqa: F403
@@ -45,6 +46,7 @@ __all__ = [
     "RowStatistics",
     "SemiHardMining",
     "ThresholdMining",
+    "TopKMining",
     "backends",
     "mined_pairs",
     "multi_similarity_loss",

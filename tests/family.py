@@ -17,6 +17,7 @@ MININGS = [
     mine.HardestMining(),
     mine.SemiHardMining(0.5),
     mine.ThresholdMining(0.6, -0.1),
+    mine.TopKMining(3),
 ]
 WEIGHTINGS = [
     weigh.MultiSimilarity(),
@@ -60,6 +61,8 @@ def kept(rule, pos, neg):
             return [s for s in pos if s < most + e], [s for s in neg if s > least - e]
         case mine.HardestMining():
             return [s for s in pos if s == least], [s for s in neg if s == most]
+        case mine.TopKMining(k):
+            return pos, [s for s in neg if s >= sorted(neg)[-min(k, len(neg))]]
         case mine.SemiHardMining(m):
             return pos, [s for s in neg if least - m < s < least]
         case mine.ThresholdMining(p, n):

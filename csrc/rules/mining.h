@@ -21,7 +21,9 @@ struct Mining {
 
   // The negatives' bounds hang on the so many hardest of them, which costs a scan of its own. Where
   // they do, the hardest negative of a row is the last of these.
-  MSK_HOST_DEVICE int hardest_negatives() const { return rule == MiningRule::hardest; }
+  MSK_HOST_DEVICE int hardest_negatives() const {
+    return rule == MiningRule::top_k ? int(a) : rule == MiningRule::hardest;
+  }
   // Of negatives harder than all that are kept nothing but their hardest is ever asked.
   MSK_HOST_DEVICE bool bounds_negatives_above() const { return rule == MiningRule::semi_hard; }
   MSK_HOST_DEVICE bool positives_need_negatives() const {
@@ -39,6 +41,7 @@ struct Mining {
       case MiningRule::semi_hard:
         return hardest_positive - a;
       case MiningRule::hardest:
+      case MiningRule::top_k:
         return beside(hardest_negative, -kUnbounded);
       case MiningRule::threshold:
         return b;
@@ -62,6 +65,7 @@ struct Mining {
         return a;
       case MiningRule::none:
       case MiningRule::semi_hard:
+      case MiningRule::top_k:
         return kUnbounded;
       case MiningRule::count:
         break;

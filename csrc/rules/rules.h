@@ -20,7 +20,7 @@ enum class WeightingRule : int {
 };
 
 // In the order of ms_kernels/rules/spec.py.
-enum class MiningRule : int { none, multi_similarity, hardest, semi_hard, threshold, count };
+enum class MiningRule : int { none, multi_similarity, hardest, semi_hard, threshold, top_k, count };
 
 // Options of each rule in the order of its Python class.
 struct Rules {

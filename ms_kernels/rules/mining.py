@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ms_kernels.checks import check_number, check_options, take_numbers
+from ms_kernels.checks import check_number, check_options, check_whole, take_numbers
 from ms_kernels.reference import hardest
+
+MOST_K = 64
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,41 @@ class HardestMining(BoundedMining):
         self, similarity: Tensor, hardest_positive: Tensor, hardest_negative: Tensor
     ) -> tuple[Tensor, Tensor]:
         return similarity <= hardest_positive, similarity >= hardest_negative
+
+
+@dataclass(frozen=True)
+class TopKMining(BoundedMining):
+    """Keeps every positive and the k most similar negatives of an anchor, with those that tie with
+    the k-th; all negatives of an anchor with fewer than k.
+
+    `RowStatistics.hardest_negative` is the similarity of the k-th.
+
+    k: whole, from 1 to 64. Default 10.
+    """
+
+    k: int = 10
+
+    keeps_ties: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        take_numbers(self)
+        if isinstance(self.k, float) and self.k % 1 == 0:  # what an op passes on
+            object.__setattr__(self, "k", int(self.k))
+        check_whole("TopKMining.k", self.k, MOST_K)
+
+    def hardest(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        least, most = hardest(similarity, positive, negative)
+        if similarity.shape[1] < self.k:
+            return least, torch.full_like(most, -torch.inf)
+        pushed = similarity.masked_fill(~negative, -torch.inf)
+        return least, pushed.topk(self.k, 1, sorted=True).values[:, -1:]
+
+    def within(
+        self, similarity: Tensor, hardest_positive: Tensor, hardest_negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(similarity, dtype=torch.bool), similarity >= hardest_negative
 
 
 @dataclass(frozen=True)

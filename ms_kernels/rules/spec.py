@@ -20,6 +20,7 @@ from ms_kernels.rules.mining import (
     NoMining,
     SemiHardMining,
     ThresholdMining,
+    TopKMining,
 )
 from ms_kernels.rules.sums import RowSums
 from ms_kernels.rules.weighting import (
@@ -59,6 +60,7 @@ MININGS: tuple[type[Mining], ...] = (
     HardestMining,
     SemiHardMining,
     ThresholdMining,
+    TopKMining,
 )
 NATIVE_WEIGHTINGS = WEIGHTINGS[: WEIGHTINGS.index(NPair)]
 NATIVE = {rule: code for code, rule in enumerate(NATIVE_WEIGHTINGS)}

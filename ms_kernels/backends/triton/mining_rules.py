@@ -32,7 +32,7 @@ def negative_above(hardest_positive, hardest_negative, coefficients, MINING: tl.
     """A kept negative is above this; its own hardest counts for the mining of the hardest alone."""
     if MINING == "multi_similarity" or MINING == "semi_hard":
         return hardest_positive - mining_slack(coefficients)
-    elif MINING == "hardest":
+    elif MINING == "hardest" or MINING == "top_k":
         return beside(hardest_negative, -1)
     elif MINING == "threshold":
         return tl.zeros_like(hardest_positive) + mining_negative_above(coefficients)
@@ -59,6 +59,7 @@ def positive_below(hardest_positive, hardest_negative, coefficients, MINING: tl.
         return tl.zeros_like(hardest_positive) + mining_positive_below(coefficients)
     else:
         tl.static_assert(
-            MINING == "none" or MINING == "semi_hard", "positive_below: unknown mining rule"
+            MINING == "none" or MINING == "semi_hard" or MINING == "top_k",
+            "positive_below: unknown mining rule",
         )
         return tl.full(hardest_positive.shape, INFINITY, hardest_positive.dtype)

@@ -15,6 +15,7 @@ from ms_kernels.rules.mining import (
     NoMining,
     SemiHardMining,
     ThresholdMining,
+    TopKMining,
 )
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import (
@@ -136,6 +137,7 @@ MINING_RULES: dict[type[Mining], MiningRule] = {
             "mining_negative_above": rule.negative_above,
         },
     ),
+    TopKMining: MiningRule("top_k", lambda _: {}, hardest_negatives=lambda rule: rule.k),
 }
 
 
