@@ -30,7 +30,7 @@ from ms_kernels.backends.triton import (  # noqa: E402
 from ms_kernels.backends.triton.mining_rules import negative_above, positive_below  # noqa: E402
 from ms_kernels.backends.triton.tiles import interpreted  # noqa: E402
 from ms_kernels.backends.triton.weighting_rules import finish  # noqa: E402
-from ms_kernels.reference import hardest, labelled_similarities  # noqa: E402
+from ms_kernels.reference import labelled_similarities  # noqa: E402
 from ms_kernels.rules import mining as mine  # noqa: E402
 from ms_kernels.rules import weighting as weigh  # noqa: E402
 from ms_kernels.rules.spec import MININGS as ALL_MININGS  # noqa: E402
@@ -47,6 +47,7 @@ MININGS = [
     mine.SemiHardMining(0.5),
     mine.HardestMining(),
     mine.ThresholdMining(0.6, -0.1),
+    mine.TopKMining(3),
 ]
 
 
@@ -79,10 +80,10 @@ def dense_sums(spec, sim, positive, negative):
     offset = -neg[:, None] if rule.has_offset else 0
     u = rule.sign * (sim - numbers.positive_base)
     pos = of_form(rule.positive, u, numbers.positive_scale, positive, offset)
-    moment = torch.zeros_like(sim)
-    if rule.positive == "exponential":
+    moment = torch.zeros_like(sim)  # of a rule that asks for none
+    if rule.moment and rule.positive == "exponential":
         moment = rule.sign * sim
-    elif rule.positive == "sigmoid":
+    elif rule.moment:
         moment = torch.sigmoid(numbers.positive_scale * u - offset)
     return pos, neg, torch.where(positive, moment, 0).sum(1)
 
@@ -91,7 +92,7 @@ def dense(spec, leaf, y, refs):
     sim, positive, negative = labelled_similarities(
         leaf, y, *refs, ids=None, ref_ids=None, max_positive_similarity=None, normalize=True
     )
-    least, most = hardest(sim.detach(), positive, negative)
+    least, most = spec.mining.hardest(sim.detach(), positive, negative)
     positive, negative = spec.mining.keep(sim.detach(), positive, negative)
     pos, neg, moment = dense_sums(spec, sim.detach(), positive, negative)
     stats = (least[:, 0], most[:, 0], pos, neg, positive.sum(1), negative.sum(1), moment)
@@ -111,7 +112,7 @@ def sides(n, m, seed=0):
 
 # Every weighting with some mining rule and every mining rule with one weighting, in self mode and
 # with refs by turns.
-CASES = [(rule, MININGS[k % 5], None if k % 2 else 33) for k, rule in enumerate(RULES)]
+CASES = [(rule, MININGS[k % len(MININGS)], None if k % 2 else 33) for k, rule in enumerate(RULES)]
 CASES += [(weigh.NTXent(0.2), rule, 33 if k % 2 else None) for k, rule in enumerate(MININGS)]
 
 

@@ -113,14 +113,14 @@ def finish_kernel(
         elif POSITIVE == "sigmoid":
             z = scale * u - offset[:, None]
             sums += tl.sum(tl.where(keep, softplus(z), 0), 1)
-            if MOMENT or EXACT:
+            if MOMENT:
                 moment += tl.sum(tl.where(keep, sigmoid(z), 0), 1)
         elif POSITIVE == "hinge":
             sums += tl.sum(tl.where(keep, tl.maximum(u, 0), 0), 1)
         else:
             tl.static_assert(POSITIVE == "ranked", "finish_kernel: unknown form")
         if POSITIVE == "exponential":
-            if MOMENT or EXACT:
+            if MOMENT:
                 moment += tl.sum(tl.where(keep, beyond(sim, 0, SIGN), 0), 1)
         count += tl.sum(keep.to(tl.int32), 1)
     if KNOWN_PEAK:

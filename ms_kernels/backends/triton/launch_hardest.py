@@ -13,7 +13,7 @@ from ms_kernels.backends.triton.problem import BUSY, Problem
 AT_ONCE = 16
 
 
-def scan_hardest(problem: Problem) -> Tensor:
+def scan_hardest(problem: Problem, k: int) -> Tensor:
     """(padded) similarity of each anchor's k-th hardest negative, -inf of one with fewer.
 
     Lists of the programs that share a block of rows are joined: a few numbers for each row, and of
@@ -22,7 +22,6 @@ def scan_hardest(problem: Problem) -> Tensor:
     rows, columns, tile = problem.rows, problem.columns, problem.tiles.scan
     new: Any = {"dtype": rows.dtype, "device": rows.device}
     sides, others, constants = arguments(problem)
-    k = problem.hardest_negatives
     row_blocks = rows.padded // tile.block_m
     column_blocks = triton.cdiv(columns.count, tile.block_n)
     tiles = triton.cdiv(column_blocks, max(1, BUSY // row_blocks)) or 1

@@ -28,15 +28,6 @@ def no_lists(stand_in: Tensor) -> Lists:
     return Lists(*[stand_in] * 5)
 
 
-def empty_lists(problem: Problem) -> Lists:
-    """Lists without an entry, of a scan that only looks for the hardest negatives."""
-    rows = problem.rows
-    integers = torch.zeros(1, rows.padded, dtype=torch.int32, device=rows.device)
-    none = torch.zeros(1, dtype=torch.int32, device=rows.device)
-    nothing = torch.empty(1, rows.padded, dtype=rows.dtype, device=rows.device)
-    return Lists(nothing, integers, nothing, integers[0], none)
-
-
 def with_pulls(lists: Lists, factor: Tensor) -> Lists:
     """What the listed positives weigh, from the factor of each anchor (padded): 0 of one that
     nothing reaches, whatever the factor. Multiplied here, for a kernel lacks the registers."""

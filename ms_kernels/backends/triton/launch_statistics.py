@@ -17,7 +17,6 @@ from ms_kernels.backends.triton.launch_negatives import (
 )
 from ms_kernels.backends.triton.launch_ranked import (
     Lists,
-    empty_lists,
     list_positives,
     no_lists,
     with_pulls,
@@ -66,7 +65,7 @@ def statistics(
     dloss: (N) incoming gradient of each loss, of ones if None. passed: candidates of each class
     that earlier rounds had (`launch_ranked.rounds`).
     """
-    hardest_positive, bounds = scan_positives(problem, workspace_bytes)
+    hardest_positive, bounds = scan_positives(problem)
     lists = None
     if bounds.pos_below is not None:
         lists = list_positives(problem, bounds.pos_below, passed)
@@ -76,7 +75,7 @@ def statistics(
     return _finish(problem, hardest_positive, bounds.kth_hardest, scan, lists, exact, dloss)
 
 
-def scan_positives(problem: Problem, workspace_bytes: int) -> tuple[Tensor, Bounds]:
+def scan_positives(problem: Problem) -> tuple[Tensor, Bounds]:
     """(padded) hardest positives, and the bounds of kept pairs that the scan or the lists need."""
     rows, tile = problem.rows, problem.tiles.scan
     sides, others, common = arguments(problem)
@@ -103,17 +102,12 @@ def scan_positives(problem: Problem, workspace_bytes: int) -> tuple[Tensor, Boun
     )
     # Negatives are bounded by their own hardest, or positives that are listed before the scan.
     mining = problem.mining
-    bounding = None
-    if problem.hardest_negatives > 1:
-        bounding = scan_hardest(problem)
-    elif problem.hardest_negatives or (problem.ranked and mining.bounds_positives):
-        every = torch.full_like(hardest, -torch.inf)
-        none = empty_lists(problem) if problem.ranked else None
-        bounding = scan_negatives(problem, every, None, none, workspace_bytes, exact=False).hardest
-    if bounding is not None:
+    kth_hardest = None
+    if problem.hardest_negatives or (problem.ranked and mining.bounds_positives):
+        kth_hardest = scan_hardest(problem, max(1, problem.hardest_negatives))
         bounds_kernel[(rows.padded // tile.block_m,)](
             hardest,
-            bounding,
+            kth_hardest,
             problem.coefficients,
             above,
             above if pos_below is None else pos_below,
@@ -122,8 +116,9 @@ def scan_positives(problem: Problem, workspace_bytes: int) -> tuple[Tensor, Boun
             LISTED=pos_below is not None,
             BLOCK=tile.block_m,
         )
-    last = bounding if problem.hardest_negatives > 1 else None
-    return hardest, Bounds(above, below, pos_below, last)
+    if problem.hardest_negatives <= 1:  # it is the scan's own
+        kth_hardest = None
+    return hardest, Bounds(above, below, pos_below, kth_hardest)
 
 
 def _finish(
