@@ -23,7 +23,7 @@ from ms_kernels.backends import triton as backend
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.backends.triton import problem, tiles
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.mining import SemiHardMining
+from ms_kernels.rules.mining import SemiHardMining, TopKMining
 from ms_kernels.rules.spec import NATIVE_WEIGHTINGS, PairSpec
 from ms_kernels.rules.weighting import NCA, Circle, MultiSimilarity, NTXent, Triplet
 
@@ -164,6 +164,10 @@ def cases(variants, some=False):
             if variants or depth == 1024:
                 pair = PairSpec(rule(), SemiHardMining())  # with bounds on both sides
                 yield f"bf16-D{depth}-{rule.__name__}", "highest", step(half, depth, pair)
+    hardest = PairSpec(MultiSimilarity(), TopKMining(8))
+    for name, dtype in (("bf16", half), ("tf32x3", torch.float32), ("fp64", torch.float64)):
+        if variants or name == "tf32x3":
+            yield f"{name}-D128-hardest", "highest", step(dtype, 128, hardest)
     if not variants:
         return
     for rule in (NTXent, Triplet):

@@ -37,13 +37,15 @@ def test_neighbours_agree_and_differ_in_one_number(major, mode):
 @pytest.mark.parametrize(
     "flawed",
     [
-        HALF._replace(scan=Tile(64, 32, 64, 8, 3)),
-        HALF._replace(scan=Tile(32, 64, 64, 8, 3)),
-        HALF._replace(product=Tile(128, 64, 64, 8, 3)),
-        HALF._replace(owner={32: Tile(64, 128, 32, 8, 2)}),
+        HALF._replace(scan=Tile(64, 32, 64, 8, 3)),  # kept exponentials are of 64 x 64
+        HALF._replace(scan=Tile(32, 64, 64, 8, 3)),  # another instruction than the others
+        HALF._replace(scan=Tile(16, 128, 64, 8, 3)),
+        HALF._replace(scan=Tile(96, 64, 64, 8, 3)),
+        HALF._replace(stashed=Tile(64, 32, 64, 8, 3)),
+        HALF._replace(stashed=Tile(128, 128, 64, 8, 3)),
     ],
 )
-def test_blocks_that_do_not_divide_are_no_tiles(flawed):
+def test_blocks_that_do_not_fit_are_no_tiles(flawed):
     assert not agree(flawed)
 
 

@@ -33,8 +33,9 @@ MOST = Tile(256, 256, 256, 16, 5)
 
 
 def roles_of(tiles: Tiles) -> list[str]:
-    """The scan first: the other kernels' blocks depend on its own."""
-    return ["scan", *(f"owner{depth}" for depth in tiles.owner), "weights", "product"]
+    """The scan first: the blocks of kept exponentials depend on its own."""
+    every = ["scan", *(f"owner{depth}" for depth in tiles.owner), "weights", "product"]
+    return every if tiles.stashed is None else [*every, "stashed"]
 
 
 def tile_of(tiles: Tiles, role: str) -> Tile:

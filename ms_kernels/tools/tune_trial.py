@@ -11,6 +11,7 @@ from ms_kernels.backends.interface import Side
 from ms_kernels.backends.triton.finish import finish_kernel
 from ms_kernels.backends.triton.gradient import gradient_kernel
 from ms_kernels.backends.triton.gradient_panels import product_kernel, weights_kernel
+from ms_kernels.backends.triton.gradient_stash import stashed_gradient_kernel
 from ms_kernels.backends.triton.launch_gradient import gradient
 from ms_kernels.backends.triton.launch_statistics import statistics
 from ms_kernels.backends.triton.negatives import negative_scan_kernel
@@ -23,7 +24,7 @@ from ms_kernels.settings import options
 
 KERNELS = (
     *(positive_scan_kernel, negative_scan_kernel, finish_kernel),
-    *(gradient_kernel, weights_kernel, product_kernel),
+    *(gradient_kernel, stashed_gradient_kernel, weights_kernel, product_kernel),
 )
 # Of each mode: rows' dtype, matmul precision, number of rows, and how far results may be apart.
 WORK: dict[str, tuple[torch.dtype, str, int, float]] = {
@@ -80,8 +81,9 @@ class Trial:
     def _run_of(self, tiles: Tiles, role: str) -> Callable[[], list[Tensor]]:
         """A scan gives row losses, a gradient dx."""
         deepest = max(self.standard.owner)
-        depth = {"scan": SCANNED_DEPTH, "weights": 4 * deepest, "product": 4 * deepest}.get(role)
-        depth = depth or int(role.removeprefix("owner"))
+        depth = SCANNED_DEPTH if role == "scan" else 4 * deepest
+        if role.startswith("owner"):
+            depth = int(role.removeprefix("owner"))
         generator = torch.Generator(self.device).manual_seed(depth)
         new: Any = {"generator": generator, "device": self.device}
         y = torch.arange(self.count, device=self.device) // PER_CLASS
@@ -91,9 +93,11 @@ class Trial:
         budget = options.workspace_bytes
         if role == "scan":
             return lambda: [statistics(problem, budget, exact=False).loss]
-        terms = statistics(problem, budget, exact=False).terms
+        stash_bytes = options.stash_bytes if role == "stashed" else 0
+        found = statistics(problem, budget, exact=False, stash_bytes=stash_bytes)
+        terms, stash = found.terms, found.stash
         poison = torch.zeros(1, dtype=problem.rows.dtype, device=self.device)
-        return lambda: [gradient(problem, terms, terms, poison, None, budget)]
+        return lambda: [gradient(problem, terms, terms, poison, stash, budget)]
 
     def _spills(self) -> bool:
         """Whether a kernel that was compiled since the last look keeps values in local memory."""

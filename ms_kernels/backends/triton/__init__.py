@@ -147,7 +147,7 @@ def embedding_gradient(
     with _on_device_of(rows.embeddings):
         problem = other = Problem(rows, columns, spec, wide=True)
         if column_term is not None and columns is not None:
-            ranges = problem.columns.ranges_among(columns.labels, rows.labels)
+            ranges = problem.columns.ranges_among(columns.labels, problem.rows, rows.labels)
             other = problem.other_way(*ranges)
         return gradient_of_terms(problem, other, row_term, column_term, options.workspace_bytes)
 
@@ -175,8 +175,7 @@ def loss_and_gradient(
         find = partial(statistics, problem, budget, False, stash_bytes, dloss)
         first, *later = rounds(problem)
         found = find(first)
-        tolerance = _tolerance(found.terms.numbers, shares)
-        gradients = partial(_gradients, problem, anchors, candidates, need_dx, need_dr, tolerance)
+        gradients = partial(_gradients, problem, anchors, candidates, need_dx, need_dr)
         loss, valid = found.loss, found.valid
         dx, dr = gradients(found)
         for passed in later:  # sums and gradients of all rounds add up
@@ -193,41 +192,25 @@ def _gradients(
     candidates: Side | None,
     need_dx: bool,
     need_dr: bool,
-    tolerance: Tensor,
     found: "Statistics",
 ) -> tuple[Tensor | None, Tensor | None]:
     from ms_kernels.backends.triton.launch_gradient import gradient
     from ms_kernels.backends.triton.launch_terms import nan_of
-    from ms_kernels.backends.triton.launch_tiles import Scan
 
     budget = options.workspace_bytes
     row_poison = nan_of(found.loss)
     poison = row_poison.sum().view(1)
-    scan = Scan(found.tile_mass, tolerance, found.stash, transposed=False)
     dx = dr = None
     if need_dx:
         if candidates is None:
-            dx = gradient(problem, found.terms, found.terms, poison, scan, budget)
+            dx = gradient(problem, found.terms, found.terms, poison, found.stash, budget)
         else:
-            dx = gradient(problem, found.terms, None, row_poison, scan, budget)
+            dx = gradient(problem, found.terms, None, row_poison, None, budget)
     if need_dr and candidates is not None:
-        ranges = problem.columns.ranges_among(candidates.labels, anchors.labels)
+        ranges = problem.columns.ranges_among(candidates.labels, problem.rows, anchors.labels)
         other = problem.other_way(*ranges)
-        scan = scan._replace(transposed=True)
-        dr = gradient(other, None, found.terms, poison, scan, budget)
+        dr = gradient(other, None, found.terms, poison, None, budget)
     return dx, dr
-
-
-def _tolerance(terms: Tensor, shares: bool) -> Tensor:
-    """Weight that each row may lose: `skip_below` of the greatest total weight of any row, where
-    the weights of its negatives are shares of a sum."""
-    from ms_kernels.backends.triton.terms import NEG_OFFSET
-
-    share = options.skip_below_of(terms.dtype == torch.float64)
-    if share == 0 or not shares:
-        return torch.zeros(1, dtype=terms.dtype, device=terms.device)
-    # The weights of a row's negatives sum to 1 - exp(-offset).
-    return share * -torch.expm1(-terms[NEG_OFFSET.value].amax().view(1))
 
 
 def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -63,6 +63,7 @@ def finish_kernel(
     MOMENT: tl.constexpr,
     MINING: tl.constexpr,
     TWO_SIDED: tl.constexpr,
+    FOLDED: tl.constexpr,
     BOUNDED: tl.constexpr,
     COUNTED: tl.constexpr,
     PEAK: tl.constexpr,
@@ -182,6 +183,7 @@ def finish_kernel(
             SIGN,
             MINING,
             TWO_SIDED,
+            FOLDED,
         )
 
 

@@ -59,11 +59,21 @@ def below_peak(z, peak):
 
 
 @triton.jit
-def log_of_sum(z, sums):
-    """log of a sum of exponentials, of the hardest kept pair exp(z), which may be all of it: then z
-    itself, which the logarithm of a rounded exponential is not; -inf if none is kept."""
+def exp_of(sim, slope, shift):
+    """exp(slope sim + shift) in one rounding less than it is written."""
+    if sim.dtype == tl.float64:
+        return tl.exp(slope * sim + shift)
+    else:
+        LOG2_E: tl.constexpr = 1.4426950408889634
+        return tl.exp2(sim * (slope * LOG2_E) + shift * LOG2_E)
+
+
+@triton.jit
+def log_of_sum(z, hardest, sums):
+    """log of a sum of exponentials, exp(z) of the hardest kept pair among them; -inf if empty.
+    That pair may be all of the sum: then z itself, not the logarithm of a rounded exponential."""
     lse = tl.log(tl.where(sums == 0, 1, sums))
-    return tl.where(sums == 0, -INFINITY, tl.where(sums == tl.exp(z), z, lse))
+    return tl.where(sums == 0, -INFINITY, tl.where(sums == hardest, z, lse))
 
 
 @triton.jit
@@ -87,7 +97,7 @@ def negative_summand(sim, reference, coefficients, FORM: tl.constexpr, BOUNDED: 
     scale, u = negative_scale(coefficients), sim - negative_base(coefficients)
     if FORM == "exponential":
         if BOUNDED:
-            return tl.exp(scale * u)
+            return exp_of(sim, scale, -scale * negative_base(coefficients))
         else:
             return tl.exp(scale * (sim - reference))
     elif FORM == "circle":
@@ -107,7 +117,8 @@ def negative_result(peak, sums, coefficients, FORM: tl.constexpr, BOUNDED: tl.co
     if FORM == "exponential" or FORM == "circle":
         z = exponent(u, scale, coefficients, FORM)
         if BOUNDED:
-            return log_of_sum(z, sums)
+            hardest = negative_summand(peak, peak, coefficients, FORM, BOUNDED)
+            return log_of_sum(z, hardest, sums)
         else:
             tl.static_assert(FORM == "exponential", "only exponentials refer to their peak")
             return log_beyond_peak(z, sums)
@@ -119,21 +130,18 @@ def negative_result(peak, sums, coefficients, FORM: tl.constexpr, BOUNDED: tl.co
 
 
 @triton.jit
-def in_common(u, scale, FORM: tl.constexpr, BOUNDED: tl.constexpr, HAS_OFFSET: tl.constexpr):
+def in_common(u, scale, FORM: tl.constexpr, HAS_OFFSET: tl.constexpr):
     """What a pair's weights for its row and for its column have in common; u where it is nothing
     that would be computed twice."""
-    if FORM == "exponential":
-        if BOUNDED:
-            return tl.exp(scale * u)
-        else:
-            return u
-    elif FORM == "sigmoid":
+    if FORM == "sigmoid":
         if HAS_OFFSET:
             return u
         else:
             return sigmoid(scale * u)
     else:
-        tl.static_assert(FORM == "circle" or FORM == "hinge", "in_common: unknown form")
+        tl.static_assert(
+            FORM == "exponential" or FORM == "circle" or FORM == "hinge", "in_common: unknown form"
+        )
         return u
 
 
@@ -146,7 +154,6 @@ def weight_of(
     factor,
     coefficients,
     FORM: tl.constexpr,
-    BOUNDED: tl.constexpr,
     HAS_OFFSET: tl.constexpr,
 ):
     """What a kept pair weighs for one side, `common` from `in_common`.
@@ -156,10 +163,7 @@ def weight_of(
     more than any pair can.
     """
     if FORM == "exponential":
-        if BOUNDED:
-            return factor * tl.minimum(common * tl.exp(-offset), 1)
-        else:
-            return factor * tl.exp(tl.minimum(scale * u - offset, 0))
+        return factor * tl.exp(tl.minimum(scale * u - offset, 0))
     elif FORM == "circle":
         z = exponent(u, scale, coefficients, FORM)
         a = circle_factor(u, scale, coefficients)

@@ -1,18 +1,19 @@
 """Gradient with respect to the rows: dx_i = sum_j W_ij u_j, by programs that hold rows whole.
 
-So up to a depth that fits registers; beyond, see `gradient_panels.py`.
+So up to a depth that fits registers; beyond, see `gradient_stash.py` and `gradient_panels.py`.
 """
 
 import triton
 import triton.language as tl
 
 from ms_kernels.backends.triton.gradient_sums import as_operand, store_gradient
+from ms_kernels.backends.triton.pairs import positive_tiles
 from ms_kernels.backends.triton.rows import through_normalisation
 from ms_kernels.backends.triton.similarity import multiply_add, similarity_of
 from ms_kernels.backends.triton.weights import pair_weights
 
 
-@triton.jit(do_not_specialize=["listed", "parts", "N", "column_blocks"])
+@triton.jit(do_not_specialize=["parts", "N", "column_blocks"])
 def gradient_kernel(
     x,
     row_scale,
@@ -34,11 +35,8 @@ def gradient_kernel(
     column_first_rank,
     ranks_in_use,
     coefficients,
-    tiles,
-    counts,
     poison,  # (1) or (N): 0, or NaN for rows whose gradient is not a number
-    dx,  # (N, D) out, in the caller's order; (parts, rows, stride) sums if SPLIT
-    listed,  # first block of rows of the list and of this launch
+    dx,  # (N, D) out, in the caller's order; (parts, padded N, stride) sums if SPLIT
     parts,  # programs that share a block of rows
     N,
     D,
@@ -53,27 +51,25 @@ def gradient_kernel(
     POSITIVE: tl.constexpr,
     SIGN: tl.constexpr,
     HAS_OFFSET: tl.constexpr,
-    ONE_FACTOR: tl.constexpr,
     TWO_SIDED: tl.constexpr,
     HAS_ROW: tl.constexpr,
     HAS_COLUMN: tl.constexpr,
-    BOUNDED: tl.constexpr,
+    FOLDED: tl.constexpr,
     NORMALIZE: tl.constexpr,
     WEIGHT_SCALE: tl.constexpr,
     SPLIT: tl.constexpr,  # there is more than one part
-    GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program owns BLOCK_M rows, holds their gradient, and reads each listed tile once.
+    """One program owns BLOCK_M rows, holds their gradient, and visits the tiles of all columns:
+    first those that may hold positives, then the others, without a mask.
 
-    With few rows `parts` programs share them, each with every parts-th tile of the list.
+    With few rows `parts` programs share them, each with every parts-th tile.
     """
     block = tl.program_id(0) // parts
     part = tl.program_id(0) % parts
-    start = listed * GROUP + block * BLOCK_M
-    rows = start + tl.arange(0, BLOCK_M)
+    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     depth = tl.arange(0, BLOCK_D)
     inside = depth < stride
     own = tl.load(
@@ -81,15 +77,19 @@ def gradient_kernel(
     )
     scale = tl.load(row_scale + rows)
     sums = tl.zeros((BLOCK_M, BLOCK_D), scale.dtype)
-    own_list = (start // GROUP - listed).to(tl.int64)
-    positives, count = tl.load(counts + 2 * own_list), tl.load(counts + 2 * own_list + 1)
-    TILES: tl.constexpr = GROUP // BLOCK_N  # of one that is listed
+    # What padding weighs is multiplied with rows of zeros.
+    low, width = positive_tiles(first, last, rows, N, BLOCK_N)
     for NEGATIVES in tl.static_range(2):
-        begin = positives * NEGATIVES + part
-        end = positives + (count - positives) * NEGATIVES
-        for k in range((tl.maximum(end - begin, 0) + parts - 1) // parts * TILES):
-            tile = tl.load(tiles + own_list * column_blocks + begin + k // TILES * parts)
-            columns = tile * GROUP + k % TILES * BLOCK_N + tl.arange(0, BLOCK_N)
+        count = width
+        if NEGATIVES:
+            count = column_blocks - width
+        for k in range((tl.maximum(count - part, 0) + parts - 1) // parts):
+            tile = part + k * parts
+            if NEGATIVES:
+                tile += tl.where(tile < low, 0, width)
+            else:
+                tile += low
+            columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
             at = r + columns.to(tl.int64)[:, None] * stride + depth[None, :]
             other = tl.load(at, mask=inside[None, :], other=0)
             factor = tl.load(column_scale + columns)
@@ -117,22 +117,20 @@ def gradient_kernel(
                 NEGATIVES == 0,
                 HAS_ROW,
                 HAS_COLUMN,
-                BOUNDED,
+                FOLDED,
                 ID_MODE,
                 NEGATIVE,
                 POSITIVE,
                 SIGN,
                 HAS_OFFSET,
-                ONE_FACTOR,
                 TWO_SIDED,
             )
             weight = as_operand(weight, factor, other.dtype, MODE, WEIGHT_SCALE)
             sums = multiply_add(weight, other, sums, MODE)
     sums *= 1 / WEIGHT_SCALE
     if SPLIT:
-        blocks = tl.num_programs(0) // parts
-        at = (part * blocks + block).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-        tl.store(dx + at[:, None] * stride + depth[None, :], sums, mask=inside[None, :])
+        at = (part.to(tl.int64) * row_padded + rows)[:, None] * stride + depth[None, :]
+        tl.store(dx + at, sums, mask=inside[None, :])
     else:
         divisor = tl.load(row_norm + rows)
         if NORMALIZE:

@@ -39,6 +39,8 @@ def store_gradient(
 @triton.jit(do_not_specialize=["first_row", "height", "parts", "N"])
 def sum_parts_kernel(
     partial,  # (parts, height, stride)
+    copy,
+    scale,
     norm,
     order,
     poison,
@@ -50,20 +52,46 @@ def sum_parts_kernel(
     D,
     stride,
     poison_stride,
+    NORMALIZE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program adds up the parts of ROWS rows by BLOCK_D of their depth, in order."""
-    pieces = tl.cdiv(stride, BLOCK_D)
-    local = tl.program_id(0) // pieces * ROWS + tl.arange(0, ROWS)
-    depth = tl.program_id(0) % pieces * BLOCK_D + tl.arange(0, BLOCK_D)
-    at = partial + local.to(tl.int64)[:, None] * stride + depth[None, :]
-    inside = (local < height)[:, None] & (depth < stride)[None, :]
-    step = height.to(tl.int64) * stride
-    sums = tl.zeros((ROWS, BLOCK_D), partial.dtype.element_ty)
-    for _ in range(parts):
-        sums += tl.load(at, mask=inside, other=0)
-        at += step
+    """One program adds up the parts of ROWS rows, in order, and takes them through their
+    normalisation."""
+    local = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     rows = tl.where(local < height, first_row + local, N)
-    divisor = tl.load(norm + rows, mask=rows < N, other=1)
-    store_gradient(sums, dx, order, divisor, poison, poison_stride, rows, depth, N, D)
+    present = rows < N
+    factor = tl.load(scale + rows, mask=present, other=0)
+    divisor = tl.load(norm + rows, mask=present, other=1)
+    along = tl.zeros((ROWS, BLOCK_D), partial.dtype.element_ty)
+    for start in range(0, stride, BLOCK_D):
+        depth = start + tl.arange(0, BLOCK_D)
+        inside = present[:, None] & (depth < stride)[None, :]
+        at = local.to(tl.int64)[:, None] * stride + depth[None, :]
+        sums = tl.zeros((ROWS, BLOCK_D), partial.dtype.element_ty)
+        for part in range(parts):
+            sums += tl.load(
+                partial + part * height.to(tl.int64) * stride + at, mask=inside, other=0
+            )
+        if NORMALIZE:
+            x = tl.load(
+                copy + rows.to(tl.int64)[:, None] * stride + depth[None, :], mask=inside, other=0
+            )
+            along += x.to(sums.dtype) * sums
+            # Where the first part was.
+            tl.store(partial + at, sums, mask=inside)
+        else:
+            store_gradient(sums, dx, order, divisor, poison, poison_stride, rows, depth, N, D)
+    if NORMALIZE:
+        tl.debug_barrier()  # what another thread wrote may be read
+        projection = tl.sum(along, 1) * factor * factor
+        for start in range(0, stride, BLOCK_D):
+            depth = start + tl.arange(0, BLOCK_D)
+            inside = present[:, None] & (depth < stride)[None, :]
+            at = local.to(tl.int64)[:, None] * stride + depth[None, :]
+            sums = tl.load(partial + at, mask=inside, other=0)
+            x = tl.load(
+                copy + rows.to(tl.int64)[:, None] * stride + depth[None, :], mask=inside, other=0
+            )
+            sums = (sums - projection[:, None] * x.to(sums.dtype)) / divisor[:, None]
+            store_gradient(sums, dx, order, divisor, poison, poison_stride, rows, depth, N, D)

@@ -5,9 +5,10 @@ import triton
 from torch import Tensor
 
 from ms_kernels.backends.triton.gradient import gradient_kernel
+from ms_kernels.backends.triton.gradient_stash import stashed_gradient_kernel
 from ms_kernels.backends.triton.launch_panels import by_panels
+from ms_kernels.backends.triton.launch_parts import Launch
 from ms_kernels.backends.triton.launch_statistics import Terms
-from ms_kernels.backends.triton.launch_tiles import Launch, Listed, Scan
 from ms_kernels.backends.triton.problem import Problem
 from ms_kernels.backends.triton.tiles import Tile, owner_of
 
@@ -17,13 +18,13 @@ def gradient(
     row_terms: Terms | None,
     column_terms: Terms | None,
     poison: Tensor,
-    scan: Scan | None,
+    stash: Tensor | None,
     workspace_bytes: int,
 ) -> Tensor:
     """(N, D) gradient with respect to the rows, through their normalisation.
 
-    poison, (1) or (N), is added: NaN where the gradient is not a number. Lists of tiles, and panels
-    of weights, are made for as many rows at a time as `workspace_bytes` of each allow.
+    poison, (1) or (N), is added: NaN where the gradient is not a number. stash: the exponentials
+    that the scan kept. Panels of weights take `workspace_bytes`.
     """
     rows, columns = problem.rows, problem.columns
     dx = torch.empty(rows.count, rows.width, dtype=rows.dtype, device=rows.device)
@@ -31,41 +32,36 @@ def gradient(
         return dx
     if columns.count == 0:
         return dx.zero_()
-    launch = Launch(problem, row_terms, column_terms, poison, scan, dx)
+    launch = Launch(problem, row_terms, column_terms, poison, dx)
     owner = owner_of(problem.tiles, rows.stride)
-    whole = False
-    for listed in launch.lists(workspace_bytes):
-        if owner is not None:
-            whole = _rows_whole(launch, owner, listed)
-        else:
-            by_panels(launch, workspace_bytes, listed)
-    if problem.spec.normalize and not whole:
-        launch.project()
+    if owner is not None:
+        _rows_whole(launch, owner)
+    elif stash is not None and problem.tiles.stashed is not None:
+        _from_stash(launch, stash, problem.tiles.stashed)
+    else:
+        by_panels(launch, workspace_bytes)
     return dx
 
 
-def _rows_whole(launch: Launch, owner: Tile, listed: Listed) -> bool:
-    """Whether dx has been taken through the normalisation."""
+def _rows_whole(launch: Launch, owner: Tile) -> None:
     problem, rows = launch.problem, launch.problem.rows
-    height = listed.groups * launch.group
-    parts = launch.parts(launch.group // owner.block_m)
-    partial = launch.partial(parts, height) if parts > 1 else launch.dx
-    gradient_kernel[(height // owner.block_m * parts,)](
+    blocks = triton.cdiv(rows.count, owner.block_m)
+    column_blocks = triton.cdiv(problem.columns.count, owner.block_n)
+    parts = launch.parts(blocks, column_blocks)
+    out = launch.partial(parts, rows.padded) if parts > 1 else launch.dx
+    gradient_kernel[(blocks * parts,)](
         *(rows.copy, rows.scale, rows.norm, *launch.rows_read),
         *(problem.first, problem.last, rows.order),
         *launch.columns_read,
-        listed.tiles,
-        listed.counts,
         launch.poison,
-        partial,
-        listed.first,
+        out,
         parts,
         rows.count,
         rows.width,
         rows.stride,
         rows.padded,
         problem.columns.padded,
-        launch.column_blocks,
+        column_blocks,
         launch.poison_stride,
         NORMALIZE=problem.spec.normalize,
         SPLIT=parts > 1,
@@ -78,5 +74,45 @@ def _rows_whole(launch: Launch, owner: Tile, listed: Listed) -> bool:
         **launch.pairs,
     )
     if parts > 1:
-        launch.sum_parts(partial, listed.first * launch.group, height)
-    return parts == 1
+        launch.sum_parts(out, 0)
+
+
+def _from_stash(launch: Launch, stash: Tensor, tile: Tile) -> None:
+    problem, rows = launch.problem, launch.problem.rows
+    scan = problem.tiles.scan
+    pieces = triton.cdiv(rows.stride, tile.block_k)
+    blocks = triton.cdiv(rows.count, tile.block_m)
+    parts = launch.parts(blocks * pieces, blocks)
+    out = launch.partial(parts, rows.padded) if parts > 1 else launch.dx
+    constants = problem.pair_constants
+    folded = constants.pop("FOLDED")
+    assert folded
+    stashed_gradient_kernel[(blocks * parts * pieces,)](
+        *(rows.copy, rows.scale, rows.norm, rows.ids, launch.row_terms),
+        *(problem.first, problem.last, rows.order),
+        problem.coefficients,
+        stash,
+        launch.poison,
+        out,
+        parts,
+        rows.count,
+        rows.width,
+        rows.stride,
+        rows.padded,
+        blocks,
+        triton.cdiv(rows.count, scan.block_n),
+        SPLIT=parts > 1,
+        SCAN_M=scan.block_m,
+        SCAN_N=scan.block_n,
+        BLOCK_M=tile.block_m,
+        BLOCK_D=tile.block_k,
+        BLOCK_K=problem.piece(scan.block_k),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        **launch.common,
+        **constants,
+    )
+    if parts > 1:
+        launch.sum_parts(out, 0)
+    else:
+        launch.project()

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from ms_kernels.backends.triton.launch import arguments
 from ms_kernels.backends.triton.launch_ranked import Lists, no_lists
-from ms_kernels.backends.triton.merge import merge_kernel
+from ms_kernels.backends.triton.merge import CELLS, merge_kernel
 from ms_kernels.backends.triton.negatives import negative_scan_kernel
 from ms_kernels.backends.triton.problem import BUSY, Problem
 from ms_kernels.backends.triton.tiles import owner_of
 
 MOST_TILES = 8
+# Anchors of one program of the merge.
+MERGED = 32
 
 
 class NegativeScan(NamedTuple):
@@ -21,7 +23,6 @@ class NegativeScan(NamedTuple):
     peak: Tensor  # the hardest that may be kept; the same tensor where that is no other
     sums: Tensor
     kept: Tensor  # empty if not counted
-    tile_mass: Tensor  # (row blocks, column blocks); empty if exact
     stash: Tensor | None  # exponentials, where they were asked for and fit
 
 
@@ -53,12 +54,9 @@ def scan_negatives(
     counted, peaked = is_counted(problem, exact), has_peak(problem, exact)
     row_blocks = triton.cdiv(max(rows.count, 1), tile.block_m)
     column_blocks = triton.cdiv(columns.count, tile.block_n)
-    mass_shape = (0, 0) if exact else (row_blocks, max(column_blocks, 1))
-    tile_mass = torch.empty(mass_shape, dtype=torch.bfloat16, device=rows.device)
-    peak = torch.full((rows.padded,), -torch.inf, **new)
-    hardest = peak.clone() if peaked else peak
-    sums = torch.zeros(rows.padded, **new)
-    kept = torch.zeros(rows.padded if counted else 0, dtype=torch.int32, device=rows.device)
+    peak, sums = torch.empty(rows.padded, **new), torch.empty(rows.padded, **new)
+    hardest = torch.empty_like(peak) if peaked else peak
+    kept = torch.empty(rows.padded if counted else 0, dtype=torch.int32, device=rows.device)
     work = row_blocks * column_blocks // (2 if problem.symmetric else 1)
     tiles = min(MOST_TILES, max(1, work // (4 * BUSY)))
     splits = triton.cdiv(column_blocks, tiles)
@@ -75,7 +73,7 @@ def scan_negatives(
         "PEAK": peaked,
     }
     ranked = no_lists(above) if lists is None else lists
-    for first_block in range(0, row_blocks if column_blocks else 0, chunk):
+    for first_block in range(0, row_blocks, chunk):
         blocks = min(chunk, row_blocks - first_block)
         negative_scan_kernel[(blocks * splits,)](
             *sides,
@@ -90,8 +88,7 @@ def scan_negatives(
             ranked.in_use,
             *row_partials,
             *column_partials,
-            tile_mass if stash is None else stash,
-            tile_mass,
+            sums if stash is None else stash,
             first_block,
             blocks,
             rows.count,
@@ -104,13 +101,12 @@ def scan_negatives(
             rows.padded,
             NEGATIVE=problem.rule.negative,
             TWO_SIDED=below is not None,
-            EXACT=exact,
             STASH=stash is not None,
             MAY_OVERFLOW=not problem.spec.normalize,
             **flags,
             **common,
         )
-        merge_kernel[(row_blocks,)](
+        merge_kernel[(rows.padded // MERGED,)](
             problem.coefficients,
             *row_partials,
             *column_partials,
@@ -125,10 +121,12 @@ def scan_negatives(
             column_cells,
             tiles,
             **flags,
+            FIRST=first_block == 0,
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
+            BLOCK=MERGED,
         )
-    return NegativeScan(hardest, peak, sums, kept, tile_mass, stash)
+    return NegativeScan(hardest, peak, sums, kept, stash)
 
 
 def _stash(problem: Problem, row_blocks: int, column_blocks: int, budget: int) -> Tensor | None:
@@ -141,13 +139,11 @@ def _stash(problem: Problem, row_blocks: int, column_blocks: int, budget: int) -
     held_whole = owner_of(problem.tiles, problem.rows.stride) is not None
     half = problem.rows.copy.element_size() == 2
     # With one bound on each side the lower one tells who keeps a pair: see `stash.py`.
-    known = (
-        problem.bounded and problem.rule.negative == "exponential" and not problem.mining.two_sided
-    )
-    if not (problem.symmetric and known and half) or held_whole:
+    known = problem.folded and not problem.mining.two_sided
+    if not (problem.symmetric and known and half) or held_whole or problem.tiles.stashed is None:
         return None
-    ratio = tile.block_n // tile.block_m
-    size = sum(column_blocks - i // ratio for i in range(row_blocks)) * tile.block_m * tile.block_n
+    starts = (i * tile.block_m // tile.block_n for i in range(row_blocks))
+    size = sum(column_blocks - start for start in starts) * tile.block_m * tile.block_n
     if 2 * size > budget:
         return None
     return torch.empty(size, dtype=torch.bfloat16, device=problem.rows.device)
@@ -156,13 +152,16 @@ def _stash(problem: Problem, row_blocks: int, column_blocks: int, budget: int) -
 def _chunk(
     problem: Problem, budget: int, row_blocks: int, splits: int, counted: bool, peaked: bool
 ) -> int:
-    """Row blocks of one launch of the negative scan: their partial sums fit the budget."""
+    """Row blocks of one launch of the negative scan: their partial sums fit the budget, but for
+    those of as many as are merged at once."""
     number = problem.rows.dtype.itemsize
     cell = (3 if peaked else 2) * number + (4 if counted else 0)
     cells = splits * problem.tiles.scan.block_m
     if problem.symmetric:
         cells += problem.columns.padded
-    return min(row_blocks, max(1, budget // max(1, cells * cell)))
+    at_once: int = CELLS.value
+    fitting = budget // max(1, cells * cell) // at_once * at_once
+    return min(row_blocks, max(at_once, fitting))
 
 
 def _partials(

@@ -5,56 +5,52 @@ import triton
 from torch import Tensor
 
 from ms_kernels.backends.triton.gradient_panels import product_kernel, weights_kernel
-from ms_kernels.backends.triton.launch_tiles import Launch, Listed
+from ms_kernels.backends.triton.launch_parts import Launch
 
 
-def by_panels(launch: Launch, budget: int, listed: Listed) -> None:
-    """Panels of as many rows as keep the GPU busy, and of more if all their tiles fit."""
-    rows, product = launch.problem.rows, launch.problem.tiles.product
-    across = triton.cdiv(rows.stride, product.block_k) * (launch.group // product.block_m)
-    tile_bytes = launch.group**2 * rows.copy.element_size()
-    parts = launch.parts(across)
-    groups = min(listed.groups, triton.cdiv(launch.BUSY, across))
-    held = min(launch.column_blocks, max(1, budget // (groups * tile_bytes)))
-    if held == launch.column_blocks:
-        groups = min(listed.groups, max(groups, budget // (held * tile_bytes)))
-    shape = (groups * launch.group, held * launch.group)
-    panel = torch.empty(shape, dtype=rows.copy.dtype, device=rows.device)
-    for start in range(0, listed.groups, groups):
-        first, height = listed.first + start, min(groups, listed.groups - start) * launch.group
-        partial = launch.partial(parts, height) if parts > 1 else launch.dx
-        for tile in range(0, launch.column_blocks, held):
-            place = (first, tile, min(held, launch.column_blocks - tile))
-            _weights(launch, panel, listed, place, height)
-            _product(launch, panel, listed, place, height, partial, parts)
+def by_panels(launch: Launch, budget: int) -> None:
+    """Panels of as many rows as keep the GPU busy, and of more if all their columns fit."""
+    rows, columns, tiles = launch.problem.rows, launch.problem.columns, launch.problem.tiles
+    block = max(tiles.weights.block_m, tiles.weights.block_n, *tiles.product[:2])
+    row_blocks = triton.cdiv(rows.count, block)
+    column_blocks = triton.cdiv(columns.count, block)
+    across = triton.cdiv(rows.stride, tiles.product.block_k) * (block // tiles.product.block_m)
+    block_bytes = block**2 * rows.copy.element_size()
+    parts = launch.parts(row_blocks * across, column_blocks)
+    height = min(row_blocks, triton.cdiv(launch.BUSY, across))
+    held = min(column_blocks, max(1, budget // (height * block_bytes)))
+    if held == column_blocks:
+        height = min(row_blocks, max(height, budget // (held * block_bytes)))
+    panel = torch.empty(height * block, held * block, dtype=rows.copy.dtype, device=rows.device)
+    for start in range(0, row_blocks, height):
+        panel_rows = min(height, row_blocks - start) * block
+        partial = launch.partial(parts, panel_rows) if parts > 1 else launch.dx
+        for first in range(0, column_blocks, held):
+            place = (start * block, first * block, min(held, column_blocks - first) * block)
+            _weights(launch, panel, place, panel_rows)
+            _product(launch, panel, place, panel_rows, partial, parts)
         if parts > 1:
-            launch.sum_parts(partial, first * launch.group, height)
+            launch.sum_parts(partial, start * block)
+    if parts == 1:
+        launch.project()
 
 
-def _weights(
-    launch: Launch, panel: Tensor, listed: Listed, place: tuple[int, int, int], height: int
-) -> None:
+# Of a panel: its first row, its first column, its columns.
+Place = tuple[int, int, int]
+
+
+def _weights(launch: Launch, panel: Tensor, place: Place, height: int) -> None:
     problem, rows, tile = launch.problem, launch.problem.rows, launch.problem.tiles.weights
-    stash = None if launch.scan is None else launch.scan.stash
-    scan_n = problem.tiles.scan.block_n
-    across = place[2] * launch.group // tile.block_n
-    weights_kernel[(height // tile.block_m * across,)](
+    weights_kernel[(height // tile.block_m * (place[2] // tile.block_n),)](
         *(rows.copy, rows.scale, *launch.rows_read),
         *(problem.first, problem.last),
         *launch.columns_read,
-        listed.tiles,
-        listed.counts,
-        panel if stash is None else stash,
         panel,
-        listed.first,
         *place,
+        rows.count,
         rows.stride,
         rows.padded,
         problem.columns.padded,
-        launch.column_blocks,
-        triton.cdiv(problem.columns.count, scan_n),
-        STASH=stash is not None,
-        SCAN_N=scan_n,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_K=problem.piece(tile.block_k),
@@ -66,13 +62,7 @@ def _weights(
 
 
 def _product(
-    launch: Launch,
-    panel: Tensor,
-    listed: Listed,
-    place: tuple[int, int, int],
-    height: int,
-    partial: Tensor,
-    parts: int,
+    launch: Launch, panel: Tensor, place: Place, height: int, partial: Tensor, parts: int
 ) -> None:
     problem, rows, tile = launch.problem, launch.problem.rows, launch.problem.tiles.product
     pieces = triton.cdiv(rows.stride, tile.block_k)
@@ -81,19 +71,15 @@ def _product(
         problem.columns.copy,
         rows.norm,
         rows.order,
-        listed.tiles,
-        listed.counts,
         launch.poison,
         launch.dx,
         partial,
-        listed.first,
         *place,
         height,
         parts,
         rows.count,
         rows.width,
         rows.stride,
-        launch.column_blocks,
         launch.poison_stride,
         SPLIT=parts > 1,
         BLOCK_M=tile.block_m,

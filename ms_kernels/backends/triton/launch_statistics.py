@@ -39,8 +39,7 @@ class Statistics(NamedTuple):
     loss: Tensor  # (N) else, in the caller's order
     valid: Tensor  # (N): 1 where an anchor keeps a pair
     terms: Terms
-    tile_mass: Tensor  # (row blocks, column blocks) of the negative scan; empty if exact
-    stash: Tensor | None  # its exponentials, where they were asked for and fit
+    stash: Tensor | None  # exponentials of the negative scan, where they were asked for and fit
 
 
 class Bounds(NamedTuple):
@@ -179,4 +178,4 @@ def _finish(
     if lists is not None and not exact:
         listed = with_pulls(lists, terms[POS_FACTOR.value])
     given = Terms(terms, listed)
-    return Statistics(found if exact else None, loss, valid, given, scan.tile_mass, scan.stash)
+    return Statistics(found if exact else None, loss, valid, given, scan.stash)

@@ -6,6 +6,10 @@ import triton.language as tl
 from ms_kernels.backends.triton.forms import rescaled
 from ms_kernels.backends.triton.softplus import INFINITY
 
+# Partials that are added at once, in the order of blocks: launches of the scan go by whole groups
+# of them, so that the order does not depend on their number.
+CELLS = tl.constexpr(8)
+
 
 @triton.jit
 def merged(
@@ -13,7 +17,8 @@ def merged(
     sums,
     kept,
     hardest,
-    at,
+    at,  # (CELLS, rows)
+    present,
     more_peak,
     more_sum,
     more_kept,
@@ -23,19 +28,21 @@ def merged(
     COUNTED: tl.constexpr,
     PEAK: tl.constexpr,
 ):
-    """One more partial. Sums refer to their base where BOUNDED, else to their partial's peak."""
-    top, total = tl.load(more_peak + at), tl.load(more_sum + at)
-    new = tl.maximum(peak, top)
+    """More partials. Sums refer to their base where BOUNDED, else to their partial's peak."""
+    top = tl.load(more_peak + at, mask=present, other=-INFINITY)
+    total = tl.load(more_sum + at, mask=present, other=0)
+    new = tl.maximum(peak, tl.max(top, 0))
     if BOUNDED:
-        sums += total
+        sums += tl.sum(total, 0)
     else:
         reference = tl.where(new == -INFINITY, 0, new)
         ours = rescaled(sums, peak, reference, coefficients)
-        sums = ours + rescaled(total, top, reference, coefficients)
+        sums = ours + tl.sum(rescaled(total, top, reference[None, :], coefficients), 0)
     if COUNTED:
-        kept += tl.load(more_kept + at)
+        kept += tl.sum(tl.load(more_kept + at, mask=present, other=0), 0)
     if PEAK:
-        hardest = tl.maximum(hardest, tl.load(more_hardest + at))
+        more = tl.load(more_hardest + at, mask=present, other=-INFINITY)
+        hardest = tl.maximum(hardest, tl.max(more, 0))
     return new, sums, kept, hardest
 
 
@@ -50,7 +57,7 @@ def merge_kernel(
     column_sum,
     column_kept,
     column_hardest,
-    negative_peak,  # (padded N) in and out
+    negative_peak,  # (padded N) out, and in unless FIRST
     negative_sum,
     neg_kept,  # if COUNTED
     hardest_negative,  # if PEAK
@@ -61,35 +68,43 @@ def merge_kernel(
     column_cells,
     tiles,
     SYMMETRIC: tl.constexpr,
+    FIRST: tl.constexpr,  # there are no totals yet
     BOUNDED: tl.constexpr,
     COUNTED: tl.constexpr,
     PEAK: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK: tl.constexpr,  # divides BLOCK_M and BLOCK_N
 ):
-    """One program adds a launch's partials to BLOCK_M anchors, in the order of blocks."""
-    block = tl.program_id(0)
-    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    peak = tl.load(negative_peak + rows)
-    sums = tl.load(negative_sum + rows)
-    kept = tl.zeros((BLOCK_M,), tl.int32)
+    """One program adds a launch's partials to BLOCK anchors."""
+    T: tl.constexpr = negative_peak.dtype.element_ty
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    block = tl.program_id(0) * BLOCK // BLOCK_M
+    peak = tl.full((BLOCK,), -INFINITY, T)
+    sums = tl.zeros((BLOCK,), T)
+    kept = tl.zeros((BLOCK,), tl.int32)
     hardest = peak
-    wide = tl.zeros((BLOCK_M,), tl.int64)
-    if COUNTED:
-        kept = tl.load(neg_kept + rows)
-    if PEAK:
-        hardest = tl.load(hardest_negative + rows)
+    if not FIRST:
+        peak = tl.load(negative_peak + rows)
+        sums = tl.load(negative_sum + rows)
+        if COUNTED:
+            kept = tl.load(neg_kept + rows)
+        if PEAK:
+            hardest = tl.load(hardest_negative + rows)
+    cell = tl.arange(0, CELLS).to(tl.int64)[:, None]
     if SYMMETRIC:
-        # Row blocks whose tiles reach this block's columns: the scan starts at its own.
-        reach = block * BLOCK_M // BLOCK_N * BLOCK_N + BLOCK_N
-        for local in range(0, tl.minimum(blocks, (reach - 1) // BLOCK_M + 1 - first_block)):
-            at = (wide + local) * column_cells + rows
+        # Row blocks whose tiles reach these columns: the scan starts at its own.
+        reach = tl.program_id(0) * BLOCK // BLOCK_N * BLOCK_N + BLOCK_N
+        end = tl.minimum(blocks, (reach - 1) // BLOCK_M + 1 - first_block)
+        for start in range(0, end, CELLS):
+            local = start + cell
             peak, sums, kept, hardest = merged(
                 peak,
                 sums,
                 kept,
                 hardest,
-                at,
+                local * column_cells + rows[None, :],
+                (local < end) & (rows >= 0)[None, :],
                 column_peak,
                 column_sum,
                 column_kept,
@@ -101,17 +116,18 @@ def merge_kernel(
             )
     local = block - first_block
     if (local >= 0) & (local < blocks):
-        start = 0
+        begin = 0
         if SYMMETRIC:
-            start = block * BLOCK_M // BLOCK_N // tiles
-        for split in range(start, splits):
-            at = (wide + split) * row_cells + local * BLOCK_M + tl.arange(0, BLOCK_M)
+            begin = block * BLOCK_M // BLOCK_N // tiles
+        for start in range(begin, splits, CELLS):
+            split = start + cell
             peak, sums, kept, hardest = merged(
                 peak,
                 sums,
                 kept,
                 hardest,
-                at,
+                split * row_cells + (rows - first_block * BLOCK_M)[None, :],
+                (split < splits) & (rows >= 0)[None, :],
                 row_peak,
                 row_sum,
                 row_kept,

@@ -3,9 +3,8 @@
 import triton
 import triton.language as tl
 
-from ms_kernels.backends.triton.coefficients import mining_slack, negative_base
 from ms_kernels.backends.triton.forms import negative_summand, rescaled
-from ms_kernels.backends.triton.pairs import GIVEN, distinct, given, same_class
+from ms_kernels.backends.triton.pairs import GIVEN, distinct, given, positive_tiles, same_class
 from ms_kernels.backends.triton.ranked import compare
 from ms_kernels.backends.triton.similarity import similarity
 from ms_kernels.backends.triton.softplus import INFINITY
@@ -13,26 +12,8 @@ from ms_kernels.backends.triton.stash import write_stash
 
 
 @triton.jit
-def rounded_up(mass):
-    """A bfloat16 that is not less, and not 0 unless mass is."""
-    least = tl.where(mass > 0, 1e-37, 0)
-    return tl.maximum(mass * (1 + 2.0**-6), least).to(tl.float32).to(tl.bfloat16)
-
-
-@triton.jit
-def mass_of(sim, kept, totals, coefficients, NEGATIVE: tl.constexpr, BOUNDED: tl.constexpr):
-    """No row or column of a tile sums to more; of pairs that may weigh anything infinite, and 0 if
-    none weighs something."""
-    if NEGATIVE == "hinge":  # a pair just on it adds nothing, and weighs
-        some = tl.max((kept & (sim >= negative_base(coefficients))).to(tl.int32))
-        return tl.where(some > 0, INFINITY, 0).to(sim.dtype)
-    elif NEGATIVE == "exponential" and BOUNDED:
-        return tl.max(totals)
-    elif NEGATIVE == "exponential" or NEGATIVE == "circle":
-        return tl.where(tl.max(totals) > 0, INFINITY, 0).to(sim.dtype)
-    else:
-        tl.static_assert(NEGATIVE == "sigmoid", "mass_of: unknown form")
-        return tl.where(tl.max(totals) > 0, INFINITY, 0).to(sim.dtype)
+def max_and_sum(top, total, other_top, other_total):
+    return tl.maximum(top, other_top), total + other_total
 
 
 @triton.jit(do_not_specialize=["first_block", "blocks", "N", "M", "column_blocks", "tiles"])
@@ -59,8 +40,7 @@ def negative_scan_kernel(
     column_sum,
     column_kept,
     column_hardest,
-    stash,  # out: exponentials of tiles that keep a pair, if STASH; see `stash.py`
-    tile_mass,  # (row blocks, column blocks) out unless EXACT: no row or column sums to more
+    stash,  # out: exponentials of kept pairs, if STASH; see `stash.py`
     first_block,  # of this launch's row blocks
     blocks,  # row blocks of this launch
     N,
@@ -78,7 +58,6 @@ def negative_scan_kernel(
     SYMMETRIC: tl.constexpr,
     BOUNDED: tl.constexpr,
     MAY_OVERFLOW: tl.constexpr,
-    EXACT: tl.constexpr,
     COUNTED: tl.constexpr,
     PEAK: tl.constexpr,
     STASH: tl.constexpr,
@@ -89,10 +68,11 @@ def negative_scan_kernel(
     """One program owns BLOCK_M anchors and `tiles` blocks of columns; sums have one fixed order.
 
     SYMMETRIC: columns are anchors too, and only pairs above the diagonal are visited; each serves
-    its row and its column. A sum's peak is the hardest negative that it may hold. EXACT finds the
-    hardest also of anchors that keep none, which of TWO_SIDED bounds is another: a PEAK of its own.
-    COUNTED: kept pairs are. MAY_OVERFLOW: a similarity may not be finite, and makes its anchors'
-    sums NaN.
+    its row and its column. A sum's peak is the hardest negative that it may hold: of TWO_SIDED
+    bounds another than the hardest, if that is asked for: PEAK. COUNTED: kept pairs are.
+    MAY_OVERFLOW: a similarity may not be finite, and makes its anchors' sums NaN.
+
+    Most tiles hold negatives alone, and no padding: they go without a mask.
     """
     T: tl.constexpr = row_scale.dtype.element_ty
     local = tl.program_id(0) % blocks
@@ -103,6 +83,17 @@ def negative_scan_kernel(
     if SYMMETRIC:
         start = tl.maximum(start, block * BLOCK_M // BLOCK_N)
     end = tl.minimum(split * tiles + tiles, column_blocks)
+    low, width = positive_tiles(first, last, rows, N, BLOCK_N)
+    low, high = tl.maximum(low, start), tl.minimum(low + width, end)
+    if SYMMETRIC:  # and what is left of the diagonal
+        low = start
+    if MAY_OVERFLOW or ID_MODE == GIVEN:
+        low, high = start, end
+    elif block * BLOCK_M + BLOCK_M > N:  # rows of padding
+        low, high = start, end
+    width = tl.maximum(high - low, 0)
+    # The last tile may hold padding.
+    tail = ((end > start) & (end * BLOCK_N > M) & ((width == 0) | (high < end))).to(tl.int32)
 
     row_first, row_last = tl.load(first + rows), tl.load(last + rows)
     row_above = tl.load(neg_above + rows)
@@ -112,63 +103,63 @@ def negative_scan_kernel(
     hardest = peak
     sums = tl.zeros((BLOCK_M,), T)
     kept = tl.zeros((BLOCK_M,), tl.int32)
-    for tile in range(start, end):
-        columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
-        pair = (columns < M)[None, :] & (rows < N)[:, None]
-        if MAY_OVERFLOW:
-            broken = (tl.abs(sim) < INFINITY) == 0
-            broken &= pair
-        if SYMMETRIC:
-            pair &= columns[None, :] > rows[:, None]
-        pair &= same_class(row_first, row_last, columns) == 0
-        if ID_MODE == GIVEN:  # in self mode an anchor is no negative of itself anyway
-            pair &= distinct(rows, columns, row_ids, column_ids, ID_MODE)
-        sim = tl.where(pair, sim, -INFINITY)
-        if MAY_OVERFLOW:
-            sim = tl.where(broken, INFINITY, sim)
+    for MASKED in tl.static_range(2):
+        count = width + tail
+        if MASKED == 0:
+            count = tl.maximum(end - start, 0) - count
+        for k in range(0, count):
+            if MASKED:
+                tile = tl.where(k < width, low + k, end - 1)
+            else:
+                tile = tl.where(start + k < low, start + k, start + k + width)
+            columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+            if SYMMETRIC:
+                column_above = tl.load(neg_above + columns)
+            sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
+            if MASKED:
+                pair = (columns < M)[None, :] & (rows < N)[:, None]
+                if MAY_OVERFLOW:
+                    broken = (tl.abs(sim) < INFINITY) == 0
+                    broken &= pair
+                if SYMMETRIC:
+                    pair &= columns[None, :] > rows[:, None]
+                pair &= same_class(row_first, row_last, columns) == 0
+                if ID_MODE == GIVEN:  # in self mode an anchor is no negative of itself anyway
+                    pair &= distinct(rows, columns, row_ids, column_ids, ID_MODE)
+                sim = tl.where(pair, sim, -INFINITY)
+                if MAY_OVERFLOW:
+                    sim = tl.where(broken, INFINITY, sim)
 
-        least = tl.min(row_above)
-        if SYMMETRIC:
-            # Infinite past M anyway: so said, the compiler needs fewer registers.
-            column_above = tl.where(columns < M, tl.load(neg_above + columns), INFINITY)
-            least = tl.minimum(least, tl.min(column_above))
-        mass = tl.zeros((), T)
-        column_top = tl.full((BLOCK_N,), -INFINITY, T)
-        column_total = tl.zeros((BLOCK_N,), T)
-        column_count = tl.zeros((BLOCK_N,), tl.int32)
-        if EXACT:
-            some = True
-        else:
-            # A tile may be passed over only if its hardest pair lies below every bound by more
-            # than rounding: else a positive just at a bound would miss its hardest negative.
-            ULPS: tl.constexpr = 2.0**-50 if T == tl.float64 else 2.0**-21
-            slack = (tl.abs(least) + tl.abs(mining_slack(coefficients))) * ULPS
-            some = tl.max(sim) > least - slack
-        if some:
             by_row = sim > row_above[:, None]
             own = sim
             if TWO_SIDED:
                 under = sim < row_below[:, None]
                 by_row &= under
                 own = tl.where(under, sim, -INFINITY)
-            new_peak = tl.maximum(peak, tl.max(own, 1))
-            reference = tl.where(new_peak == -INFINITY, 0, new_peak)
             if NEGATIVE == "ranked":
-                row_total, most = compare(
+                row_total = compare(
                     sim, by_row, thresholds, reached, ranks_in_use, rows, padded, True
                 )
-                mass = tl.where(most > 0, INFINITY, 0).to(T)
+                peak = tl.maximum(peak, tl.max(own, 1))
+            elif BOUNDED:
+                e = negative_summand(sim, 0, coefficients, NEGATIVE, BOUNDED)
+                row_e = tl.where(by_row, e, 0)
+                row_top, row_total = tl.reduce((own, row_e), 1, max_and_sum)
+                peak = tl.maximum(peak, row_top)
             else:
+                new_peak = tl.maximum(peak, tl.max(own, 1))
+                reference = tl.where(new_peak == -INFINITY, 0, new_peak)
                 e = negative_summand(sim, reference[:, None], coefficients, NEGATIVE, BOUNDED)
                 row_total = tl.sum(tl.where(by_row, e, 0), 1)
-                mass = mass_of(sim, by_row, row_total, coefficients, NEGATIVE, BOUNDED)
+                sums = rescaled(sums, peak, reference, coefficients)
+                peak = new_peak
+            sums += row_total
             if COUNTED:
                 kept += tl.sum(by_row.to(tl.int32), 1)
-            if not BOUNDED:
-                sums = rescaled(sums, peak, reference, coefficients)
-            sums += row_total
-            peak = new_peak
+            if PEAK:
+                hardest = tl.maximum(hardest, tl.max(sim, 1))
+            if MASKED and MAY_OVERFLOW:
+                sums += tl.where(tl.max(broken.to(tl.int32), 1) > 0, float("nan"), 0)
             if SYMMETRIC:
                 by_column = sim > column_above[None, :]
                 own = sim
@@ -176,46 +167,33 @@ def negative_scan_kernel(
                     under = sim < given(neg_below, columns, TWO_SIDED)[None, :]
                     by_column &= under
                     own = tl.where(under, sim, -INFINITY)
-                column_top = tl.max(own, 0)
                 if NEGATIVE == "ranked":
-                    column_total, most = compare(
+                    column_total = compare(
                         sim, by_column, thresholds, reached, ranks_in_use, columns, padded, False
                     )
-                    column_mass = tl.where(most > 0, INFINITY, 0).to(T)
+                    column_top = tl.max(own, 0)
+                elif BOUNDED:
+                    column_e = tl.where(by_column, e, 0)
+                    column_top, column_total = tl.reduce((own, column_e), 0, max_and_sum)
                 else:
-                    if not BOUNDED:
-                        reference = tl.where(column_top == -INFINITY, 0, column_top)
-                        e = negative_summand(
-                            sim, reference[None, :], coefficients, NEGATIVE, BOUNDED
-                        )
+                    column_top = tl.max(own, 0)
+                    reference = tl.where(column_top == -INFINITY, 0, column_top)
+                    e = negative_summand(sim, reference[None, :], coefficients, NEGATIVE, BOUNDED)
                     column_total = tl.sum(tl.where(by_column, e, 0), 0)
-                    column_mass = mass_of(
-                        sim, by_column, column_total, coefficients, NEGATIVE, BOUNDED
-                    )
                 if STASH:
                     write_stash(
-                        stash, e, by_row, by_column, block, tile, column_blocks, BLOCK_M, BLOCK_N
+                        stash, row_e, column_e, block, tile, column_blocks, BLOCK_M, BLOCK_N
                     )
+                if MASKED and MAY_OVERFLOW:
+                    some = tl.max(broken.to(tl.int32), 0) > 0
+                    column_total += tl.where(some, float("nan"), 0)
+                at = local.to(tl.int64) * column_cells + columns
+                tl.store(column_peak + at, column_top)
+                tl.store(column_sum + at, column_total)
                 if COUNTED:
-                    column_count = tl.sum(by_column.to(tl.int32), 0)
-                mass = tl.maximum(mass, column_mass)
-        if MAY_OVERFLOW:
-            nan = float("nan")
-            sums += tl.where(tl.max(broken.to(tl.int32), 1) > 0, nan, 0)
-            if SYMMETRIC:
-                column_total += tl.where(tl.max(broken.to(tl.int32), 0) > 0, nan, 0)
-        if PEAK:
-            hardest = tl.maximum(hardest, tl.max(sim, 1))
-        if SYMMETRIC:
-            at = local.to(tl.int64) * column_cells + columns
-            tl.store(column_peak + at, column_top)
-            tl.store(column_sum + at, column_total)
-            if COUNTED:
-                tl.store(column_kept + at, column_count)
-            if PEAK:
-                tl.store(column_hardest + at, tl.max(sim, 0))
-        if not EXACT:
-            tl.store(tile_mass + block.to(tl.int64) * column_blocks + tile, rounded_up(mass))
+                    tl.store(column_kept + at, tl.sum(by_column.to(tl.int32), 0))
+                if PEAK:
+                    tl.store(column_hardest + at, tl.max(sim, 0))
     at = split.to(tl.int64) * row_cells + local * BLOCK_M + tl.arange(0, BLOCK_M)
     tl.store(row_peak + at, peak)
     tl.store(row_sum + at, sums)

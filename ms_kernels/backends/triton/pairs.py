@@ -36,7 +36,16 @@ def distinct(rows, columns, row_ids, column_ids, ID_MODE: tl.constexpr):
 
 @triton.jit
 def positive_range(first, last, rows, N):
-    """The columns that hold the positives of a block of rows."""
+    """The columns that hold the positives of a block of rows, none or more."""
     low = tl.min(tl.where(rows < N, tl.load(first + rows), 0x7FFFFFFF))
     high = tl.max(tl.load(last + rows))  # 0 in the rows past N
     return low, high
+
+
+@triton.jit
+def positive_tiles(first, last, rows, N, BLOCK_N: tl.constexpr):
+    """The first of the tiles that may hold positives of a block of rows, in self mode the diagonal
+    among them, and their number. All pairs of the others are negatives, or padding."""
+    low, high = positive_range(first, last, rows, N)
+    low //= BLOCK_N
+    return low, tl.maximum((high + BLOCK_N - 1) // BLOCK_N - low, 0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ms_kernels.backends.interface import Side
 from ms_kernels.backends.triton.coefficients import coefficients_kernel
-from ms_kernels.backends.triton.order import range_kernel, rank_kernel
+from ms_kernels.backends.triton.order import range_kernel, rank_kernel, search_kernel
 from ms_kernels.backends.triton.pairs import DIAGONAL, GIVEN, NO_IDS
 from ms_kernels.backends.triton.rows import copy_kernel
 from ms_kernels.backends.triton.rule_table import (
@@ -31,6 +31,9 @@ AT_ONCE = {"BLOCK": 32, "WIDE": 256}
 BOUND = {torch.float32: 75.0, torch.float64: 600.0}
 
 
+Ranges = tuple[Tensor, Tensor]  # first and last place, (padded) each
+
+
 def rows_at_once(depth: int, itemsize: int = 4) -> tuple[int, int]:
     """Rows and piece of their depth that one program handles; rows divide every padding.
 
@@ -47,19 +50,19 @@ class Rows:
         x = side.embeddings
         self.device = x.device
         self.count, self.width = int(x.shape[0]), int(x.shape[1])
-        block = max(tiles.scan.block_m, tiles.scan.block_n)
-        self.padded = max(1, triton.cdiv(self.count, block)) * block
+        self.padded = max(1, triton.cdiv(self.count, tiles.block)) * tiles.block
         piece = max(tiles.scan.block_k, tiles.weights.block_k)
         piece = min(piece, max(16, triton.next_power_of_2(self.width)))
         self.stride = int(max(1, triton.cdiv(self.width, piece)) * piece)
         self.dtype = torch.float64 if operand == torch.float64 else torch.float32
 
-        self.order, self.first, self.last = self._sorted(side.labels)
+        self.order, self.first, self.last = (self._integers() for _ in range(3))
+        self.poisoned = torch.empty(1, dtype=torch.int32, device=self.device)
+        self.sorted_labels = self._sort(side.labels)
         self.ids = self._padded(side.ids) if side.ids is not None else self.order
         self.copy = torch.empty(self.padded, self.stride, dtype=operand, device=self.device)
         self.scale = torch.empty(self.padded, dtype=self.dtype, device=self.device)
         self.norm = torch.empty_like(self.scale)
-        self.poisoned = torch.zeros(1, dtype=torch.int32, device=self.device)
         height, width = rows_at_once(self.stride, self.dtype.itemsize)
         copy_kernel[(triton.cdiv(self.padded, height),)](
             x,
@@ -80,47 +83,55 @@ class Rows:
             BLOCK_D=width,
         )
 
-    def integers(self) -> Tensor:
-        return torch.zeros(self.padded, dtype=torch.int32, device=self.device)
-
-    def ranges_among(self, own_labels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the labels of these rows lie among other, sorted labels."""
-        first, last = self.integers(), self.integers()
+    def ranges_among(self, own_labels: Tensor, columns: "Rows", labels: Tensor) -> Ranges:
+        """Where the labels of these rows lie among those of other rows, sorted."""
+        first, last = self._integers(), self._integers()
         own_labels, labels = own_labels.contiguous(), labels.contiguous()
-        if self.count == 0:
-            return first, last
-        if max(self.count, len(labels)) <= MOST_COUNTED:
-            range_kernel[(triton.cdiv(self.count, 32),)](
+        sorted_labels = columns.sorted_labels
+        if sorted_labels is None and self.count > MOST_COUNTED:
+            sorted_labels = labels.sort().values
+        if sorted_labels is None:
+            range_kernel[(self.padded // AT_ONCE["BLOCK"],)](
                 own_labels, self.order, labels, first, last, self.count, len(labels), **AT_ONCE
             )
-            return first, last
-        own = own_labels[self.order[: self.count].long()]
-        _search(labels.sort().values, own, first, last)
+        else:
+            self._search(own_labels, self.order, sorted_labels, first, last, False)
         return first, last
 
-    def _sorted(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The sample at each place, and the range of places with its label."""
-        order, first, last = self.integers(), self.integers(), self.integers()
-        if 0 < self.count <= MOST_COUNTED:
-            rank_kernel[(triton.cdiv(self.count, 32),)](
-                labels, order, first, last, self.count, **AT_ONCE
+    def _sort(self, labels: Tensor) -> Tensor | None:
+        """Fills order and ranges; the sorted labels where they were sorted."""
+        if self.count <= MOST_COUNTED:
+            rank_kernel[(self.padded // AT_ONCE["BLOCK"],)](
+                *(labels, self.order, self.first, self.last, self.poisoned, self.count), **AT_ONCE
             )
-        elif self.count:
-            values, places = labels.sort(stable=True)
-            order[: self.count] = places
-            _search(values, values, first, last)
-        return order, first, last
+            return None
+        values, places = labels.sort(stable=True)
+        self._search(values, places, values, self.first, self.last, True)
+        return values
+
+    def _search(
+        self,
+        labels: Tensor,
+        samples: Tensor,
+        sorted_labels: Tensor,
+        first: Tensor,
+        last: Tensor,
+        is_sorted: bool,
+    ) -> None:
+        search_kernel[(self.padded // AT_ONCE["BLOCK"],)](
+            *(labels, samples, self.order, sorted_labels, first, last, self.poisoned),
+            *(self.count, len(sorted_labels)),
+            SORTED=is_sorted,
+            BLOCK=AT_ONCE["BLOCK"],
+        )
+
+    def _integers(self) -> Tensor:
+        return torch.empty(self.padded, dtype=torch.int32, device=self.device)
 
     def _padded(self, ids: Tensor) -> Tensor:
-        padded = torch.zeros(self.padded, dtype=torch.int64, device=self.device)
-        padded[: self.count] = ids[self.order[: self.count].long()]
-        return padded
-
-
-def _search(sorted_labels: Tensor, wanted: Tensor, first: Tensor, last: Tensor) -> None:
-    count = len(wanted)
-    first[:count] = torch.searchsorted(sorted_labels, wanted, side="left")
-    last[:count] = torch.searchsorted(sorted_labels, wanted, side="right")
+        if self.count == 0:
+            return torch.zeros(self.padded, dtype=torch.int64, device=self.device)
+        return ids.index_select(0, self.order)
 
 
 class Problem:
@@ -137,7 +148,10 @@ class Problem:
         rows = _contiguous(rows)
         self.spec = spec
         self.mode, operand = mode_of(rows.embeddings.dtype, rows.embeddings.shape[1], wide)
+        self.rule = WEIGHTING_RULES[type(spec.weighting)]
         self.tiles = tiles or tiles_of(self.mode, rows.embeddings.device)
+        if self.ranked and self.tiles.ranked is not None:
+            self.tiles = self.tiles._replace(scan=self.tiles.ranked)
         self.rows = Rows(rows, spec, self.tiles, self.mode, operand)
         self.symmetric = columns is None
         if columns is None:
@@ -145,13 +159,14 @@ class Problem:
         else:
             columns = _contiguous(columns)
             self.columns = Rows(columns, spec, self.tiles, self.mode, operand)
-            self.first, self.last = self.rows.ranges_among(rows.labels, columns.labels)
+            self.first, self.last = self.rows.ranges_among(
+                rows.labels, self.columns, columns.labels
+            )
         if rows.ids is not None:
             self.id_mode = GIVEN.value
         else:
             self.id_mode = DIAGONAL.value if self.symmetric else NO_IDS.value
         dtype, count = self.rows.dtype, self.columns.count
-        self.rule = WEIGHTING_RULES[type(spec.weighting)]
         self.mining = MINING_RULES[type(spec.mining)]
         self.hardest_negatives = self.mining.hardest_negatives(spec.mining)
         self.bounded = is_bounded(spec, count, BOUND[dtype])
@@ -164,18 +179,20 @@ class Problem:
         return self.rule.negative == "ranked"
 
     @property
+    def folded(self) -> bool:
+        """Whether a negative weighs its exponential times a factor: see `terms.py`."""
+        return self.bounded and self.rule.negative == "exponential"
+
+    @property
     def pair_constants(self) -> dict[str, Any]:
         """What the weight of a pair depends on, of the kernels of the gradient."""
         return {
             "ID_MODE": self.id_mode,
-            # One exponential for both sides: with factors and offsets of any size it would cost
-            # more registers than it is worth.
-            "BOUNDED": self.bounded and self.rule.shares,
+            "FOLDED": self.folded,
             "NEGATIVE": self.rule.negative,
             "POSITIVE": self.rule.positive,
             "SIGN": self.rule.sign,
             "HAS_OFFSET": self.rule.has_offset,
-            "ONE_FACTOR": self.rule.one_factor,
             "TWO_SIDED": self.mining.two_sided,
         }
 
@@ -188,6 +205,7 @@ class Problem:
             "MOMENT": self.rule.moment,
             "MINING": self.mining.name,
             "TWO_SIDED": self.mining.two_sided,
+            "FOLDED": self.folded,
         }
 
     def piece(self, block_k: int) -> int:

@@ -31,19 +31,17 @@ def row_of(ranked, k, padded):
 
 @triton.jit
 def compare(sim, kept, thresholds, reached, ranks_in_use, at, padded, AS_ROW: tl.constexpr):
-    """Sum of what the kept negatives of each anchor exceed its thresholds by, and the greatest
-    number of those reached; adds the numbers to the lists."""
+    """Sum of what the kept negatives of each anchor exceed its thresholds by; adds the numbers of
+    those that reach one to the lists."""
     axis: tl.constexpr = 1 if AS_ROW else 0
     total = tl.zeros((sim.shape[1 - axis],), sim.dtype)
-    most = tl.zeros((), tl.int32)
     for k in range(tl.load(ranks_in_use)):
         threshold = across(tl.load(row_of(thresholds, k, padded) + at), AS_ROW)
         reaches = kept & (sim >= threshold)
         total += tl.sum(tl.where(reaches, sim - threshold, 0), axis)
         number = tl.sum(reaches.to(tl.int32), axis)
         tl.atomic_add(row_of(reached, k, padded) + at, number, mask=number > 0)
-        most = tl.maximum(most, tl.max(number))
-    return total, most
+    return total
 
 
 @triton.jit

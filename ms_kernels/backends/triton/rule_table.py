@@ -60,9 +60,8 @@ class Rule(NamedTuple):
     has_offset: bool = False  # the positives' sigmoid depends on the anchor's negatives
     counts: bool = True  # `finish` looks at the numbers of kept pairs
     moment: bool = False  # and at the moment
-    one_factor: bool = False  # a negative's and a positive's factor are the same number
-    # The weights of an anchor's negatives sum to 1 - exp(-offset), those of its positives to less
-    # than 1: so float16 can hold them, and tiles whose share is negligible may be left out.
+    # The weights of an anchor's negatives, and those of its positives, sum to less than 1: so
+    # float16 can hold them.
     shares: bool = False
 
 
@@ -91,7 +90,6 @@ WEIGHTING_RULES: dict[type[Weighting], Rule] = {
     MultiSimilarity: Rule(
         *("multi_similarity", _LOG_SUM, _LOG_SUM, -1, _scales),
         counts=False,
-        one_factor=True,
         shares=True,
     ),
     Contrastive: Rule(
@@ -105,7 +103,6 @@ WEIGHTING_RULES: dict[type[Weighting], Rule] = {
     LiftedStructure: Rule(
         *("lifted_structure", _LOG_SUM, _LOG_SUM, -1),
         lambda rule: Coefficients(positive_base=rule.margin),
-        one_factor=True,
     ),
     NTXent: _NT_XENT,
     NPair: _NT_XENT,
@@ -117,7 +114,6 @@ WEIGHTING_RULES: dict[type[Weighting], Rule] = {
     Circle: Rule(
         *("circle", "circle", "circle", -1),
         lambda rule: Coefficients(rule.gamma, 1.0, rule.gamma, 0.0, rule.m),
-        one_factor=True,
     ),
     Triplet: Rule("triplet", "ranked", "ranked", -1, lambda rule: Coefficients(margin=rule.margin)),
 }

@@ -9,63 +9,69 @@ by both.
 import triton
 import triton.language as tl
 
-from ms_kernels.backends.triton.terms import NEG_ABOVE, NEG_FACTOR, NEG_OFFSET, term
+from ms_kernels.backends.triton.terms import NEG_ABOVE, NEG_FACTOR, term
 
 
 @triton.jit
-def tiles_before(block, column_blocks, RATIO: tl.constexpr):
-    """Scan tiles of earlier row blocks; block i starts at column block i // RATIO."""
-    whole = block // RATIO
-    left_out = RATIO * (whole * (whole - 1) // 2) + whole * (block - RATIO * whole)
-    return block.to(tl.int64) * column_blocks - left_out
+def stashed_tile(row_block, tile, column_blocks, SCAN_M: tl.constexpr, SCAN_N: tl.constexpr):
+    """Where a tile of the scan lies: those of a row block from the diagonal on, one after another.
+
+    A row block starts at the tile row_block SCAN_M // SCAN_N.
+    """
+    block = tl.zeros((), tl.int64) + row_block
+    if SCAN_N >= SCAN_M:
+        RATIO: tl.constexpr = SCAN_N // SCAN_M
+        whole = block // RATIO
+        left_out = RATIO * (whole * (whole - 1) // 2) + whole * (block - RATIO * whole)
+    else:
+        left_out = SCAN_M // SCAN_N * (block * (block - 1) // 2)
+    index = block * column_blocks - left_out + tile - block * SCAN_M // SCAN_N
+    return index * (SCAN_M * SCAN_N)
 
 
 @triton.jit
-def write_stash(stash, e, by_row, by_column, block, tile, column_blocks, BLOCK_M, BLOCK_N):
-    kept = tl.where(by_row | by_column, e, 0)
-    kept = tl.where(by_row & by_column, -kept, kept)
-    index = (
-        tiles_before(block, column_blocks, BLOCK_N // BLOCK_M) + tile - block * BLOCK_M // BLOCK_N
-    )
+def write_stash(stash, by_row, by_column, block, tile, column_blocks, BLOCK_M, BLOCK_N):
+    """by_row, by_column: exponentials of the kept pairs, 0 of others."""
+    kept = tl.where(by_row == by_column, -by_row, tl.maximum(by_row, by_column))
     local_row, local_column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    at = stash + index * (BLOCK_M * BLOCK_N)
-    at += local_row[:, None] * BLOCK_N + local_column[None, :]
-    tl.store(at, kept.to(tl.bfloat16))
+    at = stash + stashed_tile(block, tile, column_blocks, BLOCK_M, BLOCK_N)
+    tl.store(at + local_row[:, None] * BLOCK_N + local_column[None, :], kept.to(tl.bfloat16))
 
 
 @triton.jit
 def read_stash(
     stash,
-    rows,
-    columns,
-    column_blocks,  # of the scan
-    BELOW: tl.constexpr,  # the tile lies below the diagonal: it was scanned as its mirror image
+    row_block,  # of BLOCK rows, as of columns
+    column_block,
+    column_blocks,  # of the scan, of SCAN_N
+    BELOW: tl.constexpr,  # the block lies below the diagonal: it was scanned as its mirror image
+    BLOCK: tl.constexpr,  # divides SCAN_M and SCAN_N
     SCAN_M: tl.constexpr,
     SCAN_N: tl.constexpr,
 ):
-    """(rows, columns) of one block of SCAN_M rows and SCAN_M columns, off the diagonal."""
-    i = rows[:, None]
-    j = columns[None, :]
+    """(BLOCK, BLOCK) of a block of rows and one of columns, off the diagonal."""
+    row, column = row_block, column_block
     if BELOW:
-        i = columns[None, :]
-        j = rows[:, None]
-    block, tile = i // SCAN_M, j // SCAN_N
-    index = tiles_before(block, column_blocks, SCAN_N // SCAN_M) + tile - block * SCAN_M // SCAN_N
-    at = index * (SCAN_M * SCAN_N) + i % SCAN_M * SCAN_N + j % SCAN_N
-    return tl.load(stash + at)
+        row, column = column_block, row_block
+    ROWS: tl.constexpr = SCAN_M // BLOCK
+    COLUMNS: tl.constexpr = SCAN_N // BLOCK
+    at = stash + stashed_tile(row // ROWS, column // COLUMNS, column_blocks, SCAN_M, SCAN_N)
+    at += row % ROWS * (BLOCK * SCAN_N) + column % COLUMNS * BLOCK
+    local = tl.arange(0, BLOCK)
+    kept = tl.load(at + local[:, None] * SCAN_N + local[None, :])
+    if BELOW:
+        return tl.trans(kept).to(tl.float32)
+    else:
+        return kept.to(tl.float32)
 
 
 @triton.jit
 def stashed_weights(kept, row_terms, rows, row_padded, column_terms, columns, column_padded):
     """Weights of both sides from what `write_stash` kept; see `terms.py`."""
-    kept = kept.to(row_terms.dtype.element_ty)
     row_above = term(row_terms, NEG_ABOVE, rows, row_padded, True)
     column_above = term(column_terms, NEG_ABOVE, columns, column_padded, False)
-    row_offset = term(row_terms, NEG_OFFSET, rows, row_padded, True)
-    column_offset = term(column_terms, NEG_OFFSET, columns, column_padded, False)
-    row_factor = term(row_terms, NEG_FACTOR, rows, row_padded, True) * tl.exp(-row_offset)
+    row_factor = term(row_terms, NEG_FACTOR, rows, row_padded, True)
     column_factor = term(column_terms, NEG_FACTOR, columns, column_padded, False)
-    column_factor *= tl.exp(-column_offset)
     by_row = (kept < 0) | (row_above <= column_above)
     by_column = (kept < 0) | (column_above < row_above)
     factor = tl.where(by_row, row_factor, 0) + tl.where(by_column, column_factor, 0)

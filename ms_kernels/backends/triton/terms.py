@@ -1,9 +1,11 @@
 """What an anchor adds to the weights of its pairs: rows of (8, padded) numbers, by name.
 
 A kept negative lies above NEG_ABOVE and, of a mining rule that is TWO_SIDED, below NEG_BELOW; a
-kept positive lies below POS_BELOW. Factors are times the incoming gradient of the anchor's loss. A
-muted anchor passes no bound. Of a rule with lists (`ranked.py`) the factors say what one triplet
-weighs. Kernels write and read only the rows that their rule has.
+kept positive lies below POS_BELOW. Factors are times the incoming gradient of the anchor's loss;
+where exponentials of negatives are simply added (FOLDED), NEG_FACTOR is times exp(-NEG_OFFSET) too,
+and a pair weighs it times its exponential. A muted anchor passes no bound. Of a rule with lists
+(`ranked.py`) the factors say what one triplet weighs. Kernels write and read only the rows that
+their rule has.
 """
 
 import triton
@@ -54,7 +56,10 @@ def write_terms(
     SIGN: tl.constexpr,
     MINING: tl.constexpr,
     TWO_SIDED: tl.constexpr,
+    FOLDED: tl.constexpr,
 ):
+    if FOLDED:  # an offset of nothing kept may be infinite
+        neg_factor = tl.where(neg_factor == 0, 0, neg_factor * tl.exp(-neg_offset))
     above = negative_above(hardest_positive, hardest_negative, coefficients, MINING)
     below = positive_below(hardest_positive, hardest_negative, coefficients, MINING)
     tl.store(terms + NEG_ABOVE * padded + at, tl.where(muted, INFINITY, above))
@@ -89,6 +94,7 @@ def read_terms_kernel(
     SIGN: tl.constexpr,
     MINING: tl.constexpr,
     TWO_SIDED: tl.constexpr,
+    FOLDED: tl.constexpr,
     COUNTS: tl.constexpr,  # the rule asks for the numbers of kept pairs
     MOMENT: tl.constexpr,  # the rule asks for the moment
     BLOCK: tl.constexpr,  # divides padded
@@ -129,4 +135,5 @@ def read_terms_kernel(
         SIGN,
         MINING,
         TWO_SIDED,
+        FOLDED,
     )

@@ -27,7 +27,7 @@ MODES = ("half", "tf32x3", "tf32", "float64")  # those that can be tuned
 SHALLOW = 16
 
 # Of the kernels: a tuned file of other kernels is not read.
-VERSION = 1
+VERSION = 2
 # Of the compute capability: earlier GPUs have no bfloat16 and no asynchronous copies.
 LEAST_MAJOR = 8
 
@@ -41,16 +41,21 @@ class Tile(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """Tiles of one mode on one kind of device.
-
-    Lists of tiles go by blocks of scan.block_m rows and columns: every block of the gradient
-    divides it, and it divides scan.block_n.
-    """
+    """Tiles of one mode on one kind of device."""
 
     scan: Tile  # positive and negative scan, positive finish
     weights: Tile  # of a panel
     product: Tile  # panel by embeddings
     owner: dict[int, Tile]  # greatest depth -> the kernel that holds rows whole
+    # The gradient from kept exponentials, of half rows: square blocks, which divide the scan's.
+    stashed: Tile | None = None
+    ranked: Tile | None = None  # the scans of a rule with lists, where that is another
+
+    @property
+    def block(self) -> int:
+        """What rows are padded to a multiple of: every block divides it."""
+        every = (self.scan, self.weights, self.product, self.ranked, *self.owner.values())
+        return max(size for tile in every if tile is not None for size in tile[:2])
 
 
 _HALF = Tiles(
@@ -58,11 +63,21 @@ _HALF = Tiles(
     weights=Tile(64, 64, 64, 8, 3),
     product=Tile(64, 64, 128, 8, 3),
     owner={
-        32: Tile(64, 64, 32, 8, 2),
-        64: Tile(64, 64, 64, 8, 2),
-        128: Tile(64, 64, 128, 8, 2),
+        32: Tile(64, 64, 32, 4, 2),
+        64: Tile(64, 64, 64, 4, 2),
+        128: Tile(64, 64, 128, 4, 2),
         256: Tile(64, 32, 256, 8, 2),
     },
+    stashed=Tile(64, 64, 128, 8, 3),
+)
+# A warp group takes 64 rows: with 8 warps two of them would compute the same ones. Of more rows a
+# thread joins its sums of a column before it sends them to another.
+_HALF_SM90 = _HALF._replace(
+    scan=Tile(128, 64, 64, 4, 3),
+    product=Tile(128, 64, 128, 8, 3),
+    owner={**_HALF.owner, 256: Tile(64, 32, 256, 4, 2)},
+    stashed=Tile(64, 64, 256, 8, 3),
+    ranked=_HALF.scan,
 )
 _TF32X3 = Tiles(
     scan=Tile(64, 64, 32, 8, 2),
@@ -89,7 +104,7 @@ _TF32X3_SM80 = Tiles(
     product=Tile(32, 32, 64, 4, 2),
     owner={32: Tile(32, 32, 32, 4, 1), 64: Tile(32, 32, 64, 4, 1)},
 )
-_GROUPED = {
+_COMMON = {
     **{"half": _HALF, "tf32x3": _TF32X3, "tf32": _TF32, "float64": _FLOAT64},
     "float32": Tiles(
         scan=Tile(32, 32, 16, 8, 1),
@@ -100,9 +115,9 @@ _GROUPED = {
 }
 # By the major number of the compute capability; others are taken for the eldest.
 TABLE = {
-    8: {**_GROUPED, "tf32x3": _TF32X3_SM80},
-    9: _GROUPED,
-    10: {**_GROUPED, "half": _HALF._replace(product=Tile(64, 64, 128, 4, 3))},
+    8: {**_COMMON, "tf32x3": _TF32X3_SM80},
+    9: {**_COMMON, "half": _HALF_SM90},
+    10: {**_COMMON, "half": _HALF._replace(product=Tile(64, 64, 128, 4, 3))},
 }
 
 # Small enough for the interpreter, and several tiles even in small batches.
@@ -111,6 +126,7 @@ _INTERPRETED = Tiles(
     weights=Tile(32, 32, 32, 1, 1),
     product=Tile(32, 32, 32, 1, 1),
     owner={16: Tile(32, 16, 16, 1, 1), 64: Tile(32, 16, 64, 1, 1)},
+    stashed=Tile(32, 32, 32, 1, 1),
 )
 
 
@@ -209,8 +225,12 @@ def pack(tiles: Tiles) -> dict[str, Any]:
 
 def unpack(packed: dict[str, Any], standard: Tiles) -> Tiles:
     kernels = {name: Tile(*packed[name]) for name in ("scan", "weights", "product")}
+    some: Any = {
+        name: None if packed[name] is None else Tile(*packed[name])
+        for name in ("stashed", "ranked")
+    }
     owner = {int(depth): Tile(*tile) for depth, tile in packed["owner"].items()}
-    return standard._replace(**kernels, owner=owner)
+    return standard._replace(**kernels, owner=owner, **some)
 
 
 def agree(tiles: Tiles) -> bool:
@@ -219,17 +239,16 @@ def agree(tiles: Tiles) -> bool:
     All that compute similarities must use the same instructions, which from 64 rows are others: a
     pair has the same bits everywhere.
     """
-    scan = tiles.scan
-    similar = (scan, tiles.weights, *tiles.owner.values())
-    every = (*similar, tiles.product)
+    scan, stashed = tiles.scan, tiles.stashed
+    similar = (scan, tiles.weights, *tiles.owner.values(), *filter(None, (tiles.ranked,)))
+    every = (*similar, tiles.product, *filter(None, (stashed,)))
     return (
         all(type(number) is int for tile in every for number in tile)
         and all(_is_power(n, 16, 1024) for tile in every for n in tile[:3])
         and all(_is_power(tile.warps, 1, 16) and 1 <= tile.stages <= 8 for tile in every)
         and all(_is_power(depth, 16, 1024) for depth in tiles.owner)
-        and scan.block_n % scan.block_m == 0
-        and scan.block_m >= 32  # rows that one program copies at once
-        and all(scan.block_m % size == 0 for tile in every[1:] for size in tile[:2])
+        and min(scan[:2]) >= 32  # rows that one program copies, or merges, at once
+        and (stashed is None or stashed.block_m == stashed.block_n <= min(scan[:2]))
         and len({tile.block_m >= 64 and tile.warps >= 4 for tile in similar}) == 1
     )
 

@@ -9,7 +9,7 @@ from ms_kernels.backends.triton.coefficients import (
     positive_base,
     positive_scale,
 )
-from ms_kernels.backends.triton.forms import beyond, in_common, weight_of
+from ms_kernels.backends.triton.forms import beyond, in_common, negative_summand, weight_of
 from ms_kernels.backends.triton.mining_rules import is_positive
 from ms_kernels.backends.triton.pairs import GIVEN, distinct, same_class
 from ms_kernels.backends.triton.ranked import add_negatives, add_positives
@@ -37,14 +37,14 @@ def negatives_of(
     AS_ROW: tl.constexpr,
     NEGATIVE: tl.constexpr,
     TWO_SIDED: tl.constexpr,
-    BOUNDED: tl.constexpr,
+    FOLDED: tl.constexpr,
 ):
     """What one side adds if every pair of the tile is a negative."""
     kept = sim > term(terms, NEG_ABOVE, at, padded, AS_ROW)
     if TWO_SIDED:
         kept &= sim < term(terms, NEG_BELOW, at, padded, AS_ROW)
     factor = term(terms, NEG_FACTOR, at, padded, AS_ROW)
-    if NEGATIVE == "sigmoid":  # fewer registers than a selection of products
+    if FOLDED or NEGATIVE == "sigmoid":  # fewer registers than a selection of products
         return tl.where(kept, factor, 0) * common
     else:
         weight = weight_of(
@@ -55,7 +55,6 @@ def negatives_of(
             factor,
             coefficients,
             NEGATIVE,
-            BOUNDED,
             False,
         )
         return tl.where(kept, weight, 0)
@@ -73,15 +72,10 @@ def positives_of(
     POSITIVE: tl.constexpr,
     SIGN: tl.constexpr,
     HAS_OFFSET: tl.constexpr,
-    ONE_FACTOR: tl.constexpr,
 ):
-    """The same of positives: dl/dS is SIGN dl/du.
-
-    ONE_FACTOR: theirs is that of the negatives, which is in registers already.
-    """
-    FACTOR: tl.constexpr = NEG_FACTOR if ONE_FACTOR else POS_FACTOR
+    """The same of positives: dl/dS is SIGN dl/du."""
     kept = sim < term(terms, POS_BELOW, at, padded, AS_ROW)
-    factor = SIGN * term(terms, FACTOR, at, padded, AS_ROW)
+    factor = SIGN * term(terms, POS_FACTOR, at, padded, AS_ROW)
     weight = weight_of(
         beyond(sim, positive_base(coefficients), SIGN),
         common,
@@ -90,7 +84,6 @@ def positives_of(
         factor,
         coefficients,
         POSITIVE,
-        False,
         HAS_OFFSET,
     )
     if SIGN == 1:
@@ -122,13 +115,12 @@ def pair_weights(
     POSITIVES: tl.constexpr,
     HAS_ROW: tl.constexpr,
     HAS_COLUMN: tl.constexpr,
-    BOUNDED: tl.constexpr,
+    FOLDED: tl.constexpr,
     ID_MODE: tl.constexpr,
     NEGATIVE: tl.constexpr,
     POSITIVE: tl.constexpr,
     SIGN: tl.constexpr,
     HAS_OFFSET: tl.constexpr,
-    ONE_FACTOR: tl.constexpr,
     TWO_SIDED: tl.constexpr,
 ):
     """Weights of a tile; without POSITIVES it is known to hold none. Padding weighs nothing."""
@@ -159,8 +151,11 @@ def pair_weights(
                 TWO_SIDED,
             )
     else:
-        u = sim - negative_base(coefficients)
-        common = in_common(u, negative_scale(coefficients), NEGATIVE, BOUNDED, False)
+        if FOLDED:
+            common = negative_summand(sim, 0, coefficients, NEGATIVE, True)
+        else:
+            u = sim - negative_base(coefficients)
+            common = in_common(u, negative_scale(coefficients), NEGATIVE, False)
         if HAS_ROW:
             weight += negatives_of(
                 sim,
@@ -172,7 +167,7 @@ def pair_weights(
                 True,
                 NEGATIVE,
                 TWO_SIDED,
-                BOUNDED,
+                FOLDED,
             )
         if HAS_COLUMN:
             weight += negatives_of(
@@ -185,7 +180,7 @@ def pair_weights(
                 False,
                 NEGATIVE,
                 TWO_SIDED,
-                BOUNDED,
+                FOLDED,
             )
     if POSITIVES:
         same = same_class(tl.load(first + rows), tl.load(last + rows), columns)
@@ -215,7 +210,7 @@ def pair_weights(
                 )
         else:
             u = beyond(sim, positive_base(coefficients), SIGN)
-            common = in_common(u, positive_scale(coefficients), POSITIVE, False, HAS_OFFSET)
+            common = in_common(u, positive_scale(coefficients), POSITIVE, HAS_OFFSET)
             if HAS_ROW:
                 positive += positives_of(
                     sim,
@@ -228,7 +223,6 @@ def pair_weights(
                     POSITIVE,
                     SIGN,
                     HAS_OFFSET,
-                    ONE_FACTOR,
                 )
             if HAS_COLUMN:
                 positive += positives_of(
@@ -242,7 +236,6 @@ def pair_weights(
                     POSITIVE,
                     SIGN,
                     HAS_OFFSET,
-                    ONE_FACTOR,
                 )
         positive = tl.where(is_positive(sim, same, coefficients), positive, 0)
         weight = tl.where(same, positive, weight)

@@ -1,0 +1,143 @@
+"""How the Triton kernels divide the work: launches of the scan, panels, parts, budgets."""
+
+import pytest
+import torch
+from cases import SPECS, Batch, MultiSimilarityOptions, assert_within_budget, make_batch
+from judge import floors_of, gradients
+
+import ms_kernels
+from ms_kernels import multi_similarity_loss, options, reference
+
+pytest.importorskip("triton")
+if "triton" not in ms_kernels.backends.dispatch.built():
+    pytest.skip(ms_kernels.backends()["triton"].note, allow_module_level=True)
+
+from ms_kernels.backends.triton import (  # noqa: E402
+    launch_gradient,
+    launch_negatives,
+    launch_parts,
+    problem,
+    rule_table,
+)
+from ms_kernels.backends.triton.tiles import interpreted  # noqa: E402
+
+DEVICE = "cpu" if interpreted() else "cuda"
+
+
+def on_device(batch):
+    return Batch(*(v if v is None else v.to(DEVICE) for v in batch))
+
+
+DIVISIONS = pytest.mark.parametrize(
+    ("shape", "dtype", "busy", "budget", "reduction"),
+    [
+        ((97, None, 20), torch.float32, problem.BUSY, 40 << 20, "none"),
+        ((97, None, 20), torch.float32, 1, 9000, "mean"),
+        ((97, None, 70), torch.float16, problem.BUSY, 9000, "mean"),
+        ((97, None, 70), torch.float16, 1, 40 << 20, "none"),
+        ((37, 130, 70), torch.float64, problem.BUSY, 9000, "none"),
+        ((37, 130, 70), torch.float64, 1, 9000, "mean"),
+        ((37, 130, 12), torch.float64, problem.BUSY, 40 << 20, "mean"),
+    ],
+)
+
+
+def everything(x, y, **chosen):
+    leaf = x.clone().requires_grad_()
+    loss = multi_similarity_loss(leaf, y, backend="triton", **chosen)
+    loss.backward()
+    stats = ms_kernels.row_statistics(x, y, backend="triton", **chosen)
+    return [loss.detach(), leaf.grad, *stats]
+
+
+@pytest.mark.parametrize(("d", "busy"), [(20, problem.BUSY), (70, 1)])
+def test_the_same_bits_in_every_run_and_for_every_budget(monkeypatch, d, busy):
+    monkeypatch.setattr(launch_parts.Launch, "BUSY", busy)
+    x, y, _, _ = on_device(make_batch(97, None, d, SPECS["default"], torch.float32))
+    want = everything(x, y)
+    for budget in (options.workspace_bytes, 20_000, 0):
+        options.workspace_bytes = budget
+        for got, first in zip(everything(x, y), want, strict=True):
+            assert torch.equal(got, first)
+
+
+@DIVISIONS
+def test_gradients_however_the_work_is_divided(monkeypatch, shape, dtype, busy, budget, reduction):
+    """Blocks of rows shared by programs or not; panels of all tiles or of some."""
+    monkeypatch.setattr(launch_parts.Launch, "BUSY", busy)
+    options.workspace_bytes = budget
+    x, y, r, z = on_device(make_batch(*shape, SPECS["default"], dtype))
+    wide = None if r is None else r.double()
+    chosen = vars(SPECS["default"])
+    dense = reference.multi_similarity_loss
+    exact = gradients(dense, x.double(), y, wide, z, reduction, chosen)
+    same = [None] * len(exact) if interpreted() else gradients(dense, x, y, r, z, reduction, chosen)
+    chosen = {**chosen, "backend": "triton"}
+    got = gradients(multi_similarity_loss, x, y, r, z, reduction, chosen)
+    floors = floors_of(Batch(x, y, r, z), SPECS["default"], reduction, "triton")
+    for g, s, e, floor in zip(got, same, exact, floors, strict=True):
+        assert_within_budget(g, s, e, floor)
+
+
+def test_samples_ordered_by_a_sort(monkeypatch):
+    """As above 8,192 rows, where counting would cost more."""
+    batch = make_batch(97, 70, 12, SPECS["default"], torch.float64)
+    x, y, r, z = on_device(batch)
+    chosen = {**vars(SPECS["default"]), "backend": "triton"}
+    want = gradients(multi_similarity_loss, x, y, r, z, "mean", chosen)
+    monkeypatch.setattr(problem, "MOST_COUNTED", 0)
+    got = gradients(multi_similarity_loss, x, y, r, z, "mean", chosen)
+    for g, w in zip(got, want, strict=True):
+        assert torch.equal(g, w)
+
+
+def test_exponents_of_a_million_unit_rows_stay_in_range():
+    spec = SPECS["default"]
+    assert spec.beta * (1 + spec.base) == problem.BOUND[torch.float32]
+    most = problem.BOUND[torch.float32]
+    assert rule_table.is_bounded(spec.spec, 1 << 20, most)
+    sharp = MultiSimilarityOptions(beta=50.0, base=-0.49).spec
+    assert rule_table.is_bounded(sharp, 1 << 17, most)
+    assert not rule_table.is_bounded(sharp, 1 << 20, most)
+
+
+def test_kept_exponentials_give_the_gradient_of_computed_ones(monkeypatch):
+    """Of half rows that no program holds whole; blocks of rows shared or not."""
+    x, y, _, _ = on_device(make_batch(100, None, 80, SPECS["default"], torch.bfloat16))
+    taken = []
+    real = launch_gradient._from_stash
+    monkeypatch.setattr(
+        launch_gradient, "_from_stash", lambda *given: taken.append(given) or real(*given)
+    )
+
+    def gradient(stash_bytes, busy):
+        options.stash_bytes = stash_bytes
+        monkeypatch.setattr(launch_parts.Launch, "BUSY", busy)
+        leaf = x.clone().requires_grad_()
+        multi_similarity_loss(leaf, y, epsilon=None, backend="triton").backward()
+        return leaf.grad.double()
+
+    want = gradient(0, problem.BUSY)
+    assert not taken
+    for busy in (problem.BUSY, 1):
+        got = gradient(1 << 30, busy)
+        assert float((got - want).norm() / want.norm()) < 2.0**-7
+    assert len(taken) == 2
+
+
+def test_partial_sums_stay_within_the_budget(monkeypatch):
+    """But for those of as many blocks of rows as are merged at once."""
+    seen = []
+    real = launch_negatives._partials
+    monkeypatch.setattr(
+        launch_negatives, "_partials", lambda *args: seen.append(real(*args)) or seen[-1]
+    )
+    x, y, _, _ = on_device(make_batch(270, None, 8, SPECS["default"], torch.float32))
+    held = []
+    for budget in (0, 40 << 20):
+        seen.clear()
+        options.workspace_bytes = budget
+        multi_similarity_loss(x, y, backend="triton")
+        held.append(sum(t.numel() * t.element_size() for partials in seen for t in partials))
+    # Of nine blocks of rows eight, or all.
+    assert 0 < held[0] < held[1]
