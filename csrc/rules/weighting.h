@@ -160,7 +160,8 @@ struct DecoupledContrastive : AnyRule {
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
     if (!(sums.pos_kept > T(0) && sums.neg_kept > T(0))) return {T(0), no_term<T>(), no_term<T>()};
     const T each = 1 / temperature, pull = each / sums.pos_kept;
-    return {sums.negative - sums.moment * pull, {each, sums.negative}, {T(0), T(0), -pull}};
+    // An exponential that counts for nothing must vanish: 0 times one that overflows would be NaN.
+    return {sums.negative - sums.moment * pull, {each, sums.negative}, {T(0), kNever<T>, -pull}};
   }
 };
 
