@@ -6,12 +6,14 @@ import pytest
 import rounding
 import torch
 from cases import DTYPES, SPECS, MultiSimilarityOptions, assert_within_budget, case_id, make_batch
+from family import KERNELS, name_of
 from host_gpu import build
 from host_gpu.serve import serve
 
 from ms_kernels import multi_similarity_loss, options, reference
 from ms_kernels.backends import cuda
 from ms_kernels.backends.interface import Side, Term
+from ms_kernels.rules.mining import NoMining
 from ms_kernels.rules.spec import PairSpec
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
@@ -162,6 +164,21 @@ def test_a_row_that_overflows_hides_no_other_of_its_tile(backend, dtype, place):
     )[0]
     assert got[place].isnan().all() and want[0, 0] > 0.1
     torch.testing.assert_close(got[others].double(), want, rtol=2 * ULP[dtype], atol=1e-9)
+
+
+@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
+def test_a_row_that_is_not_finite_keeps_nothing(backend, weighting):
+    """So that mean_valid divides by as many rows as with any other backend."""
+    x, y, r, z = make_batch(40, 70, 8, SPECS["default"], torch.float64)
+    x[:, 0] = r[:, 0] = 0
+    x[33, 0] = r[0, 0] = 1e200  # overflows with one candidate, not with others
+    sides = Side(x, y, None), Side(r, z, None)
+    spec = PairSpec(weighting, NoMining(), normalize=False)
+    stats = cuda.row_statistics(*sides, spec)
+    kept = cuda.loss_and_gradient(*sides, spec, False, False)[1]
+    others = torch.arange(40) != 33
+    for found in (stats.pos_kept + stats.neg_kept, kept):
+        assert found[33] == 0 and found[others].all()
 
 
 def test_float64_by_tiles_is_exact(monkeypatch):
