@@ -101,8 +101,8 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
     p.kept[i] = hardest.finite ? std::int64_t(kept.positive) + kept.negative : 0;
     const Scalar dloss = (p.dloss ? static_cast<const Scalar*>(p.dloss)[i] : Scalar(1)) + poison;
     term.finish(found, dloss, hardest.finite);
-    term.negative.offset = least;
     pass.rows.set_family_term(i, term);
+    pass.rows.least_threshold[i] = least;
   }
 }
 

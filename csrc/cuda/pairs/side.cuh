@@ -82,10 +82,13 @@ struct Side {
   std::int64_t count, stride;
   typename P::Operand* copy;
   Scalar *scale, *residue, *inverse;
-  Scalar *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
-  Scalar *neg_below, *pos_below, *pos_factor, *pos_constant;  // of a family member
-  Scalar* threshold;                                          // of a ranked one
+  Scalar *neg_offset, *pos_offset;
+  Scalar *neg_threshold, *pos_threshold, *dloss;          // of the MS loss
+  Scalar *neg_above, *neg_below, *pos_above, *pos_below;  // of a family member
+  Scalar *neg_coefficient, *pos_coefficient, *pos_constant;
+  Scalar* threshold;  // of a ranked one
   std::int32_t* reached;
+  Scalar* least_threshold;
   const std::int64_t *labels, *ids;
 
   MSK_DEVICE Side(const SideInput& in, const SideBuffers& buffers, std::int64_t stride)
@@ -95,17 +98,21 @@ struct Side {
         scale(static_cast<Scalar*>(buffers.scale)),
         residue(static_cast<Scalar*>(buffers.residue)),
         inverse(static_cast<Scalar*>(buffers.inverse)),
-        neg_threshold(static_cast<Scalar*>(buffers.neg_threshold)),
-        pos_threshold(static_cast<Scalar*>(buffers.pos_threshold)),
         neg_offset(static_cast<Scalar*>(buffers.neg_offset)),
         pos_offset(static_cast<Scalar*>(buffers.pos_offset)),
+        neg_threshold(static_cast<Scalar*>(buffers.neg_threshold)),
+        pos_threshold(static_cast<Scalar*>(buffers.pos_threshold)),
         dloss(static_cast<Scalar*>(buffers.dloss)),
+        neg_above(static_cast<Scalar*>(buffers.neg_above)),
         neg_below(static_cast<Scalar*>(buffers.neg_below)),
+        pos_above(static_cast<Scalar*>(buffers.pos_above)),
         pos_below(static_cast<Scalar*>(buffers.pos_below)),
-        pos_factor(static_cast<Scalar*>(buffers.pos_factor)),
+        neg_coefficient(static_cast<Scalar*>(buffers.neg_coefficient)),
+        pos_coefficient(static_cast<Scalar*>(buffers.pos_coefficient)),
         pos_constant(static_cast<Scalar*>(buffers.pos_constant)),
         threshold(static_cast<Scalar*>(buffers.threshold)),
         reached(buffers.reached),
+        least_threshold(static_cast<Scalar*>(buffers.least_threshold)),
         labels(in.labels),
         ids(in.ids) {}
 
@@ -113,18 +120,21 @@ struct Side {
     return {neg_threshold[i], pos_threshold[i], neg_offset[i], pos_offset[i], dloss[i]};
   }
   MSK_DEVICE FamilyTerm<Scalar> family_term(std::int64_t i) const {
-    return {neg_threshold[i],          neg_below[i],
-            pos_threshold[i],          pos_below[i],
-            {dloss[i], neg_offset[i]}, {pos_factor[i], pos_offset[i], pos_constant[i]}};
+    return {neg_above[i],
+            neg_below[i],
+            pos_above[i],
+            pos_below[i],
+            {neg_coefficient[i], neg_offset[i]},
+            {pos_coefficient[i], pos_offset[i], pos_constant[i]}};
   }
   MSK_DEVICE void set_family_term(std::int64_t i, const FamilyTerm<Scalar>& term) const {
-    neg_threshold[i] = term.neg_above;
+    neg_above[i] = term.neg_above;
     neg_below[i] = term.neg_below;
-    pos_threshold[i] = term.pos_above;
+    pos_above[i] = term.pos_above;
     pos_below[i] = term.pos_below;
-    dloss[i] = term.negative.coefficient;
+    neg_coefficient[i] = term.negative.coefficient;
     neg_offset[i] = term.negative.offset;
-    pos_factor[i] = term.positive.coefficient;
+    pos_coefficient[i] = term.positive.coefficient;
     pos_offset[i] = term.positive.offset;
     pos_constant[i] = term.positive.constant;
   }
