@@ -197,7 +197,7 @@ T set_term(Side<T>& side, std::int64_t k, const PairLoss<T>& loss, T dloss) {
   side.pos_offset[k] = positive.offset;
   side.neg_factor[k] = negative.coefficient;
   side.pos_factor[k] = positive.coefficient;
-  side.pos_constant[k] = positive.constant;
+  side.pos_constant[k] = times_dloss(term.positive_constant, dloss);
   return term.loss;
 }
 

@@ -14,7 +14,8 @@ struct PairLoss {
   Mining<T> mining;
   T max_positive_similarity;
   Form<T> negative, positive;
-  // Some kind is bounded from both sides, or is no log-sum of ever harder pairs.
+  // Some kind is bounded from both sides, is no log-sum of ever harder pairs, or knows more of them
+  // than their sum.
   bool general;
 
   MSK_HOST_DEVICE PairLoss(const Rules& r, double max_positive_similarity)
@@ -27,7 +28,8 @@ struct PairLoss {
         negative(with_weighting<T>(rules, NegativeOf{})),
         positive(with_weighting<T>(rules, PositiveOf{})),
         general(negative.shape != Shape::exponential || positive.shape != Shape::exponential ||
-                positive.sign > T(0) || mining.rule == MiningRule::semi_hard) {}
+                positive.sign > T(0) || needs_moment() || offsets_positives() ||
+                mining.bounds_negatives_above()) {}
 
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
     RowTerm<T> term = with_weighting<T>(rules, FinishOf{sums});

@@ -103,7 +103,7 @@ struct SupCon : AnyRule {
     if (!(sums.pos_kept > T(0))) return {T(0), no_term<T>(), no_term<T>()};
     const T lse = log_add_exp(sums.positive, sums.negative), each = 1 / temperature;
     return {
-        lse - sums.moment * each / sums.pos_kept, {each, lse}, {each, lse, -each / sums.pos_kept}};
+        lse - sums.moment * each / sums.pos_kept, {each, lse}, {each, lse}, -each / sums.pos_kept};
   }
 };
 
@@ -160,8 +160,7 @@ struct DecoupledContrastive : AnyRule {
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
     if (!(sums.pos_kept > T(0) && sums.neg_kept > T(0))) return {T(0), no_term<T>(), no_term<T>()};
     const T each = 1 / temperature, pull = each / sums.pos_kept;
-    // An exponential that counts for nothing must vanish: 0 times one that overflows would be NaN.
-    return {sums.negative - sums.moment * pull, {each, sums.negative}, {T(0), kNever<T>, -pull}};
+    return {sums.negative - sums.moment * pull, {each, sums.negative}, no_term<T>(), -pull};
   }
 };
 

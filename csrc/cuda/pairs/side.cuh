@@ -45,13 +45,14 @@ struct Term {
 template <typename T>
 struct FamilyTerm {
   T neg_above, neg_below, pos_above, pos_below;
-  KindTerm<T> negative, positive;  // the incoming gradient in coefficient and constant
+  KindTerm<T> negative, positive;  // the incoming gradient in coefficients and constant
+  T pos_constant;
 
   MSK_DEVICE T weight(const PairLoss<T>& loss, T s, bool is_positive, bool is_negative) const {
     if (is_negative && s > neg_above && s < neg_below) return weight_of(loss.negative, s, negative);
     const T value = loss.positive.sign * s;
     if (is_positive && value > pos_above && value < pos_below)
-      return loss.positive.sign * weight_of(loss.positive, value, positive);
+      return loss.positive.sign * (weight_of(loss.positive, value, positive) + pos_constant);
     // NaN for a row whose loss is NaN, whatever is kept.
     return negative.coefficient - negative.coefficient;
   }
@@ -60,6 +61,7 @@ struct FamilyTerm {
   MSK_DEVICE void finish(const RowTerm<T>& found, T dloss, bool finite) {
     negative = times_dloss(found.negative, dloss);
     positive = times_dloss(found.positive, dloss);
+    pos_constant = times_dloss(found.positive_constant, dloss);
     if (!finite) negative.coefficient = kNaN<T>;
   }
 };
@@ -125,7 +127,8 @@ struct Side {
             pos_above[i],
             pos_below[i],
             {neg_coefficient[i], neg_offset[i]},
-            {pos_coefficient[i], pos_offset[i], pos_constant[i]}};
+            {pos_coefficient[i], pos_offset[i]},
+            pos_constant[i]};
   }
   MSK_DEVICE void set_family_term(std::int64_t i, const FamilyTerm<Scalar>& term) const {
     neg_above[i] = term.neg_above;
@@ -136,7 +139,7 @@ struct Side {
     neg_offset[i] = term.negative.offset;
     pos_coefficient[i] = term.positive.coefficient;
     pos_offset[i] = term.positive.offset;
-    pos_constant[i] = term.positive.constant;
+    pos_constant[i] = term.pos_constant;
   }
   MSK_DEVICE void set_term(std::int64_t i, const MultiSimilarity<Scalar>& loss,
                            Scalar hardest_positive, Scalar hardest_negative, Scalar pos_lse,
