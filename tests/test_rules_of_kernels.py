@@ -1,5 +1,6 @@
 """What csrc/rules asks of whoever adds a rule: a changed copy of it, compiled by itself."""
 
+import re
 import shutil
 import subprocess
 
@@ -28,6 +29,12 @@ int main() {
   say(WeightingRule::lifted_structure, MiningRule::threshold);
   say(WeightingRule::lifted_structure, MiningRule::semi_hard);
 }
+"""
+
+EVERYTHING = """
+#include "rules/pair_loss.h"
+template struct msk::Mining<double>;
+template struct msk::PairLoss<double>;
 """
 
 
@@ -60,3 +67,36 @@ def test_what_the_short_scans_cannot_do_is_general(tmp_path, place, added, want)
     command = ["g++", "-std=c++17", f"-I{folder}", tmp_path / "general.cpp", "-o", program]
     subprocess.run(command, check=True)
     assert subprocess.run([program], capture_output=True, text=True).stdout == want
+
+
+@pytest.mark.parametrize(
+    ("rules", "header", "functions"),
+    [
+        (
+            "MiningRule",
+            "mining.h",
+            [
+                *("hardest_negatives", "bounds_negatives_above", "positives_need_negatives"),
+                *("negative_above", "negative_below", "positive_below"),
+            ],
+        ),
+        ("WeightingRule", "weighting.h", ["with_weighting"]),
+    ],
+    ids=["mining", "weighting"],
+)
+def test_the_compiler_names_every_place_that_a_new_rule_needs(tmp_path, rules, header, functions):
+    text = re.search(
+        rf"enum class {rules} : int {{[^}}]*", (CSRC / "rules" / "rules.h").read_text()
+    )
+    folder = changed(tmp_path, "rules.h", text[0], re.sub(r"count\s*$", "added, count", text[0]))
+    (tmp_path / "all.cpp").write_text(EVERYTHING)
+    command = ["g++", "-std=c++17", "-Wswitch", "-fsyntax-only", f"-I{folder}"]
+    done = subprocess.run([*command, tmp_path / "all.cpp"], capture_output=True, text=True)
+    assert done.returncode == 0
+    lines = set(re.findall(rf"{header}:(\d+):.*.added. not handled", done.stderr))
+    source = (folder / "rules" / header).read_text().splitlines()
+    found = set()
+    for line in lines:  # the nearest signature above
+        above = (re.search(r"MSK_HOST_DEVICE.* (\w+)\(", s) for s in source[int(line) - 1 :: -1])
+        found.add(next(match[1] for match in above if match))
+    assert found == set(functions)

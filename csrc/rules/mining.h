@@ -9,7 +9,8 @@
 
 namespace msk {
 
-// Strict bounds, all by S.
+// Strict bounds, all by S. Every switch names every rule and none has a default: of a new one the
+// compiler says where it is missing. A rule that nobody knows bounds what no pair is beyond.
 template <typename T>
 struct Mining {
   MiningRule rule;
@@ -22,12 +23,48 @@ struct Mining {
   // The negatives' bounds hang on the so many hardest of them, which costs a scan of its own. Where
   // they do, the hardest negative of a row is the last of these.
   MSK_HOST_DEVICE int hardest_negatives() const {
-    return rule == MiningRule::top_k ? int(a) : rule == MiningRule::hardest;
+    switch (rule) {
+      case MiningRule::top_k:
+        return int(a);
+      case MiningRule::hardest:
+        return 1;
+      case MiningRule::none:
+      case MiningRule::multi_similarity:
+      case MiningRule::semi_hard:
+      case MiningRule::threshold:
+      case MiningRule::count:
+        break;
+    }
+    return 0;
   }
   // Of negatives harder than all that are kept nothing but their hardest is ever asked.
-  MSK_HOST_DEVICE bool bounds_negatives_above() const { return rule == MiningRule::semi_hard; }
+  MSK_HOST_DEVICE bool bounds_negatives_above() const {
+    switch (rule) {
+      case MiningRule::semi_hard:
+        return true;
+      case MiningRule::none:
+      case MiningRule::multi_similarity:
+      case MiningRule::hardest:
+      case MiningRule::threshold:
+      case MiningRule::top_k:
+      case MiningRule::count:
+        break;
+    }
+    return false;
+  }
   MSK_HOST_DEVICE bool positives_need_negatives() const {
-    return rule == MiningRule::multi_similarity;
+    switch (rule) {
+      case MiningRule::multi_similarity:
+        return true;
+      case MiningRule::none:
+      case MiningRule::hardest:
+      case MiningRule::semi_hard:
+      case MiningRule::threshold:
+      case MiningRule::top_k:
+      case MiningRule::count:
+        break;
+    }
+    return false;
   }
   // A number under x, or over it, that keeps what ties with x. Where the processor takes denormal
   // numbers for 0, the neighbours of 0 would not.
@@ -53,7 +90,19 @@ struct Mining {
     return kUnknown;
   }
   MSK_HOST_DEVICE T negative_below(T hardest_positive) const {
-    return rule == MiningRule::semi_hard ? hardest_positive : kUnbounded;
+    switch (rule) {
+      case MiningRule::semi_hard:
+        return hardest_positive;
+      case MiningRule::none:
+      case MiningRule::multi_similarity:
+      case MiningRule::hardest:
+      case MiningRule::threshold:
+      case MiningRule::top_k:
+        return kUnbounded;
+      case MiningRule::count:
+        break;
+    }
+    return kUnknown;
   }
   MSK_HOST_DEVICE T positive_below(T hardest_positive, T hardest_negative) const {
     switch (rule) {
