@@ -96,7 +96,19 @@ class ModuleCall {
     problem_.rules = rules_of(spec);
   }
 
+  // Before any work: a workspace of another plan, or of none, would be written past its end.
+  void check_workspace(std::int64_t workspace, int alignment) const {
+    if (!planned_) throw std::invalid_argument("run: expected a call of plan() before, got none");
+    if (!workspace && problem_.workspace_bytes)
+      throw std::invalid_argument("workspace: expected the address of " +
+                                  std::to_string(problem_.workspace_bytes) + " bytes, got 0");
+    if (workspace % alignment != 0)
+      throw std::invalid_argument("workspace: expected an address that is a multiple of " +
+                                  std::to_string(alignment));
+  }
+
   Problem problem_{};
+  bool planned_ = false;
 };
 
 // The enumerations, and what a Call takes besides its own. module_local: the tests load several
