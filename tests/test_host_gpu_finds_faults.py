@@ -78,7 +78,7 @@ FAULTS = {
         "by_tiles",
         "tiled/tile_list.cuh",
         "out[before] = std::int32_t(column);",
-        "out[before] = std::int32_t({planted} ? threadIdx.x / kShare : column);",
+        "out[before] = std::int32_t({planted} ? threadIdx.x : column);",
         None,
     ),
     "a_partial_sum_is_left_out": (

@@ -148,7 +148,7 @@ class Statistics {
             scan, rows_.ranks.block_at(row), columns_.ranks.block_at(column),
             rows_.least_threshold + row, columns_.least_threshold + column};
         return of_negatives(kind) ? ranked.sum_negatives(pairs, capacity)
-                                  : ranked.list_positives(w_.loss.a, row, column);
+                                  : ranked.list_positives(w_.loss.margin, row, column);
       }
     }
     return scan.sum_kept(range, pairs, capacity);

@@ -10,7 +10,7 @@ namespace msk {
 template <typename T>
 struct PairLoss {
   Rules rules;
-  T a, b, c;  // options of the weighting rule
+  T margin;  // of the triplet loss, whose pairs are listed by it
   Mining<T> mining;
   T max_positive_similarity;
   Form<T> negative, positive;
@@ -20,9 +20,7 @@ struct PairLoss {
 
   MSK_HOST_DEVICE PairLoss(const Rules& r, double max_positive_similarity)
       : rules(as_known(r)),
-        a(T(r.weighting_options[0])),
-        b(T(r.weighting_options[1])),
-        c(T(r.weighting_options[2])),
+        margin(T(r.weighting_options[0])),
         mining{r.mining, T(r.mining_options[0]), T(r.mining_options[1])},
         max_positive_similarity(T(max_positive_similarity)),
         negative(with_weighting<T>(rules, NegativeOf{})),

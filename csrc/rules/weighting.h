@@ -1,6 +1,6 @@
 // The weighting rules, one struct each: the forms of its two kinds of pair, and what follows for an
 // anchor from the sums over its kept pairs. Formulas and sources are those of the Python classes of
-// the same names (ms_kernels/rules/weighting.py).
+// the same names (ms_kernels/rules: weighting.py, softmax.py, triplet.py).
 #pragma once
 
 #include "form.h"

@@ -64,7 +64,7 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
         continue;
       ++kept.positive;
       const int rank = loss.rank(p.ordinals[j]);
-      if (rank >= 0) threshold[rank * stride] = row[j] - loss.a;
+      if (rank >= 0) threshold[rank * stride] = row[j] - loss.margin;
     }
     kept = block_reduce<kWarps<P>>(kept, kept_smem, KeptNumbers::plus);
     Scalar sum = Scalar(0), least = kInfinity<Scalar>;
