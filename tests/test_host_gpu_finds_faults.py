@@ -49,8 +49,8 @@ FAULTS = {
     UNGUARDED: (
         "one_launch",
         "../module_call.h",
-        "if (!(s[0] >= 0",
-        "if (!{planted} && !(s[0] >= 0",
+        "if (!(weighting >= 0",
+        "if (!{planted} && !(weighting >= 0",
         None,
     ),
     "wrong_row_of_a_fragment": (

@@ -22,11 +22,15 @@ def native_dtype(module: Any, x: Tensor) -> Any:
     return getattr(module.DType, str(x.dtype).removeprefix("torch."))
 
 
-def native_spec(spec: PairSpec, dtype: torch.dtype) -> tuple[float, ...]:
-    """In the order of csrc/module_call.h; what is not given is infinite."""
+def native_spec(
+    spec: PairSpec, dtype: torch.dtype
+) -> tuple[tuple[int, int, int], tuple[float, ...]]:
+    """Codes and a flag, then options, in the order of csrc/module_call.h; what is not given is
+    infinite."""
+    weighting, a, b, c, mining, d, e = spec.native_rules(torch.finfo(dtype).max)
     cap = spec.max_positive_similarity
-    shared = (math.inf if cap is None else cap, float(spec.normalize))
-    return *spec.native_rules(torch.finfo(dtype).max), *shared
+    codes = int(weighting), int(mining), int(spec.normalize)
+    return codes, (a, b, c, d, e, math.inf if cap is None else cap)
 
 
 class NativeCall:
