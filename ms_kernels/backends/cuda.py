@@ -24,6 +24,7 @@ from ms_kernels.settings import ONE_LAUNCH, options
 LEAST_CAPABILITY = 80
 # The first drivers that run a major version of CUDA, by NVIDIA's release notes.
 LEAST_DRIVER = {11: "450.80", 12: "525.60", 13: "580.65"}
+DEVICE = "cuda"  # the kind whose memory the kernels read
 REBUILD = "MSK_CUDA=ON pip install -v --no-deps . in the source folder"
 
 
@@ -145,7 +146,7 @@ def ordinals_in_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 class _Call(NativeCall):
     def __init__(self, job: str, rows: Side, columns: Side | None, spec: PairSpec) -> None:
-        super().__init__(rows, columns)
+        super().__init__(rows, columns, DEVICE)
         module = _module()
         if self.device.type == "cuda":
             _refuse(self.device)
