@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends import gpu
-from ms_kernels.backends.interface import Found, Side, Term
+from ms_kernels.backends.interface import Side
 from ms_kernels.backends.native import (
     NativeBackend,
     NativeCall,
@@ -192,25 +192,4 @@ class _Call(NativeCall):
 _backend = NativeBackend(_Call)
 row_statistics = _backend.row_statistics
 embedding_gradient = _backend.embedding_gradient
-
-
-def loss_and_gradient(
-    anchors: Side,
-    candidates: Side | None,
-    spec: PairSpec,
-    need_dx: bool,
-    need_dr: bool,
-    dloss: Tensor | None = None,
-) -> Found:
-    """Row losses (N,), kept pairs of each row (N,), gradients of the losses' sum."""
-    if dloss is None or not spec.is_multi_similarity:
-        return _backend.loss_and_gradient(anchors, candidates, spec, need_dx, need_dr, dloss)
-    # The MS loss takes an incoming gradient with finished statistics only.
-    stats = row_statistics(anchors, candidates, spec)
-    term, dx, dr = Term(stats, dloss), None, None
-    if need_dx:
-        both = term if candidates is None else None
-        dx = embedding_gradient(anchors, candidates, spec, term, both)
-    if need_dr and candidates is not None:
-        dr = embedding_gradient(candidates, anchors, spec, None, term)
-    return spec.loss_of(stats), stats.pos_kept + stats.neg_kept, dx, dr
+loss_and_gradient = _backend.loss_and_gradient

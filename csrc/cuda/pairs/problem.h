@@ -92,7 +92,7 @@ struct Problem {
   Options options;
   Rules rules;
   bool family;                     // any rules, in one launch; else the MS loss with its own mining
-  const void* dloss;               // of a family member: of each row's loss; null: ones
+  const void* dloss;               // Job::loss_and_gradient: of each row's loss; null: ones
   bool ranked;                     // a family member that compares pairs of pairs: see ranks.cuh
   int ranks_per_round;             // positives of an anchor that go at once
   std::int64_t* passed;            // (1): of each class, in earlier rounds

@@ -37,8 +37,9 @@ MSK_DEVICE typename P::Scalar finish_row(const Problem& p, const Pairs<P>& pairs
   } else {
     static_cast<Scalar*>(p.row_loss)[sample] = loss.row_loss(pos_lse, neg_lse);
     p.kept[sample] = found.finite ? std::int64_t(found.pos_kept) + found.neg_kept : 0;
+    const Scalar dloss = p.dloss ? static_cast<const Scalar*>(p.dloss)[sample] : Scalar(1);
     pairs.rows.set_term(i, loss, found.hardest_positive, found.hardest_negative, pos_lse, neg_lse,
-                        Scalar(1));
+                        dloss);
   }
   return neg_lse;
 }
