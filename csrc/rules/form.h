@@ -4,6 +4,7 @@
 // greater values in both kinds.
 #pragma once
 
+#include "infinity.h"
 #include "softplus.h"
 
 namespace msk {
@@ -48,15 +49,10 @@ struct RowTerm {
   T positive_constant = T(0);  // what a kept positive weighs besides
 };
 
-template <typename T>
-constexpr T kNever = std::numeric_limits<T>::infinity();
-template <typename T>
-constexpr T kNoNumber = std::numeric_limits<T>::quiet_NaN();
-
 // A kind without weight: its exponents vanish, for 0 times one that overflows would be NaN.
 template <typename T>
 MSK_HOST_DEVICE inline KindTerm<T> no_term() {
-  return {T(0), kNever<T>};
+  return {T(0), kInfinity<T>};
 }
 
 // Of an empty sum nothing can weigh, and its offset may be infinite.
@@ -110,7 +106,7 @@ MSK_HOST_DEVICE inline T summand(const Form<T>& form, T value, T offset) {
     case Shape::ranked:  // their sums are no sums of this: whoever asks here is wrong
       break;
   }
-  return kNoNumber<T>;
+  return kNaN<T>;
 }
 
 // What a kept pair weighs, as dl/d(value), without the constant of a positive.
@@ -129,7 +125,7 @@ MSK_HOST_DEVICE inline T weight_of(const Form<T>& form, T value, const KindTerm<
     case Shape::ranked:  // depends on more than the value: whoever asks here is wrong
       break;
   }
-  return kNoNumber<T>;
+  return kNaN<T>;
 }
 
 // For an incoming gradient of the row's loss: what weighs nothing does not become NaN by it.

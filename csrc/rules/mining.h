@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "host_device.h"
+#include "infinity.h"
 #include "rules.h"
 
 namespace msk {
@@ -16,8 +17,6 @@ struct Mining {
   MiningRule rule;
   T a, b;  // options of the rule, in the order of its Python class
 
-  static constexpr T kUnbounded = std::numeric_limits<T>::infinity();
-  static constexpr T kUnknown = std::numeric_limits<T>::quiet_NaN();  // nothing is beyond it
   static constexpr T kTiny = std::numeric_limits<T>::min();
 
   // The negatives' bounds hang on the so many hardest of them, which costs a scan of its own. Where
@@ -79,15 +78,15 @@ struct Mining {
         return hardest_positive - a;
       case MiningRule::hardest:
       case MiningRule::top_k:
-        return beside(hardest_negative, -kUnbounded);
+        return beside(hardest_negative, -kInfinity<T>);
       case MiningRule::threshold:
         return b;
       case MiningRule::none:
-        return -kUnbounded;
+        return -kInfinity<T>;
       case MiningRule::count:
         break;
     }
-    return kUnknown;
+    return kNaN<T>;
   }
   MSK_HOST_DEVICE T negative_below(T hardest_positive) const {
     switch (rule) {
@@ -98,28 +97,28 @@ struct Mining {
       case MiningRule::hardest:
       case MiningRule::threshold:
       case MiningRule::top_k:
-        return kUnbounded;
+        return kInfinity<T>;
       case MiningRule::count:
         break;
     }
-    return kUnknown;
+    return kNaN<T>;
   }
   MSK_HOST_DEVICE T positive_below(T hardest_positive, T hardest_negative) const {
     switch (rule) {
       case MiningRule::multi_similarity:
         return hardest_negative + a;
       case MiningRule::hardest:
-        return beside(hardest_positive, kUnbounded);
+        return beside(hardest_positive, kInfinity<T>);
       case MiningRule::threshold:
         return a;
       case MiningRule::none:
       case MiningRule::semi_hard:
       case MiningRule::top_k:
-        return kUnbounded;
+        return kInfinity<T>;
       case MiningRule::count:
         break;
     }
-    return kUnknown;
+    return kNaN<T>;
   }
 };
 

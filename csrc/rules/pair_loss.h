@@ -42,10 +42,10 @@ struct PairLoss {
   // Bounds of the positives' values.
   MSK_HOST_DEVICE T positive_above(T hardest_positive, T hardest_negative) const {
     return positive.sign < T(0) ? -mining.positive_below(hardest_positive, hardest_negative)
-                                : -kNever<T>;
+                                : -kInfinity<T>;
   }
   MSK_HOST_DEVICE T positive_below(T hardest_positive, T hardest_negative) const {
-    return positive.sign < T(0) ? kNever<T>
+    return positive.sign < T(0) ? kInfinity<T>
                                 : mining.positive_below(hardest_positive, hardest_negative);
   }
   MSK_HOST_DEVICE bool ranked() const { return rules.weighting == WeightingRule::triplet; }
@@ -66,8 +66,8 @@ struct PairLoss {
   }
   // No pair's share in an infinite sum is known.
   MSK_HOST_DEVICE static void lose_shares(KindTerm<T>& term, const Form<T>& form, T sum) {
-    if (is_log_sum(form) && sum == kNever<T> && term.coefficient != T(0))
-      term.coefficient = kNoNumber<T>;
+    if (is_log_sum(form) && sum == kInfinity<T> && term.coefficient != T(0))
+      term.coefficient = kNaN<T>;
   }
   // Structs and no lambdas, which cannot be marked always inline (host_device.h).
   struct FinishOf {

@@ -168,13 +168,11 @@ struct DecoupledContrastive : AnyRule {
 // pass by there must show.
 template <typename T>
 struct UnknownRule : AnyRule {
-  MSK_HOST_DEVICE Form<T> negative() const {
-    return {Shape::exponential, kNoNumber<T>, kNoNumber<T>};
-  }
+  MSK_HOST_DEVICE Form<T> negative() const { return {Shape::exponential, kNaN<T>, kNaN<T>}; }
   MSK_HOST_DEVICE Form<T> positive() const { return negative(); }
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>&) const {
-    const KindTerm<T> term{kNoNumber<T>, kNoNumber<T>};
-    return {kNoNumber<T>, term, term};
+    const KindTerm<T> term{kNaN<T>, kNaN<T>};
+    return {kNaN<T>, term, term};
   }
 };
 

@@ -9,11 +9,6 @@
 
 namespace msk::gpu {
 
-template <typename T>
-constexpr T kInfinity = std::numeric_limits<T>::infinity();
-template <typename T>
-constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
-
 // Between 1 and the next number.
 template <typename T>
 constexpr T kUlp = std::numeric_limits<T>::epsilon();
