@@ -10,6 +10,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "call.h"
 #include "rules/rules.h"
@@ -20,9 +21,9 @@ namespace msk {
 // of the row losses besides. Address 0 stands for what is absent.
 using StatisticsIntegers = std::array<std::int64_t, 7>;
 using TermIntegers = std::array<std::int64_t, 8>;
-// (weighting rule, its three options, mining rule, its two options, max_positive_similarity,
-// normalize): see rules/rules.h and call.h.
-using SpecNumbers = std::array<double, 9>;
+// ((weighting rule, mining rule, normalize), (the weighting's three options, the mining's two,
+// max_positive_similarity)): see rules/rules.h and call.h. pybind11 takes no float for an int.
+using SpecNumbers = std::pair<std::array<int, 3>, std::array<double, 6>>;
 
 template <typename P = const void>
 P* pointer(std::int64_t address) {
@@ -43,14 +44,16 @@ inline TermInput term(const std::optional<TermIntegers>& given) {
           count(4),      count(5),      pointer(a[6]), pointer(a[7])};
 }
 
-inline Options options_of(const SpecNumbers& s) { return {s[7], s[8] != 0}; }
+inline Options options_of(const SpecNumbers& spec) { return {spec.second[5], spec.first[2] != 0}; }
 
-inline Rules rules_of(const SpecNumbers& s) {
-  if (!(s[0] >= 0 && s[0] < double(WeightingRule::count) && s[4] >= 0 &&
-        s[4] < double(MiningRule::count)))
-    throw std::invalid_argument("rules: expected codes that exist, got " + std::to_string(s[0]) +
-                                " and " + std::to_string(s[4]));
-  return {WeightingRule(int(s[0])), {s[1], s[2], s[3]}, MiningRule(int(s[4])), {s[5], s[6]}};
+inline Rules rules_of(const SpecNumbers& spec) {
+  const int weighting = spec.first[0], mining = spec.first[1];
+  const std::array<double, 6>& of = spec.second;
+  if (!(weighting >= 0 && weighting < int(WeightingRule::count) && mining >= 0 &&
+        mining < int(MiningRule::count)))
+    throw std::invalid_argument("rules: expected codes that exist, got " +
+                                std::to_string(weighting) + " and " + std::to_string(mining));
+  return {WeightingRule(weighting), {of[0], of[1], of[2]}, MiningRule(mining), {of[3], of[4]}};
 }
 
 template <class Problem>
@@ -96,7 +99,19 @@ class ModuleCall {
     problem_.rules = rules_of(spec);
   }
 
+  // Before any work: a workspace of another plan, or of none, would be written past its end.
+  void check_workspace(std::int64_t workspace, int alignment) const {
+    if (!planned_) throw std::invalid_argument("run: expected a call of plan() before, got none");
+    if (!workspace && problem_.workspace_bytes)
+      throw std::invalid_argument("workspace: expected the address of " +
+                                  std::to_string(problem_.workspace_bytes) + " bytes, got 0");
+    if (workspace % alignment != 0)
+      throw std::invalid_argument("workspace: expected an address that is a multiple of " +
+                                  std::to_string(alignment));
+  }
+
   Problem problem_{};
+  bool planned_ = false;
 };
 
 // The enumerations, and what a Call takes besides its own. module_local: the tests load several

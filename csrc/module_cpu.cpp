@@ -90,12 +90,7 @@ class Call : public msk::ModuleCall<msk::Problem> {
     return problem_.workspace_bytes;
   }
   void run(std::int64_t workspace) {
-    if (!planned_) throw std::invalid_argument("run: expected a call of plan() before, got none");
-    if (!workspace && problem_.workspace_bytes)
-      throw std::invalid_argument("workspace: expected the address of " +
-                                  std::to_string(problem_.workspace_bytes) + " bytes, got 0");
-    if (workspace % 64 != 0)
-      throw std::invalid_argument("workspace: expected an address that is a multiple of 64");
+    check_workspace(workspace, 64);
     problem_.workspace = pointer<std::byte>(workspace);
     prefer_huge_pages(problem_.workspace, problem_.workspace_bytes);
     build_.solve(problem_);
@@ -103,7 +98,6 @@ class Call : public msk::ModuleCall<msk::Problem> {
 
  private:
   msk::Kernels build_ = kernels();
-  bool planned_ = false;
 };
 
 }  // namespace

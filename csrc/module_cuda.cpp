@@ -48,11 +48,13 @@ class Call : public msk::ModuleCall<Problem> {
   }
   std::int64_t plan(std::int64_t budget) {
     budget_ = budget;
+    planned_ = true;
     return msk::gpu::plan(problem_, budget);
   }
   void run(std::int64_t workspace, int device, std::int64_t stream) {
-    if (workspace % 16 != 0)
-      throw std::invalid_argument("workspace: expected an address that is a multiple of 16");
+    check_workspace(workspace, 16);
+    if (problem_.ranked && !problem_.most_ranks)
+      throw std::invalid_argument("run: expected a call of read_ordinals() before, got none");
     place(problem_, pointer<std::byte>(workspace), budget_);
     launch(problem_, device, pointer<void>(stream));
   }

@@ -12,12 +12,14 @@ import torch
 from cases import DTYPES, case_id
 from host_gpu import build
 from host_gpu.host import Host, batch, step
+from host_gpu.runtime import LARGE
 
 import ms_kernels
 from ms_kernels import options
+from ms_kernels.backends.native import native_spec
 from ms_kernels.rules import mining as mine
 from ms_kernels.rules import weighting as weigh
-from ms_kernels.rules.spec import NATIVE
+from ms_kernels.rules.spec import NATIVE, PairSpec
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
 
@@ -164,3 +166,31 @@ def test_memory_changes_the_number_of_tiled_launches_alone(monkeypatch, budget):
             assert len(launches) == 1
         elif budget == 0:  # eleven tiles of rows, one at a time, in both loops
             assert len(launches) == 1 + 4 + 2 * 11 + 3 * 11
+
+
+def test_a_call_runs_only_in_the_workspace_it_planned():
+    """Else the kernels would write at the addresses of no workspace at all."""
+    module, (x, y) = build.module(), batch(20, None, 8, torch.float32)
+    stats = torch.zeros(7, 20, dtype=torch.int64)  # as wide as the widest of them
+
+    def call_of(weighting):
+        side = (x.data_ptr(), x.stride(0), len(x), y.data_ptr(), 0, 0)
+        spec = native_spec(PairSpec(weighting), torch.float32)
+        job, precision = module.Job.statistics, module.Precision.highest
+        kinds = (job, module.DType.float32, precision, x.shape[1])
+        call = module.Call(*kinds, side, None, spec, 0.0, False)
+        call.write_statistics([row.data_ptr() for row in stats])
+        return call
+
+    call = call_of(weigh.MultiSimilarity())
+    with pytest.raises(ValueError, match=r"run: expected a call of plan\(\) before, got none"):
+        call.run(64, LARGE, 0)
+    call.plan(1 << 20)
+    with pytest.raises(ValueError, match="workspace: expected the address of .* bytes, got 0"):
+        call.run(0, LARGE, 0)
+    with pytest.raises(ValueError, match="workspace: expected an address .* multiple of 16"):
+        call.run(8, LARGE, 0)
+    call = call_of(weigh.Triplet())
+    call.plan(1 << 20)
+    with pytest.raises(ValueError, match=r"run: expected a call of read_ordinals\(\) before"):
+        call.run(64, LARGE, 0)

@@ -6,12 +6,15 @@ import pytest
 import rounding
 import torch
 from cases import DTYPES, SPECS, MultiSimilarityOptions, assert_within_budget, case_id, make_batch
+from family import KERNELS, name_of
 from host_gpu import build
+from host_gpu.runtime import Runtime
 from host_gpu.serve import serve
 
 from ms_kernels import multi_similarity_loss, options, reference
 from ms_kernels.backends import cuda
 from ms_kernels.backends.interface import Side, Term
+from ms_kernels.rules.mining import NoMining
 from ms_kernels.rules.spec import PairSpec
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
@@ -162,6 +165,45 @@ def test_a_row_that_overflows_hides_no_other_of_its_tile(backend, dtype, place):
     )[0]
     assert got[place].isnan().all() and want[0, 0] > 0.1
     torch.testing.assert_close(got[others].double(), want, rtol=2 * ULP[dtype], atol=1e-9)
+
+
+@pytest.mark.parametrize("value", [1.0, 1e30, math.nan])
+@pytest.mark.parametrize("use", ["self", "refs"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=case_id)
+def test_the_ms_loss_takes_an_incoming_gradient_as_it_goes(backend, dtype, use, value):
+    """In as many launches as without one, to the bits of finished statistics with it."""
+    spec = SPECS["unmined"]
+    x, y, r, z = make_batch(140, None if use == "self" else 90, 16, spec, dtype)
+    sides = Side(x, y, None), None if use == "self" else Side(r, z, None)
+    dloss = torch.linspace(-1, 2, 140, dtype=torch.float64)
+    dloss[3] = value
+    runtime = Runtime(build.module())
+    counts, found = [], []
+    for incoming in (None, dloss):
+        with runtime.recorded() as calls:
+            found = cuda.loss_and_gradient(*sides, spec.spec, True, use == "refs", incoming)
+        counts.append(sum(call.launches for call in calls))
+    assert counts[0] == counts[1]
+    incoming = dloss.to(found[0].dtype)
+    wanted = ["self"] if use == "self" else ["rows", "columns"]
+    for side, got in zip(wanted, found[2:], strict=False):
+        want = terms_of(side, x, y, r, z, incoming, spec)
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
+def test_a_row_that_is_not_finite_keeps_nothing(backend, weighting):
+    """So that mean_valid divides by as many rows as with any other backend."""
+    x, y, r, z = make_batch(40, 70, 8, SPECS["default"], torch.float64)
+    x[:, 0] = r[:, 0] = 0
+    x[33, 0] = r[0, 0] = 1e200  # overflows with one candidate, not with others
+    sides = Side(x, y, None), Side(r, z, None)
+    spec = PairSpec(weighting, NoMining(), normalize=False)
+    stats = cuda.row_statistics(*sides, spec)
+    kept = cuda.loss_and_gradient(*sides, spec, False, False)[1]
+    others = torch.arange(40) != 33
+    for found in (stats.pos_kept + stats.neg_kept, kept):
+        assert found[33] == 0 and found[others].all()
 
 
 def test_float64_by_tiles_is_exact(monkeypatch):

@@ -55,6 +55,17 @@ def test_exponents_far_apart_and_panel_by_panel(backend, weighting, monkeypatch)
             torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(
+    "rule", [weigh.NTXent, weigh.SupCon, weigh.NCA, weigh.DecoupledContrastive]
+)
+def test_exponents_that_float32_cannot_raise(backend, rule, reduction):
+    """Similarities up to 1 over 0.005 are exponents up to 200; exp(89) overflows."""
+    for sides in (batch(70, None, 8), batch(40, 70, 8)):
+        narrow = [v.float() if v.is_floating_point() else v for v in sides]
+        assert_step(narrow, backend, reduction, weighting=rule(0.005))
+
+
 @pytest.mark.parametrize("weighting", KERNELS, ids=name_of)
 def test_a_row_that_is_not_finite(backend, weighting):
     x, y, r, z = batch(40, 70, 8)

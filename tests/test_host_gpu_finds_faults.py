@@ -49,8 +49,8 @@ FAULTS = {
     UNGUARDED: (
         "one_launch",
         "../module_call.h",
-        "if (!(s[0] >= 0",
-        "if (!{planted} && !(s[0] >= 0",
+        "if (!(weighting >= 0",
+        "if (!{planted} && !(weighting >= 0",
         None,
     ),
     "wrong_row_of_a_fragment": (
@@ -78,7 +78,7 @@ FAULTS = {
         "by_tiles",
         "tiled/tile_list.cuh",
         "out[before] = std::int32_t(column);",
-        "out[before] = std::int32_t({planted} ? threadIdx.x / kShare : column);",
+        "out[before] = std::int32_t({planted} ? threadIdx.x : column);",
         None,
     ),
     "a_partial_sum_is_left_out": (

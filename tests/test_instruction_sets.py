@@ -131,3 +131,15 @@ def test_a_call_runs_only_in_the_workspace_it_planned():
     call.plan(1, 1 << 20)
     with pytest.raises(ValueError, match="workspace: expected the address of .* got 0"):
         call.run(0)
+
+
+@pytest.mark.parametrize(
+    ("codes", "error"),
+    [((5.5, 0, 1), TypeError), ((5, 0.0, 1), TypeError), ((99, 0, 1), ValueError)],
+    ids=str,
+)
+def test_a_code_is_a_whole_number_that_exists(codes, error):
+    """A code cut to a whole number would be that of another rule."""
+    spec = codes, (0.2, 0.0, 0.0, 0.0, 0.0, 1.0)
+    with pytest.raises(error, match="incompatible constructor arguments|codes that exist, got 99"):
+        cpu.Call(cpu.Job.statistics, cpu.DType.float32, 3, (0, 3, 0, 0, 0), None, spec)

@@ -143,6 +143,14 @@ def test_cpp_knows_no_framework(path):
         assert not any("pybind11" in name or "cuda" in name for name in includes(path))
 
 
+def test_infinity_and_nan_have_one_name_each():
+    """kInfinity and kNaN of rules/infinity.h, whatever they stand for."""
+    for path in CSRC.rglob("*.[hc]*"):
+        if path.name != "infinity.h":
+            text = path.read_text()
+            assert "quiet_NaN" not in text and ">::infinity()" not in text, path.name
+
+
 # From the ground up: a folder of csrc/cuda includes its own headers and those of the folders under
 # it. Neither path knows the other, and what the host compiles knows no kernel.
 FOLDERS = {

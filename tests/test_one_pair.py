@@ -34,6 +34,17 @@ def test_a_hinge_exactly_at_zero_is_active(backend, least, reduction):
     torch.testing.assert_close(r.grad, torch.cat([-torch.eye(24), torch.eye(24)]))
 
 
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_one_positive_and_one_negative_weigh_alike(backend, reduction):
+    """Of decoupled contrastive 1 / temperature each, also where exp(S / temperature) overflows."""
+    x, y, r, z = apart(0.5, 1.5)
+    r.requires_grad_()
+    rules = {"weighting": weigh.DecoupledContrastive(0.01), "mining": HardestMining()}
+    loss = pair_loss(x, y, r, z, **rules, normalize=False, reduction=reduction, backend=backend)
+    loss.sum().backward()
+    torch.testing.assert_close(r.grad, 100 * torch.cat([-torch.eye(24), torch.eye(24)]))
+
+
 @pytest.mark.parametrize("margin", [0.0, 0.25])
 def test_unit_rows(backend, margin):
     """Sums of bounded exponentials are added as they are in Triton."""

@@ -1,5 +1,6 @@
 """The registered ops: schema, fakes, torch.compile, and no work beyond what is asked."""
 
+import every_backend
 import pytest
 import torch
 from cases import SPECS
@@ -7,9 +8,16 @@ from op_checks import PACKED, R, X, Y, Z, check_graph, check_ops
 
 import ms_kernels
 from ms_kernels import BinomialDeviance, multi_similarity_loss, pair_loss
-from ms_kernels.backends import dispatch
+from ms_kernels.backends import cuda, dispatch
+from ms_kernels.backends.interface import Side
 from ms_kernels.engine import ops
-from ms_kernels.rules.spec import unpack
+from ms_kernels.rules.spec import PairSpec, unpack
+from ms_kernels.rules.weighting import Contrastive, MultiSimilarity
+
+
+@pytest.fixture(params=["cpu", "cuda-one_launch"])
+def compiled(request, monkeypatch):
+    return every_backend.served(monkeypatch, request.param)
 
 
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
@@ -145,20 +153,39 @@ def test_spec_survives_packing():
         ((X, Y, None, R, Z, Z), ValueError, "ids: expected them on both sides"),
     ],
 )
-def test_an_op_reads_only_what_is_there(given, error, message):
-    pytest.importorskip("ms_kernels._cpu")
+def test_an_op_reads_only_what_is_there(compiled, given, error, message):
     with pytest.raises(error, match=message):
-        ops.row_statistics(*given, PACKED, "cpu")
+        ops.row_statistics(*given, PACKED, compiled)
     with pytest.raises(error, match=message):
-        ops.loss_and_gradient(*given, True, False, PACKED, "cpu")
+        ops.loss_and_gradient(*given, True, False, PACKED, compiled)
 
 
-def test_a_term_is_as_long_as_its_side():
-    pytest.importorskip("ms_kernels._cpu")
+def test_an_incoming_gradient_is_as_long_as_its_side(compiled):
+    for weighting in (MultiSimilarity(), Contrastive()):
+        packed = PairSpec(weighting).pack()
+        with pytest.raises(ValueError, match=r"dloss: expected shape \(48,\) on cpu, got \(47,\)"):
+            ops.loss_and_gradient(X, Y, *[None] * 4, True, False, packed, compiled, torch.ones(47))
+
+
+def test_a_term_is_as_long_as_its_side(compiled):
+    def refused(terms, error, message):
+        for given in ((terms, []), ([], terms)):
+            with pytest.raises(error, match=f"term, {message}"):
+                ops.embedding_gradient(X, Y, *[None] * 4, *given, PACKED, compiled)
+
+    numbers, counts = torch.ones(48), torch.ones(48, dtype=torch.int64)
     short = [torch.ones(47) for _ in range(8)]
-    for terms in ((short, []), ([], short)):
-        with pytest.raises(ValueError, match=r"term: expected shape \(48,\).*got \(47,\)"):
-            ops.embedding_gradient(X, Y, *[None] * 4, *terms, PACKED, "cpu")
+    refused(short, ValueError, r"hardest_positive: expected shape \(48,\).*got \(47,\)")
+    refused([numbers] * 8, TypeError, "pos_kept: expected torch.int64, got torch.float32")
+    terms = [*[numbers] * 4, *[counts] * 3, numbers]
+    refused(terms, TypeError, "pos_moment: expected floating-point numbers, got torch.int64")
+
+
+def test_the_kernels_of_a_gpu_read_its_memory_alone(monkeypatch):
+    """Whatever led there: an address of the CPU means nothing to them."""
+    monkeypatch.setattr(cuda, "_module", pytest.fail)
+    with pytest.raises(ValueError, match=r"rows: expected embeddings \(N, D\) on cuda, .* on cpu"):
+        cuda.row_statistics(Side(X, Y, None), None, PairSpec())
 
 
 def test_statistics_of_other_lengths_make_no_row_losses():

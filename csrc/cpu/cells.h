@@ -67,7 +67,7 @@ void merge(const Cells<T>& into, const Cells<T>& from, int count, const Form<T>&
 // general kind, below `below`; `offset` is that of a sigmoid.
 template <typename T>
 struct Bounds {
-  const T *above, *below, *offset;  // of a ranked form the offset is the least threshold
+  const T *above, *below, *offset;
 };
 
 }  // namespace msk::MSK_ISA

@@ -41,8 +41,11 @@ std::int32_t largest_class(const std::int64_t* values, std::int64_t count) {
   return most;
 }
 
-void sort_by_code(const Codes& codes, const std::int64_t* values, std::int64_t count,
-                  std::int32_t* order, std::int32_t* code) {
+namespace {
+
+template <typename Code>
+void sort_into(const Codes& codes, const std::int64_t* values, std::int64_t count,
+               std::int32_t* order, Code* code) {
   std::vector<std::int32_t> unsorted(count);
   std::vector<std::int32_t> start(codes.size() + 2, 0);
   for (std::int64_t i = 0; i < count; ++i) ++start[(unsorted[i] = codes(values[i])) + 1];
@@ -52,6 +55,17 @@ void sort_by_code(const Codes& codes, const std::int64_t* values, std::int64_t c
     order[place] = std::int32_t(i);
     code[place] = unsorted[i];
   }
+}
+
+}  // namespace
+
+void sort_by_code(const Codes& codes, const std::int64_t* values, std::int64_t count,
+                  std::int32_t* order, std::int32_t* code) {
+  sort_into(codes, values, count, order, code);
+}
+void sort_by_code(const Codes& codes, const std::int64_t* values, std::int64_t count,
+                  std::int32_t* order, std::int64_t* code) {
+  sort_into(codes, values, count, order, code);
 }
 
 }  // namespace msk

@@ -28,5 +28,7 @@ std::int32_t largest_class(const std::int64_t* values, std::int64_t count);
 // Stable counting sort: code[k] ascends, order[k] is the sample that it belongs to.
 void sort_by_code(const Codes& codes, const std::int64_t* values, std::int64_t count,
                   std::int32_t* order, std::int32_t* code);
+void sort_by_code(const Codes& codes, const std::int64_t* values, std::int64_t count,
+                  std::int32_t* order, std::int64_t* code);
 
 }  // namespace msk

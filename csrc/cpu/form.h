@@ -1,4 +1,4 @@
-// The forms of form.h for vectors of pairs.
+// The forms of rules/form.h for vectors of pairs.
 #pragma once
 
 #include "../rules/pair_loss.h"

@@ -154,7 +154,7 @@ class Gradient {
     for (std::int64_t k = 0; k < side.axis.count; ++k) {
       T* dx = out + side.order[k] * w_.depth;
       if (side.poisoned[k]) {
-        for (std::int64_t d = 0; d < w_.depth; ++d) dx[d] = std::numeric_limits<T>::quiet_NaN();
+        for (std::int64_t d = 0; d < w_.depth; ++d) dx[d] = kNaN<T>;
       } else if (w_.problem.options.normalize) {
         const T norm = side.norm[k];
         if (norm < T(kNormFloor)) {

@@ -128,7 +128,7 @@ class Solver {
       const bool nan = rows_.poisoned[k] && columns_.axis.count > 0;
       const std::int64_t at = rows_.order[k];
       const auto write = [&](void* out, T value) {
-        static_cast<T*>(out)[at] = nan ? std::numeric_limits<T>::quiet_NaN() : value;
+        static_cast<T*>(out)[at] = nan ? kNaN<T> : value;
       };
       if (p_.job == Job::statistics) {
         write(p_.statistics.hardest_positive, rows_.hardest_positive[k]);
@@ -215,7 +215,7 @@ void row_loss_of(const Rules& rules, const TermInput& statistics, void* out, std
                           read(statistics.pos_moment, i), T(statistics.pos_kept[i]),
                           T(statistics.neg_kept[i])};
     // A row that is not finite kept nothing, of which many losses make 0.
-    static_cast<T*>(out)[i] = std::isnan(sums.negative) ? kNoNumber<T> : loss.finish(sums).loss;
+    static_cast<T*>(out)[i] = std::isnan(sums.negative) ? kNaN<T> : loss.finish(sums).loss;
   }
 }
 

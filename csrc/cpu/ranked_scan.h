@@ -11,6 +11,7 @@ template <typename T, bool both>
 struct RankedScan {
   const TileScan<T, both, true>& scan;
   RankBlock<T> row, column;
+  const T *row_least, *column_least;  // thresholds
 
   // Lists the kept positives, whose values are -S, of a tile that begins at these samples. Returns
   // their number.
@@ -44,7 +45,7 @@ struct RankedScan {
     int count = 0;
     for (int r = 0; r < scan.rows; ++r) {
       Mask<T> kept_by_row = {};
-      const Vec<T> least = broadcast(scan.row_bounds.offset[r]);
+      const Vec<T> least = broadcast(row_least[r]);
       for (int v = 0; v < scan.vectors; ++v) {
         const int c = v * kLanes<T>;
         const Vec<T> s = scan.values(r, v);
@@ -53,7 +54,7 @@ struct RankedScan {
         Mask<T> reaches = by_row & (s >= least);
         if (both) {
           store(scan.column.kept + c, load_codes<T>(scan.column.kept + c) - by_column);
-          reaches |= by_column & (s >= load(scan.column_bounds.offset + c));
+          reaches |= by_column & (s >= load(column_least + c));
         }
         scan.list(bits<T>(reaches), s, r, c, pairs, capacity, count);
       }

@@ -33,7 +33,8 @@ struct Side {
   // constant, the incoming gradient within both.
   T *neg_above, *neg_below, *pos_above, *pos_below;
   T *neg_offset, *pos_offset, *neg_factor, *pos_factor, *pos_constant;
-  Ranks<T> ranks;  // of anchors of a ranked loss
+  Ranks<T> ranks;      // of anchors of a ranked loss, and
+  T* least_threshold;  // the least of their lists
 
   Side(std::int64_t count, std::int64_t depth, bool ids, int rank_capacity, Carver& carver)
       : axis(count), stride((depth + kLanes<T> - 1) / kLanes<T> * kLanes<T> + 64 / sizeof(T)) {
@@ -51,6 +52,7 @@ struct Side {
     pos_kept = carver.take<Code<T>>(n);
     neg_kept = carver.take<Code<T>>(n);
     ranks = Ranks<T>(n, axis.block, rank_capacity, carver);
+    least_threshold = carver.take<T>(rank_capacity ? n : 0);
   }
 
   const T* block(int b) const { return x + std::int64_t(b) * axis.block * stride; }
@@ -73,10 +75,9 @@ bool may_have_negatives(const Side<T>& rows, const Side<T>& columns, Tile t) {
 // Sorts by label; serial, before the parallel region.
 template <typename T>
 void sort_side(Side<T>& side, const SideInput& in, const Codes& labels, const Codes* ids) {
-  auto* label = reinterpret_cast<std::int32_t*>(side.pos_kept);  // free until the statistics
-  sort_by_code(labels, in.labels, in.count, side.order, label);
+  sort_by_code(labels, in.labels, in.count, side.order, side.label);
   for (std::int64_t k = 0; k < side.axis.padded(); ++k) {
-    side.label[k] = k < in.count ? label[k] : -1;
+    if (k >= in.count) side.label[k] = -1;
     if (side.id) side.id[k] = k < in.count ? (*ids)(in.ids[side.order[k]]) : -1;
     side.poisoned[k] = 0;
   }
@@ -196,7 +197,7 @@ T set_term(Side<T>& side, std::int64_t k, const PairLoss<T>& loss, T dloss) {
   side.pos_offset[k] = positive.offset;
   side.neg_factor[k] = negative.coefficient;
   side.pos_factor[k] = positive.coefficient;
-  side.pos_constant[k] = positive.constant;
+  side.pos_constant[k] = times_dloss(term.positive_constant, dloss);
   return term.loss;
 }
 

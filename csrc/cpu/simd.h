@@ -8,6 +8,8 @@
 #include <cstring>
 #include <limits>
 
+#include "../rules/infinity.h"
+
 #if defined(__AVX__) || defined(__SSE2__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -48,8 +50,6 @@ template <typename T>
 using Mask = typename Simd<T>::Mask;
 template <typename T>
 constexpr int kLanes = kVectorBytes / sizeof(T);
-template <typename T>
-constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
 template <typename T>
 inline Vec<T> load(const T* p) {

@@ -144,10 +144,11 @@ class Statistics {
     if constexpr (general) {
       if (w_.loss.ranked()) {
         const std::int64_t row = rows_.first(t.row), column = columns_.first(t.column);
-        const RankedScan<T, both> ranked{scan, rows_.ranks.block_at(row),
-                                         columns_.ranks.block_at(column)};
+        const RankedScan<T, both> ranked{
+            scan, rows_.ranks.block_at(row), columns_.ranks.block_at(column),
+            rows_.least_threshold + row, columns_.least_threshold + column};
         return of_negatives(kind) ? ranked.sum_negatives(pairs, capacity)
-                                  : ranked.list_positives(w_.loss.a, row, column);
+                                  : ranked.list_positives(w_.loss.margin, row, column);
       }
     }
     return scan.sum_kept(range, pairs, capacity);
@@ -207,9 +208,9 @@ class Statistics {
       if (w_.active[grid_.super_index(super, s)])
         merge(total, w_.cells_of(s, first), grid_.rows.block, form<kind>());
     for (int r = 0; r < grid_.rows.block; ++r) finish_row<kind>(first + r, total.at(r));
-    if (kind == Scan::positives && w_.loss.ranked())
+    if (kind == Scan::positives && w_.problem.rank_capacity)
       for (int r = 0; r < grid_.rows.block; ++r)
-        rows_.neg_offset[first + r] = rows_.ranks.block_at(first).least(r);
+        rows_.least_threshold[first + r] = rows_.ranks.block_at(first).least(r);
     // Rows past the count keep nothing and take no part in any range.
     for (std::int64_t k = first + rows_.axis.valid(b); k < first + grid_.rows.block; ++k)
       mute(rows_, k);

@@ -29,7 +29,7 @@ struct Wave {
   T* buffers;  // whole tiles, for tiles that the stash does not hold
   int buffers_used = 0;
   Touch* touches;
-  std::int32_t* first_touch;  // [targets + 1]
+  std::int32_t* first_touch;  // [targets + 2]: the last one is room to sort in
   int super_tile = 0;         // where the next wave starts
   std::int64_t skip = 0;      // tiles of it that are done
 

@@ -4,6 +4,7 @@
 // greater values in both kinds.
 #pragma once
 
+#include "infinity.h"
 #include "softplus.h"
 
 namespace msk {
@@ -35,34 +36,29 @@ struct RowSums {
   T pos_kept, neg_kept;
 };
 
-// A kept pair of one kind weighs coefficient (its form's weight) + constant, as dl/d(value).
+// A kept pair of one kind weighs coefficient (its form's weight), as dl/d(value).
 template <typename T>
 struct KindTerm {
   T coefficient, offset;
-  T constant = T(0);
 };
 
 template <typename T>
 struct RowTerm {
   T loss;
   KindTerm<T> negative, positive;
+  T positive_constant = T(0);  // what a kept positive weighs besides
 };
 
-template <typename T>
-constexpr T kNever = std::numeric_limits<T>::infinity();
-template <typename T>
-constexpr T kNoNumber = std::numeric_limits<T>::quiet_NaN();
-
-// A kind without weight: its exponents vanish.
+// A kind without weight: its exponents vanish, for 0 times one that overflows would be NaN.
 template <typename T>
 MSK_HOST_DEVICE inline KindTerm<T> no_term() {
-  return {T(0), kNever<T>};
+  return {T(0), kInfinity<T>};
 }
 
 // Of an empty sum nothing can weigh, and its offset may be infinite.
 template <typename T>
-MSK_HOST_DEVICE inline KindTerm<T> term_if(bool some, T coefficient, T offset, T constant = T(0)) {
-  return some ? KindTerm<T>{coefficient, offset, constant} : no_term<T>();
+MSK_HOST_DEVICE inline KindTerm<T> term_if(bool some, T coefficient, T offset) {
+  return some ? KindTerm<T>{coefficient, offset} : no_term<T>();
 }
 
 // A circle's a.
@@ -110,10 +106,10 @@ MSK_HOST_DEVICE inline T summand(const Form<T>& form, T value, T offset) {
     case Shape::ranked:  // their sums are no sums of this: whoever asks here is wrong
       break;
   }
-  return kNoNumber<T>;
+  return kNaN<T>;
 }
 
-// What a kept pair weighs, as dl/d(value).
+// What a kept pair weighs, as dl/d(value), without the constant of a positive.
 template <typename T>
 MSK_HOST_DEVICE inline T weight_of(const Form<T>& form, T value, const KindTerm<T>& term) {
   const T z = exponent_of(form, value);
@@ -125,11 +121,11 @@ MSK_HOST_DEVICE inline T weight_of(const Form<T>& form, T value, const KindTerm<
     case Shape::circle:
       return term.coefficient * circle_factor(form, value) * std::exp(z - term.offset);
     case Shape::exponential:
-      return term.coefficient * std::exp(z - term.offset) + term.constant;
+      return term.coefficient * std::exp(z - term.offset);
     case Shape::ranked:  // depends on more than the value: whoever asks here is wrong
       break;
   }
-  return kNoNumber<T>;
+  return kNaN<T>;
 }
 
 // For an incoming gradient of the row's loss: what weighs nothing does not become NaN by it.
@@ -139,7 +135,7 @@ MSK_HOST_DEVICE inline T times_dloss(T factor, T dloss) {
 }
 template <typename T>
 MSK_HOST_DEVICE inline KindTerm<T> times_dloss(const KindTerm<T>& term, T dloss) {
-  return {times_dloss(term.coefficient, dloss), term.offset, times_dloss(term.constant, dloss)};
+  return {times_dloss(term.coefficient, dloss), term.offset};
 }
 
 template <typename T>

@@ -5,29 +5,65 @@
 #include <limits>
 
 #include "host_device.h"
+#include "infinity.h"
 #include "rules.h"
 
 namespace msk {
 
-// Strict bounds, all by S.
+// Strict bounds, all by S. Every switch names every rule and none has a default: of a new one the
+// compiler says where it is missing. A rule that nobody knows bounds what no pair is beyond.
 template <typename T>
 struct Mining {
   MiningRule rule;
   T a, b;  // options of the rule, in the order of its Python class
 
-  static constexpr T kUnbounded = std::numeric_limits<T>::infinity();
-  static constexpr T kUnknown = std::numeric_limits<T>::quiet_NaN();  // nothing is beyond it
   static constexpr T kTiny = std::numeric_limits<T>::min();
 
   // The negatives' bounds hang on the so many hardest of them, which costs a scan of its own. Where
   // they do, the hardest negative of a row is the last of these.
   MSK_HOST_DEVICE int hardest_negatives() const {
-    return rule == MiningRule::top_k ? int(a) : rule == MiningRule::hardest;
+    switch (rule) {
+      case MiningRule::top_k:
+        return int(a);
+      case MiningRule::hardest:
+        return 1;
+      case MiningRule::none:
+      case MiningRule::multi_similarity:
+      case MiningRule::semi_hard:
+      case MiningRule::threshold:
+      case MiningRule::count:
+        break;
+    }
+    return 0;
   }
   // Of negatives harder than all that are kept nothing but their hardest is ever asked.
-  MSK_HOST_DEVICE bool bounds_negatives_above() const { return rule == MiningRule::semi_hard; }
+  MSK_HOST_DEVICE bool bounds_negatives_above() const {
+    switch (rule) {
+      case MiningRule::semi_hard:
+        return true;
+      case MiningRule::none:
+      case MiningRule::multi_similarity:
+      case MiningRule::hardest:
+      case MiningRule::threshold:
+      case MiningRule::top_k:
+      case MiningRule::count:
+        break;
+    }
+    return false;
+  }
   MSK_HOST_DEVICE bool positives_need_negatives() const {
-    return rule == MiningRule::multi_similarity;
+    switch (rule) {
+      case MiningRule::multi_similarity:
+        return true;
+      case MiningRule::none:
+      case MiningRule::hardest:
+      case MiningRule::semi_hard:
+      case MiningRule::threshold:
+      case MiningRule::top_k:
+      case MiningRule::count:
+        break;
+    }
+    return false;
   }
   // A number under x, or over it, that keeps what ties with x. Where the processor takes denormal
   // numbers for 0, the neighbours of 0 would not.
@@ -42,35 +78,47 @@ struct Mining {
         return hardest_positive - a;
       case MiningRule::hardest:
       case MiningRule::top_k:
-        return beside(hardest_negative, -kUnbounded);
+        return beside(hardest_negative, -kInfinity<T>);
       case MiningRule::threshold:
         return b;
       case MiningRule::none:
-        return -kUnbounded;
+        return -kInfinity<T>;
       case MiningRule::count:
         break;
     }
-    return kUnknown;
+    return kNaN<T>;
   }
   MSK_HOST_DEVICE T negative_below(T hardest_positive) const {
-    return rule == MiningRule::semi_hard ? hardest_positive : kUnbounded;
+    switch (rule) {
+      case MiningRule::semi_hard:
+        return hardest_positive;
+      case MiningRule::none:
+      case MiningRule::multi_similarity:
+      case MiningRule::hardest:
+      case MiningRule::threshold:
+      case MiningRule::top_k:
+        return kInfinity<T>;
+      case MiningRule::count:
+        break;
+    }
+    return kNaN<T>;
   }
   MSK_HOST_DEVICE T positive_below(T hardest_positive, T hardest_negative) const {
     switch (rule) {
       case MiningRule::multi_similarity:
         return hardest_negative + a;
       case MiningRule::hardest:
-        return beside(hardest_positive, kUnbounded);
+        return beside(hardest_positive, kInfinity<T>);
       case MiningRule::threshold:
         return a;
       case MiningRule::none:
       case MiningRule::semi_hard:
       case MiningRule::top_k:
-        return kUnbounded;
+        return kInfinity<T>;
       case MiningRule::count:
         break;
     }
-    return kUnknown;
+    return kNaN<T>;
   }
 };
 

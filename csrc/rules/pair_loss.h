@@ -10,24 +10,24 @@ namespace msk {
 template <typename T>
 struct PairLoss {
   Rules rules;
-  T a, b, c;  // options of the weighting rule
+  T margin;  // of the triplet loss, whose pairs are listed by it
   Mining<T> mining;
   T max_positive_similarity;
   Form<T> negative, positive;
-  // Some kind is bounded from both sides, or is no log-sum of ever harder pairs.
+  // Some kind is bounded from both sides, is no log-sum of ever harder pairs, or knows more of them
+  // than their sum.
   bool general;
 
   MSK_HOST_DEVICE PairLoss(const Rules& r, double max_positive_similarity)
       : rules(as_known(r)),
-        a(T(r.weighting_options[0])),
-        b(T(r.weighting_options[1])),
-        c(T(r.weighting_options[2])),
+        margin(T(r.weighting_options[0])),
         mining{r.mining, T(r.mining_options[0]), T(r.mining_options[1])},
         max_positive_similarity(T(max_positive_similarity)),
         negative(with_weighting<T>(rules, NegativeOf{})),
         positive(with_weighting<T>(rules, PositiveOf{})),
         general(negative.shape != Shape::exponential || positive.shape != Shape::exponential ||
-                positive.sign > T(0) || mining.rule == MiningRule::semi_hard) {}
+                positive.sign > T(0) || needs_moment() || offsets_positives() ||
+                mining.bounds_negatives_above()) {}
 
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
     RowTerm<T> term = with_weighting<T>(rules, FinishOf{sums});
@@ -42,10 +42,10 @@ struct PairLoss {
   // Bounds of the positives' values.
   MSK_HOST_DEVICE T positive_above(T hardest_positive, T hardest_negative) const {
     return positive.sign < T(0) ? -mining.positive_below(hardest_positive, hardest_negative)
-                                : -kNever<T>;
+                                : -kInfinity<T>;
   }
   MSK_HOST_DEVICE T positive_below(T hardest_positive, T hardest_negative) const {
-    return positive.sign < T(0) ? kNever<T>
+    return positive.sign < T(0) ? kInfinity<T>
                                 : mining.positive_below(hardest_positive, hardest_negative);
   }
   MSK_HOST_DEVICE bool ranked() const { return rules.weighting == WeightingRule::triplet; }
@@ -66,8 +66,8 @@ struct PairLoss {
   }
   // No pair's share in an infinite sum is known.
   MSK_HOST_DEVICE static void lose_shares(KindTerm<T>& term, const Form<T>& form, T sum) {
-    if (is_log_sum(form) && sum == kNever<T> && term.coefficient != T(0))
-      term.coefficient = kNoNumber<T>;
+    if (is_log_sum(form) && sum == kInfinity<T> && term.coefficient != T(0))
+      term.coefficient = kNaN<T>;
   }
   // Structs and no lambdas, which cannot be marked always inline (host_device.h).
   struct FinishOf {

@@ -1,6 +1,6 @@
 // The weighting rules, one struct each: the forms of its two kinds of pair, and what follows for an
 // anchor from the sums over its kept pairs. Formulas and sources are those of the Python classes of
-// the same names (ms_kernels/rules/weighting.py).
+// the same names (ms_kernels/rules: weighting.py, softmax.py, triplet.py).
 #pragma once
 
 #include "form.h"
@@ -103,7 +103,7 @@ struct SupCon : AnyRule {
     if (!(sums.pos_kept > T(0))) return {T(0), no_term<T>(), no_term<T>()};
     const T lse = log_add_exp(sums.positive, sums.negative), each = 1 / temperature;
     return {
-        lse - sums.moment * each / sums.pos_kept, {each, lse}, {each, lse, -each / sums.pos_kept}};
+        lse - sums.moment * each / sums.pos_kept, {each, lse}, {each, lse}, -each / sums.pos_kept};
   }
 };
 
@@ -160,7 +160,7 @@ struct DecoupledContrastive : AnyRule {
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
     if (!(sums.pos_kept > T(0) && sums.neg_kept > T(0))) return {T(0), no_term<T>(), no_term<T>()};
     const T each = 1 / temperature, pull = each / sums.pos_kept;
-    return {sums.negative - sums.moment * pull, {each, sums.negative}, {T(0), T(0), -pull}};
+    return {sums.negative - sums.moment * pull, {each, sums.negative}, no_term<T>(), -pull};
   }
 };
 
@@ -168,13 +168,11 @@ struct DecoupledContrastive : AnyRule {
 // pass by there must show.
 template <typename T>
 struct UnknownRule : AnyRule {
-  MSK_HOST_DEVICE Form<T> negative() const {
-    return {Shape::exponential, kNoNumber<T>, kNoNumber<T>};
-  }
+  MSK_HOST_DEVICE Form<T> negative() const { return {Shape::exponential, kNaN<T>, kNaN<T>}; }
   MSK_HOST_DEVICE Form<T> positive() const { return negative(); }
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>&) const {
-    const KindTerm<T> term{kNoNumber<T>, kNoNumber<T>};
-    return {kNoNumber<T>, term, term};
+    const KindTerm<T> term{kNaN<T>, kNaN<T>};
+    return {kNaN<T>, term, term};
   }
 };
 

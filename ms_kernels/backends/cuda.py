@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends import gpu
-from ms_kernels.backends.interface import Found, Side, Term
+from ms_kernels.backends.interface import Side
 from ms_kernels.backends.native import (
     NativeBackend,
     NativeCall,
@@ -24,6 +24,7 @@ from ms_kernels.settings import ONE_LAUNCH, options
 LEAST_CAPABILITY = 80
 # The first drivers that run a major version of CUDA, by NVIDIA's release notes.
 LEAST_DRIVER = {11: "450.80", 12: "525.60", 13: "580.65"}
+DEVICE = "cuda"  # the kind whose memory the kernels read
 REBUILD = "MSK_CUDA=ON pip install -v --no-deps . in the source folder"
 
 
@@ -145,7 +146,7 @@ def ordinals_in_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 class _Call(NativeCall):
     def __init__(self, job: str, rows: Side, columns: Side | None, spec: PairSpec) -> None:
-        super().__init__(rows, columns)
+        super().__init__(rows, columns, DEVICE)
         module = _module()
         if self.device.type == "cuda":
             _refuse(self.device)
@@ -191,25 +192,4 @@ class _Call(NativeCall):
 _backend = NativeBackend(_Call)
 row_statistics = _backend.row_statistics
 embedding_gradient = _backend.embedding_gradient
-
-
-def loss_and_gradient(
-    anchors: Side,
-    candidates: Side | None,
-    spec: PairSpec,
-    need_dx: bool,
-    need_dr: bool,
-    dloss: Tensor | None = None,
-) -> Found:
-    """Row losses (N,), kept pairs of each row (N,), gradients of the losses' sum."""
-    if dloss is None or not spec.is_multi_similarity:
-        return _backend.loss_and_gradient(anchors, candidates, spec, need_dx, need_dr, dloss)
-    # The MS loss takes an incoming gradient with finished statistics only.
-    stats = row_statistics(anchors, candidates, spec)
-    term, dx, dr = Term(stats, dloss), None, None
-    if need_dx:
-        both = term if candidates is None else None
-        dx = embedding_gradient(anchors, candidates, spec, term, both)
-    if need_dr and candidates is not None:
-        dr = embedding_gradient(candidates, anchors, spec, None, term)
-    return spec.loss_of(stats), stats.pos_kept + stats.neg_kept, dx, dr
+loss_and_gradient = _backend.loss_and_gradient

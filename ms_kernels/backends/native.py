@@ -22,11 +22,62 @@ def native_dtype(module: Any, x: Tensor) -> Any:
     return getattr(module.DType, str(x.dtype).removeprefix("torch."))
 
 
-def native_spec(spec: PairSpec, dtype: torch.dtype) -> tuple[float, ...]:
-    """In the order of csrc/module_call.h; what is not given is infinite."""
+def native_spec(
+    spec: PairSpec, dtype: torch.dtype
+) -> tuple[tuple[int, int, int], tuple[float, ...]]:
+    """Codes and a flag, then options, in the order of csrc/module_call.h; what is not given is
+    infinite."""
+    weighting, a, b, c, mining, d, e = spec.native_rules(torch.finfo(dtype).max)
     cap = spec.max_positive_similarity
-    shared = (math.inf if cap is None else cap, float(spec.normalize))
-    return *spec.native_rules(torch.finfo(dtype).max), *shared
+    codes = int(weighting), int(mining), int(spec.normalize)
+    return codes, (a, b, c, d, e, math.inf if cap is None else cap)
+
+
+# An op can be called without the checks of the public functions: these keep memory safe.
+def check_array(name: str, array: Tensor, count: int, device: torch.device) -> None:
+    if array.shape != (count,) or array.device != device:
+        raise ValueError(
+            f"{name}: expected shape ({count},) on {device}, "
+            f"got {tuple(array.shape)} on {array.device}"
+        )
+    _check_storage(name, array)
+
+
+def _check_side(name: str, side: Side, device: torch.device) -> None:
+    x = side.embeddings
+    if x.ndim != 2 or x.device != device:
+        raise ValueError(
+            f"{name}: expected embeddings (N, D) on {device}, got {tuple(x.shape)} on {x.device}"
+        )
+    _check_storage(name, x)
+    for kind, codes in (("labels", side.labels), ("ids", side.ids)):
+        if codes is None:
+            continue
+        if codes.dtype != torch.int64:
+            raise TypeError(f"{name}: expected {kind} of torch.int64, got {codes.dtype}")
+        check_array(f"{name}, {kind}", codes, len(x), device)
+
+
+def _check_columns(rows: Side, columns: Side) -> None:
+    x, r = rows.embeddings, columns.embeddings
+    if x.dtype != r.dtype:
+        raise TypeError(f"columns: expected dtype {x.dtype} as the rows, got {r.dtype}")
+    if x.shape[1:] != r.shape[1:]:
+        raise ValueError(f"columns: expected shape (M, {x.shape[-1]}), got {tuple(r.shape)}")
+    if (rows.ids is None) != (columns.ids is None):
+        raise ValueError("ids: expected them on both sides or on neither, got one")
+
+
+def _check_storage(name: str, x: Tensor) -> None:
+    if not x.numel():
+        return
+    last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    wanted = (x.storage_offset() + last + 1) * x.element_size()
+    if x.untyped_storage().nbytes() < wanted:
+        raise ValueError(
+            f"{name}: expected a storage of {wanted} bytes, "
+            f"got {x.untyped_storage().nbytes()}; it was resized or freed"
+        )
 
 
 class NativeCall:
@@ -34,9 +85,15 @@ class NativeCall:
 
     native: Any
 
-    def __init__(self, rows: Side, columns: Side | None) -> None:
+    def __init__(self, rows: Side, columns: Side | None, kind: str) -> None:
+        """kind: of the device that the kernels read, "cpu" or "cuda"."""
+        found = rows.embeddings.device
+        self.device = found if found.type == kind else torch.device(kind)
+        _check_side("rows", rows, self.device)
+        if columns is not None:
+            _check_side("columns", columns, self.device)
+            _check_columns(rows, columns)
         self.rows, self.columns = rows, columns
-        self.device = rows.embeddings.device
         self.dtype = compute_dtype(rows.embeddings)
         self.read: list[Tensor] = []
 
@@ -62,6 +119,7 @@ class NativeCall:
 
     def loss_and_gradient(self, need_dx: bool, need_dr: bool, dloss: Tensor | None) -> Found:
         if dloss is not None:
+            check_array("dloss", dloss, len(self.rows.labels), self.device)
             self.native.read_dloss(self.address(dloss.to(self.dtype)))
         n = len(self.rows.labels)
         row_loss, kept = self.empty(n), self.empty(n, torch.int64)
@@ -82,6 +140,14 @@ class NativeCall:
     def term(self, term: Term | None, side: Side) -> tuple[int, ...] | None:
         if term is None:
             return None
+        for name, array in zip(
+            (*term.stats._fields, "dloss"), (*term.stats, term.dloss), strict=True
+        ):
+            check_array(f"term, {name}", array, len(side.labels), self.device)
+            counts = name.endswith("_kept")
+            if array.is_floating_point() == counts or (counts and array.dtype != torch.int64):
+                wanted = "torch.int64" if counts else "floating-point numbers"
+                raise TypeError(f"term, {name}: expected {wanted}, got {array.dtype}")
         return tuple(
             self.address(a if a.dtype == torch.int64 else a.to(self.dtype))
             for a in (*term.stats, term.dloss)

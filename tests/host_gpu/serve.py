@@ -14,6 +14,7 @@ def serve(monkeypatch, module, path="one_launch"):
     monkeypatch.setattr(dispatch, "built", lambda *_: built)
     monkeypatch.setattr(dispatch, "why_missing", lambda n: None if n == "cuda" else why_missing(n))
     monkeypatch.setattr(cuda, "_module", lambda: module)
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
     monkeypatch.setattr(cuda, "ONE_LAUNCH", {"one_launch": 2**31, "by_tiles": -1}[path])
     return "cuda"
 

@@ -117,7 +117,7 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
     }
     const RowTerm<Scalar> found = loss.finish(sums);
     static_cast<Scalar*>(p.row_loss)[i] = found.loss + poison;
-    p.kept[i] = std::int64_t(peaks.pos_kept) + peaks.neg_kept;
+    p.kept[i] = hardest.finite ? std::int64_t(peaks.pos_kept) + peaks.neg_kept : 0;
     const Scalar dloss = (p.dloss ? static_cast<const Scalar*>(p.dloss)[i] : Scalar(1)) + poison;
     term.finish(found, dloss, hardest.finite);
     pass.rows.set_family_term(i, term);

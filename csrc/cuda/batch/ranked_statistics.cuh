@@ -64,7 +64,7 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
         continue;
       ++kept.positive;
       const int rank = loss.rank(p.ordinals[j]);
-      if (rank >= 0) threshold[rank * stride] = row[j] - loss.a;
+      if (rank >= 0) threshold[rank * stride] = row[j] - loss.margin;
     }
     kept = block_reduce<kWarps<P>>(kept, kept_smem, KeptNumbers::plus);
     Scalar sum = Scalar(0), least = kInfinity<Scalar>;
@@ -98,11 +98,11 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
     const Scalar poison = hardest.finite ? Scalar(0) : kNaN<Scalar>;
     Scalar& row_loss = static_cast<Scalar*>(p.row_loss)[i];
     row_loss = (loss.passed ? row_loss : Scalar(0)) + found.loss + poison;
-    p.kept[i] = std::int64_t(kept.positive) + kept.negative;
+    p.kept[i] = hardest.finite ? std::int64_t(kept.positive) + kept.negative : 0;
     const Scalar dloss = (p.dloss ? static_cast<const Scalar*>(p.dloss)[i] : Scalar(1)) + poison;
     term.finish(found, dloss, hardest.finite);
-    term.negative.offset = least;
     pass.rows.set_family_term(i, term);
+    pass.rows.least_threshold[i] = least;
   }
 }
 

@@ -45,15 +45,16 @@ inline MSK_PHASE bool next_round(const Problem& p) {
 template <typename T>
 struct RankedTerm {
   FamilyTerm<T> term;
+  T least_threshold;
   const T* threshold;  // of this anchor, the next rank at `stride`
   const std::int32_t* reached;
   std::int64_t stride;
 
-  // `ordinal`: of the candidate within its class. The negatives' offset is the least threshold.
+  // `ordinal`: of the candidate within its class.
   MSK_DEVICE T weight(const RankedLoss<T>& loss, T s, bool is_positive, bool is_negative,
                       std::int64_t ordinal) const {
     std::int32_t number = 0;
-    if (is_negative && s >= term.negative.offset && s > term.neg_above && s < term.neg_below) {
+    if (is_negative && s >= least_threshold && s > term.neg_above && s < term.neg_below) {
       for (int k = 0; k < loss.ranks; ++k) number += s >= threshold[k * stride];
       if (number) return T(number) * term.negative.coefficient;
     }
@@ -70,7 +71,8 @@ struct RankedTerm {
 // Of anchor i, whose lists are in the buffers of the side.
 template <class P>
 MSK_DEVICE RankedTerm<typename P::Scalar> ranked_term(const Side<P>& side, std::int64_t i) {
-  return {side.family_term(i), side.threshold + i, side.reached + i, padded<P>(side.count)};
+  return {side.family_term(i), side.least_threshold[i], side.threshold + i, side.reached + i,
+          padded<P>(side.count)};
 }
 
 }  // namespace msk::gpu

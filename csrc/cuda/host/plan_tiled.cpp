@@ -57,13 +57,14 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
   for (void** array : {&p.row_buffers.hardest_positive, &p.row_buffers.hardest_negative,
                        &p.row_buffers.negative_sum})
     *array = carver.take(scan ? n * scalar : 0);
-  p.row_buffers.least_threshold = carver.take(scan ? row_tiles * scalar : 0);
+  p.row_buffers.least_neg_threshold = carver.take(scan ? row_tiles * scalar : 0);
   p.row_buffers.neg_kept = static_cast<std::int32_t*>(carver.take(scan ? n * 4 : 0));
   if (p.self && p.job != Job::gradient) p.column_buffers = p.row_buffers;
   t.positives = carver.take(scan ? t.parts * n * scalar : 0);
   t.pos_kept = static_cast<std::int32_t*>(carver.take(scan ? t.parts * n * 4 : 0));
+  // Bounds say which tiles weigh little for incoming gradients of 1; of others every tile counts.
   t.weight_bounds = nullptr;
-  if (scan && gradient)
+  if (scan && gradient && !p.dloss)
     t.weight_bounds = carver.take(row_tiles * divided(column_tiles, t.tiles_per_bound) * scalar);
 
   // Partial sums are done with when the first list is made.

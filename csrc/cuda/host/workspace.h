@@ -43,11 +43,12 @@ class Carver {
 
 inline void carve_terms(const Problem& p, std::int64_t n, SideBuffers& buffers, Carver& carver) {
   const std::int64_t scalar = scalar_bytes(p);
-  for (void** array : {&buffers.neg_threshold, &buffers.pos_threshold, &buffers.neg_offset,
-                       &buffers.pos_offset, &buffers.dloss})
-    *array = carver.take(n * scalar);
+  for (void** array : {&buffers.neg_offset, &buffers.pos_offset}) *array = carver.take(n * scalar);
+  for (void** array : {&buffers.neg_threshold, &buffers.pos_threshold, &buffers.dloss})
+    *array = carver.take(p.family ? 0 : n * scalar);
   for (void** array :
-       {&buffers.neg_below, &buffers.pos_below, &buffers.pos_factor, &buffers.pos_constant})
+       {&buffers.neg_above, &buffers.neg_below, &buffers.pos_above, &buffers.pos_below,
+        &buffers.neg_coefficient, &buffers.pos_coefficient, &buffers.pos_constant})
     *array = carver.take(p.family ? n * scalar : 0);
   if (!p.by_tiles) return;
   for (void** array : {&buffers.least_offset, &buffers.greatest_offset})
@@ -66,10 +67,11 @@ inline void carve_side(const Problem& p, const SideInput& side, SideBuffers& buf
 
 inline void carve_ranks(Problem& p, Carver& carver) {
   p.passed = static_cast<std::int64_t*>(carver.take(sizeof(std::int64_t)));
-  const std::int64_t listed = padded(p, p.rows.count) * p.ranks_per_round;
+  const std::int64_t n = padded(p, p.rows.count), listed = n * p.ranks_per_round;
   p.row_buffers.threshold = carver.take(listed * scalar_bytes(p));
   p.row_buffers.reached =
       static_cast<std::int32_t*>(carver.take(listed * std::int64_t(sizeof(std::int32_t))));
+  p.row_buffers.least_threshold = carver.take(n * scalar_bytes(p));
 }
 
 inline void carve_sides(Problem& p, Carver& carver) {

@@ -33,18 +33,21 @@ struct SideBuffers {
   void* scale;    // unit row = scale * copy; NaN marks a row with a non-finite element
   void* residue;  // what rounding took from the scale, as a part of it
   void* inverse;  // 1 / norm of the input row; 0 where the norm is under its floor
-  // Of a pair with similarity s, when this side weighs it.
-  void *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
-  // Of a family member besides, whose negatives' factor stands for dloss; see Term.
-  void *neg_below, *pos_below, *pos_factor, *pos_constant;
-  // Of anchors of a ranked one besides (ranks.cuh), (ranks of a round, padded).
+  // Of a pair, when this side weighs it: of the MS loss see Term, of a family member FamilyTerm.
+  void *neg_offset, *pos_offset;
+  void *neg_threshold, *pos_threshold, *dloss;  // of the MS loss alone
+  // Of a family member alone.
+  void *neg_above, *neg_below, *pos_above, *pos_below;
+  void *neg_coefficient, *pos_coefficient, *pos_constant;
+  // Of anchors of a ranked one besides (ranks.cuh), (ranks of a round, padded), and the least.
   void* threshold;
   std::int32_t* reached;
+  void* least_threshold;
   // The tiled path only. Of rows:
   void *hardest_positive, *hardest_negative, *negative_sum;  // what the scans found so far
   std::int32_t* neg_kept;
   // Of tiles of rows:
-  void *least_threshold, *least_offset, *greatest_offset;  // of the negatives
+  void *least_neg_threshold, *least_offset, *greatest_offset;  // of the negatives
   std::int32_t* poisoned;  // one flag: a row loss, or its incoming gradient, is NaN
 };
 
@@ -89,7 +92,7 @@ struct Problem {
   Options options;
   Rules rules;
   bool family;                     // any rules, in one launch; else the MS loss with its own mining
-  const void* dloss;               // of a family member: of each row's loss; null: ones
+  const void* dloss;               // Job::loss_and_gradient: of each row's loss; null: ones
   bool ranked;                     // a family member that compares pairs of pairs: see ranks.cuh
   int ranks_per_round;             // positives of an anchor that go at once
   std::int64_t* passed;            // (1): of each class, in earlier rounds

@@ -14,7 +14,7 @@ struct KeptPairs {
   bool finite;  // every similarity is
 };
 
-// By the thread that owns row i; returns its neg_lse.
+// By the thread that owns row i; returns its neg_lse. A row that is not finite keeps nothing.
 template <class P>
 MSK_DEVICE typename P::Scalar finish_row(const Problem& p, const Pairs<P>& pairs, std::int64_t i,
                                          const KeptPairs<typename P::Scalar>& found) {
@@ -31,14 +31,15 @@ MSK_DEVICE typename P::Scalar finish_row(const Problem& p, const Pairs<P>& pairs
     static_cast<Scalar*>(p.statistics.hardest_negative)[sample] = found.hardest_negative + poison;
     static_cast<Scalar*>(p.statistics.pos_sum)[sample] = pos_lse;
     static_cast<Scalar*>(p.statistics.neg_sum)[sample] = neg_lse;
-    p.statistics.pos_kept[sample] = found.pos_kept;
-    p.statistics.neg_kept[sample] = found.neg_kept;
+    p.statistics.pos_kept[sample] = found.finite ? found.pos_kept : 0;
+    p.statistics.neg_kept[sample] = found.finite ? found.neg_kept : 0;
     static_cast<Scalar*>(p.statistics.pos_moment)[sample] = Scalar(0);
   } else {
     static_cast<Scalar*>(p.row_loss)[sample] = loss.row_loss(pos_lse, neg_lse);
-    p.kept[sample] = std::int64_t(found.pos_kept) + found.neg_kept;
+    p.kept[sample] = found.finite ? std::int64_t(found.pos_kept) + found.neg_kept : 0;
+    const Scalar dloss = p.dloss ? static_cast<const Scalar*>(p.dloss)[sample] : Scalar(1);
     pairs.rows.set_term(i, loss, found.hardest_positive, found.hardest_negative, pos_lse, neg_lse,
-                        Scalar(1));
+                        dloss);
   }
   return neg_lse;
 }

@@ -9,11 +9,6 @@
 
 namespace msk::gpu {
 
-template <typename T>
-constexpr T kInfinity = std::numeric_limits<T>::infinity();
-template <typename T>
-constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
-
 // Between 1 and the next number.
 template <typename T>
 constexpr T kUlp = std::numeric_limits<T>::epsilon();
@@ -45,13 +40,14 @@ struct Term {
 template <typename T>
 struct FamilyTerm {
   T neg_above, neg_below, pos_above, pos_below;
-  KindTerm<T> negative, positive;  // the incoming gradient in coefficient and constant
+  KindTerm<T> negative, positive;  // the incoming gradient in coefficients and constant
+  T pos_constant;
 
   MSK_DEVICE T weight(const PairLoss<T>& loss, T s, bool is_positive, bool is_negative) const {
     if (is_negative && s > neg_above && s < neg_below) return weight_of(loss.negative, s, negative);
     const T value = loss.positive.sign * s;
     if (is_positive && value > pos_above && value < pos_below)
-      return loss.positive.sign * weight_of(loss.positive, value, positive);
+      return loss.positive.sign * (weight_of(loss.positive, value, positive) + pos_constant);
     // NaN for a row whose loss is NaN, whatever is kept.
     return negative.coefficient - negative.coefficient;
   }
@@ -60,6 +56,7 @@ struct FamilyTerm {
   MSK_DEVICE void finish(const RowTerm<T>& found, T dloss, bool finite) {
     negative = times_dloss(found.negative, dloss);
     positive = times_dloss(found.positive, dloss);
+    pos_constant = times_dloss(found.positive_constant, dloss);
     if (!finite) negative.coefficient = kNaN<T>;
   }
 };
@@ -82,10 +79,13 @@ struct Side {
   std::int64_t count, stride;
   typename P::Operand* copy;
   Scalar *scale, *residue, *inverse;
-  Scalar *neg_threshold, *pos_threshold, *neg_offset, *pos_offset, *dloss;
-  Scalar *neg_below, *pos_below, *pos_factor, *pos_constant;  // of a family member
-  Scalar* threshold;                                          // of a ranked one
+  Scalar *neg_offset, *pos_offset;
+  Scalar *neg_threshold, *pos_threshold, *dloss;          // of the MS loss
+  Scalar *neg_above, *neg_below, *pos_above, *pos_below;  // of a family member
+  Scalar *neg_coefficient, *pos_coefficient, *pos_constant;
+  Scalar* threshold;  // of a ranked one
   std::int32_t* reached;
+  Scalar* least_threshold;
   const std::int64_t *labels, *ids;
 
   MSK_DEVICE Side(const SideInput& in, const SideBuffers& buffers, std::int64_t stride)
@@ -95,17 +95,21 @@ struct Side {
         scale(static_cast<Scalar*>(buffers.scale)),
         residue(static_cast<Scalar*>(buffers.residue)),
         inverse(static_cast<Scalar*>(buffers.inverse)),
-        neg_threshold(static_cast<Scalar*>(buffers.neg_threshold)),
-        pos_threshold(static_cast<Scalar*>(buffers.pos_threshold)),
         neg_offset(static_cast<Scalar*>(buffers.neg_offset)),
         pos_offset(static_cast<Scalar*>(buffers.pos_offset)),
+        neg_threshold(static_cast<Scalar*>(buffers.neg_threshold)),
+        pos_threshold(static_cast<Scalar*>(buffers.pos_threshold)),
         dloss(static_cast<Scalar*>(buffers.dloss)),
+        neg_above(static_cast<Scalar*>(buffers.neg_above)),
         neg_below(static_cast<Scalar*>(buffers.neg_below)),
+        pos_above(static_cast<Scalar*>(buffers.pos_above)),
         pos_below(static_cast<Scalar*>(buffers.pos_below)),
-        pos_factor(static_cast<Scalar*>(buffers.pos_factor)),
+        neg_coefficient(static_cast<Scalar*>(buffers.neg_coefficient)),
+        pos_coefficient(static_cast<Scalar*>(buffers.pos_coefficient)),
         pos_constant(static_cast<Scalar*>(buffers.pos_constant)),
         threshold(static_cast<Scalar*>(buffers.threshold)),
         reached(buffers.reached),
+        least_threshold(static_cast<Scalar*>(buffers.least_threshold)),
         labels(in.labels),
         ids(in.ids) {}
 
@@ -113,20 +117,24 @@ struct Side {
     return {neg_threshold[i], pos_threshold[i], neg_offset[i], pos_offset[i], dloss[i]};
   }
   MSK_DEVICE FamilyTerm<Scalar> family_term(std::int64_t i) const {
-    return {neg_threshold[i],          neg_below[i],
-            pos_threshold[i],          pos_below[i],
-            {dloss[i], neg_offset[i]}, {pos_factor[i], pos_offset[i], pos_constant[i]}};
+    return {neg_above[i],
+            neg_below[i],
+            pos_above[i],
+            pos_below[i],
+            {neg_coefficient[i], neg_offset[i]},
+            {pos_coefficient[i], pos_offset[i]},
+            pos_constant[i]};
   }
   MSK_DEVICE void set_family_term(std::int64_t i, const FamilyTerm<Scalar>& term) const {
-    neg_threshold[i] = term.neg_above;
+    neg_above[i] = term.neg_above;
     neg_below[i] = term.neg_below;
-    pos_threshold[i] = term.pos_above;
+    pos_above[i] = term.pos_above;
     pos_below[i] = term.pos_below;
-    dloss[i] = term.negative.coefficient;
+    neg_coefficient[i] = term.negative.coefficient;
     neg_offset[i] = term.negative.offset;
-    pos_factor[i] = term.positive.coefficient;
+    pos_coefficient[i] = term.positive.coefficient;
     pos_offset[i] = term.positive.offset;
-    pos_constant[i] = term.positive.constant;
+    pos_constant[i] = term.pos_constant;
   }
   MSK_DEVICE void set_term(std::int64_t i, const MultiSimilarity<Scalar>& loss,
                            Scalar hardest_positive, Scalar hardest_negative, Scalar pos_lse,

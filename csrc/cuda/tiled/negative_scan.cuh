@@ -53,9 +53,9 @@ struct NegativeScan {
   // threshold is looked at too: rounding may still keep a positive that it decides about.
   MSK_DEVICE Scalar bar(std::int64_t row_tile, std::int64_t column_tile) const {
     if (p.job == Job::statistics) return -kInfinity<Scalar>;  // wants the hardest in any case
-    Scalar least = of(p.row_buffers.least_threshold, row_tile);
+    Scalar least = of(p.row_buffers.least_neg_threshold, row_tile);
     if (pairs.self) {
-      const Scalar other = of(p.row_buffers.least_threshold, column_tile);
+      const Scalar other = of(p.row_buffers.least_neg_threshold, column_tile);
       least = other < least ? other : least;
     }
     if (std::isinf(least)) return least;

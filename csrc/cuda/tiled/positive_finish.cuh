@@ -88,7 +88,7 @@ positive_finish_kernel(const MSK_PARAMETER Problem p) {
     neg_lse = finish_row<P>(p, pairs, i,
                             {static_cast<const Scalar*>(side.hardest_positive)[i], negative.hardest,
                              found.sum, negative.sum, found.kept, negative.kept, finite});
-    if (!finite && p.job != Job::statistics) raise_flag(side.poisoned);
+    if (p.job != Job::statistics && std::isnan(pairs.rows.dloss[i])) raise_flag(side.poisoned);
   }
   if (p.job == Job::statistics) return;
   tile_bounds<P>(side, tile, softplus(neg_lse), owner, least_smem, greatest_smem);

@@ -85,7 +85,8 @@ open_sums_kernel(const MSK_PARAMETER Problem p) {
     if (i < pairs.rows.count) threshold.value = pairs.loss.negative_threshold(hardest);
   }
   threshold = block_reduce<kWarps<P>>(threshold, smem, Least<Scalar>::lesser);
-  if (threadIdx.x == 0) static_cast<Scalar*>(p.row_buffers.least_threshold)[tile] = threshold.value;
+  if (threadIdx.x == 0)
+    static_cast<Scalar*>(p.row_buffers.least_neg_threshold)[tile] = threshold.value;
 }
 
 }  // namespace msk::gpu

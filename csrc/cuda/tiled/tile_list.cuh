@@ -54,9 +54,8 @@ template <class P>
 MSK_KERNEL(kThreads<P>, 2)
 tile_list_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
-  constexpr int kListStep = kThreads<P>;           // tiles of columns at a time
-  constexpr int kShare = kThreads<P> / kListStep;  // threads a tile of columns
-  static_assert(kThreads<P> % kListStep == 0, "as many threads for each tile of columns");
+  constexpr int kListStep = kThreads<P>;  // tiles of columns at a time
+  static_assert(kListStep <= kThreads<P>, "a thread for each tile of columns");
   const Tiled& t = p.tiled;
   const OrderedPairs<P> pairs(p);
   auto* const smem = reinterpret_cast<Greatest<Scalar>*>(shared_memory());
@@ -67,8 +66,8 @@ tile_list_kernel(const MSK_PARAMETER Problem p) {
   if (t.weight_bounds) {
     const LightTiles<P> light(p, pairs, smem);
     for (std::int64_t first = 0; first < pairs.column_tiles; first += kListStep) {
-      const std::int64_t column = first + threadIdx.x / kShare;
-      const bool listed = threadIdx.x % kShare == 0 && column < pairs.column_tiles &&
+      const std::int64_t column = first + threadIdx.x;
+      const bool listed = threadIdx.x < kListStep && column < pairs.column_tiles &&
                           (pairs.overlap(tile, column) || !light(tile, column));
       const unsigned lanes = __ballot_sync(0xffffffffu, listed);
       __syncthreads();  // the counts may still be read for the tiles before
