@@ -25,7 +25,8 @@ class RowStatistics(NamedTuple):
         pair, where its pairs enter by exponentials (MultiSimilarity, BinLifted, LiftedStructure,
         SupCon, NCA, Circle, the negatives of NTXent); else a plain sum, 0 without one. Of Triplet
         neg_sum is the loss.
-    pos_kept, neg_kept: number of kept pairs.
+    pos_kept, neg_kept: number of kept pairs; 0 of an anchor with a similarity that is not finite,
+        whose other numbers are NaN.
     pos_moment: over kept positives, of SupCon the sum of similarities, of NTXent the derivative of
         pos_sum by neg_sum; else 0.
     """
@@ -86,14 +87,15 @@ def row_statistics(
         negative = negative & (sim > (least - epsilon).detach())
 
     # A non-finite similarity fails every comparison above: without this the loss would hide it.
-    poison = torch.where(sim.isfinite().all(1), 0.0, math.nan).to(sim.dtype)
+    finite = sim.isfinite().all(1)
+    poison = torch.where(finite, 0.0, math.nan).to(sim.dtype)
     return RowStatistics(
         least[:, 0] + poison,
         most[:, 0] + poison,
         masked_log_sum_exp(-alpha * (sim - base), positive) + poison,
         masked_log_sum_exp(beta * (sim - base), negative) + poison,
-        positive.sum(1),
-        negative.sum(1),
+        positive.sum(1) * finite,
+        negative.sum(1) * finite,
         torch.zeros_like(poison),
     )
 

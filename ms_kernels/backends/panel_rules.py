@@ -19,15 +19,16 @@ def statistics_of(panel: Panel, spec: PairSpec) -> RowStatistics:
     sim = panel.sim
     least, most = _mining(spec).hardest(sim, panel.positive, panel.negative)
     positive, negative = _kept(panel, least, most, spec)
-    poison = torch.where(sim.isfinite().all(1), 0.0, math.nan).to(sim.dtype)
+    finite = sim.isfinite().all(1)
+    poison = torch.where(finite, 0.0, math.nan).to(sim.dtype)
     pos_sum, neg_sum, moment = _weighting(spec).row_sums(sim, positive, negative)
     return RowStatistics(
         least[:, 0] + poison,
         most[:, 0] + poison,
         pos_sum + poison,
         neg_sum + poison,
-        positive.sum(1),
-        negative.sum(1),
+        positive.sum(1) * finite,
+        negative.sum(1) * finite,
         poison if moment is None else moment + poison,
     )
 

@@ -122,12 +122,14 @@ def row_losses(
     positive: Tensor,
     negative: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """(rows,) losses after mining, NaN where a similarity is not finite, and the kept pairs."""
+    """(rows,) losses after mining and numbers of kept pairs; of a row with a similarity that is not
+    finite NaN and 0."""
     with torch.no_grad():
         positive, negative = kept_pairs(mining, similarity, positive, negative)
-        kept = positive.sum(1) + negative.sum(1)
+        finite = similarity.isfinite().all(1)
+        kept = (positive.sum(1) + negative.sum(1)) * finite
         # A factor and no summand: what a NaN loss weighs is NaN too.
-        poison = torch.where(similarity.isfinite().all(1), 1.0, math.nan)
+        poison = torch.where(finite, 1.0, math.nan)
     version = version_of(similarity)
     try:
         loss = row_function(similarity, positive, negative)
