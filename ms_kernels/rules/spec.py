@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ms_kernels.checks import MOST_OPTION, check_flag, check_number, take_numbers
+from ms_kernels.checks import MOST_OPTION, check_flag, check_number, check_rule, take_numbers
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import (
+    BoundedMining,
     HardestMining,
     Mining,
     MultiSimilarityMining,
@@ -22,7 +23,7 @@ from ms_kernels.rules.mining import (
     ThresholdMining,
     TopKMining,
 )
-from ms_kernels.rules.sums import RowSums
+from ms_kernels.rules.sums import RowSums, SummedWeighting
 from ms_kernels.rules.weighting import (
     NCA,
     BinLifted,
@@ -40,7 +41,7 @@ from ms_kernels.rules.weighting import (
 )
 
 # The rules by their codes, which are those of csrc/rules/rules.h; NPair is NTXent to the kernels.
-WEIGHTINGS: tuple[type[Weighting], ...] = (
+WEIGHTINGS: tuple[type[SummedWeighting], ...] = (
     MultiSimilarity,
     Contrastive,
     BinomialDeviance,
@@ -54,7 +55,7 @@ WEIGHTINGS: tuple[type[Weighting], ...] = (
     DecoupledContrastive,
     NPair,
 )
-MININGS: tuple[type[Mining], ...] = (
+MININGS: tuple[type[BoundedMining], ...] = (
     NoMining,
     MultiSimilarityMining,
     HardestMining,
@@ -89,8 +90,13 @@ class PairOptions:
 class PairSpec(PairOptions):
     """A loss of this package. Default: the Multi-Similarity loss with its own mining."""
 
-    weighting: Weighting = MultiSimilarity()
-    mining: Mining = MultiSimilarityMining()
+    weighting: SummedWeighting = MultiSimilarity()
+    mining: BoundedMining = MultiSimilarityMining()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rule("weighting", self.weighting, SummedWeighting)
+        check_rule("mining", self.mining, BoundedMining)
 
     @property
     def is_multi_similarity(self) -> bool:
@@ -106,7 +112,7 @@ class PairSpec(PairOptions):
     def loss_of(self, stats: RowStatistics) -> Tensor:
         """Loss of each anchor from its statistics, (N,)."""
         _, _, pos, neg, pos_kept, neg_kept, moment = stats
-        loss = self.weighting.loss_of(RowSums(pos, neg, pos_kept, neg_kept, moment))  # type: ignore[attr-defined]
+        loss = self.weighting.loss_of(RowSums(pos, neg, pos_kept, neg_kept, moment))
         # An anchor that is not finite keeps nothing, of which many losses make 0.
         return torch.where(neg.isnan(), neg, loss)
 
@@ -174,6 +180,8 @@ def _rule(packed: tuple[float, ...], known: tuple[type, ...]) -> Any:
 
 def spec_of(weighting: Weighting, mining: Mining, options: PairOptions) -> PairSpec | None:
     """What an op can be told of a pair of rules; None of rules that are not of this package."""
+    if not isinstance(weighting, SummedWeighting) or not isinstance(mining, BoundedMining):
+        return None
     if type(weighting) not in WEIGHTINGS or type(mining) not in MININGS:
         return None
     return PairSpec(
