@@ -197,7 +197,10 @@ def test_options_are_checked():
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"weighting": "x"}, r"weighting: expected a SummedWeighting rule, such as NTXent.*got 'x'"),
+        (
+            {"weighting": "x"},
+            r"weighting: expected a SummedWeighting rule, such as NTXent.*got 'x'",
+        ),
         ({"weighting": NTXent}, r"weighting: expected a rule, got its class; use NTXent\(\)"),
         ({"weighting": Weighting()}, r"weighting: expected a SummedWeighting rule.*got Weighting"),
         ({"mining": 3}, r"mining: expected a BoundedMining rule, such as NoMining\(\).*got 3"),

@@ -24,7 +24,7 @@ from ms_kernels.engine.ops import compute_dtype
 from ms_kernels.engine.refusals import constants, refuse_tracing
 from ms_kernels.reference import REDUCTIONS, RowStatistics
 from ms_kernels.rules.mining import NO_MINING, Mining, mining_of
-from ms_kernels.rules.spec import PairOptions, spec_of
+from ms_kernels.rules.spec import PairOptions, PairSpec, spec_of
 from ms_kernels.rules.weighting import MultiSimilarity, Triplet, Weighting
 
 
@@ -79,11 +79,11 @@ def pair_loss(
     if backend == "reference":
         return _dense(weighting, pairs, mining, shared, reduction)
     spec = spec_of(weighting, mining, shared)
-    known = dispatch.takers(spec)
-    dispatch.check_known(backend, spec, known, names_of(weighting, mining))
-    chosen = _resolve(backend, embeddings.device.type, known)
-    if backend == "auto" and isinstance(weighting, Triplet) and is_crowded(pairs, chosen):
-        backend = chosen = "panels"
+    dispatch.check_known(backend, spec, weighting, mining)
+    chosen = _chosen(backend, pairs, spec)
+    if backend == "auto" and isinstance(weighting, Triplet) and chosen in dispatch.MODULES:
+        if is_crowded(pairs, dispatch.MODULES[chosen].CROWD):
+            backend = chosen = "panels"
     # The op of a compiled graph runs where autograd, which panels need, is switched off.
     traced = chosen == "panels" and torch.compiler.is_compiling()
     if spec is None or (traced and not spec.is_multi_similarity):
@@ -169,17 +169,32 @@ def check_rules(weighting: object, mining: object) -> None:
     check_rule("mining", mining, Mining)
 
 
-def names_of(weighting: Weighting, mining: Mining) -> str:
-    return f"{type(weighting).__name__} with {type(mining).__name__}"
+def _chosen(backend: str, pairs: Pairs, spec: PairSpec | None) -> str:
+    x, r = pairs.embeddings, pairs.ref_emb
+    samples = len(x) if r is None else max(len(x), len(r))
+    if not torch.compiler.is_compiling():
+        return dispatch.resolve(backend, x.device.type, samples, spec, x.dtype)
+    # Sizes and options may be symbols: of them nothing but comparisons is asked, and of sizes only
+    # where the answer hangs on them.
+    sized = spec is not None and isinstance(spec.weighting, Triplet)
+    known = dispatch.takers(spec)
+    return _chosen_in_graph(
+        backend, x.device.type, dispatch.as_many(samples) if sized else 0, known, x.dtype
+    )
 
 
-def _resolve(backend: str, device: str, known: tuple[str, ...]) -> str:
-    return dispatch.resolve(backend, device, known=known)
+def _chosen_in_graph(
+    backend: str, device: str, samples: int, known: tuple[str, ...], dtype: torch.dtype
+) -> str:
+    if backend != "auto":
+        return dispatch.resolve(backend, device, samples, dtype=dtype)
+    here = dispatch.serving(dispatch.built(device), dispatch.DEFAULT, dtype)
+    return dispatch.choose(device, here & frozenset(known), samples)
 
 
 # A compiled graph takes the answer as a constant. torch.compiler.assume_constant_result sets this
 # too, but imports the compiler, which takes as long as the rest of torch.
-_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_chosen_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _dense(
@@ -267,13 +282,11 @@ def row_statistics(
     if spec is None:
         raise ValueError(
             "weighting, mining: expected rules of this package, whose losses follow from sums, got "
-            f"{names_of(weighting, mining)}; pair_weights takes any rule"
+            f"{dispatch.names_of(weighting, mining)}; pair_weights takes any rule"
         )
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-    device = embeddings.device.type
-    with constants(), torch.autocast(device, enabled=False):
-        known = dispatch.takers(spec)
-        dispatch.check_known(backend, spec, known, names_of(weighting, mining))
-        if _resolve(backend, device, known) == "reference":
+    with constants(), torch.autocast(embeddings.device.type, enabled=False):
+        dispatch.check_known(backend, spec, weighting, mining)
+        if _chosen(backend, pairs, spec) == "reference":
             return statistics_of(Panel(slice(len(labels)), *_similarities(pairs, shared)), spec)
         return RowStatistics(*ops.row_statistics(*pairs, spec.pack(), backend))

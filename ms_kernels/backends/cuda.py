@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends import gpu
-from ms_kernels.backends.interface import Found, Side, Term
+from ms_kernels.backends.interface import Crowd, Found, Side, Term
 from ms_kernels.backends.native import (
     NativeBackend,
     NativeCall,
@@ -19,6 +19,12 @@ from ms_kernels.backends.native import (
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet
 from ms_kernels.settings import ONE_LAUNCH, options
+
+DEVICE = "cuda"
+NOTE = "CUDA C++ kernels, one launch for small batches"
+MOST_SAMPLES = ONE_LAUNCH
+# By reckoning, not measured on a GPU: kernels take longer the more candidates a class could have.
+CROWD = Crowd(4096, of_class=False)
 
 # Earlier GPUs have no bfloat16 and no asynchronous copies.
 LEAST_CAPABILITY = 80

@@ -18,6 +18,11 @@ from ms_kernels.backends.sweep import sweep
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 
+DEVICE = None
+NOTE = "streaming, plain PyTorch, any device"
+MOST_SAMPLES = None
+CROWD = None
+
 
 def missing() -> str | None:
     return None
