@@ -14,6 +14,8 @@ from torch.nn.functional import softplus
 REDUCTIONS = ("mean", "sum", "none", "mean_valid")
 # A row of smaller norm has no direction: it is divided by this, and its gradient is 0.
 NORM_FLOOR = 1e-12
+# Its own, so that it takes nothing from the package that it judges.
+ALPHA, BETA, BASE, EPSILON = 2.0, 50.0, 0.5, 0.1
 
 
 class RowStatistics(NamedTuple):
@@ -58,10 +60,10 @@ def row_statistics(
     *,
     ids: Tensor | None = None,
     ref_ids: Tensor | None = None,
-    alpha: float = 2.0,
-    beta: float = 50.0,
-    base: float = 0.5,
-    epsilon: float | None = 0.1,
+    alpha: float = ALPHA,
+    beta: float = BETA,
+    base: float = BASE,
+    epsilon: float | None = EPSILON,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
 ) -> RowStatistics:
@@ -189,10 +191,10 @@ def multi_similarity_loss(
     *,
     ids: Tensor | None = None,
     ref_ids: Tensor | None = None,
-    alpha: float = 2.0,
-    beta: float = 50.0,
-    base: float = 0.5,
-    epsilon: float | None = 0.1,
+    alpha: float = ALPHA,
+    beta: float = BETA,
+    base: float = BASE,
+    epsilon: float | None = EPSILON,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
     reduction: str = "mean",

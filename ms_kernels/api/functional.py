@@ -8,6 +8,7 @@ from ms_kernels.api.histogram import Histogram, histogram_loss
 from ms_kernels.api.streaming import streamed
 from ms_kernels.backends import dispatch
 from ms_kernels.backends.crowd import is_crowded
+from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.backends.panel_rules import statistics_of
 from ms_kernels.backends.sides import Panel
 from ms_kernels.backends.sweep import row_losses
@@ -20,10 +21,9 @@ from ms_kernels.checks import (
 )
 from ms_kernels.engine import ops
 from ms_kernels.engine.autograd import fused_loss, in_public_dtype, reduce_rows
-from ms_kernels.engine.ops import compute_dtype
 from ms_kernels.engine.refusals import constants, refuse_tracing
 from ms_kernels.reference import REDUCTIONS, RowStatistics
-from ms_kernels.rules.mining import NO_MINING, Mining, mining_of
+from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining, mining_of
 from ms_kernels.rules.spec import PairOptions, PairSpec, spec_of
 from ms_kernels.rules.weighting import MultiSimilarity, Triplet, Weighting
 
@@ -99,10 +99,10 @@ def multi_similarity_loss(
     *,
     ids: Tensor | None = None,
     ref_ids: Tensor | None = None,
-    alpha: float = 2.0,
-    beta: float = 50.0,
-    base: float = 0.5,
-    epsilon: float | None = 0.1,
+    alpha: float = MultiSimilarity.alpha,
+    beta: float = MultiSimilarity.beta,
+    base: float = MultiSimilarity.base,
+    epsilon: float | None = MultiSimilarityMining.epsilon,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
     reduction: str = "mean",
@@ -235,10 +235,10 @@ def row_statistics(
     mining: Mining | None = None,
     ids: Tensor | None = None,
     ref_ids: Tensor | None = None,
-    alpha: float = 2.0,
-    beta: float = 50.0,
-    base: float = 0.5,
-    epsilon: float | None = 0.1,
+    alpha: float = MultiSimilarity.alpha,
+    beta: float = MultiSimilarity.beta,
+    base: float = MultiSimilarity.base,
+    epsilon: float | None = MultiSimilarityMining.epsilon,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
     backend: str = "auto",
@@ -260,13 +260,14 @@ def row_statistics(
     Raises:
         TypeError, ValueError: before any work, for an argument that does not fit.
     """
-    given = (alpha, beta, base) != (2.0, 50.0, 0.5)
-    if weighting is not None and (given or (epsilon != 0.1)):
+    usual = MultiSimilarity.alpha, MultiSimilarity.beta, MultiSimilarity.base
+    slack_given = epsilon != MultiSimilarityMining.epsilon
+    if weighting is not None and (slack_given or (alpha, beta, base) != usual):
         raise ValueError(
             "alpha, beta, base, epsilon: expected none because weighting was given, got "
             f"{alpha}, {beta}, {base}, {epsilon}; they are options of the rules"
         )
-    if mining is not None and epsilon != 0.1:
+    if mining is not None and slack_given:
         raise ValueError(
             f"epsilon: expected none because mining was given, got {epsilon}; use "
             "mining=MultiSimilarityMining(epsilon)"

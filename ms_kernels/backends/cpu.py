@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Crowd, Found, Side, Term
+from ms_kernels.backends.interface import MOST_EXPONENT, Crowd, Found, Side, Term
 from ms_kernels.backends.native import (
     NativeBackend,
     NativeCall,
@@ -24,9 +24,6 @@ NOTE = "fused C++ kernels for CPU tensors"
 MOST_SAMPLES = None
 # docs/performance.md has the measurement.
 CROWD = Crowd(1024, of_class=True)
-
-# e to this power, 2^23 times, is a float32; so is its inverse.
-MOST_EXPONENT = 70
 
 
 def missing() -> str | None:

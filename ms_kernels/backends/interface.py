@@ -43,9 +43,13 @@ with candidates that of the row and those of all candidates.
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ms_kernels.reference import RowStatistics
+
+# e to this power, 2^23 times, is a float32; so is its inverse.
+MOST_EXPONENT = 70
 
 
 class Side(NamedTuple):
@@ -73,3 +77,8 @@ class Term(NamedTuple):
 
 # Row losses (N,), kept pairs of each row (N,), gradients of both sides where they were wanted.
 Found = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+def compute_dtype(embeddings: Tensor) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if embeddings.dtype == torch.float64 else torch.float32

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Found, Side, Term
+from ms_kernels.backends.interface import Found, Side, Term, compute_dtype
 from ms_kernels.rules.spec import PairSpec
 
 LossAndGradient = Callable[[Side, Side | None, PairSpec, bool, bool, Tensor | None], Found]
@@ -37,6 +37,5 @@ def gradient_of_anchors(
         parts.append(loss_and_gradient(columns, rows, spec, False, True, column_term.dloss)[3])
     found = [part for part in parts if part is not None]
     if not found:
-        wide = torch.float64 if rows.embeddings.dtype == torch.float64 else torch.float32
-        return torch.zeros_like(rows.embeddings, dtype=wide)
+        return torch.zeros_like(rows.embeddings, dtype=compute_dtype(rows.embeddings))
     return found[0] if len(found) == 1 else found[0] + found[1]

@@ -7,15 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Found, Side, Term
+from ms_kernels.backends.interface import Found, Side, Term, compute_dtype
 from ms_kernels.backends.listing import gradient_of_anchors
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def native_dtype(module: Any, x: Tensor) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, library
 
 from ms_kernels.backends import dispatch
-from ms_kernels.backends.interface import Side, Term
+from ms_kernels.backends.interface import Side, Term, compute_dtype
 from ms_kernels.checks import Pairs
 from ms_kernels.engine.refusals import differentiate_once, refuse_derivatives
 from ms_kernels.reference import RowStatistics
@@ -166,11 +166,6 @@ def _term(tensors: list[Tensor]) -> Term | None:
         return None
     *stats, dloss = tensors
     return Term(RowStatistics(*stats), dloss)
-
-
-def compute_dtype(embeddings: Tensor) -> torch.dtype:
-    """float64 for float64, else float32."""
-    return torch.float64 if embeddings.dtype == torch.float64 else torch.float32
 
 
 def _row_statistics_fake(embeddings: Tensor, *_: object) -> tuple[Tensor, ...]:
