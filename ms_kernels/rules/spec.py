@@ -40,7 +40,7 @@ from ms_kernels.rules.weighting import (
     Weighting,
 )
 
-# The rules by their codes, which are those of csrc/rules/rules.h; NPair is NTXent to the kernels.
+# In the order of their codes: a new rule is appended, in both lists and in csrc/rules/rules.h.
 WEIGHTINGS: tuple[type[SummedWeighting], ...] = (
     MultiSimilarity,
     Contrastive,
@@ -63,10 +63,18 @@ MININGS: tuple[type[BoundedMining], ...] = (
     ThresholdMining,
     TopKMining,
 )
-NATIVE_WEIGHTINGS = WEIGHTINGS[: WEIGHTINGS.index(NPair)]
+MOST_OPTIONS = 3
+MOST_BOUNDS = 2  # options of a mining rule, as csrc/rules/rules.h has them
+
+
+def native_of(weightings: tuple[type[SummedWeighting], ...]) -> tuple[type[SummedWeighting], ...]:
+    """Those with codes of their own, in the order of csrc/rules/rules.h: NPair is NTXent there."""
+    return tuple(rule for rule in weightings if rule is not NPair)
+
+
+NATIVE_WEIGHTINGS = native_of(WEIGHTINGS)
 NATIVE = {rule: code for code, rule in enumerate(NATIVE_WEIGHTINGS)}
 NATIVE[NPair] = NATIVE[NTXent]
-MOST_OPTIONS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,13 +155,16 @@ class PairSpec(PairOptions):
         """In the order of csrc/rules/rules.h, for a dtype of greatest number `most`, in which a
         finite slack of mining stays finite."""
         _, *options = _numbers(self.weighting, WEIGHTINGS)
-        mining, *bounds = _numbers(self.mining, MININGS)
-        return (self.native_code, *options, mining, *(max(-most, min(most, b)) for b in bounds[:2]))
+        mining, *bounds = _numbers(self.mining, MININGS, MOST_BOUNDS)
+        return (self.native_code, *options, mining, *(max(-most, min(most, b)) for b in bounds))
 
 
-def _numbers(rule: Weighting | Mining, known: tuple[type, ...]) -> list[float]:
+def _numbers(
+    rule: Weighting | Mining, known: tuple[type, ...], most: int = MOST_OPTIONS
+) -> list[float]:
     values = [float(getattr(rule, field.name)) for field in fields(rule)]
-    return [float(known.index(type(rule))), *values, *[0.0] * (MOST_OPTIONS - len(values))]
+    assert len(values) <= most, f"{type(rule).__name__}: expected at most {most} options"
+    return [float(known.index(type(rule))), *values, *[0.0] * (most - len(values))]
 
 
 def unpack(packed: list[float]) -> PairSpec:
