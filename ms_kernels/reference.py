@@ -22,15 +22,13 @@ class RowStatistics(NamedTuple):
     """Seven numbers for each anchor, each of shape (N,).
 
     hardest_positive: least similarity to a positive, +inf without one.
-    hardest_negative: greatest similarity to a negative, -inf without one.
-    pos_sum, neg_sum: what the weighting rule sums over kept pairs. A log-sum-exp, -inf without a
-        pair, where its pairs enter by exponentials (MultiSimilarity, BinLifted, LiftedStructure,
-        SupCon, NCA, Circle, the negatives of NTXent); else a plain sum, 0 without one. Of Triplet
-        neg_sum is the loss.
+    hardest_negative: greatest similarity to a negative, -inf without one, unless the mining rule
+        bounds its negatives by another: its docstring says by which.
+    pos_sum, neg_sum: what the weighting rule sums over kept pairs of a kind. Its `log_sums` says of
+        each whether it is a log-sum-exp, -inf without a pair, or a plain sum, 0 without one.
     pos_kept, neg_kept: number of kept pairs; 0 of an anchor with a similarity that is not finite,
         whose other numbers are NaN.
-    pos_moment: over kept positives, of SupCon the sum of similarities, of NTXent the derivative of
-        pos_sum by neg_sum; else 0.
+    pos_moment: a second sum over kept positives of a rule whose docstring has one; else 0.
     """
 
     hardest_positive: Tensor
@@ -43,12 +41,14 @@ class RowStatistics(NamedTuple):
 
     @property
     def pos_lse(self) -> Tensor:
-        """pos_sum of the Multi-Similarity loss: log sum exp(-alpha (S - base))."""
+        """pos_sum by its name in the Multi-Similarity loss, log sum exp(-alpha (S - base)); it is
+        what pos_sum is of other rules, which need not be a log-sum-exp."""
         return self.pos_sum
 
     @property
     def neg_lse(self) -> Tensor:
-        """neg_sum of the Multi-Similarity loss: log sum exp(beta (S - base))."""
+        """neg_sum by its name in the Multi-Similarity loss, log sum exp(beta (S - base)); it is
+        what neg_sum is of other rules."""
         return self.neg_sum
 
 

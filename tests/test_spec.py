@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import ms_kernels
 from ms_kernels.rules import spec
 from ms_kernels.rules.mining import BoundedMining
 from ms_kernels.rules.sums import SummedWeighting
@@ -22,6 +23,15 @@ def test_codes_are_those_of_cpp(name, rules):
     codes = [code.strip().replace("_", "") for code in listed.split(",")]
     names = [rule.__name__.removesuffix("Mining").lower() for rule in rules]
     assert codes == ["none" if name == "no" else name for name in names] + ["count"]
+
+
+@pytest.mark.parametrize("rule", [*spec.WEIGHTINGS, *spec.MININGS], ids=lambda r: r.__name__)
+def test_a_rule_is_shown_to_users(rule):
+    assert f"`{rule.__name__}`" in (ROOT / "README.md").read_text()
+    shown = {rule.__name__}
+    if rule in spec.WEIGHTINGS:
+        shown.add(f"{rule.__name__}Loss")
+    assert shown <= set(ms_kernels.__all__)
 
 
 def test_a_rule_that_is_appended_has_the_next_code():

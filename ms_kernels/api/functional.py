@@ -46,12 +46,11 @@ def pair_loss(
     """A pair loss = which pairs are kept x how a kept pair is weighted.
 
     Args:
-        weighting: a rule of `weighting_rules`, with its formula: MultiSimilarity, Contrastive,
-            BinomialDeviance, BinLifted, LiftedStructure, Triplet, NPair, NTXent,
-            DecoupledContrastive, SupCon, NCA, Circle; Histogram, whose loss is of the batch
-            (reduction "mean" alone); or your own.
-        mining: a rule of `mining_rules`: NoMining, MultiSimilarityMining, HardestMining,
-            SemiHardMining, ThresholdMining; or your own. The gradient holds kept pairs fixed.
+        weighting: a rule of `ms_kernels.rules.weighting`, whose docstring has its formula;
+            Histogram, whose loss is of the batch (reduction "mean" alone); or your own, a subclass
+            of Weighting.
+        mining: a rule of `ms_kernels.rules.mining`, whose docstring says what it keeps; or your
+            own, a subclass of Mining. The gradient holds kept pairs fixed. Default: all are kept.
         backend: rules of this package run on every backend of `backends()`, but circles of great
             gamma not on all of them. Rules of your own are streamed. "reference" is dense.
             Default: the fastest.
@@ -247,7 +246,8 @@ def row_statistics(
 
     Of the MS loss pos_sum is log sum exp(-alpha (S - base)) over the kept positives, neg_sum is
     log sum exp(beta (S - base)) over the kept negatives, -inf where none is kept; the loss of an
-    anchor is softplus(pos_sum) / alpha + softplus(neg_sum) / beta. `RowStatistics` has the others.
+    anchor is softplus(pos_sum) / alpha + softplus(neg_sum) / beta. `RowStatistics` and the
+    docstrings of the rules have the others.
 
     Args:
         weighting: a rule of this package. Default: MultiSimilarity(alpha, beta, base).
