@@ -119,9 +119,7 @@ class NativeBackend:
         column_term: Term | None,
     ) -> Tensor:
         if isinstance(spec.weighting, Triplet):  # its pairs are listed anew
-            return gradient_of_anchors(
-                self.loss_and_gradient, rows, columns, spec, row_term, column_term
-            )
+            return gradient_of_anchors(self._anew, rows, columns, spec, row_term, column_term)
         return self.call("gradient", rows, columns, spec).gradient(row_term, column_term)
 
     def loss_and_gradient(
@@ -135,3 +133,14 @@ class NativeBackend:
     ) -> Found:
         call = self.call("loss_and_gradient", anchors, candidates, spec)
         return call.loss_and_gradient(need_dx, need_dr, dloss)
+
+    def _anew(
+        self,
+        anchors: Side,
+        candidates: Side | None,
+        spec: PairSpec,
+        need_dx: bool,
+        need_dr: bool,
+        term: Term,
+    ) -> Found:
+        return self.loss_and_gradient(anchors, candidates, spec, need_dx, need_dr, term.dloss)
