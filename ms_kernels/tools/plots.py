@@ -26,6 +26,7 @@ from ms_kernels.rules.mining import (
     kept_pairs,
 )
 from ms_kernels.rules.spec import WEIGHTINGS, PairOptions
+from ms_kernels.rules.weighting import MultiSimilarity
 from ms_kernels.tools.plot_style import (
     NEGATIVE,
     POSITIVE,
@@ -37,7 +38,8 @@ from ms_kernels.tools.plot_style import (
     own_axes,
 )
 
-RULES = tuple(rule() for rule in WEIGHTINGS)
+# The MS loss last, to lie dashed on top of BinLifted, whose shape it has.
+RULES = (*(rule() for rule in WEIGHTINGS if rule is not MultiSimilarity), MultiSimilarity())
 LOWEST = -0.2  # of the sliding pair: below it little happens
 BINS = 100  # of similarities from -1 to 1
 
