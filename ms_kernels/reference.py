@@ -14,20 +14,21 @@ from torch.nn.functional import softplus
 REDUCTIONS = ("mean", "sum", "none", "mean_valid")
 # A row of smaller norm has no direction: it is divided by this, and its gradient is 0.
 NORM_FLOOR = 1e-12
+# Its own, so that it takes nothing from the package that it judges.
+ALPHA, BETA, BASE, EPSILON = 2.0, 50.0, 0.5, 0.1
 
 
 class RowStatistics(NamedTuple):
     """Seven numbers for each anchor, each of shape (N,).
 
     hardest_positive: least similarity to a positive, +inf without one.
-    hardest_negative: greatest similarity to a negative, -inf without one.
-    pos_sum, neg_sum: what the weighting rule sums over kept pairs. A log-sum-exp, -inf without a
-        pair, where its pairs enter by exponentials (MultiSimilarity, BinLifted, LiftedStructure,
-        SupCon, NCA, Circle, the negatives of NTXent); else a plain sum, 0 without one. Of Triplet
-        neg_sum is the loss.
-    pos_kept, neg_kept: number of kept pairs.
-    pos_moment: over kept positives, of SupCon the sum of similarities, of NTXent the derivative of
-        pos_sum by neg_sum; else 0.
+    hardest_negative: greatest similarity to a negative, -inf without one, unless the mining rule
+        bounds its negatives by another: its docstring says by which.
+    pos_sum, neg_sum: what the weighting rule sums over kept pairs of a kind. Its `log_sums` says of
+        each whether it is a log-sum-exp, -inf without a pair, or a plain sum, 0 without one.
+    pos_kept, neg_kept: number of kept pairs; 0 of an anchor with a similarity that is not finite,
+        whose other numbers are NaN.
+    pos_moment: a second sum over kept positives of a rule whose docstring has one; else 0.
     """
 
     hardest_positive: Tensor
@@ -40,12 +41,14 @@ class RowStatistics(NamedTuple):
 
     @property
     def pos_lse(self) -> Tensor:
-        """pos_sum of the Multi-Similarity loss: log sum exp(-alpha (S - base))."""
+        """pos_sum by its name in the Multi-Similarity loss, log sum exp(-alpha (S - base)); it is
+        what pos_sum is of other rules, which need not be a log-sum-exp."""
         return self.pos_sum
 
     @property
     def neg_lse(self) -> Tensor:
-        """neg_sum of the Multi-Similarity loss: log sum exp(beta (S - base))."""
+        """neg_sum by its name in the Multi-Similarity loss, log sum exp(beta (S - base)); it is
+        what neg_sum is of other rules."""
         return self.neg_sum
 
 
@@ -57,10 +60,10 @@ def row_statistics(
     *,
     ids: Tensor | None = None,
     ref_ids: Tensor | None = None,
-    alpha: float = 2.0,
-    beta: float = 50.0,
-    base: float = 0.5,
-    epsilon: float | None = 0.1,
+    alpha: float = ALPHA,
+    beta: float = BETA,
+    base: float = BASE,
+    epsilon: float | None = EPSILON,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
 ) -> RowStatistics:
@@ -86,14 +89,15 @@ def row_statistics(
         negative = negative & (sim > (least - epsilon).detach())
 
     # A non-finite similarity fails every comparison above: without this the loss would hide it.
-    poison = torch.where(sim.isfinite().all(1), 0.0, math.nan).to(sim.dtype)
+    finite = sim.isfinite().all(1)
+    poison = torch.where(finite, 0.0, math.nan).to(sim.dtype)
     return RowStatistics(
         least[:, 0] + poison,
         most[:, 0] + poison,
         masked_log_sum_exp(-alpha * (sim - base), positive) + poison,
         masked_log_sum_exp(beta * (sim - base), negative) + poison,
-        positive.sum(1),
-        negative.sum(1),
+        positive.sum(1) * finite,
+        negative.sum(1) * finite,
         torch.zeros_like(poison),
     )
 
@@ -187,10 +191,10 @@ def multi_similarity_loss(
     *,
     ids: Tensor | None = None,
     ref_ids: Tensor | None = None,
-    alpha: float = 2.0,
-    beta: float = 50.0,
-    base: float = 0.5,
-    epsilon: float | None = 0.1,
+    alpha: float = ALPHA,
+    beta: float = BETA,
+    base: float = BASE,
+    epsilon: float | None = EPSILON,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
     reduction: str = "mean",

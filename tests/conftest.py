@@ -8,7 +8,7 @@ import torch
 if not torch.cuda.is_available():  # before any of our kernels is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-pytest.register_assert_rewrite("cases", "edges", "family", "judge", "op_checks")
+pytest.register_assert_rewrite("cases", "edge_inputs", "edges", "family", "judge", "op_checks")
 
 import cases  # noqa: E402
 from cases import BACKENDS  # noqa: E402

@@ -168,6 +168,11 @@ def few(n=14, m=None, d=4, seed=3):
     return x, y, torch.randn(m, d, **new), torch.randint(5, (m,), generator=generator)
 
 
+def gradient(call, x):
+    leaf = x.detach().requires_grad_()
+    return torch.autograd.grad(call(leaf), leaf)[0]
+
+
 def five_lines(similarity, positive, negative):
     pull = torch.where(positive, -2 * (similarity - 0.5), -torch.inf)
     push = torch.where(negative, 50 * (similarity - 0.5), -torch.inf)

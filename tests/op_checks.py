@@ -25,7 +25,7 @@ def check_ops(backend, refs, with_ids):
     library.opcheck(ops.loss_and_gradient, (*given, True, refs, PACKED, backend))
     library.opcheck(ops.loss_and_gradient, (*given, False, False, PACKED, backend))
     stats = ops.row_statistics(*given, PACKED, backend)
-    library.opcheck(ops.row_loss_of, (list(stats), PACKED, backend))
+    library.opcheck(ops.row_loss_of, (list(stats), given[0], given[3], PACKED, backend))
     library.opcheck(ops.total, (stats[2],))
     term = [*stats, torch.ones(48)]
     column_term = [] if refs else term

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import ms_kernels
-from ms_kernels.backends import dispatch
+from ms_kernels import NTXent, PairSpec, Triplet, pair_loss
+from ms_kernels.backends import cpu, cuda, dispatch, triton
+from ms_kernels.backends.interface import Crowd
 
 
 def test_auto_takes_the_fastest_that_serves_the_device():
@@ -33,6 +35,52 @@ def test_an_explicit_backend_never_falls_back(monkeypatch):
     x, y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
     with pytest.raises(ValueError, match="'cpu' cannot be used here: no compiler was there; or"):
         ms_kernels.multi_similarity_loss(x, y, backend="cpu")
+
+
+def test_a_backend_is_asked_of_rules_and_dtype_at_once(monkeypatch):
+    """One that takes both for themselves may refuse one with the other."""
+    pytest.importorskip("ms_kernels._cpu")
+    real = cpu.refuses
+
+    def refuses(spec, dtype):
+        both = isinstance(spec.weighting, NTXent) and dtype == torch.bfloat16
+        return "no NTXent of bfloat16" if both else real(spec, dtype)
+
+    monkeypatch.setattr(cpu, "refuses", refuses)
+    dispatch.forget()
+    rules = PairSpec(NTXent())
+    assert dispatch.resolve("auto", "cpu", 4, rules, torch.float32) == "cpu"
+    assert dispatch.resolve("auto", "cpu", 4, PairSpec(), torch.bfloat16) == "cpu"
+    assert dispatch.resolve("auto", "cpu", 4, rules, torch.bfloat16) == "panels"
+    x, y = torch.randn(4, 3).bfloat16(), torch.arange(4) // 2
+    pair_loss(x, y, weighting=NTXent())
+    with pytest.raises(ValueError, match="embeddings: backend 'cpu': no NTXent of bfloat16"):
+        pair_loss(x, y, weighting=NTXent(), backend="cpu")
+    dispatch.forget()
+
+
+def test_a_crowd_is_judged_for_the_backend_that_would_run(monkeypatch):
+    """Of the backend for so many samples, as on a GPU: here neither could run."""
+    for name in ("cuda", "triton"):
+        monkeypatch.setitem(dispatch.DEVICE_OF, name, "cpu")
+    monkeypatch.setattr(dispatch, "built", lambda device: frozenset({"cuda", "triton", "panels"}))
+    monkeypatch.setattr(cuda, "MOST_SAMPLES", 10)
+    monkeypatch.setattr(cuda, "CROWD", Crowd(100, of_class=False))
+    monkeypatch.setattr(triton, "CROWD", Crowd(15, of_class=False))
+    x, y = torch.randn(20, 3), torch.arange(20) // 2
+    want = pair_loss(x, y, weighting=Triplet(), backend="reference")
+    for function in (pair_loss, torch.compile(pair_loss, fullgraph=True, backend="eager")):
+        torch.testing.assert_close(function(x, y, weighting=Triplet()), want)
+
+
+def test_sizes_of_a_graph_stand_for_others():
+    everything = frozenset(dispatch.MODULES)
+    for samples in (0, 1, 1024, 1025, 10**6):
+        found = dispatch.as_many(samples)
+        assert found <= samples
+        for device in ("cpu", "cuda"):
+            same = {dispatch.choose(device, everything, n) for n in (found, samples)}
+            assert len(same) == 1
 
 
 def test_backends_say_what_they_are():
@@ -132,7 +180,7 @@ def test_cpu_tensors_ask_nothing_of_cuda(monkeypatch):
     dispatch.built.cache_clear()
     try:
         assert dispatch.resolve("auto", "cpu") == "cpu"
-        assert dispatch.resolve("auto", "cpu", known=("panels",)) == "panels"
+        assert dispatch.resolve("auto", "cpu", spec=None) == "panels"
         assert dispatch.built("cpu") == {"cpu", "panels"}
     finally:
         dispatch.built.cache_clear()
@@ -148,7 +196,7 @@ def test_cuda_tensors_by_panels_are_told_once(monkeypatch):
     try:
         # Nothing to tell: CPU tensors, a loss that only panels knows, panels that are asked for.
         assert dispatch.resolve("auto", "cpu") == "cpu"
-        assert dispatch.resolve("auto", "cuda", known=("panels",)) == "panels"
+        assert dispatch.resolve("auto", "cuda", spec=None) == "panels"
         assert dispatch.resolve("panels", "cuda") == "panels"
         with pytest.warns(UserWarning) as told:
             for dtype in (torch.float32, torch.bfloat16, torch.float32):

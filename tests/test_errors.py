@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ms_kernels
-from ms_kernels import multi_similarity_loss
+from ms_kernels import Mining, NTXent, Weighting, multi_similarity_loss
 
 X, Y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
 
@@ -192,3 +192,21 @@ def test_options_are_checked():
             setattr(ms_kernels.options, name, 2**70)
     with pytest.raises(AttributeError, match="options.work: expected workspace_bytes, panel"):
         ms_kernels.options.work = 1
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (
+            {"weighting": "x"},
+            r"weighting: expected a SummedWeighting rule, such as NTXent.*got 'x'",
+        ),
+        ({"weighting": NTXent}, r"weighting: expected a rule, got its class; use NTXent\(\)"),
+        ({"weighting": Weighting()}, r"weighting: expected a SummedWeighting rule.*got Weighting"),
+        ({"mining": 3}, r"mining: expected a BoundedMining rule, such as NoMining\(\).*got 3"),
+        ({"mining": Mining()}, r"mining: expected a BoundedMining rule.*got Mining\(\)"),
+    ],
+)
+def test_a_spec_is_of_rules_of_this_package(rules, message):
+    with pytest.raises(TypeError, match=message):
+        ms_kernels.PairSpec(**rules)

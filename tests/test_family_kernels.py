@@ -12,8 +12,7 @@ import ms_kernels
 from ms_kernels import pair_loss
 from ms_kernels.api import functional
 from ms_kernels.backends import cpu, dispatch
-from ms_kernels.backends import crowd as crowded
-from ms_kernels.backends.interface import Side
+from ms_kernels.backends.interface import Crowd, Side
 from ms_kernels.engine.autograd import fused_loss
 from ms_kernels.rules import mining as mine
 from ms_kernels.rules import weighting as weigh
@@ -226,7 +225,7 @@ def test_triplets_that_tie_with_the_margin():
 
 def test_triplets_of_a_crowd_are_sorted(monkeypatch):
     seen = []
-    monkeypatch.setattr(crowded, "CROWD", 5)
+    monkeypatch.setattr(cpu, "CROWD", Crowd(5, of_class=True))
     monkeypatch.setattr(
         functional, "fused_loss", lambda *args: seen.append(args[-1]) or fused_loss(*args)
     )
@@ -284,7 +283,7 @@ def test_no_second_derivative_in_silence():
 
 def test_a_compiled_crowd_is_streamed(monkeypatch):
     """As on a GPU with many candidates: the op of a graph could not run panels."""
-    monkeypatch.setattr(crowded, "MOST_CANDIDATES", {"cpu": 5})
+    monkeypatch.setattr(cpu, "CROWD", Crowd(5, of_class=False))
     x, y = torch.randn(12, 3), torch.arange(12) // 4
     run = functools.partial(pair_loss, labels=y, weighting=weigh.Triplet())
     found = []

@@ -2,6 +2,7 @@
 
 import inspect
 
+import edge_inputs
 import edges
 import pytest
 import torch
@@ -38,8 +39,8 @@ def backend(monkeypatch, request):
     return serve(monkeypatch, build.module(), request.param)
 
 
-# The tests of degenerate batches that take a backend; this module's fixture serves them.
-for _name, _test in vars(edges).items():
+# The tests of degenerate batches and odd inputs that take a backend, served by the fixture above.
+for _name, _test in (vars(edges) | vars(edge_inputs)).items():
     if _name.startswith("test_") and "backend" in inspect.signature(_test).parameters:
         globals()[_name] = _test
 

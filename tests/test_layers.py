@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import ms_kernels
+from ms_kernels.backends import dispatch
 
 PACKAGE = Path(ms_kernels.__file__).parent
 CSRC = PACKAGE.parent / "csrc"
@@ -20,7 +21,7 @@ TESTS = PACKAGE.parent / "tests"
 ROOMS = ("ground", "rules", "backends", "engine", "api", "tools")
 GROUND = ("checks", "reference", "settings")
 # Chosen while running, so that each can be left out: nobody imports one, and none another.
-BACKENDS = ("cpu", "cuda", "panels", "triton")
+BACKENDS = tuple(dispatch.MODULES)
 # The tuner times the kernels themselves.
 TUNER = ("tools.tune", "tools.tune_trial")
 

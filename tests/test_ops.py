@@ -199,7 +199,7 @@ def test_statistics_of_other_lengths_make_no_row_losses():
         ([long] * 7, r"pos_kept: expected torch.int64"),
     ):
         with pytest.raises(ValueError, match=error):
-            ops.row_loss_of(stats, PACKED, "cpu")
+            ops.row_loss_of(stats, X, None, PACKED, "cpu")
 
 
 def test_one_backend_serves_forward_and_backward(monkeypatch):
@@ -207,12 +207,12 @@ def test_one_backend_serves_forward_and_backward(monkeypatch):
     asked = []
     real = dispatch.resolve
     monkeypatch.setattr(
-        dispatch, "resolve", lambda *args, **known: asked.append(args) or real(*args, **known)
+        dispatch, "resolve", lambda *args, **more: asked.append(args) or real(*args, **more)
     )
     x, r = torch.randn(6, 3, requires_grad=True), torch.randn(20, 3, requires_grad=True)
     y, z = torch.arange(6) % 2, torch.arange(20) % 2
     multi_similarity_loss(x, y, r, z, reduction="none").sum().backward()
-    assert len({args for args in asked if len(args) > 2}) == 1
+    assert set(asked) == {("auto", "cpu", 20, SPECS["default"].spec, torch.float32)}
 
 
 @pytest.mark.parametrize(

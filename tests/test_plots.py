@@ -20,10 +20,13 @@ from ms_kernels import (
     MultiSimilarityMining,
     NoMining,
     PairLoss,
+    TopKMining,
     mined_pairs,
     options,
     reference,
+    row_statistics,
 )
+from ms_kernels.rules.spec import WEIGHTINGS
 from ms_kernels.tools import plots
 
 
@@ -50,9 +53,9 @@ def test_weight_curves_are_the_weights():
 
 def test_every_rule_has_a_curve_and_mining_acts():
     figure = plots.weight_curves()
-    assert len(curves(figure.axes[0])) == len(plots.RULES) == 11
+    assert set(curves(figure.axes[0])) == {rule.__name__ for rule in WEIGHTINGS}
     looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
-    assert len(looks) == 12  # and the axis at 0
+    assert len(looks) == len(WEIGHTINGS) + 1  # and the axis at 0
     for axes in figure.axes:
         for label, line in curves(axes).items():
             assert line[:, 1].max() == pytest.approx(1), label
@@ -105,6 +108,10 @@ def test_histogram_draws_the_thresholds():
     ):
         assert label.startswith(word) and place == pytest.approx(values.median().item(), abs=0.01)
     assert not curves(plots.similarity_histogram(x, y, NoMining()).axes[0])
+    ((label, line),) = curves(plots.similarity_histogram(x, y, TopKMining(5)).axes[0]).items()
+    fifth = row_statistics(x, y, mining=TopKMining(5)).hardest_negative
+    assert label.startswith("kept above")
+    assert line[0, 0] == pytest.approx(fifth.median().item(), abs=0.01)
 
     class Mine(Mining):
         def keep(self, similarity, positive, negative):
@@ -119,6 +126,16 @@ def test_histogram_of_little(labels, rule, tmp_path):
     y = torch.tensor(labels, dtype=torch.int64)
     figure = plots.similarity_histogram(torch.ones(len(y), 2).bfloat16(), y, rule)
     figure.savefig(tmp_path / "little.png")
+    # All similarities are 1: of what there is, everything lies in the last bin, and is kept there.
+    kept = mined_pairs(torch.ones(len(y), 2), y, mining=rule)
+    every = mined_pairs(torch.ones(len(y), 2), y, mining=NoMining())
+    for k, part in enumerate(heights(figure.axes[0])):
+        pairs, all_pairs = (kept if k % 2 else every)[k // 2 * 2], every[k // 2 * 2]
+        assert part[-1] == pytest.approx(100 * len(pairs) / max(1, len(all_pairs)))
+        assert not part[:-1].any()
+    _, texts = figure.axes[0].get_legend_handles_labels()
+    for word, pairs in zip(("positive", "negative"), every[::2], strict=True):
+        assert f"{word} pairs: {len(pairs)}" in texts
 
 
 def test_mined_share():

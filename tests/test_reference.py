@@ -1,11 +1,14 @@
 """The dense reference against numbers worked by hand and a loop straight from the equations."""
 
+import inspect
 import math
 
 import pytest
 import torch
 from cases import MultiSimilarityOptions
 
+import ms_kernels
+from ms_kernels import reference
 from ms_kernels.reference import multi_similarity_loss, row_statistics
 
 
@@ -130,3 +133,16 @@ def test_duplicates_drop_out_only_on_request():
 def test_options_are_checked(options, error, message):
     with pytest.raises(error, match=message):
         assert MultiSimilarityOptions(**options).spec
+
+
+@pytest.mark.parametrize("function", ["multi_similarity_loss", "row_statistics"])
+def test_the_oracle_has_the_defaults_of_what_it_judges(function):
+    ours, oracle = (
+        {
+            name: p.default
+            for name, p in inspect.signature(getattr(of, function)).parameters.items()
+            if name not in ("weighting", "mining", "backend")
+        }
+        for of in (ms_kernels, reference)
+    )
+    assert ours == oracle

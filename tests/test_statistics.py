@@ -126,8 +126,31 @@ def test_a_row_that_is_not_finite_has_none(backend):
     r = batch(n=31)
     stats = row_statistics(x, y, *r, weighting=weigh.NTXent(), backend=backend)
     for name, values in zip(stats._fields, stats, strict=True):
-        if not name.endswith("_kept"):
+        if name.endswith("_kept"):
+            assert values[3] == 0 and (values > 0).sum() > 20, name
+        else:
             assert values.isnan().nonzero().tolist() == [[3]], name
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("weighting", [weigh.MultiSimilarity(), weigh.NTXent()], ids=name_of)
+def test_a_row_that_is_not_finite_is_not_valid(backend, weighting):
+    """Of "mean_valid": the gradients of the others are divided by the number without it."""
+    x, y = batch()
+    x[3] = math.inf
+    r = batch(n=31)
+    found = {}
+    for reduction in ("sum", "mean_valid"):
+        leaf = x.clone().requires_grad_()
+        rules = {"weighting": weighting, "reduction": reduction, "backend": backend}
+        pair_loss(leaf, y, *r, **rules).backward()
+        found[reduction] = leaf.grad
+    assert found["sum"][3].isnan().all()
+    finite = torch.arange(len(y)) != 3
+    want = found["sum"][finite] / (len(y) - 1)
+    torch.testing.assert_close(found["mean_valid"][finite], want)
+    stats = ms_kernels.reference.row_statistics(x, y, *r)
+    assert stats.pos_kept[3] == stats.neg_kept[3] == 0
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ CALLS = {
     "embedding_gradient of a term": lambda x: ops.embedding_gradient(
         *(X, Y, *[None] * 4, [*STATS, x[:, 0]], [], PACKED, "panels")
     ),
-    "row_loss": lambda x: ops.row_loss_of([x[:, 0], *STATS[1:]], PACKED, "panels"),
+    "row_loss": lambda x: ops.row_loss_of([x[:, 0], *STATS[1:]], X, None, PACKED, "panels"),
     "total": lambda x: ops.total(x[:, 0]),
 }
 

@@ -8,6 +8,7 @@ from ms_kernels.api.histogram import Histogram, histogram_loss
 from ms_kernels.api.streaming import streamed
 from ms_kernels.backends import dispatch
 from ms_kernels.backends.crowd import is_crowded
+from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.backends.panel_rules import statistics_of
 from ms_kernels.backends.sides import Panel
 from ms_kernels.backends.sweep import row_losses
@@ -20,11 +21,10 @@ from ms_kernels.checks import (
 )
 from ms_kernels.engine import ops
 from ms_kernels.engine.autograd import fused_loss, in_public_dtype, reduce_rows
-from ms_kernels.engine.ops import compute_dtype
 from ms_kernels.engine.refusals import constants, refuse_tracing
 from ms_kernels.reference import REDUCTIONS, RowStatistics
-from ms_kernels.rules.mining import NO_MINING, Mining, mining_of
-from ms_kernels.rules.spec import PairOptions, spec_of
+from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining, mining_of
+from ms_kernels.rules.spec import PairOptions, PairSpec, spec_of
 from ms_kernels.rules.weighting import MultiSimilarity, Triplet, Weighting
 
 
@@ -46,12 +46,11 @@ def pair_loss(
     """A pair loss = which pairs are kept x how a kept pair is weighted.
 
     Args:
-        weighting: a rule of `weighting_rules`, with its formula: MultiSimilarity, Contrastive,
-            BinomialDeviance, BinLifted, LiftedStructure, Triplet, NPair, NTXent,
-            DecoupledContrastive, SupCon, NCA, Circle; Histogram, whose loss is of the batch
-            (reduction "mean" alone); or your own.
-        mining: a rule of `mining_rules`: NoMining, MultiSimilarityMining, HardestMining,
-            SemiHardMining, ThresholdMining; or your own. The gradient holds kept pairs fixed.
+        weighting: a rule of `ms_kernels.rules.weighting`, whose docstring has its formula;
+            Histogram, whose loss is of the batch (reduction "mean" alone); or your own, a subclass
+            of Weighting.
+        mining: a rule of `ms_kernels.rules.mining`, whose docstring says what it keeps; or your
+            own, a subclass of Mining. The gradient holds kept pairs fixed. Default: all are kept.
         backend: rules of this package run on every backend of `backends()`, but circles of great
             gamma not on all of them. Rules of your own are streamed. "reference" is dense.
             Default: the fastest.
@@ -79,11 +78,11 @@ def pair_loss(
     if backend == "reference":
         return _dense(weighting, pairs, mining, shared, reduction)
     spec = spec_of(weighting, mining, shared)
-    known = dispatch.takers(spec)
-    dispatch.check_known(backend, spec, known, names_of(weighting, mining))
-    chosen = _resolve(backend, embeddings.device.type, known)
-    if backend == "auto" and isinstance(weighting, Triplet) and is_crowded(pairs, chosen):
-        backend = chosen = "panels"
+    dispatch.check_known(backend, spec, weighting, mining)
+    chosen = _chosen(backend, pairs, spec)
+    if backend == "auto" and isinstance(weighting, Triplet) and chosen in dispatch.MODULES:
+        if is_crowded(pairs, dispatch.MODULES[chosen].CROWD):
+            backend = chosen = "panels"
     # The op of a compiled graph runs where autograd, which panels need, is switched off.
     traced = chosen == "panels" and torch.compiler.is_compiling()
     if spec is None or (traced and not spec.is_multi_similarity):
@@ -99,10 +98,10 @@ def multi_similarity_loss(
     *,
     ids: Tensor | None = None,
     ref_ids: Tensor | None = None,
-    alpha: float = 2.0,
-    beta: float = 50.0,
-    base: float = 0.5,
-    epsilon: float | None = 0.1,
+    alpha: float = MultiSimilarity.alpha,
+    beta: float = MultiSimilarity.beta,
+    base: float = MultiSimilarity.base,
+    epsilon: float | None = MultiSimilarityMining.epsilon,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
     reduction: str = "mean",
@@ -169,17 +168,32 @@ def check_rules(weighting: object, mining: object) -> None:
     check_rule("mining", mining, Mining)
 
 
-def names_of(weighting: Weighting, mining: Mining) -> str:
-    return f"{type(weighting).__name__} with {type(mining).__name__}"
+def _chosen(backend: str, pairs: Pairs, spec: PairSpec | None) -> str:
+    x, r = pairs.embeddings, pairs.ref_emb
+    samples = len(x) if r is None else max(len(x), len(r))
+    if not torch.compiler.is_compiling():
+        return dispatch.resolve(backend, x.device.type, samples, spec, x.dtype)
+    # Sizes and options may be symbols: of them nothing but comparisons is asked, and of sizes only
+    # where the answer hangs on them.
+    sized = spec is not None and isinstance(spec.weighting, Triplet)
+    known = dispatch.takers(spec)
+    return _chosen_in_graph(
+        backend, x.device.type, dispatch.as_many(samples) if sized else 0, known, x.dtype
+    )
 
 
-def _resolve(backend: str, device: str, known: tuple[str, ...]) -> str:
-    return dispatch.resolve(backend, device, known=known)
+def _chosen_in_graph(
+    backend: str, device: str, samples: int, known: tuple[str, ...], dtype: torch.dtype
+) -> str:
+    if backend != "auto":
+        return dispatch.resolve(backend, device, samples, dtype=dtype)
+    here = dispatch.serving(dispatch.built(device), dispatch.DEFAULT, dtype)
+    return dispatch.choose(device, here & frozenset(known), samples)
 
 
 # A compiled graph takes the answer as a constant. torch.compiler.assume_constant_result sets this
 # too, but imports the compiler, which takes as long as the rest of torch.
-_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_chosen_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _dense(
@@ -220,10 +234,10 @@ def row_statistics(
     mining: Mining | None = None,
     ids: Tensor | None = None,
     ref_ids: Tensor | None = None,
-    alpha: float = 2.0,
-    beta: float = 50.0,
-    base: float = 0.5,
-    epsilon: float | None = 0.1,
+    alpha: float = MultiSimilarity.alpha,
+    beta: float = MultiSimilarity.beta,
+    base: float = MultiSimilarity.base,
+    epsilon: float | None = MultiSimilarityMining.epsilon,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
     backend: str = "auto",
@@ -232,7 +246,8 @@ def row_statistics(
 
     Of the MS loss pos_sum is log sum exp(-alpha (S - base)) over the kept positives, neg_sum is
     log sum exp(beta (S - base)) over the kept negatives, -inf where none is kept; the loss of an
-    anchor is softplus(pos_sum) / alpha + softplus(neg_sum) / beta. `RowStatistics` has the others.
+    anchor is softplus(pos_sum) / alpha + softplus(neg_sum) / beta. `RowStatistics` and the
+    docstrings of the rules have the others.
 
     Args:
         weighting: a rule of this package. Default: MultiSimilarity(alpha, beta, base).
@@ -245,13 +260,14 @@ def row_statistics(
     Raises:
         TypeError, ValueError: before any work, for an argument that does not fit.
     """
-    given = (alpha, beta, base) != (2.0, 50.0, 0.5)
-    if weighting is not None and (given or (epsilon != 0.1)):
+    usual = MultiSimilarity.alpha, MultiSimilarity.beta, MultiSimilarity.base
+    slack_given = epsilon != MultiSimilarityMining.epsilon
+    if weighting is not None and (slack_given or (alpha, beta, base) != usual):
         raise ValueError(
             "alpha, beta, base, epsilon: expected none because weighting was given, got "
             f"{alpha}, {beta}, {base}, {epsilon}; they are options of the rules"
         )
-    if mining is not None and epsilon != 0.1:
+    if mining is not None and slack_given:
         raise ValueError(
             f"epsilon: expected none because mining was given, got {epsilon}; use "
             "mining=MultiSimilarityMining(epsilon)"
@@ -267,13 +283,11 @@ def row_statistics(
     if spec is None:
         raise ValueError(
             "weighting, mining: expected rules of this package, whose losses follow from sums, got "
-            f"{names_of(weighting, mining)}; pair_weights takes any rule"
+            f"{dispatch.names_of(weighting, mining)}; pair_weights takes any rule"
         )
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
-    device = embeddings.device.type
-    with constants(), torch.autocast(device, enabled=False):
-        known = dispatch.takers(spec)
-        dispatch.check_known(backend, spec, known, names_of(weighting, mining))
-        if _resolve(backend, device, known) == "reference":
+    with constants(), torch.autocast(embeddings.device.type, enabled=False):
+        dispatch.check_known(backend, spec, weighting, mining)
+        if _chosen(backend, pairs, spec) == "reference":
             return statistics_of(Panel(slice(len(labels)), *_similarities(pairs, shared)), spec)
         return RowStatistics(*ops.row_statistics(*pairs, spec.pack(), backend))

@@ -6,9 +6,9 @@ from typing import Any, TypedDict
 from torch import Tensor, nn
 from typing_extensions import Never
 
-from ms_kernels.api.functional import check_rules, names_of, pair_loss
+from ms_kernels.api.functional import check_rules, pair_loss
 from ms_kernels.api.histogram import check_reduction
-from ms_kernels.backends.dispatch import NAMES, check_known, takers
+from ms_kernels.backends.dispatch import NAMES, check_known
 from ms_kernels.checks import check_choice
 from ms_kernels.reference import REDUCTIONS
 from ms_kernels.rules.mining import Mining, MultiSimilarityMining, NoMining, mining_of
@@ -80,7 +80,7 @@ class PairLoss(nn.Module):
         check_choice("backend", backend, NAMES)
         shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
         spec = spec_of(weighting, mining, shared)
-        check_known(backend, spec, takers(spec), names_of(weighting, mining))
+        check_known(backend, spec, weighting, mining)
         self.weighting, self.mining = weighting, mining
         self.options: dict[str, Any] = {
             "max_positive_similarity": shared.max_positive_similarity,

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ms_kernels.backends.interface import Side
 from ms_kernels.backends.sides import Sides
-from ms_kernels.backends.sweep import TEMPORARIES, RowFunction, row_losses, sweep
+from ms_kernels.backends.sweep import TEMPORARIES, RowFunction, by_autograd, row_losses, sweep
 from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule, savable_pairs
 from ms_kernels.engine.autograd import (
     differentiable_once,
@@ -117,7 +117,7 @@ class _Swept(torch.autograd.Function):
         row_loss, mining, shared = given
         dx_too, dr_too = (wanted and not later for wanted in ctx.needs_input_grad[:2])
         sides = sides_of(pairs)
-        rows, kept, dx, dr = sweep(row_loss, mining, *sides, shared, dx_too, dr_too)
+        rows, kept, dx, dr = sweep(by_autograd(row_loss, mining), *sides, shared, dx_too, dr_too)
         valid = count_valid(kept) if reduction == "mean_valid" else None
         ctx.given, ctx.reduction, ctx.count = given, reduction, max(len(rows), 1)
         ctx.dtype = x.dtype
@@ -133,7 +133,8 @@ class _Swept(torch.autograd.Function):
             row_loss, mining, shared = ctx.given
             dx_too, dr_too = ctx.needs_input_grad[:2]
             sides = sides_of(Pairs(*pairs))
-            _, _, dx, dr = sweep(row_loss, mining, *sides, shared, dx_too, dr_too, dloss)
+            weighed = by_autograd(row_loss, mining, dloss)
+            _, _, dx, dr = sweep(weighed, *sides, shared, dx_too, dr_too)
         else:
             scale = reduce(dloss, ctx.reduction, ctx.count, valid)
             dx, dr = (None if d is None else d * scale for d in (dx, dr))

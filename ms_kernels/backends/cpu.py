@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Side
+from ms_kernels.backends.interface import MOST_EXPONENT, Crowd, Side
 from ms_kernels.backends.native import (
     NativeBackend,
     NativeCall,
@@ -20,8 +20,11 @@ from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Circle
 from ms_kernels.settings import options
 
-# e to this power, 2^23 times, is a float32; so is its inverse.
-MOST_EXPONENT = 70
+DEVICE = "cpu"
+NOTE = "fused C++ kernels for CPU tensors"
+MOST_SAMPLES = None
+# docs/performance.md has the measurement.
+CROWD = Crowd(1024, of_class=True)
 
 
 def missing() -> str | None:

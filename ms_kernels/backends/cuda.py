@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends import gpu
-from ms_kernels.backends.interface import Side
+from ms_kernels.backends.interface import Crowd, Side
 from ms_kernels.backends.native import (
     NativeBackend,
     NativeCall,
@@ -20,11 +20,16 @@ from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet
 from ms_kernels.settings import ONE_LAUNCH, options
 
+DEVICE = "cuda"
+NOTE = "CUDA C++ kernels, one launch for small batches"
+MOST_SAMPLES = ONE_LAUNCH
+# By reckoning, not measured on a GPU: kernels take longer the more candidates a class could have.
+CROWD = Crowd(4096, of_class=False)
+
 # Earlier GPUs have no bfloat16 and no asynchronous copies.
 LEAST_CAPABILITY = 80
 # The first drivers that run a major version of CUDA, by NVIDIA's release notes.
 LEAST_DRIVER = {11: "450.80", 12: "525.60", 13: "580.65"}
-DEVICE = "cuda"  # the kind whose memory the kernels read
 REBUILD = "MSK_CUDA=ON pip install -v --no-deps . in the source folder"
 
 

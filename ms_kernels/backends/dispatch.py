@@ -1,4 +1,4 @@
-"""Which backend runs: a pure table, and the state of this installation."""
+"""Which backend runs: what each says of itself, and the state of this installation."""
 
 import functools
 import os
@@ -9,18 +9,17 @@ from typing import NamedTuple
 import torch
 
 from ms_kernels.backends import cpu, cuda, panels, triton
+from ms_kernels.rules.mining import Mining
 from ms_kernels.rules.spec import NATIVE, PairSpec
-from ms_kernels.settings import ONE_LAUNCH
+from ms_kernels.rules.weighting import Weighting
 
-# Fastest first. `device` is the only one that the backend serves, None for any.
-DEVICE_OF = {"cuda": "cuda", "cpu": "cpu", "triton": "cuda", "panels": None}
+# Fastest first.
 MODULES: dict[str, ModuleType] = {
-    "cuda": cuda,
-    "cpu": cpu,
-    "triton": triton,
-    "panels": panels,
+    module.__name__.rpartition(".")[2]: module for module in (cuda, cpu, triton, panels)
 }
-NAMES = ("auto", *DEVICE_OF, "reference")
+# The only type of device that each serves, None for any.
+DEVICE_OF: dict[str, str | None] = {name: module.DEVICE for name, module in MODULES.items()}
+NAMES = ("auto", *MODULES, "reference")
 DEFAULT = PairSpec()
 
 
@@ -33,35 +32,49 @@ class Availability(NamedTuple):
 
 def choose(device: str, built: frozenset[str], samples: int = 0) -> str:
     """The fastest of the built backends on a device type, for `samples` on the larger side."""
-    for name, only in DEVICE_OF.items():
-        if name == "cuda" and samples > ONE_LAUNCH and "triton" in built:
-            continue
-        if name in built and only in (None, device):
+    here = [name for name, only in DEVICE_OF.items() if name in built and only in (None, device)]
+    for name in here:
+        most = MODULES[name].MOST_SAMPLES
+        # Others serve more samples faster, but not plain PyTorch, which serves any device.
+        if most is None or samples <= most or not _others_of(device, name, here):
             return name
     return "reference"
+
+
+def as_many(samples: int) -> int:
+    """The least number of samples for which `choose` is the same: a graph is compiled for all."""
+    most = 0
+    for module in MODULES.values():
+        limit = module.MOST_SAMPLES
+        if limit is not None and samples > limit and limit >= most:
+            most = limit + 1
+    return most
+
+
+def _others_of(device: str, name: str, here: list[str]) -> bool:
+    return any(other != name and DEVICE_OF[other] == device for other in here)
 
 
 def resolve(
     name: str,
     device: str,
     samples: int = 0,
-    known: tuple[str, ...] = tuple(DEVICE_OF),
+    spec: PairSpec | None = DEFAULT,
     dtype: torch.dtype = torch.float32,
 ) -> str:
     """The backend that `name` stands for; an explicit one never falls back to another.
 
-    known: the backends that know the rules, as `takers` says; dtype: of the embeddings.
+    samples: on the larger side. spec: the rules, None for some that are not of this package.
+    dtype: of the embeddings.
     """
     if name == "auto":
-        here = serving(built(device), dtype)
-        on_gpu = {kernels for kernels, only in DEVICE_OF.items() if device == only == "cuda"}
-        if on_gpu & frozenset(known) and not on_gpu & here:
-            remark_on_panels(dtype)
-        return choose(device, here & frozenset(known), samples)
+        found = serving(built(device), spec, dtype)
+        if device == "cuda":
+            remark_on_panels(found, spec, dtype)
+        return choose(device, found, samples)
     if name in DEVICE_OF:
         only = DEVICE_OF[name]
-        interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
-        if only not in (None, device) and not interpreted:
+        if only not in (None, device) and not _interpreted(MODULES[name]):
             raise ValueError(
                 f"backend: {name!r} expected tensors on {only}, got {device}; use backend='auto'"
             )
@@ -69,23 +82,30 @@ def resolve(
         if reason is not None:
             way_out = "" if "backend=" in reason else "; or use backend='panels'"
             raise ValueError(f"backend: {name!r} cannot be used here: {reason}{way_out}")
-        reason = refusal(name, DEFAULT, dtype)
-        if reason is not None:
-            raise ValueError(f"embeddings: backend {name!r}: {reason}")
+        if not serving(frozenset((name,)), spec, dtype):
+            raise ValueError(f"embeddings: backend {name!r}: {refusal(name, spec, dtype)}")
     return name
 
 
-def check_known(name: str, spec: PairSpec | None, known: tuple[str, ...], own: str) -> None:
-    """An explicit backend must know the rules; own: those that are not of this package."""
-    if name not in DEVICE_OF or name in known:
+def _interpreted(module: ModuleType) -> bool:
+    return hasattr(module, "interpreted") and module.interpreted()
+
+
+def check_known(name: str, spec: PairSpec | None, weighting: Weighting, mining: Mining) -> None:
+    """An explicit backend must know the rules; spec: None of rules not of this package."""
+    if name not in DEVICE_OF or refusal(name, spec) is None:
         return
     rules = ", ".join(sorted(rule.__name__ for rule in NATIVE))
-    others = ", ".join(repr(other) for other in ("auto", *known, "reference"))
-    got = own if spec is None else spec.names
+    others = ", ".join(repr(other) for other in ("auto", *takers(spec), "reference"))
+    got = names_of(weighting, mining) if spec is None else spec.names
     raise ValueError(
         f"backend: {name!r} expected a rule that its kernels know ({rules}, with any mining rule "
         f"of this package), got {got}: {refusal(name, spec)}; use one of {others}"
     )
+
+
+def names_of(weighting: Weighting, mining: Mining) -> str:
+    return f"{type(weighting).__name__} with {type(mining).__name__}"
 
 
 @functools.cache
@@ -115,7 +135,7 @@ def refusal(name: str, spec: PairSpec | None, dtype: torch.dtype | None = None) 
     """None when the backend takes these rules, and embeddings of this dtype if one is given; else
     why not."""
     if spec is None:  # plain PyTorch takes any
-        return None if name == "panels" else "it knows rules of this package only"
+        return None if MODULES[name].DEVICE is None else "it knows rules of this package only"
     reason: str | None = MODULES[name].refuses(spec, dtype)
     return reason
 
@@ -123,28 +143,29 @@ def refusal(name: str, spec: PairSpec | None, dtype: torch.dtype | None = None) 
 def takers(spec: PairSpec | None) -> tuple[str, ...]:
     """The backends that know these rules, whether or not they are here. torch.compile traces it,
     with options that it may not know."""
-    if spec is None:
-        return ("panels",)
-    return tuple([name for name in DEVICE_OF if MODULES[name].refuses(spec, None) is None])
+    return tuple([name for name in DEVICE_OF if refusal(name, spec) is None])
 
 
-@functools.cache
-def serving(here: frozenset[str], dtype: torch.dtype) -> frozenset[str]:
-    """Those of the backends here that take embeddings of this dtype."""
-    return frozenset(name for name in here if refusal(name, DEFAULT, dtype) is None)
+# Asked at every call, of few losses: each answer is kept while it is among the latest so many.
+@functools.lru_cache(maxsize=256)
+def serving(here: frozenset[str], spec: PairSpec | None, dtype: torch.dtype) -> frozenset[str]:
+    """Those of the backends here that take these rules and embeddings of this dtype."""
+    return frozenset(name for name in here if refusal(name, spec, dtype) is None)
 
 
 _remarked: list[str] = []
 
 
-def remark_on_panels(dtype: torch.dtype) -> None:
-    """Once in a process: CUDA tensors go the slow way, why, and how to make it another."""
-    if _remarked:
+def remark_on_panels(found: frozenset[str], spec: PairSpec | None, dtype: torch.dtype) -> None:
+    """Once in a process: CUDA tensors go the slow way, although there are kernels for the rules,
+    why, and how to make it another. found: the backends that serve them."""
+    on_gpu = [name for name, only in DEVICE_OF.items() if only == "cuda"]
+    if _remarked or not found.isdisjoint(on_gpu):
+        return
+    if all(refusal(name, spec) is not None for name in on_gpu):
         return
     reasons = "; ".join(
-        f"{name}: {why_missing(name) or refusal(name, DEFAULT, dtype)}"
-        for name, only in DEVICE_OF.items()
-        if only == "cuda"
+        f"{name}: {why_missing(name) or refusal(name, spec, dtype)}" for name in on_gpu
     )
     _remarked.append(reasons)
     warnings.warn(
@@ -174,16 +195,10 @@ def backends() -> dict[str, Availability]:
     >>> ms_kernels.backends()["cpu"].available
     True
     """
-    notes = {
-        "cuda": "CUDA C++ kernels, one launch for small batches",
-        "cpu": "fused C++ kernels for CPU tensors",
-        "triton": "fused Triton kernels for CUDA tensors",
-        "panels": "streaming, plain PyTorch, any device",
-    }
     forget()
     found = {}
-    for name in DEVICE_OF:
+    for name, module in MODULES.items():
         reason = why_missing(name)
-        found[name] = Availability(reason is None, notes[name] if reason is None else reason)
+        found[name] = Availability(reason is None, module.NOTE if reason is None else reason)
     found["reference"] = Availability(True, "dense PyTorch, O(N * M) memory, any derivative")
     return found

@@ -4,6 +4,14 @@ A backend is a module with these functions, where `candidates` or `columns` None
 (the rows are their own columns, a pair i = i never counts) and the compute dtype is float64 for
 float64 embeddings, else float32:
 
+    DEVICE: str | None
+        The only type of device that it serves, None for any.
+    NOTE: str
+        What it is, for `backends()`.
+    MOST_SAMPLES: int | None
+        Of the larger side: beyond it others that are made for the device are faster. None: any.
+    CROWD: Crowd | None
+        Beyond it a triplet loss goes faster by panels, which sort the positives of an anchor.
     missing() -> str | None
         None when the backend can be used; else why not, and the way out.
     refuses(spec, dtype) -> str | None
@@ -24,15 +32,24 @@ and, where torch's own bits would depend on its threads,
     loss_of_statistics(stats, spec) -> Tensor
         Row losses (N,) of finished statistics, to the bits of loss_and_gradient.
 
+and, where the kernels have an interpreter, which serves tensors of any device,
+
+    interpreted() -> bool
+        Whether it is what runs them now.
+
 A row with a similarity that is not finite has a NaN loss; in self mode every gradient is then NaN,
 with candidates that of the row and those of all candidates.
 """
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ms_kernels.reference import RowStatistics
+
+# e to this power, 2^23 times, is a float32; so is its inverse.
+MOST_EXPONENT = 70
 
 
 class Side(NamedTuple):
@@ -41,6 +58,14 @@ class Side(NamedTuple):
     embeddings: Tensor
     labels: Tensor
     ids: Tensor | None
+
+
+class Crowd(NamedTuple):
+    """So many candidates of an anchor, of its class or of any: of those it is on average, and the
+    labels are looked at, for which a GPU would be waited for."""
+
+    most: int
+    of_class: bool
 
 
 class Term(NamedTuple):
@@ -52,3 +77,8 @@ class Term(NamedTuple):
 
 # Row losses (N,), kept pairs of each row (N,), gradients of both sides where they were wanted.
 Found = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+def compute_dtype(embeddings: Tensor) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if embeddings.dtype == torch.float64 else torch.float32

@@ -1,28 +1,29 @@
-"""Gradient of a loss that its statistics do not give: pairs are compared with pairs once more."""
+"""`embedding_gradient` by a sweep over all pairs of the anchors, which gives both sides theirs."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Found, Side, Term
+from ms_kernels.backends.interface import Found, Side, Term, compute_dtype
 from ms_kernels.rules.spec import PairSpec
 
-LossAndGradient = Callable[[Side, Side | None, PairSpec, bool, bool, Tensor | None], Found]
+# `loss_and_gradient` of a backend, of what the anchors' losses are worth and their statistics.
+OfTerm = Callable[[Side, Side | None, PairSpec, bool, bool, Term], Found]
 
 
 def gradient_of_anchors(
-    loss_and_gradient: LossAndGradient,
+    of_term: OfTerm,
     rows: Side,
     columns: Side | None,
     spec: PairSpec,
     row_term: Term | None,
     column_term: Term | None,
 ) -> Tensor:
-    """`embedding_gradient` by a backend's `loss_and_gradient`: see interface.py for what the sides
+    """Of losses whose pairs are compared with pairs once more, see interface.py for what the sides
     must hold."""
     if columns is None and row_term is not None and row_term is column_term:
-        dx = loss_and_gradient(rows, None, spec, True, False, row_term.dloss)[2]
+        dx = of_term(rows, None, spec, True, False, row_term)[2]
         assert dx is not None
         return dx
     if columns is None:
@@ -32,11 +33,10 @@ def gradient_of_anchors(
         rows = columns = Side(rows.embeddings, rows.labels, ids)
     parts = []
     if row_term is not None:
-        parts.append(loss_and_gradient(rows, columns, spec, True, False, row_term.dloss)[2])
+        parts.append(of_term(rows, columns, spec, True, False, row_term)[2])
     if column_term is not None:
-        parts.append(loss_and_gradient(columns, rows, spec, False, True, column_term.dloss)[3])
+        parts.append(of_term(columns, rows, spec, False, True, column_term)[3])
     found = [part for part in parts if part is not None]
     if not found:
-        wide = torch.float64 if rows.embeddings.dtype == torch.float64 else torch.float32
-        return torch.zeros_like(rows.embeddings, dtype=wide)
+        return torch.zeros_like(rows.embeddings, dtype=compute_dtype(rows.embeddings))
     return found[0] if len(found) == 1 else found[0] + found[1]

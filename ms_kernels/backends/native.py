@@ -7,15 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Found, Side, Term
+from ms_kernels.backends.interface import Found, Side, Term, compute_dtype
 from ms_kernels.backends.listing import gradient_of_anchors
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def native_dtype(module: Any, x: Tensor) -> Any:
@@ -189,9 +185,7 @@ class NativeBackend:
         column_term: Term | None,
     ) -> Tensor:
         if isinstance(spec.weighting, Triplet):  # its pairs are listed anew
-            return gradient_of_anchors(
-                self.loss_and_gradient, rows, columns, spec, row_term, column_term
-            )
+            return gradient_of_anchors(self._anew, rows, columns, spec, row_term, column_term)
         return self.call("gradient", rows, columns, spec).gradient(row_term, column_term)
 
     def loss_and_gradient(
@@ -205,3 +199,14 @@ class NativeBackend:
     ) -> Found:
         call = self.call("loss_and_gradient", anchors, candidates, spec)
         return call.loss_and_gradient(need_dx, need_dr, dloss)
+
+    def _anew(
+        self,
+        anchors: Side,
+        candidates: Side | None,
+        spec: PairSpec,
+        need_dx: bool,
+        need_dr: bool,
+        term: Term,
+    ) -> Found:
+        return self.loss_and_gradient(anchors, candidates, spec, need_dx, need_dr, term.dloss)

@@ -9,25 +9,26 @@ from torch.nn.functional import softplus
 from ms_kernels.backends.sides import Panel
 from ms_kernels.backends.sweep import autograd
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.mining import BoundedMining, NoMining
+from ms_kernels.rules.mining import NoMining
 from ms_kernels.rules.spec import PairSpec
-from ms_kernels.rules.sums import FAR, RowSums, SummedWeighting
+from ms_kernels.rules.sums import FAR, RowSums
 from ms_kernels.rules.weighting import MultiSimilarity
 
 
 def statistics_of(panel: Panel, spec: PairSpec) -> RowStatistics:
     sim = panel.sim
-    least, most = _mining(spec).hardest(sim, panel.positive, panel.negative)
+    least, most = spec.mining.hardest(sim, panel.positive, panel.negative)
     positive, negative = _kept(panel, least, most, spec)
-    poison = torch.where(sim.isfinite().all(1), 0.0, math.nan).to(sim.dtype)
-    pos_sum, neg_sum, moment = _weighting(spec).row_sums(sim, positive, negative)
+    finite = sim.isfinite().all(1)
+    poison = torch.where(finite, 0.0, math.nan).to(sim.dtype)
+    pos_sum, neg_sum, moment = spec.weighting.row_sums(sim, positive, negative)
     return RowStatistics(
         least[:, 0] + poison,
         most[:, 0] + poison,
         pos_sum + poison,
         neg_sum + poison,
-        positive.sum(1),
-        negative.sum(1),
+        positive.sum(1) * finite,
+        negative.sum(1) * finite,
         poison if moment is None else moment + poison,
     )
 
@@ -45,9 +46,9 @@ def weight_of(panel: Panel, stats: RowStatistics, spec: PairSpec, dloss: Tensor 
 
 
 def _rule_weight(panel: Panel, stats: RowStatistics, spec: PairSpec, dloss: Tensor) -> Tensor:
-    weighting = _weighting(spec)
+    weighting = spec.weighting
     least, most = stats.hardest_positive[:, None], stats.hardest_negative[:, None]
-    if _mining(spec).keeps_ties:
+    if spec.mining.keeps_ties:
         # A product of other rows need not find the hardest pair at the same bits: so near are ties.
         slack = 2.0**-46 if panel.sim.dtype == torch.float64 else 2.0**-19
         least = least + slack * least.abs().clamp(1, 1e30)
@@ -107,22 +108,12 @@ def _share(part: Tensor, total: Tensor, is_log: bool) -> Tensor:
     return torch.where(part == -math.inf, 0, (part - total).clamp(max=0).exp())
 
 
-def _weighting(spec: PairSpec) -> SummedWeighting:
-    assert isinstance(spec.weighting, SummedWeighting)
-    return spec.weighting
-
-
-def _mining(spec: PairSpec) -> BoundedMining:
-    assert isinstance(spec.mining, BoundedMining)
-    return spec.mining
-
-
 def _kept(
     panel: Panel, hardest_positive: Tensor, hardest_negative: Tensor, spec: PairSpec
 ) -> tuple[Tensor, Tensor]:
     if isinstance(spec.mining, NoMining):
         return panel.positive, panel.negative
-    within = _mining(spec).within(panel.sim, hardest_positive, hardest_negative)
+    within = spec.mining.within(panel.sim, hardest_positive, hardest_negative)
     return panel.positive & within[0], panel.negative & within[1]
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Side
+from ms_kernels.backends.interface import Side, compute_dtype
 from ms_kernels.reference import is_floored, row_scale, unit_rows
 from ms_kernels.rules.spec import PairOptions
 from ms_kernels.settings import options
@@ -89,5 +89,5 @@ def through_normalisation(
 
 def computed(x: Tensor, normalize: bool) -> Tensor:
     """In the compute dtype, as unit rows if asked."""
-    x = x if x.dtype == torch.float64 else x.float()
+    x = x.to(compute_dtype(x))
     return unit_rows(x) if normalize else x

@@ -7,29 +7,30 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Side
+from ms_kernels.backends.interface import Found, Side
 from ms_kernels.backends.sides import Panel, Sides, full_precision, through_normalisation
 from ms_kernels.rules.mining import Mining, kept_pairs, version_of, written_into
 from ms_kernels.rules.spec import PairOptions
 
 RowFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Loss and number of kept pairs of each row of a panel; if wanted its pairs' weights, (rows, M).
+PanelFunction = Callable[[Panel, bool], tuple[Tensor, Tensor, Tensor]]
 # A panel and its derivative need some dozen temporaries of its size.
 TEMPORARIES = 16
 
 
 def sweep(
-    row_function: RowFunction,
-    mining: Mining,
+    of_panel: PanelFunction,
     anchors: Side,
     candidates: Side | None,
     spec: PairOptions,
     need_dx: bool,
     need_dr: bool,
-    dloss: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    arrays: int = TEMPORARIES,
+) -> Found:
     """Row losses (N,), kept pairs of each row (N,), gradients of the losses' sum.
 
-    row_function: as of `streamed_loss`. dloss: (N,) gradient of each row's loss instead of ones.
+    arrays: so many of a panel's size of_panel has at once.
     """
     sides = Sides(anchors, candidates, spec)
     x, r = sides.x, sides.r
@@ -39,9 +40,8 @@ def sweep(
     # Allocated before the panels: what outlives them must not lie between their temporaries.
     loss, kept = x.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.int64, device=x.device)
     with full_precision(x):
-        for panel in sides.panels(TEMPORARIES):
-            wanted = dx is not None or into_columns is not None
-            some, count, weight = panel_loss(row_function, mining, panel, dloss, wanted)
+        for panel in sides.panels(arrays):
+            some, count, weight = of_panel(panel, dx is not None or into_columns is not None)
             loss[panel.rows], kept[panel.rows] = some, count
             if dx is not None:
                 dx[panel.rows] += weight @ r
@@ -54,15 +54,22 @@ def sweep(
     return loss, kept, dx, dr
 
 
+def by_autograd(
+    row_function: RowFunction, mining: Mining, dloss: Tensor | None = None
+) -> PanelFunction:
+    """row_function: as of `streamed_loss`. dloss: (N,) gradient of each row's loss, else ones."""
+    return lambda panel, wanted: panel_loss(row_function, mining, panel, wanted, dloss)
+
+
 def panel_loss(
     row_function: RowFunction,
     mining: Mining,
     panel: Panel,
-    dloss: Tensor | None = None,
     wanted: bool = False,
+    dloss: Tensor | None = None,
     may_be_constant: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and number of kept pairs of each row; the pairs' weights if wanted, (rows, M).
+    """A `PanelFunction` of rules.
 
     A loss without a gradient is an error unless it is 0, as of a panel without pairs, or may be.
     """
@@ -122,12 +129,14 @@ def row_losses(
     positive: Tensor,
     negative: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """(rows,) losses after mining, NaN where a similarity is not finite, and the kept pairs."""
+    """(rows,) losses after mining and numbers of kept pairs; of a row with a similarity that is not
+    finite NaN and 0."""
     with torch.no_grad():
         positive, negative = kept_pairs(mining, similarity, positive, negative)
-        kept = positive.sum(1) + negative.sum(1)
+        finite = similarity.isfinite().all(1)
+        kept = (positive.sum(1) + negative.sum(1)) * finite
         # A factor and no summand: what a NaN loss weighs is NaN too.
-        poison = torch.where(similarity.isfinite().all(1), 1.0, math.nan)
+        poison = torch.where(finite, 1.0, math.nan)
     version = version_of(similarity)
     try:
         loss = row_function(similarity, positive, negative)

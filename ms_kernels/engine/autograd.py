@@ -150,7 +150,7 @@ class RowLoss(torch.autograd.Function):
     ) -> Tensor:
         with below_autograd():
             stats = ops.row_statistics(*pairs, packed, backend)
-            loss: Tensor = ops.row_loss_of(list(stats), packed, backend)
+            loss: Tensor = ops.row_loss_of(list(stats), embeddings, ref_emb, packed, backend)
         keep(ctx, *pairs, *(() if anew else stats))
         ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
         ctx.anew = anew

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, library
 
 from ms_kernels.backends import dispatch
-from ms_kernels.backends.interface import Side, Term
+from ms_kernels.backends.interface import Side, Term, compute_dtype
 from ms_kernels.checks import Pairs
 from ms_kernels.engine.refusals import differentiate_once, refuse_derivatives
 from ms_kernels.reference import RowStatistics
@@ -39,7 +39,10 @@ _library.define(
     "Tensor? dloss=None) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 # Ops of their own, so that no compiler chooses the order of a sum or another exponential.
-_library.define("row_loss(Tensor[] statistics, float[] spec, str backend) -> Tensor")
+_library.define(
+    "row_loss(Tensor[] statistics, Tensor embeddings, Tensor? ref_emb, float[] spec, str backend) "
+    "-> Tensor"
+)
 _library.define("total(Tensor row_loss) -> Tensor")
 _library.define("differentiable_once(Tensor x, Tensor labels) -> Tensor")
 
@@ -111,11 +114,15 @@ def _loss_and_gradient(
     )
 
 
-def _row_loss(statistics: list[Tensor], spec: list[float], backend: str) -> Tensor:
+def _row_loss(
+    statistics: list[Tensor],
+    embeddings: Tensor,
+    ref_emb: Tensor | None,
+    spec: list[float],
+    backend: str,
+) -> Tensor:
     stats, loss = RowStatistics(*statistics), unpack(spec)
-    device, dtype = stats.neg_sum.device.type, stats.neg_sum.dtype
-    known = dispatch.takers(loss)
-    module = dispatch.MODULES[dispatch.resolve(backend, device, known=known, dtype=dtype)]
+    module = _module(backend, embeddings, ref_emb, loss)
     if hasattr(module, "loss_of_statistics"):
         return module.loss_of_statistics(stats, loss)  # type: ignore[no-any-return]
     return loss.loss_of(stats)
@@ -150,8 +157,8 @@ def _sides(
 def _module(backend: str, embeddings: Tensor, ref_emb: Tensor | None, spec: PairSpec) -> ModuleType:
     # The same when the sides change places: the gradient of the refs goes with the statistics.
     samples = max(len(embeddings), 0 if ref_emb is None else len(ref_emb))
-    device, known = embeddings.device.type, dispatch.takers(spec)
-    return dispatch.MODULES[dispatch.resolve(backend, device, samples, known, embeddings.dtype)]
+    device, dtype = embeddings.device.type, embeddings.dtype
+    return dispatch.MODULES[dispatch.resolve(backend, device, samples, spec, dtype)]
 
 
 def _term(tensors: list[Tensor]) -> Term | None:
@@ -159,11 +166,6 @@ def _term(tensors: list[Tensor]) -> Term | None:
         return None
     *stats, dloss = tensors
     return Term(RowStatistics(*stats), dloss)
-
-
-def compute_dtype(embeddings: Tensor) -> torch.dtype:
-    """float64 for float64, else float32."""
-    return torch.float64 if embeddings.dtype == torch.float64 else torch.float32
 
 
 def _row_statistics_fake(embeddings: Tensor, *_: object) -> tuple[Tensor, ...]:

@@ -36,6 +36,8 @@ class NTXent(SummedWeighting):
     negative exp(s_n / T) sum_P 1 / (exp(s_p / T) + Z) / (T |P|). Only positives, or only negatives:
     0. Source: Sohn, NIPS 2016; Chen et al., SimCLR, ICML 2020. pytorch-metric-learning's
     NTXentLoss is its mean where all anchors have equally many positives.
+
+    Statistics: pos_moment is the derivative of pos_sum, the sum over P, by neg_sum, log Z.
     """
 
     temperature: float = 0.07
@@ -76,6 +78,8 @@ class SupCon(SummedWeighting):
     positive (1 / |P| - q) / T, which may be negative. Without positives: 0; without negatives the
     formula with the positives alone. Source: Khosla et al., NeurIPS 2020, L_out.
     pytorch-metric-learning's SupConLoss with MeanReducer is its mean.
+
+    Statistics: pos_moment is sum_P s.
     """
 
     temperature: float = 0.1
@@ -103,6 +107,8 @@ class DecoupledContrastive(SummedWeighting):
     Weights: exp(s / T) / (T sum_N exp(s / T)) of a negative, 1 / (T |P|) of a positive, however
     easy. Only positives, or only negatives: 0. It may be negative. Source: Yeh et al., Decoupled
     Contrastive Learning, ECCV 2022, equation 6. pytorch-metric-learning has none.
+
+    Statistics: pos_moment is sum_P s.
     """
 
     temperature: float = 0.1

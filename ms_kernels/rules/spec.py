@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ms_kernels.checks import MOST_OPTION, check_flag, check_number, take_numbers
+from ms_kernels.checks import MOST_OPTION, check_flag, check_number, check_rule, take_numbers
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import (
+    BoundedMining,
     HardestMining,
     Mining,
     MultiSimilarityMining,
@@ -22,7 +23,7 @@ from ms_kernels.rules.mining import (
     ThresholdMining,
     TopKMining,
 )
-from ms_kernels.rules.sums import RowSums
+from ms_kernels.rules.sums import RowSums, SummedWeighting
 from ms_kernels.rules.weighting import (
     NCA,
     BinLifted,
@@ -39,8 +40,8 @@ from ms_kernels.rules.weighting import (
     Weighting,
 )
 
-# The rules by their codes, which are those of csrc/rules/rules.h; NPair is NTXent to the kernels.
-WEIGHTINGS: tuple[type[Weighting], ...] = (
+# In the order of their codes: a new rule is appended, in both lists and in csrc/rules/rules.h.
+WEIGHTINGS: tuple[type[SummedWeighting], ...] = (
     MultiSimilarity,
     Contrastive,
     BinomialDeviance,
@@ -54,7 +55,7 @@ WEIGHTINGS: tuple[type[Weighting], ...] = (
     DecoupledContrastive,
     NPair,
 )
-MININGS: tuple[type[Mining], ...] = (
+MININGS: tuple[type[BoundedMining], ...] = (
     NoMining,
     MultiSimilarityMining,
     HardestMining,
@@ -62,10 +63,18 @@ MININGS: tuple[type[Mining], ...] = (
     ThresholdMining,
     TopKMining,
 )
-NATIVE_WEIGHTINGS = WEIGHTINGS[: WEIGHTINGS.index(NPair)]
+MOST_OPTIONS = 3
+MOST_BOUNDS = 2  # options of a mining rule, as csrc/rules/rules.h has them
+
+
+def native_of(weightings: tuple[type[SummedWeighting], ...]) -> tuple[type[SummedWeighting], ...]:
+    """Those with codes of their own, in the order of csrc/rules/rules.h: NPair is NTXent there."""
+    return tuple(rule for rule in weightings if rule is not NPair)
+
+
+NATIVE_WEIGHTINGS = native_of(WEIGHTINGS)
 NATIVE = {rule: code for code, rule in enumerate(NATIVE_WEIGHTINGS)}
 NATIVE[NPair] = NATIVE[NTXent]
-MOST_OPTIONS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +98,13 @@ class PairOptions:
 class PairSpec(PairOptions):
     """A loss of this package. Default: the Multi-Similarity loss with its own mining."""
 
-    weighting: Weighting = MultiSimilarity()
-    mining: Mining = MultiSimilarityMining()
+    weighting: SummedWeighting = MultiSimilarity()
+    mining: BoundedMining = MultiSimilarityMining()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rule("weighting", self.weighting, SummedWeighting)
+        check_rule("mining", self.mining, BoundedMining)
 
     @property
     def is_multi_similarity(self) -> bool:
@@ -106,7 +120,7 @@ class PairSpec(PairOptions):
     def loss_of(self, stats: RowStatistics) -> Tensor:
         """Loss of each anchor from its statistics, (N,)."""
         _, _, pos, neg, pos_kept, neg_kept, moment = stats
-        loss = self.weighting.loss_of(RowSums(pos, neg, pos_kept, neg_kept, moment))  # type: ignore[attr-defined]
+        loss = self.weighting.loss_of(RowSums(pos, neg, pos_kept, neg_kept, moment))
         # An anchor that is not finite keeps nothing, of which many losses make 0.
         return torch.where(neg.isnan(), neg, loss)
 
@@ -141,13 +155,16 @@ class PairSpec(PairOptions):
         """In the order of csrc/rules/rules.h, for a dtype of greatest number `most`, in which a
         finite slack of mining stays finite."""
         _, *options = _numbers(self.weighting, WEIGHTINGS)
-        mining, *bounds = _numbers(self.mining, MININGS)
-        return (self.native_code, *options, mining, *(max(-most, min(most, b)) for b in bounds[:2]))
+        mining, *bounds = _numbers(self.mining, MININGS, MOST_BOUNDS)
+        return (self.native_code, *options, mining, *(max(-most, min(most, b)) for b in bounds))
 
 
-def _numbers(rule: Weighting | Mining, known: tuple[type, ...]) -> list[float]:
+def _numbers(
+    rule: Weighting | Mining, known: tuple[type, ...], most: int = MOST_OPTIONS
+) -> list[float]:
     values = [float(getattr(rule, field.name)) for field in fields(rule)]
-    return [float(known.index(type(rule))), *values, *[0.0] * (MOST_OPTIONS - len(values))]
+    assert len(values) <= most, f"{type(rule).__name__}: expected at most {most} options"
+    return [float(known.index(type(rule))), *values, *[0.0] * (most - len(values))]
 
 
 def unpack(packed: list[float]) -> PairSpec:
@@ -174,6 +191,8 @@ def _rule(packed: tuple[float, ...], known: tuple[type, ...]) -> Any:
 
 def spec_of(weighting: Weighting, mining: Mining, options: PairOptions) -> PairSpec | None:
     """What an op can be told of a pair of rules; None of rules that are not of this package."""
+    if not isinstance(weighting, SummedWeighting) or not isinstance(mining, BoundedMining):
+        return None
     if type(weighting) not in WEIGHTINGS or type(mining) not in MININGS:
         return None
     return PairSpec(

@@ -69,6 +69,7 @@ class SummedWeighting(Weighting):
     log_sums: whether the sum of the positives, and that of the negatives, is a log-sum-exp.
     pos_follows_neg: the positives' sum depends on the negatives', and its derivative by that is the
         moment.
+    What the moment is, where there is one, the rule's docstring says.
     """
 
     is_base: ClassVar[bool] = True  # no rule itself

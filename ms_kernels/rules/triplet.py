@@ -21,6 +21,8 @@ class Triplet(SummedWeighting):
     which it violates the margin; a triplet just on it counts. Only positives, or only negatives: 0.
     Triplets are never listed. Source: Schroff et al., CVPR 2015; the paper's equation 5.
     pytorch-metric-learning's TripletMarginLoss with CosineSimilarity and SumReducer is its sum.
+
+    Statistics: neg_sum is the loss, pos_sum 0.
     """
 
     margin: float = 0.1

@@ -16,27 +16,17 @@ from ms_kernels.backends.sides import Sides
 from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.reference import hardest
 from ms_kernels.rules.mining import (
+    BoundedMining,
     HardestMining,
     Mining,
     MultiSimilarityMining,
     SemiHardMining,
     ThresholdMining,
+    TopKMining,
     kept_pairs,
 )
-from ms_kernels.rules.spec import PairOptions
-from ms_kernels.rules.weighting import (
-    NCA,
-    BinLifted,
-    BinomialDeviance,
-    Circle,
-    Contrastive,
-    LiftedStructure,
-    MultiSimilarity,
-    NPair,
-    NTXent,
-    SupCon,
-    Triplet,
-)
+from ms_kernels.rules.spec import WEIGHTINGS, PairOptions
+from ms_kernels.rules.weighting import MultiSimilarity
 from ms_kernels.tools.plot_style import (
     NEGATIVE,
     POSITIVE,
@@ -48,10 +38,8 @@ from ms_kernels.tools.plot_style import (
     own_axes,
 )
 
-RULES = (
-    *(BinomialDeviance(), BinLifted(), Contrastive(), LiftedStructure(), Triplet(), NPair()),
-    *(NTXent(), MultiSimilarity(), SupCon(), NCA(), Circle()),
-)
+# The MS loss last, to lie dashed on top of BinLifted, whose shape it has.
+RULES = (*(rule() for rule in WEIGHTINGS if rule is not MultiSimilarity), MultiSimilarity())
 LOWEST = -0.2  # of the sliding pair: below it little happens
 BINS = 100  # of similarities from -1 to 1
 
@@ -200,8 +188,10 @@ def _name(loss: object) -> str:
 
 
 def _counts(side: Side, mining: Mining) -> tuple[Tensor, Tensor, Tensor]:
-    """(4, BINS) positives, negatives, kept ones of both; hardest positive, negative, (N,) each."""
+    """(4, BINS) positives, negatives, kept ones of both; what bounds pairs of either kind, (N,)
+    each: the hardest positive and negative, unless the rule takes others."""
     counts = torch.zeros(4, BINS, dtype=torch.int64, device=side.labels.device)
+    hardest_of = mining.hardest if isinstance(mining, BoundedMining) else hardest
     extremes = [side.embeddings.new_zeros(0)], [side.embeddings.new_zeros(0)]
     # A bin's number is int64: with the masks some five times a panel.
     for panel in Sides(side, None, PairOptions()).panels(5):
@@ -210,7 +200,7 @@ def _counts(side: Side, mining: Mining) -> tuple[Tensor, Tensor, Tensor]:
         for row, mask in zip(counts, (panel.positive, panel.negative, *kept), strict=True):
             row += torch.bincount(bins[mask], minlength=BINS)
         for parts, found in zip(
-            extremes, hardest(panel.sim, panel.positive, panel.negative), strict=True
+            extremes, hardest_of(panel.sim, panel.positive, panel.negative), strict=True
         ):
             parts.append(found[:, 0])
     return counts, torch.cat(extremes[0]), torch.cat(extremes[1])
@@ -228,6 +218,8 @@ def _thresholds(mining: Mining, least: Tensor, most: Tensor) -> tuple[list[Thres
             return [], [("kept below", least), ("kept above", least - margin)]
         case HardestMining():
             return [("kept", least)], [("kept", most)]
+        case TopKMining():
+            return [], [("kept above", most)]
         case ThresholdMining(below, above):
             fixed = (least.new_tensor([value]) for value in (below, above))
             return [("kept below", next(fixed))], [("kept above", next(fixed))]

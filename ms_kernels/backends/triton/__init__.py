@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends import gpu
-from ms_kernels.backends.interface import Found, Side, Term
+from ms_kernels.backends.interface import MOST_EXPONENT, Crowd, Found, Side, Term
 from ms_kernels.backends.triton import tiles
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
@@ -25,12 +25,17 @@ if TYPE_CHECKING:
     from ms_kernels.backends.triton.launch_statistics import Statistics
     from ms_kernels.backends.triton.problem import Problem
 
+DEVICE = "cuda"
+NOTE = "fused Triton kernels for CUDA tensors"
+MOST_SAMPLES = None
+# By reckoning, not measured on a GPU: kernels take longer the more candidates a class could have.
+CROWD = Crowd(2048, of_class=False)
+interpreted = tiles.interpreted
+
 # The compiler of 3.2 crashes on the triplet loss.
 LEAST_TRITON = (3, 3)
 # Earlier ones have no float64 products.
 LEAST_FOR_FLOAT64 = (3, 5)
-# e to this power, 2^23 times, is a float32; so is its inverse.
-MOST_EXPONENT = 70
 
 # Kernels import Triton, so they are imported by the functions that launch them.
 
