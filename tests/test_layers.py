@@ -99,6 +99,24 @@ def test_no_module_imports_itself_by_way_of_others():
     assert arrows == {}
 
 
+def floor_of(name, arrows):
+    """A module or folder stands one floor above the highest that it imports."""
+    return 1 + max((floor_of(other, arrows) for other in arrows[name] - {name}), default=0)
+
+
+def test_the_house_has_eleven_floors():
+    """Folders are one each, those of the backends too: whoever reads on need not go deeper."""
+
+    def folder(name):
+        return ".".join(name.split(".")[: 2 if name.startswith("backends.") else 1])
+
+    arrows = {folder(name): set() for name in modules()}
+    for name, path in modules().items():
+        arrows[folder(name)] |= {folder(other) for other in ours(path)}
+    floors = {name: floor_of(name, arrows) for name in arrows}
+    assert max(floors.values()) <= 11, floors
+
+
 @pytest.mark.parametrize(
     ("importer", "imported"),
     [

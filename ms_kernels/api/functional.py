@@ -9,9 +9,9 @@ from ms_kernels.api.streaming import streamed
 from ms_kernels.backends import dispatch
 from ms_kernels.backends.crowd import is_crowded
 from ms_kernels.backends.interface import compute_dtype
-from ms_kernels.backends.panel_rules import statistics_of
-from ms_kernels.backends.sides import Panel
-from ms_kernels.backends.sweep import row_losses
+from ms_kernels.backends.plain.sides import Panel
+from ms_kernels.backends.plain.statistics import statistics_of
+from ms_kernels.backends.plain.sweep import row_losses
 from ms_kernels.checks import (
     Pairs,
     check_choice,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ms_kernels import reference
-from ms_kernels.backends.sides import Sides, computed, full_precision
-from ms_kernels.backends.sweep import TEMPORARIES
+from ms_kernels.backends.plain.sides import Sides, computed, full_precision
+from ms_kernels.backends.plain.sweep import TEMPORARIES
 from ms_kernels.checks import Pairs, shown, take_numbers
 from ms_kernels.engine.autograd import differentiable_once, in_public_dtype, keep
 from ms_kernels.engine.ops import sides_of

@@ -9,8 +9,8 @@ from torch import Tensor
 from ms_kernels.api.histogram import Histogram
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.backends.interface import Side, compute_dtype
-from ms_kernels.backends.sides import Panel, Sides
-from ms_kernels.backends.sweep import TEMPORARIES, panel_loss
+from ms_kernels.backends.plain.sides import Panel, Sides
+from ms_kernels.backends.plain.sweep import TEMPORARIES, panel_loss
 from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.engine.refusals import refuse_tracing
 from ms_kernels.rules.mining import NO_MINING, Mining, kept_pairs

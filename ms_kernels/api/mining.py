@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.sides import Sides
+from ms_kernels.backends.plain.sides import Sides
 from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.engine.ops import sides_of
 from ms_kernels.engine.refusals import is_batched, refuse_tracing

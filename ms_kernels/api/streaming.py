@@ -9,8 +9,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ms_kernels.backends.interface import Side
-from ms_kernels.backends.sides import Sides
-from ms_kernels.backends.sweep import TEMPORARIES, RowFunction, by_autograd, row_losses, sweep
+from ms_kernels.backends.plain.sides import Sides
+from ms_kernels.backends.plain.sweep import (
+    TEMPORARIES,
+    RowFunction,
+    by_autograd,
+    row_losses,
+    sweep,
+)
 from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule, savable_pairs
 from ms_kernels.engine.autograd import (
     differentiable_once,

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ms_kernels.backends.interface import Found, Side, Term
 from ms_kernels.backends.listing import gradient_of_anchors
-from ms_kernels.backends.panel_rules import statistics_of, weight_of
-from ms_kernels.backends.sides import Panel, Sides, full_precision
-from ms_kernels.backends.sweep import by_autograd, sweep
+from ms_kernels.backends.plain.sides import Panel, Sides, full_precision
+from ms_kernels.backends.plain.statistics import statistics_of, weight_of
+from ms_kernels.backends.plain.sweep import by_autograd, sweep
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 

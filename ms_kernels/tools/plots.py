@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ms_kernels.api.inspect import row_derivative, rules_of
 from ms_kernels.backends.interface import Side
-from ms_kernels.backends.sides import Sides
+from ms_kernels.backends.plain.sides import Sides
 from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.reference import hardest
 from ms_kernels.rules.mining import (

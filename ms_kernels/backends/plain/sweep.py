@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.interface import Found, Side
-from ms_kernels.backends.sides import Panel, Sides, full_precision, through_normalisation
+from ms_kernels.backends.plain.sides import Panel, Sides, full_precision, through_normalisation
 from ms_kernels.rules.mining import Mining, kept_pairs, version_of, written_into
 from ms_kernels.rules.spec import PairOptions
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ms_kernels.backends.sides import Panel
-from ms_kernels.backends.sweep import autograd
+from ms_kernels.backends.plain.sides import Panel
+from ms_kernels.backends.plain.sweep import autograd
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import NoMining
 from ms_kernels.rules.spec import PairSpec

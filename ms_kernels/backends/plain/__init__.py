@@ -1,0 +1,1 @@
+"""Plain PyTorch, panel by panel: of the panels backend, and of rules of one's own."""
