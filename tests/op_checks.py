@@ -24,9 +24,10 @@ def check_ops(backend, refs, with_ids):
     library.opcheck(ops.row_statistics, (*given, PACKED, backend))
     library.opcheck(ops.loss_and_gradient, (*given, True, refs, PACKED, backend))
     library.opcheck(ops.loss_and_gradient, (*given, False, False, PACKED, backend))
+    for reduction, wide in (("mean", False), ("sum", True), ("mean_valid", False)):
+        library.opcheck(ops.reduced_loss, (*given, reduction, wide, True, refs, PACKED, backend))
     stats = ops.row_statistics(*given, PACKED, backend)
     library.opcheck(ops.row_loss_of, (list(stats), given[0], given[3], PACKED, backend))
-    library.opcheck(ops.total, (stats[2],))
     term = [*stats, torch.ones(48)]
     column_term = [] if refs else term
     library.opcheck(ops.embedding_gradient, (*given, term, column_term, PACKED, backend))

@@ -98,11 +98,11 @@ def test_compiled_second_derivative_is_refused(backend):
 
 def calls(monkeypatch, run):
     seen = []
-    for name in ("row_statistics", "embedding_gradient", "loss_and_gradient"):
+    for name in ("row_statistics", "embedding_gradient", "loss_and_gradient", "reduced_loss"):
         real = getattr(ops, name)
 
         def count(*args, name=name, real=real):
-            seen.append((name, *args[6:8]) if args[6:8] == (False, False) else name)
+            seen.append((name, *args[8:10]) if name == "reduced_loss" else name)
             return real(*args)
 
         monkeypatch.setattr(ops, name, count)
@@ -118,12 +118,15 @@ def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
         with torch.no_grad():
             multi_similarity_loss(x, Y)
 
-    assert calls(monkeypatch, run) == [("loss_and_gradient", False, False)] * 2
+    assert calls(monkeypatch, run) == [("reduced_loss", False, False)] * 2
 
 
 @pytest.mark.parametrize(
     ("reduction", "want"),
-    [("mean", ["loss_and_gradient"]), ("none", ["row_statistics", "embedding_gradient"])],
+    [
+        ("mean", [("reduced_loss", True, False)]),
+        ("none", ["row_statistics", "embedding_gradient"]),
+    ],
 )
 def test_a_training_step_is_one_call_or_two(monkeypatch, reduction, want):
     def run():

@@ -145,7 +145,9 @@ CALLS = {
         *(X, Y, *[None] * 4, [*STATS, x[:, 0]], [], PACKED, "panels")
     ),
     "row_loss": lambda x: ops.row_loss_of([x[:, 0], *STATS[1:]], X, None, PACKED, "panels"),
-    "total": lambda x: ops.total(x[:, 0]),
+    "reduced_loss": lambda x: ops.reduced_loss(
+        *(x, Y, *[None] * 4, "mean", False, True, False, PACKED, "panels")
+    )[0],
 }
 
 

@@ -24,7 +24,13 @@ from ms_kernels.engine.autograd import fused_loss, in_public_dtype, reduce_rows
 from ms_kernels.engine.refusals import constants, refuse_tracing
 from ms_kernels.reference import REDUCTIONS, RowStatistics
 from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining, mining_of
-from ms_kernels.rules.spec import PairOptions, PairSpec, spec_of
+from ms_kernels.rules.spec import (
+    PairOptions,
+    PairSpec,
+    multi_similarity_rules,
+    options_of,
+    spec_of,
+)
 from ms_kernels.rules.weighting import MultiSimilarity, Triplet, Weighting
 
 
@@ -69,7 +75,7 @@ def pair_loss(
     check_choice("backend", backend, dispatch.NAMES)
     if backend != "reference":
         refuse_tracing("ms_kernels")
-    shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
+    shared = options_of(max_positive_similarity, normalize)
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
     if backend == "reference":
         pairs = savable_pairs(pairs)
@@ -79,7 +85,10 @@ def pair_loss(
         return _dense(weighting, pairs, mining, shared, reduction)
     spec = spec_of(weighting, mining, shared)
     dispatch.check_known(backend, spec, weighting, mining)
-    chosen = _chosen(backend, pairs, spec)
+    chosen = backend
+    # The op chooses too: of most losses it is known here already where they go.
+    if isinstance(weighting, Triplet) or backend != "auto" or torch.compiler.is_compiling():
+        chosen = _chosen(backend, pairs, spec)
     if backend == "auto" and isinstance(weighting, Triplet) and chosen in dispatch.MODULES:
         if is_crowded(pairs, dispatch.MODULES[chosen].CROWD):
             backend = chosen = "panels"
@@ -87,7 +96,7 @@ def pair_loss(
     traced = chosen == "panels" and torch.compiler.is_compiling()
     if spec is None or (traced and not spec.is_multi_similarity):
         return streamed(weighting.row_loss, pairs, mining, shared, reduction)
-    return in_public_dtype(fused_loss(pairs, spec, reduction, backend), embeddings)
+    return fused_loss(pairs, spec, reduction, backend)
 
 
 def multi_similarity_loss(
@@ -147,13 +156,14 @@ def multi_similarity_loss(
 
     Source: Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019, equation 15.
     """
+    weighting, mining = multi_similarity_rules(alpha, beta, base, epsilon)
     return pair_loss(
         embeddings,
         labels,
         ref_emb,
         ref_labels,
-        weighting=MultiSimilarity(alpha, beta, base),
-        mining=mining_of(epsilon),
+        weighting=weighting,
+        mining=mining,
         ids=ids,
         ref_ids=ref_ids,
         max_positive_similarity=max_positive_similarity,

@@ -1,5 +1,6 @@
 """What the compiled backends share: a call takes addresses, and gives what the interface asks."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ def native_dtype(module: Any, x: Tensor) -> Any:
     return getattr(module.DType, str(x.dtype).removeprefix("torch."))
 
 
+@functools.lru_cache(maxsize=64)
 def native_spec(
     spec: PairSpec, dtype: torch.dtype
 ) -> tuple[tuple[int, int, int], tuple[float, ...]]:
@@ -67,12 +69,15 @@ def _check_columns(rows: Side, columns: Side) -> None:
 def _check_storage(name: str, x: Tensor) -> None:
     if not x.numel():
         return
-    last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    if x.is_contiguous():
+        last = x.numel() - 1
+    else:
+        last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
     wanted = (x.storage_offset() + last + 1) * x.element_size()
-    if x.untyped_storage().nbytes() < wanted:
+    got = x.untyped_storage().nbytes()
+    if got < wanted:
         raise ValueError(
-            f"{name}: expected a storage of {wanted} bytes, "
-            f"got {x.untyped_storage().nbytes()}; it was resized or freed"
+            f"{name}: expected a storage of {wanted} bytes, got {got}; it was resized or freed"
         )
 
 

@@ -1,7 +1,7 @@
 """Autograd functions over the ops."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ms_kernels.engine.refusals import (
 )
 from ms_kernels.reference import count_valid
 from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.spec import packed as packed_of
 from ms_kernels.rules.weighting import Contrastive, Triplet
 
 # Triplets are compared once more in any case. Of hinges few are active, and a scan lists them for
@@ -35,34 +36,36 @@ class ReducedLoss(torch.autograd.Function):
         ref_emb: Tensor | None,
         pairs: Pairs,
         reduction: str,
+        wide: bool,
         packed: list[float],
         backend: str,
     ) -> Tensor:
+        need_dx, need_dr = ctx.needs_input_grad[:2]
         with below_autograd():
-            row, kept, dx, dr = ops.loss_and_gradient(
-                *pairs, ctx.needs_input_grad[0], ctx.needs_input_grad[1], packed, backend
+            loss, dx, dr = ops.reduced_loss(
+                *pairs, reduction, wide, need_dx, need_dr, packed, backend
             )
-            total = ops.total(row)
         ctx.dtype = embeddings.dtype
-        ctx.reduction = reduction
-        ctx.count = max(embeddings.shape[0], 1)
-        valid = count_valid(kept) if reduction == "mean_valid" else None
-        ctx.save_for_backward(dx, dr, valid)
-        return reduce(total, reduction, ctx.count, valid)
+        ctx.save_for_backward(dx, dr)
+        return loss  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("ms_kernels")
-        dx, dr, valid = ctx.saved_tensors
-        scale = reduce(dloss, ctx.reduction, ctx.count, valid)
+        dx, dr = ctx.saved_tensors
+        need_dx, need_dr = ctx.needs_input_grad[:2]
         return (
-            (dx * scale).to(ctx.dtype) if ctx.needs_input_grad[0] else None,
-            (dr * scale).to(ctx.dtype) if ctx.needs_input_grad[1] else None,
-            None,
-            None,
-            None,
-            None,
+            _scaled(dx, dloss, ctx.dtype) if need_dx else None,
+            _scaled(dr, dloss, ctx.dtype) if need_dr else None,
+            *(None,) * 5,
         )
+
+
+def _scaled(gradient: Tensor, dloss: Tensor, dtype: torch.dtype) -> Tensor:
+    """In one launch: a product that is cast as it is written."""
+    if gradient.dtype == dtype or torch.compiler.is_compiling() or is_batch(dloss):
+        return (gradient * dloss).to(dtype)
+    return torch.mul(gradient, dloss, out=torch.empty_like(gradient, dtype=dtype))
 
 
 def reduce(total: Tensor, reduction: str, count: int, valid: Tensor | None) -> Tensor:
@@ -72,22 +75,22 @@ def reduce(total: Tensor, reduction: str, count: int, valid: Tensor | None) -> T
     return total / (count if valid is None else valid)
 
 
-def reduce_rows(
-    row_loss: Tensor,
-    kept: Tensor,
-    reduction: str,
-    total: Callable[[Tensor], Tensor] = torch.sum,
-) -> Tensor:
-    """From losses and kept pairs of each row; `total` sums them."""
+def reduce_rows(row_loss: Tensor, kept: Tensor, reduction: str) -> Tensor:
+    """From losses and kept pairs of each row."""
     if reduction == "none":
         return row_loss
     valid = count_valid(kept) if reduction == "mean_valid" else None
-    return reduce(total(row_loss), reduction, max(row_loss.shape[0], 1), valid)
+    return reduce(row_loss.sum(), reduction, max(row_loss.shape[0], 1), valid)
+
+
+def is_wide(embeddings: Tensor) -> bool:
+    """Whether a loss stays in the compute dtype, as under autocast."""
+    return torch.is_autocast_enabled(embeddings.device.type)
 
 
 def in_public_dtype(loss: Tensor, embeddings: Tensor) -> Tensor:
     """That of the embeddings; under autocast the compute dtype."""
-    if loss.dtype == embeddings.dtype or torch.is_autocast_enabled(embeddings.device.type):
+    if loss.dtype == embeddings.dtype or is_wide(embeddings):
         return loss
     return loss.to(embeddings.dtype)
 
@@ -119,17 +122,22 @@ def differentiable_once(
 
 
 def fused_loss(pairs: Pairs, spec: PairSpec, reduction: str, backend: str) -> Tensor:
-    """The reduced loss through the ops, in the compute dtype."""
+    """The reduced loss through the ops, in the dtype of the embeddings, or wide."""
     x, r = differentiable_once(pairs)
+    packed, wide = packed_of(spec), is_wide(x)
     wanted = torch.is_grad_enabled() and (x.requires_grad or (r is not None and r.requires_grad))
-    if not wanted:
-        with below_autograd():
-            loss, kept, _, _ = ops.loss_and_gradient(*pairs, False, False, spec.pack(), backend)
-            return reduce_rows(loss, kept, reduction, ops.total)
     if reduction != "none":
-        return ReducedLoss.apply(x, r, pairs, reduction, spec.pack(), backend)  # type: ignore[no-any-return, no-untyped-call]
-    anew = isinstance(spec.weighting, ANEW)
-    return RowLoss.apply(x, r, pairs, spec.pack(), backend, anew)  # type: ignore[no-any-return, no-untyped-call]
+        if wanted:
+            return ReducedLoss.apply(x, r, pairs, reduction, wide, packed, backend)  # type: ignore[no-any-return, no-untyped-call]
+        with below_autograd():
+            return ops.reduced_loss(*pairs, reduction, wide, False, False, packed, backend)[0]  # type: ignore[no-any-return]
+    if wanted:
+        anew = isinstance(spec.weighting, ANEW)
+        loss = RowLoss.apply(x, r, pairs, packed, backend, anew)  # type: ignore[no-untyped-call]
+    else:
+        with below_autograd():
+            loss = ops.loss_and_gradient(*pairs, False, False, packed, backend)[0]
+    return in_public_dtype(loss, x)
 
 
 class RowLoss(torch.autograd.Function):
@@ -159,9 +167,10 @@ class RowLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("ms_kernels")
-        x, labels, ids, r, ref_labels, ref_ids, *stats = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: a checkpoint computes them for one look
+        x, labels, ids, r, ref_labels, ref_ids, *stats = saved
         if ctx.anew or is_batch(dloss):
-            return _anew(ctx, dloss)
+            return _anew(ctx, saved[:6], dloss)
         term = [*stats, dloss]
         dx: Tensor | None = None
         dr: Tensor | None = None
@@ -179,10 +188,9 @@ class RowLoss(torch.autograd.Function):
         return dx, dr, None, None, None, None
 
 
-def _anew(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+def _anew(ctx: Any, pairs: tuple[Tensor, ...], dloss: Tensor) -> tuple[Tensor | None, ...]:
     """Without the statistics, for both sides in one call: see ANEW. Of several incoming gradients
     too: PyTorch calls an op for each of them, but none that takes a list, as of statistics."""
-    pairs = ctx.saved_tensors[:6]
     need_dx, need_dr, *_ = ctx.needs_input_grad
     with _products_of(ctx.precision), below_autograd():
         _, _, dx, dr = ops.loss_and_gradient(

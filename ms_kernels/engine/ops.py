@@ -15,7 +15,7 @@ from ms_kernels.backends import dispatch
 from ms_kernels.backends.interface import Side, Term, compute_dtype
 from ms_kernels.checks import Pairs
 from ms_kernels.engine.refusals import differentiate_once, refuse_derivatives
-from ms_kernels.reference import RowStatistics
+from ms_kernels.reference import RowStatistics, count_valid
 from ms_kernels.rules.spec import PairSpec, unpack
 
 LARGEST_SUM = 16384
@@ -38,12 +38,17 @@ _library.define(
     f"loss_and_gradient({_PAIRS}, bool need_dx, bool need_dr, float[] spec, str backend, "
     "Tensor? dloss=None) -> (Tensor, Tensor, Tensor, Tensor)"
 )
+# The reduced loss, in the dtype of the embeddings unless `wide`, and its gradients, in the compute
+# dtype.
+_library.define(
+    f"reduced_loss({_PAIRS}, str reduction, bool wide, bool need_dx, bool need_dr, float[] spec, "
+    "str backend) -> (Tensor, Tensor, Tensor)"
+)
 # Ops of their own, so that no compiler chooses the order of a sum or another exponential.
 _library.define(
     "row_loss(Tensor[] statistics, Tensor embeddings, Tensor? ref_emb, float[] spec, str backend) "
     "-> Tensor"
 )
-_library.define("total(Tensor row_loss) -> Tensor")
 _library.define("differentiable_once(Tensor x, Tensor labels) -> Tensor")
 
 
@@ -105,13 +110,46 @@ def _loss_and_gradient(
     rows, kept, dx, dr = module.loss_and_gradient(
         anchors, candidates, loss, need_dx, need_dr, dloss
     )
-    # An op must return tensors: empty ones for what was not asked.
-    return (
-        rows,
-        kept,
-        rows.new_empty(0) if dx is None else dx,
-        rows.new_empty(0) if dr is None else dr,
-    )
+    return rows, kept, _or_nothing(dx, rows), _or_nothing(dr, rows)
+
+
+def _reduced_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_ids: Tensor | None,
+    reduction: str,
+    wide: bool,
+    need_dx: bool,
+    need_dr: bool,
+    spec: list[float],
+    backend: str,
+) -> tuple[Tensor, ...]:
+    loss = unpack(spec)
+    module = _module(backend, embeddings, ref_emb, loss)
+    sides = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
+    dtype = compute_dtype(embeddings) if wide else embeddings.dtype
+    found = None
+    if hasattr(module, "reduced_loss_and_gradient"):
+        found = module.reduced_loss_and_gradient(*sides, loss, reduction, dtype, need_dx, need_dr)
+    if found is None:
+        rows, kept, dx, dr = module.loss_and_gradient(*sides, loss, need_dx, need_dr)
+        value = _total(rows)
+        if reduction != "sum":
+            divisor = max(len(rows), 1) if reduction == "mean" else count_valid(kept)
+            for tensor in (value, dx, dr):
+                if tensor is not None:
+                    tensor.div_(divisor)
+        found = value.to(dtype), dx, dr
+    value, dx, dr = found
+    return value, _or_nothing(dx, value), _or_nothing(dr, value)
+
+
+def _or_nothing(tensor: Tensor | None, like: Tensor) -> Tensor:
+    """An op must return tensors: an empty one for what was not asked."""
+    return like.new_empty(0) if tensor is None else tensor
 
 
 def _row_loss(
@@ -202,20 +240,33 @@ def _loss_and_gradient_fake(
     )
 
 
+def _reduced_loss_fake(
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_ids: Tensor | None,
+    _: str,
+    wide: bool,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    pairs = embeddings, labels, ids, ref_emb, ref_labels, ref_ids
+    rows, _kept, dx, dr = _loss_and_gradient_fake(*pairs, *rest)
+    loss = embeddings.new_empty((), dtype=rows.dtype if wide else embeddings.dtype)
+    return loss, dx, dr
+
+
 def _row_loss_fake(statistics: list[Tensor], *_: object) -> Tensor:
     return torch.empty_like(statistics[0])
 
 
-def _total_fake(row_loss: Tensor) -> Tensor:
-    return row_loss.new_empty(())
-
-
 for _name, _run, _fake in (
     ("row_loss", _row_loss, _row_loss_fake),
-    ("total", _total, _total_fake),
     ("row_statistics", _row_statistics, _row_statistics_fake),
     ("embedding_gradient", _embedding_gradient, _embedding_gradient_fake),
     ("loss_and_gradient", _loss_and_gradient, _loss_and_gradient_fake),
+    ("reduced_loss", _reduced_loss, _reduced_loss_fake),
 ):
     _library.impl(_name, _run, "CompositeExplicitAutograd")
     library.register_fake(f"ms_kernels::{_name}", _fake, lib=_library)
@@ -228,5 +279,5 @@ row_statistics = torch.ops.ms_kernels.row_statistics.default
 embedding_gradient = torch.ops.ms_kernels.embedding_gradient.default
 loss_and_gradient = torch.ops.ms_kernels.loss_and_gradient.default
 row_loss_of = torch.ops.ms_kernels.row_loss.default
-total = torch.ops.ms_kernels.total.default
+reduced_loss = torch.ops.ms_kernels.reduced_loss.default
 differentiable_once = torch.ops.ms_kernels.differentiable_once.default

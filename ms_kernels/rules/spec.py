@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.checks import MOST_OPTION, check_flag, check_number, check_rule, take_numbers
+from ms_kernels.once import once
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import (
     BoundedMining,
@@ -22,6 +23,7 @@ from ms_kernels.rules.mining import (
     SemiHardMining,
     ThresholdMining,
     TopKMining,
+    mining_of,
 )
 from ms_kernels.rules.sums import RowSums, SummedWeighting
 from ms_kernels.rules.weighting import (
@@ -105,6 +107,15 @@ class PairSpec(PairOptions):
         super().__post_init__()
         check_rule("weighting", self.weighting, SummedWeighting)
         check_rule("mining", self.mining, BoundedMining)
+
+    def __hash__(self) -> int:
+        # Looked up at every call: once is enough to go through the rules.
+        found: int | None = vars(self).get("_hash")
+        if found is None:
+            rules = self.weighting, self.mining, self.max_positive_similarity, self.normalize
+            found = hash(rules)
+            object.__setattr__(self, "_hash", found)
+        return found
 
     @property
     def is_multi_similarity(self) -> bool:
@@ -195,9 +206,31 @@ def spec_of(weighting: Weighting, mining: Mining, options: PairOptions) -> PairS
         return None
     if type(weighting) not in WEIGHTINGS or type(mining) not in MININGS:
         return None
-    return PairSpec(
-        weighting,
-        mining,
-        max_positive_similarity=options.max_positive_similarity,
-        normalize=options.normalize,
-    )
+    return _spec_of(weighting, mining, options.max_positive_similarity, options.normalize)
+
+
+@once
+def _spec_of(
+    weighting: SummedWeighting, mining: BoundedMining, cap: float | None, normalize: bool
+) -> PairSpec:
+    return PairSpec(weighting, mining, max_positive_similarity=cap, normalize=normalize)
+
+
+@once
+def options_of(max_positive_similarity: float | None, normalize: bool) -> PairOptions:
+    """Checked."""
+    return PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
+
+
+@once
+def packed(spec: PairSpec) -> list[float]:
+    """`spec.pack()`; not to be written into."""
+    return spec.pack()
+
+
+@once
+def multi_similarity_rules(
+    alpha: float, beta: float, base: float, epsilon: float | None
+) -> tuple[MultiSimilarity, MultiSimilarityMining | NoMining]:
+    """Those of the Multi-Similarity loss, checked."""
+    return MultiSimilarity(alpha, beta, base), mining_of(epsilon)
