@@ -89,6 +89,10 @@ class Call : public msk::ModuleCall<msk::Problem> {
     planned_ = true;
     return problem_.workspace_bytes;
   }
+  void write_total(std::int64_t total_loss, double scale) {
+    problem_.total_loss = pointer<void>(total_loss);
+    problem_.loss_scale = scale;
+  }
   void run(std::int64_t workspace) {
     check_workspace(workspace, 64);
     problem_.workspace = pointer<std::byte>(workspace);
@@ -128,6 +132,7 @@ PYBIND11_MODULE(_cpu, m) {
                     const std::optional<SideIntegers>&, const msk::SpecNumbers&>(),
            py::arg("job"), py::arg("dtype"), py::arg("depth"), py::arg("rows"), py::arg("columns"),
            py::arg("spec"))
+      .def("write_total", &Call::write_total, py::arg("total_loss"), py::arg("scale"))
       .def("plan", &Call::plan, py::arg("threads"), py::arg("budget"))
       .def("run", &Call::run, py::arg("workspace"), py::call_guard<py::gil_scoped_release>());
 }

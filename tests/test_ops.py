@@ -98,11 +98,11 @@ def test_compiled_second_derivative_is_refused(backend):
 
 def calls(monkeypatch, run):
     seen = []
-    for name in ("row_statistics", "embedding_gradient", "loss_and_gradient", "reduced_loss"):
+    for name in ("row_statistics", "embedding_gradient", "loss_and_gradient", "reduce_pairs"):
         real = getattr(ops, name)
 
         def count(*args, name=name, real=real):
-            seen.append((name, *args[8:10]) if name == "reduced_loss" else name)
+            seen.append((name, *args[3:5]) if name == "reduce_pairs" else name)
             return real(*args)
 
         monkeypatch.setattr(ops, name, count)
@@ -118,13 +118,13 @@ def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
         with torch.no_grad():
             multi_similarity_loss(x, Y)
 
-    assert calls(monkeypatch, run) == [("reduced_loss", False, False)] * 2
+    assert calls(monkeypatch, run) == [("reduce_pairs", False, False)] * 2
 
 
 @pytest.mark.parametrize(
     ("reduction", "want"),
     [
-        ("mean", [("reduced_loss", True, False)]),
+        ("mean", [("reduce_pairs", True, False)]),
         ("none", ["row_statistics", "embedding_gradient"]),
     ],
 )

@@ -35,6 +35,7 @@ class Solver {
     if (!p_.self) sort_side(columns_, p_.columns, labels, &ids);
 #pragma omp parallel num_threads(p_.threads)
     run_thread();
+    if (p_.total_loss) write_total();
   }
 
  private:
@@ -140,14 +141,22 @@ class Solver {
         p_.statistics.neg_kept[at] = nan ? 0 : rows_.neg_kept[k];
         continue;
       }
-      const T dloss = p_.dloss ? static_cast<const T*>(p_.dloss)[at] : T(1);
+      const T dloss = p_.dloss ? static_cast<const T*>(p_.dloss)[at] : T(p_.loss_scale);
       write(p_.row_loss, set_term(rows_, k, w_.loss, dloss));
-      p_.kept[at] = nan ? 0 : rows_.pos_kept[k] + rows_.neg_kept[k];
+      if (p_.kept) p_.kept[at] = nan ? 0 : rows_.pos_kept[k] + rows_.neg_kept[k];
       if (nan) mute(rows_, k);
     }
     if (p_.job == Job::statistics || p_.self) return;
 #pragma omp for schedule(static)
     for (std::int64_t k = 0; k < columns_.axis.padded(); ++k) mute(columns_, k);
+  }
+
+  // In double and in the caller's order, whatever the threads.
+  void write_total() const {
+    const T* const losses = static_cast<const T*>(p_.row_loss);
+    double total = 0;
+    for (std::int64_t i = 0; i < p_.rows.count; ++i) total += losses[i];
+    *static_cast<T*>(p_.total_loss) = T(total * p_.loss_scale);
   }
 
   // The gradient of a sample is NaN if a weight of one of its pairs is.

@@ -32,7 +32,9 @@ struct Problem {
   const void* dloss;                // Job::loss_and_gradient: of each row's loss; null: ones
   StatisticsOutput statistics;      // Job::statistics only
   void* row_loss;                   // Job::loss_and_gradient only: (rows.count) and
-  std::int64_t* kept;               // pairs kept of either kind
+  std::int64_t* kept;               // pairs kept of either kind, or null
+  void* total_loss;                 // their sum times loss_scale, or null
+  double loss_scale = 1;            // of the gradients too
   void* d_rows;                     // (rows.count, depth) in the compute type; null: not wanted
   void* d_columns;                  // (columns.count, depth); null: not wanted
   std::byte* workspace;

@@ -92,6 +92,16 @@ class _Call(NativeCall):
         workspace = torch.empty(size, dtype=torch.uint8)
         self.native.run(workspace.data_ptr())
 
+    def reduced(
+        self, scale: float, dtype: torch.dtype, need_dx: bool, need_dr: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        loss, row_loss = self.empty(torch.Size()), self.empty(self.rows.labels.shape[0])
+        dx, dr = self.write_gradients(need_dx, need_dr)
+        self.native.write_loss(row_loss.data_ptr(), 0)
+        self.native.write_total(loss.data_ptr(), scale)
+        self.run()
+        return loss if loss.dtype == dtype else loss.to(dtype), dx, dr
+
     def _side(self, side: Side) -> tuple[int, ...]:
         return *self.embeddings(side), self.address(side.labels), self.address(side.ids)
 
@@ -100,3 +110,20 @@ _backend = NativeBackend(_Call)
 row_statistics = _backend.row_statistics
 embedding_gradient = _backend.embedding_gradient
 loss_and_gradient = _backend.loss_and_gradient
+
+
+def reduced_loss_and_gradient(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    reduction: str,
+    dtype: torch.dtype,
+    need_dx: bool,
+    need_dr: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    """The loss and its gradients; None of "mean_valid", whose divisor is known at the end."""
+    if reduction == "mean_valid":
+        return None
+    call = _Call("loss_and_gradient", anchors, candidates, spec)
+    scale = 1.0 if reduction == "sum" else 1.0 / max(anchors.labels.shape[0], 1)
+    return call.reduced(scale, dtype, need_dx, need_dr)

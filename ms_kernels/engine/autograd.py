@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +18,14 @@ from ms_kernels.engine.refusals import (
 )
 from ms_kernels.reference import count_valid
 from ms_kernels.rules.spec import PairSpec
-from ms_kernels.rules.spec import packed as packed_of
 from ms_kernels.rules.weighting import Contrastive, Triplet
 
 # Triplets are compared once more in any case. Of hinges few are active, and a scan lists them for
 # the gradient, which with finished statistics would look at every pair.
 ANEW = (Contrastive, Triplet)
+
+
+PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
 
 class ReducedLoss(torch.autograd.Function):
@@ -34,20 +36,12 @@ class ReducedLoss(torch.autograd.Function):
         ctx: Any,
         embeddings: Tensor,
         ref_emb: Tensor | None,
-        pairs: Pairs,
-        reduction: str,
-        wide: bool,
-        packed: list[float],
-        backend: str,
+        call: "Call",
     ) -> Tensor:
-        need_dx, need_dr = ctx.needs_input_grad[:2]
-        with below_autograd():
-            loss, dx, dr = ops.reduced_loss(
-                *pairs, reduction, wide, need_dx, need_dr, packed, backend
-            )
+        loss, dx, dr = _reduced(call, *ctx.needs_input_grad[:2])
         ctx.dtype = embeddings.dtype
         ctx.save_for_backward(dx, dr)
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
@@ -57,8 +51,34 @@ class ReducedLoss(torch.autograd.Function):
         return (
             _scaled(dx, dloss, ctx.dtype) if need_dx else None,
             _scaled(dr, dloss, ctx.dtype) if need_dr else None,
-            *(None,) * 5,
+            None,
         )
+
+
+class Call(NamedTuple):
+    """One argument to autograd, which looks at each."""
+
+    pairs: Pairs
+    reduction: str
+    wide: bool
+    spec: PairSpec
+    backend: str
+
+
+def _reduced(
+    call: Call, need_dx: bool, need_dr: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Loss and gradients through the op; where nobody is there to see it, by what it runs: the
+    dispatcher takes as long as the kernels of a small batch."""
+    pairs, reduction, wide, spec, backend = call
+    seen = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    seen |= any(t is not None and type(t) not in PLAIN_TENSORS for t in pairs)
+    how = reduction, wide, need_dx, need_dr
+    with below_autograd():
+        if not seen:
+            return ops.reduce_pairs(pairs, *how, spec, backend)
+        loss, dx, dr = ops.reduced_loss(*pairs, *how, spec.pack(), backend)
+    return loss, dx, dr
 
 
 def _scaled(gradient: Tensor, dloss: Tensor, dtype: torch.dtype) -> Tensor:
@@ -124,13 +144,14 @@ def differentiable_once(
 def fused_loss(pairs: Pairs, spec: PairSpec, reduction: str, backend: str) -> Tensor:
     """The reduced loss through the ops, in the dtype of the embeddings, or wide."""
     x, r = differentiable_once(pairs)
-    packed, wide = packed_of(spec), is_wide(x)
+    wide = is_wide(x)
     wanted = torch.is_grad_enabled() and (x.requires_grad or (r is not None and r.requires_grad))
+    call = Call(pairs, reduction, wide, spec, backend)
     if reduction != "none":
         if wanted:
-            return ReducedLoss.apply(x, r, pairs, reduction, wide, packed, backend)  # type: ignore[no-any-return, no-untyped-call]
-        with below_autograd():
-            return ops.reduced_loss(*pairs, reduction, wide, False, False, packed, backend)[0]  # type: ignore[no-any-return]
+            return ReducedLoss.apply(x, r, call)  # type: ignore[no-any-return, no-untyped-call]
+        return _reduced(call, False, False)[0]
+    packed = spec.pack()
     if wanted:
         anew = isinstance(spec.weighting, ANEW)
         loss = RowLoss.apply(x, r, pairs, packed, backend, anew)  # type: ignore[no-untyped-call]

@@ -127,24 +127,37 @@ def _reduced_loss(
     spec: list[float],
     backend: str,
 ) -> tuple[Tensor, ...]:
-    loss = unpack(spec)
-    module = _module(backend, embeddings, ref_emb, loss)
-    sides = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
+    pairs = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
+    loss, dx, dr = reduce_pairs(pairs, reduction, wide, need_dx, need_dr, unpack(spec), backend)
+    return loss, _or_nothing(dx, loss), _or_nothing(dr, loss)
+
+
+def reduce_pairs(
+    pairs: Pairs,
+    reduction: str,
+    wide: bool,
+    need_dx: bool,
+    need_dr: bool,
+    spec: PairSpec,
+    backend: str,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What the op `reduced_loss` runs."""
+    embeddings = pairs.embeddings
+    module, sides = _module(backend, embeddings, pairs.ref_emb, spec), _sides(*pairs)
     dtype = compute_dtype(embeddings) if wide else embeddings.dtype
-    found = None
     if hasattr(module, "reduced_loss_and_gradient"):
-        found = module.reduced_loss_and_gradient(*sides, loss, reduction, dtype, need_dx, need_dr)
-    if found is None:
-        rows, kept, dx, dr = module.loss_and_gradient(*sides, loss, need_dx, need_dr)
-        value = _total(rows)
-        if reduction != "sum":
-            divisor = max(len(rows), 1) if reduction == "mean" else count_valid(kept)
-            for tensor in (value, dx, dr):
-                if tensor is not None:
-                    tensor.div_(divisor)
-        found = value.to(dtype), dx, dr
-    value, dx, dr = found
-    return value, _or_nothing(dx, value), _or_nothing(dr, value)
+        found: tuple[Tensor, Tensor | None, Tensor | None] | None
+        found = module.reduced_loss_and_gradient(*sides, spec, reduction, dtype, need_dx, need_dr)
+        if found is not None:
+            return found
+    rows, kept, dx, dr = module.loss_and_gradient(*sides, spec, need_dx, need_dr)
+    loss = _total(rows)
+    if reduction != "sum":
+        divisor = max(len(rows), 1) if reduction == "mean" else count_valid(kept)
+        for tensor in (loss, dx, dr):
+            if tensor is not None:
+                tensor.div_(divisor)
+    return loss.to(dtype), dx, dr
 
 
 def _or_nothing(tensor: Tensor | None, like: Tensor) -> Tensor:
@@ -194,7 +207,9 @@ def _sides(
 
 def _module(backend: str, embeddings: Tensor, ref_emb: Tensor | None, spec: PairSpec) -> ModuleType:
     # The same when the sides change places: the gradient of the refs goes with the statistics.
-    samples = max(len(embeddings), 0 if ref_emb is None else len(ref_emb))
+    samples = embeddings.shape[0]
+    if ref_emb is not None:
+        samples = max(samples, ref_emb.shape[0])
     device, dtype = embeddings.device.type, embeddings.dtype
     return dispatch.MODULES[dispatch.resolve(backend, device, samples, spec, dtype)]
 

@@ -223,12 +223,6 @@ def options_of(max_positive_similarity: float | None, normalize: bool) -> PairOp
 
 
 @once
-def packed(spec: PairSpec) -> list[float]:
-    """`spec.pack()`; not to be written into."""
-    return spec.pack()
-
-
-@once
 def multi_similarity_rules(
     alpha: float, beta: float, base: float, epsilon: float | None
 ) -> tuple[MultiSimilarity, MultiSimilarityMining | NoMining]:

@@ -45,6 +45,13 @@ FREE = {
 }
 
 
+# What an op of ours calls.
+WATCHED = (
+    *("row_statistics", "embedding_gradient", "loss_and_gradient"),
+    "reduced_loss_and_gradient",
+)
+
+
 class Cost(NamedTuple):
     kernels: tuple[str, ...]  # of ours, in order
     torch_ops: tuple[str, ...]  # each a launch too
@@ -86,7 +93,7 @@ def cost_of(stand_in, run) -> Cost:
     stand_in.forget()
     ops: list[str] = []
     with pytest.MonkeyPatch.context() as patch, _Watch(ops):
-        for name in ("row_statistics", "embedding_gradient", "loss_and_gradient"):
+        for name in WATCHED:
             patch.setattr(backend, name, _watched(getattr(backend, name), ops))
         run()
     assert not stand_in.refused, stand_in.refused

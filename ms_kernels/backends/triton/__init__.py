@@ -7,8 +7,6 @@ at the few tiles with positives; the gradient visits the tiles that mining left.
 import contextlib
 import importlib
 import importlib.util
-from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,12 +16,8 @@ from ms_kernels.backends.interface import MOST_EXPONENT, Crowd, Found, Side, Ter
 from ms_kernels.backends.triton import tiles
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
-from ms_kernels.rules.weighting import Circle
+from ms_kernels.rules.weighting import Circle, Triplet
 from ms_kernels.settings import options
-
-if TYPE_CHECKING:
-    from ms_kernels.backends.triton.launch_statistics import Statistics
-    from ms_kernels.backends.triton.problem import Problem
 
 DEVICE = "cuda"
 NOTE = "fused Triton kernels for CUDA tensors"
@@ -166,56 +160,30 @@ def loss_and_gradient(
     dloss: Tensor | None = None,
 ) -> Found:
     """Row losses, above 0 for the rows that keep a pair, and the gradients of the losses' sum."""
-    from ms_kernels.backends.triton.launch_ranked import rounds
-    from ms_kernels.backends.triton.launch_statistics import statistics
-    from ms_kernels.backends.triton.problem import Problem
-    from ms_kernels.backends.triton.rule_table import WEIGHTING_RULES
+    from ms_kernels.backends.triton.launch_step import step
 
     with _on_device_of(anchors.embeddings):
-        budget = options.workspace_bytes
-        # Else weights may be of any size, and nothing bounds a tile's.
-        shares = WEIGHTING_RULES[type(spec.weighting)].shares and dloss is None
-        problem = Problem(anchors, candidates, spec, wide=not shares)
-        stash_bytes = options.stash_bytes if need_dx and shares else 0
-        find = partial(statistics, problem, budget, False, stash_bytes, dloss)
-        first, *later = rounds(problem)
-        found = find(first)
-        gradients = partial(_gradients, problem, anchors, candidates, need_dx, need_dr)
-        loss, valid = found.loss, found.valid
-        dx, dr = gradients(found)
-        for passed in later:  # sums and gradients of all rounds add up
-            found = find(passed)
-            loss = loss + found.loss
-            parts = zip((dx, dr), gradients(found), strict=True)
-            dx, dr = (None if d is None or e is None else d + e for d, e in parts)
-        return loss, valid, dx, dr
+        found = step(anchors, candidates, spec, need_dx, need_dr, dloss)
+        return found.row_loss, found.valid, found.dx, found.dr
 
 
-def _gradients(
-    problem: "Problem",
+def reduced_loss_and_gradient(
     anchors: Side,
     candidates: Side | None,
+    spec: PairSpec,
+    reduction: str,
+    dtype: torch.dtype,
     need_dx: bool,
     need_dr: bool,
-    found: "Statistics",
-) -> tuple[Tensor | None, Tensor | None]:
-    from ms_kernels.backends.triton.launch_gradient import gradient
-    from ms_kernels.backends.triton.launch_terms import nan_of
+) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    """The loss in `dtype` and its gradients; None of a rule that goes by rounds."""
+    from ms_kernels.backends.triton.launch_step import step
 
-    budget = options.workspace_bytes
-    row_poison = nan_of(found.loss)
-    poison = row_poison.sum().view(1)
-    dx = dr = None
-    if need_dx:
-        if candidates is None:
-            dx = gradient(problem, found.terms, found.terms, poison, found.stash, budget)
-        else:
-            dx = gradient(problem, found.terms, None, row_poison, None, budget)
-    if need_dr and candidates is not None:
-        ranges = problem.columns.ranges_among(candidates.labels, problem.rows, anchors.labels)
-        other = problem.other_way(*ranges)
-        dr = gradient(other, None, found.terms, poison, None, budget)
-    return dx, dr
+    if isinstance(spec.weighting, Triplet):
+        return None
+    with _on_device_of(anchors.embeddings):
+        found = step(anchors, candidates, spec, need_dx, need_dr, None, reduction, dtype)
+        return found.loss, found.dx, found.dr
 
 
 def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -6,7 +6,7 @@ So up to a depth that fits registers; beyond, see `gradient_stash.py` and `gradi
 import triton
 import triton.language as tl
 
-from ms_kernels.backends.triton.gradient_sums import as_operand, store_gradient
+from ms_kernels.backends.triton.gradient_sums import as_operand, scaled, store_gradient
 from ms_kernels.backends.triton.pairs import positive_tiles
 from ms_kernels.backends.triton.rows import through_normalisation
 from ms_kernels.backends.triton.similarity import multiply_add, similarity_of
@@ -35,6 +35,7 @@ def gradient_kernel(
     column_first_rank,
     ranks_in_use,
     coefficients,
+    loss_scale,  # (1): of the loss's reduction, if SCALED
     poison,  # (1) or (N): 0, or NaN for rows whose gradient is not a number
     dx,  # (N, D) out, in the caller's order; (parts, padded N, stride) sums if SPLIT
     parts,  # programs that share a block of rows
@@ -57,6 +58,7 @@ def gradient_kernel(
     FOLDED: tl.constexpr,
     NORMALIZE: tl.constexpr,
     WEIGHT_SCALE: tl.constexpr,
+    SCALED: tl.constexpr,
     SPLIT: tl.constexpr,  # there is more than one part
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -127,7 +129,7 @@ def gradient_kernel(
             )
             weight = as_operand(weight, factor, other.dtype, MODE, WEIGHT_SCALE)
             sums = multiply_add(weight, other, sums, MODE)
-    sums *= 1 / WEIGHT_SCALE
+    sums = scaled(sums, loss_scale, WEIGHT_SCALE, SCALED and not SPLIT)
     if SPLIT:
         at = (part.to(tl.int64) * row_padded + rows)[:, None] * stride + depth[None, :]
         tl.store(dx + at, sums, mask=inside[None, :])

@@ -7,7 +7,7 @@ the products of the panels are added in the order of the columns.
 import triton
 import triton.language as tl
 
-from ms_kernels.backends.triton.gradient_sums import as_operand, store_gradient
+from ms_kernels.backends.triton.gradient_sums import as_operand, scaled, store_gradient
 from ms_kernels.backends.triton.pairs import positive_tiles
 from ms_kernels.backends.triton.similarity import multiply_add, similarity
 from ms_kernels.backends.triton.weights import pair_weights
@@ -112,6 +112,7 @@ def product_kernel(
     r,
     row_norm,
     order,
+    loss_scale,  # (1): of the loss's reduction, if SCALED
     poison,
     dx,  # (N, D) in and out, in the caller's order, not yet taken through the normalisation
     partial,  # (parts, height, stride) instead, if SPLIT
@@ -127,6 +128,7 @@ def product_kernel(
     MODE: tl.constexpr,
     SPLIT: tl.constexpr,
     WEIGHT_SCALE: tl.constexpr,
+    SCALED: tl.constexpr,  # of the last panel of these rows
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -165,7 +167,8 @@ def product_kernel(
             other=0,
         )
         sums = multiply_add(tl.load(weights + place), other, sums, MODE)
-    sums *= 1 / WEIGHT_SCALE
+    # Sums that go on are what they were: a product with a scale cannot be taken back.
+    sums = scaled(sums, loss_scale, WEIGHT_SCALE, SCALED and not SPLIT)
     if SPLIT:
         at = partial + (part.to(tl.int64) * height + local)[:, None] * stride + depth[None, :]
         tl.store(at, sums, mask=inside[None, :])

@@ -4,7 +4,7 @@ scan kept: no similarity is computed again but of tiles with positives."""
 import triton
 import triton.language as tl
 
-from ms_kernels.backends.triton.gradient_sums import as_operand, store_gradient
+from ms_kernels.backends.triton.gradient_sums import as_operand, scaled, store_gradient
 from ms_kernels.backends.triton.pairs import positive_tiles
 from ms_kernels.backends.triton.similarity import multiply_add, similarity
 from ms_kernels.backends.triton.stash import read_stash, stashed_weights
@@ -23,6 +23,7 @@ def stashed_gradient_kernel(
     order,
     coefficients,
     stash,
+    loss_scale,  # (1): of the loss's reduction, if SCALED
     poison,  # (1): 0, or NaN where no gradient is a number
     dx,  # (N, D) out, in the caller's order, not yet taken through the normalisation;
     # (parts, padded N, stride) sums instead, if SPLIT
@@ -41,6 +42,7 @@ def stashed_gradient_kernel(
     HAS_OFFSET: tl.constexpr,
     TWO_SIDED: tl.constexpr,
     WEIGHT_SCALE: tl.constexpr,
+    SCALED: tl.constexpr,
     SPLIT: tl.constexpr,
     SCAN_M: tl.constexpr,
     SCAN_N: tl.constexpr,
@@ -117,7 +119,7 @@ def stashed_gradient_kernel(
                 weight = stashed_weights(kept, terms, rows, padded, terms, columns, padded)
             weight = as_operand(weight, factor, other.dtype, MODE, WEIGHT_SCALE)
             sums = multiply_add(weight, other, sums, MODE)
-    sums *= 1 / WEIGHT_SCALE
+    sums = scaled(sums, loss_scale, WEIGHT_SCALE, SCALED and not SPLIT)
     if SPLIT:
         at = (part.to(tl.int64) * padded + rows)[:, None] * stride + depth[None, :]
         tl.store(dx + at, sums, mask=inside[None, :])

@@ -16,12 +16,21 @@ def as_operand(weight, column_scale, like, MODE: tl.constexpr, WEIGHT_SCALE: tl.
 
 
 @triton.jit
+def scaled(sums, scale, WEIGHT_SCALE: tl.constexpr, SCALED: tl.constexpr):
+    """Without what lifts weights; times `scale` (1) of the loss's reduction if SCALED."""
+    factor = tl.full((), 1 / WEIGHT_SCALE, sums.dtype)
+    if SCALED:
+        factor *= tl.load(scale)
+    return sums * factor
+
+
+@triton.jit
 def store_gradient(
     sums,  # (rows, depth)
     dx,  # (N, D) out, in the caller's order
     order,
     divisor,  # norm of the rows
-    poison,  # (1) or (N), added: 0, or NaN for rows whose gradient is not a number
+    poison,  # (1) or (N): NaN for rows whose gradient is not a number
     poison_stride,
     rows,
     depth,
@@ -31,6 +40,7 @@ def store_gradient(
     present = rows < N
     sample = tl.load(order + rows, mask=present, other=0).to(tl.int64)
     nan = tl.load(poison + sample * poison_stride, mask=present, other=0)
+    nan = tl.where(nan == nan, 0, nan)
     nan += tl.where(divisor == divisor, 0, divisor)
     at = dx + sample[:, None] * D + depth[None, :]
     tl.store(at, sums + nan[:, None], mask=present[:, None] & (depth < D)[None, :])
@@ -43,6 +53,7 @@ def sum_parts_kernel(
     scale,
     norm,
     order,
+    loss_scale,
     poison,
     dx,
     first_row,
@@ -53,6 +64,7 @@ def sum_parts_kernel(
     stride,
     poison_stride,
     NORMALIZE: tl.constexpr,
+    SCALED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -73,6 +85,7 @@ def sum_parts_kernel(
             sums += tl.load(
                 partial + part * height.to(tl.int64) * stride + at, mask=inside, other=0
             )
+        sums = scaled(sums, loss_scale, 1, SCALED)
         if NORMALIZE:
             x = tl.load(
                 copy + rows.to(tl.int64)[:, None] * stride + depth[None, :], mask=inside, other=0

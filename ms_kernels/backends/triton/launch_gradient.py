@@ -20,11 +20,12 @@ def gradient(
     poison: Tensor,
     stash: Tensor | None,
     workspace_bytes: int,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """(N, D) gradient with respect to the rows, through their normalisation.
 
-    poison, (1) or (N), is added: NaN where the gradient is not a number. stash: the exponentials
-    that the scan kept. Panels of weights take `workspace_bytes`.
+    poison, (1) or (N): NaN where the gradient is not a number. stash: the exponentials that the
+    scan kept. Panels of weights take `workspace_bytes`. scale, (1): of the loss's reduction.
     """
     rows, columns = problem.rows, problem.columns
     dx = torch.empty(rows.count, rows.width, dtype=rows.dtype, device=rows.device)
@@ -32,7 +33,7 @@ def gradient(
         return dx
     if columns.count == 0:
         return dx.zero_()
-    launch = Launch(problem, row_terms, column_terms, poison, dx)
+    launch = Launch(problem, row_terms, column_terms, poison, scale, dx)
     owner = owner_of(problem.tiles, rows.stride)
     if owner is not None:
         _rows_whole(launch, owner)
@@ -53,6 +54,7 @@ def _rows_whole(launch: Launch, owner: Tile) -> None:
         *(rows.copy, rows.scale, rows.norm, *launch.rows_read),
         *(problem.first, problem.last, rows.order),
         *launch.columns_read,
+        launch.scale,
         launch.poison,
         out,
         parts,
@@ -65,6 +67,7 @@ def _rows_whole(launch: Launch, owner: Tile) -> None:
         launch.poison_stride,
         NORMALIZE=problem.spec.normalize,
         SPLIT=parts > 1,
+        SCALED=launch.scaled,
         BLOCK_M=owner.block_m,
         BLOCK_N=owner.block_n,
         BLOCK_D=max(16, triton.next_power_of_2(rows.stride)),
@@ -92,6 +95,7 @@ def _from_stash(launch: Launch, stash: Tensor, tile: Tile) -> None:
         *(problem.first, problem.last, rows.order),
         problem.coefficients,
         stash,
+        launch.scale,
         launch.poison,
         out,
         parts,
@@ -102,6 +106,7 @@ def _from_stash(launch: Launch, stash: Tensor, tile: Tile) -> None:
         blocks,
         triton.cdiv(rows.count, scan.block_n),
         SPLIT=parts > 1,
+        SCALED=launch.scaled,
         SCAN_M=scan.block_m,
         SCAN_N=scan.block_n,
         BLOCK_M=tile.block_m,

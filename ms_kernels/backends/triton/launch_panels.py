@@ -28,7 +28,8 @@ def by_panels(launch: Launch, budget: int) -> None:
         for first in range(0, column_blocks, held):
             place = (start * block, first * block, min(held, column_blocks - first) * block)
             _weights(launch, panel, place, panel_rows)
-            _product(launch, panel, place, panel_rows, partial, parts)
+            last = first + held >= column_blocks
+            _product(launch, panel, place, panel_rows, partial, parts, last)
         if parts > 1:
             launch.sum_parts(partial, start * block)
     if parts == 1:
@@ -62,7 +63,13 @@ def _weights(launch: Launch, panel: Tensor, place: Place, height: int) -> None:
 
 
 def _product(
-    launch: Launch, panel: Tensor, place: Place, height: int, partial: Tensor, parts: int
+    launch: Launch,
+    panel: Tensor,
+    place: Place,
+    height: int,
+    partial: Tensor,
+    parts: int,
+    last: bool,
 ) -> None:
     problem, rows, tile = launch.problem, launch.problem.rows, launch.problem.tiles.product
     pieces = triton.cdiv(rows.stride, tile.block_k)
@@ -71,6 +78,7 @@ def _product(
         problem.columns.copy,
         rows.norm,
         rows.order,
+        launch.scale,
         launch.poison,
         launch.dx,
         partial,
@@ -82,6 +90,7 @@ def _product(
         rows.stride,
         launch.poison_stride,
         SPLIT=parts > 1,
+        SCALED=launch.scaled and last,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_D=tile.block_k,

@@ -30,9 +30,12 @@ class Launch:
         row_terms: Terms | None,
         column_terms: Terms | None,
         poison: Tensor,
+        scale: Tensor | None,
         dx: Tensor,
     ) -> None:
         self.problem, self.poison, self.dx = problem, poison, dx
+        self.scaled = scale is not None
+        self.scale = poison if scale is None else scale  # else never read
         self.poison_stride = 0 if poison.numel() == 1 else 1
         given = row_terms if row_terms is not None else column_terms
         assert given is not None
@@ -73,6 +76,7 @@ class Launch:
             rows.scale,
             rows.norm,
             rows.order,
+            self.scale,
             self.poison,
             self.dx,
             first_row,
@@ -83,6 +87,7 @@ class Launch:
             rows.stride,
             self.poison_stride,
             NORMALIZE=self.problem.spec.normalize,
+            SCALED=self.scaled,
             ROWS=at_once,
             BLOCK_D=width,
             num_warps=8,

@@ -12,6 +12,7 @@ from ms_kernels.backends.triton.launch_ranked import (
     rounds,
     with_pulls,
 )
+from ms_kernels.backends.triton.launch_reduction import reduced
 from ms_kernels.backends.triton.launch_statistics import Terms
 from ms_kernels.backends.triton.problem import Problem
 from ms_kernels.backends.triton.terms import (
@@ -33,11 +34,13 @@ def gradient_of_terms(
 ) -> Tensor:
     """(N, D) gradient with respect to the rows of `problem`; `other` has its columns as rows."""
     rows = problem.rows
-    poison = torch.zeros(1, dtype=rows.dtype, device=rows.device)
+    poison = None
     if column_term is not None:  # a weight that is not a number reaches every row
-        poison = poison + poison_of(column_term).sum().to(rows.dtype)
+        poison = reduced(column_term.stats.neg_sum).poison
     if row_term is not None and row_term is not column_term:
-        poison = poison + poison_of(row_term).to(rows.dtype)
+        own_poison = row_term.stats.neg_sum
+        poison = own_poison if poison is None else own_poison + poison
+    assert poison is not None
 
     def gradient_for(own: Terms | None, others: Terms | None) -> Tensor:
         return gradient(problem, own, others, poison, None, workspace_bytes)
@@ -90,13 +93,3 @@ def read_terms(problem: Problem, term: Term, workspace_bytes: int, passed: int =
     lists = list_positives(problem, pos_below, passed)
     scan_negatives(problem, above, below, lists, workspace_bytes, exact=False)
     return Terms(numbers, with_pulls(lists, numbers[POS_FACTOR.value]))
-
-
-def poison_of(term: Term) -> Tensor:
-    """(N): NaN where the statistics of a row are, else 0."""
-    return nan_of(term.stats.neg_sum)
-
-
-def nan_of(statistic: Tensor) -> Tensor:
-    """NaN where it is NaN, else 0."""
-    return torch.where(statistic.isnan(), torch.nan, 0.0).to(statistic.dtype)

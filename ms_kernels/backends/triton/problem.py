@@ -59,7 +59,9 @@ class Rows:
         self.order, self.first, self.last = (self._integers() for _ in range(3))
         self.poisoned = torch.empty(1, dtype=torch.int32, device=self.device)
         self.sorted_labels = self._sort(side.labels)
-        self.ids = self._padded(side.ids) if side.ids is not None else self.order
+        self.ids = self.order  # a stand-in
+        if side.ids is not None:
+            self.ids = torch.empty(self.padded, dtype=torch.int64, device=self.device)
         self.copy = torch.empty(self.padded, self.stride, dtype=operand, device=self.device)
         self.scale = torch.empty(self.padded, dtype=self.dtype, device=self.device)
         self.norm = torch.empty_like(self.scale)
@@ -69,6 +71,8 @@ class Rows:
             x.stride(0),
             x.stride(1),
             self.order,
+            self.order if side.ids is None else side.ids,
+            self.ids,
             self.copy,
             self.scale,
             self.norm,
@@ -76,6 +80,7 @@ class Rows:
             self.count,
             self.width,
             self.stride,
+            GIVEN_IDS=side.ids is not None,
             NORMALIZE=spec.normalize,
             SCALED=mode == "tf32" or 2 in (operand.itemsize, x.dtype.itemsize),
             ROUND=mode == "tf32",
@@ -128,11 +133,6 @@ class Rows:
     def _integers(self) -> Tensor:
         return torch.empty(self.padded, dtype=torch.int32, device=self.device)
 
-    def _padded(self, ids: Tensor) -> Tensor:
-        if self.count == 0:
-            return torch.zeros(self.padded, dtype=torch.int64, device=self.device)
-        return ids.index_select(0, self.order)
-
 
 class Problem:
     """Rows, columns (the same object in self mode), coefficients, and how to multiply."""
@@ -147,8 +147,9 @@ class Problem:
     ) -> None:
         rows = _contiguous(rows)
         self.spec = spec
-        self.mode, operand = mode_of(rows.embeddings.dtype, rows.embeddings.shape[1], wide)
         self.rule = WEIGHTING_RULES[type(spec.weighting)]
+        wide |= not self.shares
+        self.mode, operand = mode_of(rows.embeddings.dtype, rows.embeddings.shape[1], wide)
         self.tiles = tiles or tiles_of(self.mode, rows.embeddings.device)
         if self.ranked and self.tiles.ranked is not None:
             self.tiles = self.tiles._replace(scan=self.tiles.ranked)
@@ -177,6 +178,11 @@ class Problem:
     def ranked(self) -> bool:
         """Whether anchors list their positives: see `ranked.py`."""
         return self.rule.negative == "ranked"
+
+    @property
+    def shares(self) -> bool:
+        """Whether weights are shares of a sum: no pair weighs more than 1."""
+        return self.rule.shares
 
     @property
     def folded(self) -> bool:

@@ -29,6 +29,8 @@ def copy_kernel(
     row_stride,
     column_stride,
     order,  # (N) the sample that goes to each row
+    ids,  # (N) int64, if GIVEN_IDS
+    ordered_ids,  # (padded N) out, if GIVEN_IDS: those of each row
     copy,  # (padded N, stride) out, in the operand dtype
     scale,  # (padded N) out: S_ij = copy_i . copy_j scale_i scale_j; 0 for rows that are not there
     norm,  # (padded N) out: what the gradient is divided by: infinite for rows without a direction,
@@ -37,6 +39,7 @@ def copy_kernel(
     N,
     D,
     stride,
+    GIVEN_IDS: tl.constexpr,
     NORMALIZE: tl.constexpr,
     SCALED: tl.constexpr,  # rows keep their length, else they are divided by it
     ROUND: tl.constexpr,  # to tf32 numbers: of others tensor cores cut what does not fit
@@ -52,6 +55,8 @@ def copy_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     present = row < N
     sample = tl.load(order + row, mask=present, other=0).to(tl.int64)
+    if GIVEN_IDS:
+        tl.store(ordered_ids + row, tl.load(ids + sample, mask=present, other=0))
     source = embeddings + sample[:, None] * row_stride
     T: tl.constexpr = scale.dtype.element_ty
     largest = tl.zeros((ROWS, BLOCK_D), T)

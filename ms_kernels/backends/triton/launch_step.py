@@ -1,0 +1,79 @@
+"""Launches a training step: from two sides to the loss and its gradients."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ms_kernels.backends.interface import Side
+from ms_kernels.backends.triton.launch_gradient import gradient
+from ms_kernels.backends.triton.launch_ranked import rounds
+from ms_kernels.backends.triton.launch_reduction import Reduced, reduced
+from ms_kernels.backends.triton.launch_statistics import Statistics, statistics
+from ms_kernels.backends.triton.problem import Problem
+from ms_kernels.rules.spec import PairSpec
+from ms_kernels.settings import options
+
+
+class Step(NamedTuple):
+    loss: Tensor  # (), of the last round
+    row_loss: Tensor  # (N)
+    valid: Tensor  # (N): above 0 where an anchor keeps a pair
+    dx: Tensor | None
+    dr: Tensor | None
+
+
+def step(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    need_dx: bool,
+    need_dr: bool,
+    dloss: Tensor | None,
+    reduction: str = "sum",
+    dtype: torch.dtype | None = None,
+) -> Step:
+    """dloss: (N) incoming gradient of each loss. dtype: of the loss; default the compute dtype."""
+    # Else weights may be of any size.
+    problem = Problem(anchors, candidates, spec, wide=dloss is not None)
+    stash_bytes = options.stash_bytes if need_dx and problem.shares and dloss is None else 0
+    row_loss = valid = dx = dr = None
+    for passed in rounds(problem):  # sums and gradients of all rounds add up
+        found = statistics(problem, options.workspace_bytes, False, stash_bytes, dloss, passed)
+        total = reduced(found.loss, found.valid, reduction, dtype)
+        more_dx, more_dr = _gradients(
+            problem, anchors, candidates, need_dx, need_dr, found, total, reduction != "sum"
+        )
+        if row_loss is None:
+            row_loss, valid, dx, dr = found.loss, found.valid, more_dx, more_dr
+            continue
+        row_loss = row_loss + found.loss
+        dx = None if dx is None or more_dx is None else dx + more_dx
+        dr = None if dr is None or more_dr is None else dr + more_dr
+    assert row_loss is not None and valid is not None
+    return Step(total.loss, row_loss, valid, dx, dr)
+
+
+def _gradients(
+    problem: Problem,
+    anchors: Side,
+    candidates: Side | None,
+    need_dx: bool,
+    need_dr: bool,
+    found: Statistics,
+    total: Reduced,
+    is_scaled: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    budget, poison = options.workspace_bytes, total.poison
+    scale = total.scale if is_scaled else None
+    terms = found.terms
+    dx = dr = None
+    if need_dx and candidates is None:
+        dx = gradient(problem, terms, terms, poison, found.stash, budget, scale)
+    elif need_dx:  # a row that is not finite spoils no other
+        dx = gradient(problem, terms, None, found.loss, None, budget, scale)
+    if need_dr and candidates is not None:
+        ranges = problem.columns.ranges_among(candidates.labels, problem.rows, anchors.labels)
+        other = problem.other_way(*ranges)
+        dr = gradient(other, None, terms, poison, None, budget, scale)
+    return dx, dr
