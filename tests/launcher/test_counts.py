@@ -53,13 +53,13 @@ def test_a_wait_shows(stand_in, wait, monkeypatch):
     """Planted in the backend itself, below the op that torch sees."""
     from ms_kernels.backends import triton as backend
 
-    real = backend.loss_and_gradient
+    real = backend.reduced_loss_and_gradient
 
     def waits(anchors, *rest, **options):
         wait(anchors.embeddings.detach().clone(), anchors.labels)
         return real(anchors, *rest, **options)
 
-    monkeypatch.setattr(backend, "loss_and_gradient", waits)
+    monkeypatch.setattr(backend, "reduced_loss_and_gradient", waits)
     assert cost_of(stand_in, step(33, 40)).waits
     monkeypatch.undo()
     assert not cost_of(stand_in, step(33, 40)).waits
