@@ -23,10 +23,10 @@ class Options:
     panel_bytes: one panel of similarities of the panels backend. Default 16 MiB.
     stash_bytes: what the triton backend may spend on exponentials kept from the forward pass for
         the gradient of half embeddings deeper than 256. Default 288 MiB: up to N = 16384.
-    skip_below: triton, and cuda by tiles, leave out tiles of negatives so light that no anchor
-        loses more than this share of the greatest total weight that any anchor's negatives have.
-        Default 2^-24, the rounding of float32; 0 leaves out only what mining emptied. Of float64
-        embeddings it is 2^-29 of that share, in proportion to their rounding.
+    skip_below: cuda by tiles leaves out tiles of negatives so light that no anchor loses more than
+        this share of the greatest total weight that any anchor's negatives have. Default 2^-24, the
+        rounding of float32; 0 leaves out only what mining emptied. Of float64 embeddings it is
+        2^-29 of that share, in proportion to their rounding.
     """
 
     def __init__(self) -> None:

@@ -18,6 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton_loops import inner_loop, shapes
 
 from ms_kernels.backends import triton as backend
 from ms_kernels.backends.interface import Side, Term
@@ -27,6 +28,8 @@ from ms_kernels.rules.mining import SemiHardMining, TopKMining
 from ms_kernels.rules.spec import NATIVE_WEIGHTINGS, PairSpec
 from ms_kernels.rules.weighting import NCA, Circle, MultiSimilarity, NTXent, Triplet
 
+# Kernels that visit all pairs: of half rows on sm_90 their inner loops are counted.
+HOT = {"negative_scan_kernel", "gradient_kernel", "stashed_gradient_kernel"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
     torch.float64: "fp64",
@@ -101,7 +104,17 @@ def compiled(kernel, args, keywords, capability):
         found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
         # What does not fit the registers goes to the stack. A disassembly takes as long as a
         # compilation: only where there is something to count.
-        assembly = _tool("nvdisasm", "-c", file.name) if int(found[2]) else ""
+        looked = kernel.__name__ in HOT and capability == 90 and keywords["MODE"] == "half"
+        assembly = _tool("nvdisasm", "-c", file.name) if looked or int(found[2]) else ""
+    loop = {}
+    if looked:
+        pairs = keywords["BLOCK_M"] * keywords.get("BLOCK_N", keywords["BLOCK_M"])
+        loop = {
+            "warps": keywords["num_warps"],
+            "products": shapes(result.asm["ttgir"]),
+            "tile": pairs,
+            "loop_instructions": inner_loop(assembly),
+        }
     ptx = result.asm["ptx"]
     return {
         "registers": int(found[1]),
@@ -109,6 +122,7 @@ def compiled(kernel, args, keywords, capability):
         "shared_bytes": result.metadata.shared,
         "matrix": sorted(name for name, pattern in MATRIX.items() if re.search(pattern, ptx)),
         "ahead": len(re.findall(r"cp\.async\.(?:cg|ca|bulk)", ptx)),
+        **loop,
     }
 
 

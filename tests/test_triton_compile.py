@@ -19,13 +19,19 @@ HERE = Path(__file__).parent
 TABLE = HERE / "triton_resources.json"
 # Shared memory that a block may ask for, in bytes.
 MOST_SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
+# Instructions of a warp for each pair of one thread: beside those of the loop over the depth, and
+# of the stores of kept exponentials, which deeper rows have.
+MOST_SCANNED = 26
+# For 64 x 64 pairs, a warp's instructions times warps: a third of what 8 warps issued that computed
+# every row twice.
+MOST_OF_GRADIENT = 962 * 8 / 3
 MATRIX_KERNELS = {
     "positive_scan",
     "negative_scan",
     "finish",
     "gradient",
-    "weights",
-    "product",
+    "stashed_gradient",
+    "hardest_scan",
 }
 # Given ids are two more registers for each row and column of a tile: too many for this compiler.
 SPILLS = {"sm_100": {"negative_scan/bf16-D256-ids": 6, "finish/bf16-D256-ids": 6}}
@@ -61,6 +67,12 @@ def test_kernels_compile_without_spills(architecture, pytestconfig):
         kernel, case = name.split("/")
         if kernel in MATRIX_KERNELS and not case.startswith(("fp64", "ffma")):
             assert row["matrix"] == [MATRIX[architecture]], name
+    if architecture == "sm_90":
+        scan, gradient = kernels["negative_scan/bf16-D256"], kernels["gradient/bf16-D128"]
+        of_thread = scan["tile"] / (32 * scan["warps"])
+        assert scan["loop_instructions"] / of_thread <= MOST_SCANNED
+        assert gradient["loop_instructions"] * gradient["warps"] <= MOST_OF_GRADIENT
+        assert gradient["tile"] == 64 * 64
     table = json.loads(TABLE.read_text())
     if table["triton"] != found["triton"]:
         pytest.skip(f"the table is of Triton {table['triton']}, this is {found['triton']}")

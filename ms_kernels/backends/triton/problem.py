@@ -151,8 +151,11 @@ class Problem:
         wide |= not self.shares
         self.mode, operand = mode_of(rows.embeddings.dtype, rows.embeddings.shape[1], wide)
         self.tiles = tiles or tiles_of(self.mode, rows.embeddings.device)
-        if self.ranked and self.tiles.ranked is not None:
-            self.tiles = self.tiles._replace(scan=self.tiles.ranked)
+        self.mining = MINING_RULES[type(spec.mining)]
+        count = (rows if columns is None else columns).embeddings.shape[0]
+        dtype = torch.float64 if operand == torch.float64 else torch.float32
+        self.bounded = is_bounded(spec, count, BOUND[dtype])
+        self.tiles = self._fitting(wide)
         self.rows = Rows(rows, spec, self.tiles, self.mode, operand)
         self.symmetric = columns is None
         if columns is None:
@@ -167,12 +170,22 @@ class Problem:
             self.id_mode = GIVEN.value
         else:
             self.id_mode = DIAGONAL.value if self.symmetric else NO_IDS.value
-        dtype, count = self.rows.dtype, self.columns.count
-        self.mining = MINING_RULES[type(spec.mining)]
         self.hardest_negatives = self.mining.hardest_negatives(spec.mining)
-        self.bounded = is_bounded(spec, count, BOUND[dtype])
         values = coefficients_of(spec, torch.finfo(dtype).max)
         self.coefficients = _coefficients_on(self.rows.device, dtype, values)
+
+    def _fitting(self, wide: bool) -> Tiles:
+        """The tiles that the registers of these rules allow."""
+        tiles = self.tiles
+        if self.ranked:  # lists are read by many warps
+            owner = {
+                d: t._replace(warps=max(t.warps, t.block_m // 8)) for d, t in tiles.owner.items()
+            }
+            return tiles._replace(owner=owner)
+        simple = self.folded and self.shares and not self.mining.two_sided and not wide
+        if simple and tiles.lean is not None:
+            return tiles._replace(scan=tiles.lean)
+        return tiles
 
     @property
     def ranked(self) -> bool:

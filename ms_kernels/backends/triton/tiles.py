@@ -49,12 +49,13 @@ class Tiles(NamedTuple):
     owner: dict[int, Tile]  # greatest depth -> the kernel that holds rows whole
     # The gradient from kept exponentials, of half rows: square blocks, which divide the scan's.
     stashed: Tile | None = None
-    ranked: Tile | None = None  # the scans of a rule with lists, where that is another
+    # The scans of a step of the Multi-Similarity loss, whose kernels need the fewest registers.
+    lean: Tile | None = None
 
     @property
     def block(self) -> int:
         """What rows are padded to a multiple of: every block divides it."""
-        every = (self.scan, self.weights, self.product, self.ranked, *self.owner.values())
+        every = (self.scan, self.weights, self.product, self.lean, *self.owner.values())
         return max(size for tile in every if tile is not None for size in tile[:2])
 
 
@@ -73,11 +74,10 @@ _HALF = Tiles(
 # A warp group takes 64 rows: with 8 warps two of them would compute the same ones. Of more rows a
 # thread joins its sums of a column before it sends them to another.
 _HALF_SM90 = _HALF._replace(
-    scan=Tile(128, 64, 64, 4, 3),
+    lean=Tile(128, 64, 64, 4, 3),
     product=Tile(128, 64, 128, 8, 3),
     owner={**_HALF.owner, 256: Tile(64, 32, 256, 4, 2)},
     stashed=Tile(64, 64, 256, 8, 3),
-    ranked=_HALF.scan,
 )
 _TF32X3 = Tiles(
     scan=Tile(64, 64, 32, 8, 2),
@@ -226,8 +226,7 @@ def pack(tiles: Tiles) -> dict[str, Any]:
 def unpack(packed: dict[str, Any], standard: Tiles) -> Tiles:
     kernels = {name: Tile(*packed[name]) for name in ("scan", "weights", "product")}
     some: Any = {
-        name: None if packed[name] is None else Tile(*packed[name])
-        for name in ("stashed", "ranked")
+        name: None if packed[name] is None else Tile(*packed[name]) for name in ("stashed", "lean")
     }
     owner = {int(depth): Tile(*tile) for depth, tile in packed["owner"].items()}
     return standard._replace(**kernels, owner=owner, **some)
@@ -240,15 +239,16 @@ def agree(tiles: Tiles) -> bool:
     pair has the same bits everywhere.
     """
     scan, stashed = tiles.scan, tiles.stashed
-    similar = (scan, tiles.weights, *tiles.owner.values(), *filter(None, (tiles.ranked,)))
+    least = min(*scan[:2], *(tiles.lean or scan)[:2])
+    similar = (scan, tiles.weights, *tiles.owner.values(), *filter(None, (tiles.lean,)))
     every = (*similar, tiles.product, *filter(None, (stashed,)))
     return (
         all(type(number) is int for tile in every for number in tile)
         and all(_is_power(n, 16, 1024) for tile in every for n in tile[:3])
         and all(_is_power(tile.warps, 1, 16) and 1 <= tile.stages <= 8 for tile in every)
         and all(_is_power(depth, 16, 1024) for depth in tiles.owner)
-        and min(scan[:2]) >= 32  # rows that one program copies, or merges, at once
-        and (stashed is None or stashed.block_m == stashed.block_n <= min(scan[:2]))
+        and least >= 32  # rows that one program copies, or merges, at once
+        and (stashed is None or stashed.block_m == stashed.block_n <= least)
         and len({tile.block_m >= 64 and tile.warps >= 4 for tile in similar}) == 1
     )
 
