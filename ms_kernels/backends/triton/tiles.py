@@ -117,7 +117,11 @@ _COMMON = {
 TABLE = {
     8: {**_COMMON, "tf32x3": _TF32X3_SM80},
     9: {**_COMMON, "half": _HALF_SM90},
-    10: {**_COMMON, "half": _HALF._replace(product=Tile(64, 64, 128, 4, 3))},
+    10: {
+        **_COMMON,
+        "half": _HALF._replace(product=Tile(64, 64, 128, 4, 3)),
+        "float64": _FLOAT64._replace(scan=Tile(32, 32, 16, 4, 2)),
+    },
 }
 
 # Small enough for the interpreter, and several tiles even in small batches.
