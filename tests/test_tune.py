@@ -63,9 +63,18 @@ def far_from(wanted):
 def test_it_climbs_to_the_fastest():
     wanted = Tile(128, 256, 32, 4, 4)
     seen = []
-    found = tune.climb(HALF, "scan", far_from(wanted), lambda: seen.append(1))
+    found = tune.climb(HALF, "scan", far_from(wanted), lambda: seen.append(1), lambda: False)
     assert found.scan == wanted and found._replace(scan=HALF.scan) == HALF
     assert 5 < len(seen) < 60
+
+
+def test_it_ends_in_time():
+    """With what it has found so far."""
+    seen = []
+    limit = far_from(Tile(128, 256, 32, 4, 4))
+    found = tune.climb(HALF, "scan", limit, lambda: seen.append(1), lambda: len(seen) >= 3)
+    assert len(seen) == 3 and limit(found, "scan") <= limit(HALF, "scan")
+    assert tune.tuned(HALF, limit, seconds=0.0) == HALF
 
 
 def test_rejected_candidates_are_never_chosen():
@@ -79,7 +88,7 @@ def test_rejected_candidates_are_never_chosen():
 
 def test_noise_and_a_slower_world_change_nothing():
     times = iter([1.0, *[0.99] * 1000])
-    assert tune.climb(HALF, "scan", lambda *_: next(times), lambda: None) == HALF
+    assert tune.climb(HALF, "scan", lambda *_: next(times), lambda: None, lambda: False) == HALF
     assert tune.tuned(HALF, lambda *_: None) == HALF
 
 

@@ -1,11 +1,14 @@
 """Finds the fastest tiles of every kernel on the present GPU and keeps them for its model.
 
-From the standard tiles uphill: of all tiles one step away the fastest is taken, until none gains.
+From the standard tiles uphill: of all tiles one step away the fastest is taken, until none gains,
+or two minutes are over. Each kernel's blocks, warps and stages are its own.
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import Any
 
 import torch
@@ -30,11 +33,14 @@ Time = Callable[[Tiles, str], float | None]
 GAIN = 0.98  # less than this share of the time, or it is noise
 LEAST = Tile(16, 16, 16, 2, 1)
 MOST = Tile(256, 256, 256, 16, 5)
+SECONDS = 120.0  # of all modes together
 
 
 def roles_of(tiles: Tiles) -> list[str]:
     """The scan first: the blocks of kept exponentials depend on its own."""
     every = ["scan", *(f"owner{depth}" for depth in tiles.owner), "weights", "product"]
+    if tiles.lean is not None:
+        every.insert(0, "lean")
     return every if tiles.stashed is None else [*every, "stashed"]
 
 
@@ -66,8 +72,11 @@ def neighbours(tiles: Tiles, role: str) -> Iterator[Tiles]:
                     yield changed
 
 
-def climb(start: Tiles, role: str, time: Time, seen: Callable[[], object]) -> Tiles:
-    """The fastest tiles of one role; `seen` is called for each candidate."""
+def climb(
+    start: Tiles, role: str, time: Time, seen: Callable[[], object], over: Callable[[], bool]
+) -> Tiles:
+    """The fastest tiles of one role, of those tried before time is `over`; `seen` is called for
+    each candidate."""
     best, fastest = start, time(start, role)
     if fastest is None:
         return start  # the standard tiles do not run here: nothing to compare with
@@ -75,6 +84,8 @@ def climb(start: Tiles, role: str, time: Time, seen: Callable[[], object]) -> Ti
     while True:
         found = best
         for candidate in neighbours(best, role):
+            if over():
+                return found
             if repr(candidate) in tried:
                 continue
             tried.add(repr(candidate))
@@ -87,11 +98,19 @@ def climb(start: Tiles, role: str, time: Time, seen: Callable[[], object]) -> Ti
         best = found
 
 
-def tuned(start: Tiles, time: Time, seen: Callable[[], object] = lambda: None) -> Tiles:
-    """Every role in turn, each beside what was found for those before it."""
-    best = start
-    for role in roles_of(start):
-        best = climb(best, role, time, seen)
+def tuned(
+    start: Tiles,
+    time: Time,
+    seen: Callable[[], object] = lambda: None,
+    seconds: float = math.inf,
+) -> Tiles:
+    """Every role in turn, each beside what was found for those before it, and with a like share of
+    the time that they left."""
+    best, roles, end = start, roles_of(start), monotonic() + seconds
+    for place, role in enumerate(roles):
+        now = monotonic()
+        until = now + (end - now) / (len(roles) - place)
+        best = climb(best, role, time, seen, lambda until=until: monotonic() > until)  # type: ignore[misc]
     return best
 
 
@@ -129,7 +148,7 @@ def run(show: bool, modes: list[str] | None = None) -> None:
         check_output("tune", "XDG_CACHE_HOME", file)
         chosen = {mode: tiles_of(mode, device) for mode in MODES}
         for mode in modes or MODES:
-            chosen[mode] = _tune(mode, device)
+            chosen[mode] = _tune(mode, device, SECONDS / len(modes or MODES))
             file.write_text(json.dumps({m: pack(t) for m, t in chosen.items()}, indent=1) + "\n")
         tiles_of.cache_clear()
     where = file if file.exists() else "the standard table (`tune` has not run)"
@@ -137,7 +156,7 @@ def run(show: bool, modes: list[str] | None = None) -> None:
     print(table({mode: tiles_of(mode, device) for mode in MODES}))
 
 
-def _tune(mode: str, device: torch.device) -> Tiles:
+def _tune(mode: str, device: torch.device, seconds: float) -> Tiles:
     try:
         from tqdm import tqdm
     except ImportError:
@@ -146,5 +165,5 @@ def _tune(mode: str, device: torch.device) -> Tiles:
 
     standard = standard_tiles(mode, torch.cuda.get_device_capability(device)[0])
     with tqdm(desc=f"tune {mode}", unit="tile") as bar:
-        found = tuned(standard, Trial(mode, device, standard).time, bar.update)
+        found = tuned(standard, Trial(mode, device, standard).time, bar.update, seconds)
     return unpack(pack(found), standard)

@@ -20,6 +20,7 @@ from ms_kernels.backends.triton.problem import Problem
 from ms_kernels.backends.triton.tiles import Tiles
 from ms_kernels.rules.mining import NO_MINING
 from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.weighting import NTXent
 from ms_kernels.settings import options
 
 KERNELS = (
@@ -81,7 +82,7 @@ class Trial:
     def _run_of(self, tiles: Tiles, role: str) -> Callable[[], list[Tensor]]:
         """A scan gives row losses, a gradient dx."""
         deepest = max(self.standard.owner)
-        depth = SCANNED_DEPTH if role == "scan" else 4 * deepest
+        depth = SCANNED_DEPTH if role in ("scan", "lean") else 4 * deepest
         if role.startswith("owner"):
             depth = int(role.removeprefix("owner"))
         generator = torch.Generator(self.device).manual_seed(depth)
@@ -89,9 +90,11 @@ class Trial:
         y = torch.arange(self.count, device=self.device) // PER_CLASS
         centres = torch.randn(self.count // PER_CLASS, depth, **new)
         x = (centres[y] + torch.randn(self.count, depth, **new)).to(self.dtype)
-        problem = Problem(Side(x, y, None), None, SPEC, tiles)
+        # The Multi-Similarity loss has scans of its own.
+        spec = PairSpec(NTXent(), NO_MINING) if role == "scan" else SPEC
+        problem = Problem(Side(x, y, None), None, spec, tiles)
         budget = options.workspace_bytes
-        if role == "scan":
+        if role in ("scan", "lean"):
             return lambda: [statistics(problem, budget, exact=False).loss]
         stash_bytes = options.stash_bytes if role == "stashed" else 0
         found = statistics(problem, budget, exact=False, stash_bytes=stash_bytes)

@@ -218,8 +218,13 @@ def tuned_file(gpu: str) -> Path | None:
     except RuntimeError:
         return None
     # Another compiler may spill where this one did not.
-    version = importlib.metadata.version("triton")
-    name = re.sub(r"[^\w.-]", "-", f"tiles-{gpu}-{VERSION}-triton-{version}.json")
+    triton = importlib.metadata.version("triton")
+    try:
+        package = importlib.metadata.version("ms_kernels")
+    except importlib.metadata.PackageNotFoundError:
+        package = "source"
+    of = f"{package}-{VERSION}-triton-{triton}"
+    name = re.sub(r"[^\w.-]", "-", f"tiles-{gpu}-{of}.json")
     return cache / "ms_kernels" / name
 
 
