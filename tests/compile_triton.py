@@ -163,7 +163,7 @@ def cases(variants, some=False):
         if name == "fp16":  # compiled as bf16 is, with another instruction
             depths = depths[-2:]
         if some:
-            some_of = {"bf16": depths[-2:], "tf32x3": depths[-2:], "fp16": [], "tf32": []}
+            some_of = {"bf16": depths[-3:], "tf32x3": depths[-2:], "fp16": [], "tf32": []}
             depths = some_of.get(name, depths[-1:])
         for depth in depths:
             yield f"{name}-D{depth}", "high" if name == "tf32" else "highest", step(dtype, depth)
