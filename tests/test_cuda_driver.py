@@ -74,7 +74,7 @@ def folder(tmp_path_factory):
     of_host = csrc / "cuda" / "host"
     run([*nvcc, "-c", of_host / "launch.cpp", "-o", launch])
     missing = [name for name in build.INSTANCES if name not in PROBES]
-    host = [of_host / "plan.cpp", of_host / "plan_tiled.cpp", csrc / "module_cuda.cpp"]
+    host = [*sorted(of_host.glob("plan*.cpp")), csrc / "module_cuda.cpp"]
     host.append(build.absent(missing))
     # Those that use nothing of CUDA are the emulator's own.
     objects = [build.compile_one(path, csrc, ["-O0"]) for path in host]

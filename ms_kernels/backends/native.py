@@ -119,16 +119,21 @@ class NativeCall:
             self.native.read_dloss(self.address(dloss.to(self.dtype)))
         n = len(self.rows.labels)
         row_loss, kept = self.empty(n), self.empty(n, torch.int64)
+        dx, dr = self.gradients(need_dx, need_dr)
+        self.native.write_loss(row_loss.data_ptr(), kept.data_ptr())
+        self.run()
+        return row_loss, kept, dx, dr
+
+    def gradients(self, need_dx: bool, need_dr: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Where the call writes those of both sides, if they are wanted."""
         dx = self.empty(self.rows.embeddings.shape) if need_dx else None
         dr = None
         if need_dr and self.columns is not None:
             dr = self.empty(self.columns.embeddings.shape)
-        self.native.write_loss(row_loss.data_ptr(), kept.data_ptr())
         self.native.write_gradients(
             0 if dx is None else dx.data_ptr(), 0 if dr is None else dr.data_ptr()
         )
-        self.run()
-        return row_loss, kept, dx, dr
+        return dx, dr
 
     def empty(self, shape: int | torch.Size, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=self.dtype if dtype is None else dtype, device=self.device)
