@@ -1,5 +1,8 @@
 // Python module of the CUDA backend: addresses and a stream in, work queued. It knows nothing of
 // torch.
+#include <algorithm>
+
+#include "cuda/core/geometry.h"
 #include "cuda/host/plan.h"
 #include "module_call.h"
 
@@ -30,7 +33,7 @@ class Call : public msk::ModuleCall<Problem> {
  public:
   Call(Job job, DType dtype, Precision precision, std::int64_t depth, const SideIntegers& rows,
        const std::optional<SideIntegers>& columns, const msk::SpecNumbers& spec, double skip_below,
-       bool by_tiles)
+       bool by_tiles, bool small)
       : ModuleCall(job, dtype, depth, side(rows),
                    columns ? std::optional(side(*columns)) : std::nullopt, spec) {
     problem_.family = !problem_.rules.is_multi_similarity();
@@ -39,12 +42,22 @@ class Call : public msk::ModuleCall<Problem> {
     problem_.precision = precision;
     problem_.tiled.skip_below = skip_below;
     problem_.by_tiles = by_tiles;
+    if (small) be_small();
   }
 
   // Of a ranked loss: which of its class each candidate is, and how many the largest class has.
   void read_ordinals(std::int64_t ordinals, std::int64_t most_ranks) {
     problem_.ordinals = pointer<const std::int64_t>(ordinals);
     problem_.most_ranks = pointer<const std::int64_t>(most_ranks);
+  }
+  // Of the small path: one number in the embeddings' type instead of the losses of rows. `factor`:
+  // of mean_valid, what the gradients are still to be multiplied by.
+  void write_reduced(std::int64_t loss, std::int64_t factor, Reduction reduction) {
+    if (!problem_.is_small)
+      throw std::invalid_argument("write_reduced: expected a call with small=True, got False");
+    problem_.small.loss = pointer<void>(loss);
+    problem_.small.factor = pointer<void>(factor);
+    problem_.small.reduction = reduction;
   }
   std::int64_t plan(std::int64_t budget) {
     budget_ = budget;
@@ -60,6 +73,17 @@ class Call : public msk::ModuleCall<Problem> {
   }
 
  private:
+  void be_small() {
+    const std::int64_t largest = std::max(problem_.rows.count, problem_.columns.count);
+    const int most = small_rows(problem_.dtype == DType::float64 ? 8 : 4);
+    if (largest > most || problem_.by_tiles || problem_.job != Job::loss_and_gradient ||
+        problem_.rules.weighting == msk::WeightingRule::triplet)
+      throw std::invalid_argument("small: expected False but of loss_and_gradient of up to " +
+                                  std::to_string(most) +
+                                  " rows, neither by tiles nor of the triplet loss, got True");
+    problem_.is_small = true;
+  }
+
   std::int64_t budget_ = 0;
 };
 
@@ -73,15 +97,24 @@ PYBIND11_MODULE(_cuda, m) {
       .value("high", Precision::high)
       .value("medium", Precision::medium);
 
+  py::enum_<Reduction>(m, "Reduction", py::module_local())
+      .value("sum", Reduction::sum)
+      .value("mean", Reduction::mean)
+      .value("mean_valid", Reduction::mean_valid);
+
   m.def("versions", &versions);
 
+  // small: the pairs of up to small_rows() rows on either side are held at once.
   // by_tiles: labels ascend, and with the ids they are in the order that is given, int64.
   msk::bind_call<Call>(m)
       .def(py::init<Job, DType, Precision, std::int64_t, const SideIntegers&,
-                    const std::optional<SideIntegers>&, const msk::SpecNumbers&, double, bool>(),
+                    const std::optional<SideIntegers>&, const msk::SpecNumbers&, double, bool,
+                    bool>(),
            py::arg("job"), py::arg("dtype"), py::arg("precision"), py::arg("depth"),
            py::arg("rows"), py::arg("columns"), py::arg("spec"), py::arg("skip_below"),
-           py::arg("by_tiles"))
+           py::arg("by_tiles"), py::arg("small") = false)
+      .def("write_reduced", &Call::write_reduced, py::arg("loss"), py::arg("factor"),
+           py::arg("reduction"))
       .def("read_ordinals", &Call::read_ordinals, py::arg("ordinals"), py::arg("most_ranks"))
       .def("plan", &Call::plan, py::arg("budget"))
       .def("run", &Call::run, py::arg("workspace"), py::arg("device"), py::arg("stream"),

@@ -28,9 +28,14 @@ OF_TYPE = {
     "float64": ["DMMA"],
 }
 # Those with a right operand that ldmatrix transposes where its elements have 16 bits, and others.
-GRADIENTS = {"batch": ["embedding_gradient"], "tiled": ["tile_gradient_kernel"]}
+GRADIENTS = {
+    "batch": ["embedding_gradient"],
+    "small": ["gradient_tiles"],
+    "tiled": ["tile_gradient_kernel"],
+}
 SIMILARITIES = {
     "batch": ["similarities"],
+    "small": ["similarity_tiles"],
     "tiled": [
         *("positive_scan_kernel", "negative_scan_kernel", "positive_sums_kernel"),
         "tile_weights_kernel",
@@ -53,8 +58,8 @@ def architectures(config):
 
 
 def instances(config):
-    """Both paths, of 16 and of 32 bits; the others differ from these in their products."""
-    some = ["batch_float32", "tiled_float16"]
+    """All paths, of 16 and of 32 bits; the others differ from these in their products."""
+    some = ["batch_float32", "small_float16", "tiled_float16"]
     return INSTANCES if config.getoption("--every-architecture") else some
 
 

@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not())),
     pytest.mark.slow,
 ]
-# Nothing is launched, so nothing is read: addresses are 0. Options are in the order of csrc/call.h.
+# Nothing is launched, so nothing is read: addresses are none. Options are in the order of csrc/call.h.
 SCRIPT = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("_cuda", sys.argv[1])
@@ -39,11 +39,11 @@ print(*module.versions())
 for by_tiles in (False, True):
     call = module.Call(
         module.Job.loss_and_gradient, module.DType.float64, module.Precision.highest, 8,
-        (0, 8, 70, 0, 0, 0), None, (0, 2.0, 50.0, 0.5, 1, 0.1, 0, 1.0, 1), 0.0, by_tiles,
+        (0, 8, 70, 0, 0, 0), None, ((0, 1, 1), (2.0, 50.0, 0.5, 0.1, 0.0, 1.0)), 0.0, by_tiles,
     )
     call.plan(1 << 20)
     try:
-        call.run(0, 0, 0)
+        call.run(256, 0, 0)
     except RuntimeError as error:
         print(error)
 """
@@ -74,7 +74,7 @@ def folder(tmp_path_factory):
     of_host = csrc / "cuda" / "host"
     run([*nvcc, "-c", of_host / "launch.cpp", "-o", launch])
     missing = [name for name in build.INSTANCES if name not in PROBES]
-    host = [of_host / "plan.cpp", of_host / "plan_tiled.cpp", csrc / "module_cuda.cpp"]
+    host = [*sorted(of_host.glob("plan*.cpp")), csrc / "module_cuda.cpp"]
     host.append(build.absent(missing))
     # Those that use nothing of CUDA are the emulator's own.
     objects = [build.compile_one(path, csrc, ["-O0"]) for path in host]

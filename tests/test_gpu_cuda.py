@@ -136,7 +136,7 @@ def test_one_launch_for_loss_and_gradient(record_property):
     step(x, y)
     names = [name for name, _ in launched(lambda: step(x, y))]
     record_property("launches", names)
-    assert sum("batch_kernel" in name for name in names) == tiny(1, 0)  # no kernels on the CPU
+    assert sum("small_kernel" in name for name in names) == tiny(1, 0)  # no kernels on the CPU
 
 
 @BOTH_PATHS

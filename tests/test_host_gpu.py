@@ -33,7 +33,7 @@ CASES += [
 REFS = [(s, "default") for s in ((1, 7, 3), (66, 5, 17), (30, 130, 70))] + [((66, 5, 17), "raw")]
 
 
-@pytest.fixture(params=["one_launch", "by_tiles"])
+@pytest.fixture(params=["one_launch", "small", "by_tiles"])
 def backend(monkeypatch, request):
     """The cuda backend, its module replaced by the one that a CPU executes, on either path."""
     return serve(monkeypatch, build.module(), request.param)

@@ -15,8 +15,11 @@ from host_gpu.serve import few_tiles_are_many, serve
 
 import ms_kernels
 from ms_kernels import multi_similarity_loss, options, pair_loss
+from ms_kernels.backends import cuda
+from ms_kernels.backends.interface import Side
 from ms_kernels.rules import mining as mine
 from ms_kernels.rules import weighting as weigh
+from ms_kernels.rules.spec import PairSpec
 
 pytestmark = [
     pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not())),
@@ -24,7 +27,7 @@ pytestmark = [
 ]
 
 # float16 weights are scaled into their range, in shared memory and loops of their own.
-INSTANCES = ("batch_float16", "batch_bfloat16", "tiled_float16")
+INSTANCES = ("batch_float16", "batch_bfloat16", "small_float16", "tiled_float16")
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +36,40 @@ def module(tmp_path_factory):
     return build.module(csrc, INSTANCES, track=True)
 
 
-def side(n, depth, classes, dtype):
+def side(n, depth, classes, dtype, size=1.0):
     generator = torch.Generator().manual_seed(n)
-    x = torch.randn(n, depth, generator=generator)
+    x = size * torch.randn(n, depth, generator=generator)
     return x.to(dtype).requires_grad_(), torch.arange(n) * 7 % classes
 
 
-def step(n=70, m=None, depth=20, classes=18, dtype=torch.float16, loss=None, spoil=None, **chosen):
-    """Loss and gradients of all sides; rows `spoil` are not finite."""
+def step(
+    n=70,
+    m=None,
+    depth=20,
+    classes=18,
+    dtype=torch.float16,
+    loss=None,
+    spoil=None,
+    enlarge=None,
+    **chosen,
+):
+    """Loss and gradients of all sides; rows `spoil` are not finite, `enlarge` large."""
     x, y = side(n, depth, classes, dtype)
     refs = () if m is None else side(m, depth, classes, dtype)
     if spoil is not None:
         x.data[spoil] = math.inf
     losses = (loss or multi_similarity_loss)(x, y, *refs, backend="cuda", **chosen)
     losses.sum().backward()
+
+
+def reduced(n):
+    x, y = side(n, 40, 18, torch.float16)
+    cuda.reduced_loss_and_gradient(Side(x, y, None), None, PairSpec(), "mean_valid", True, False)
+
+
+def too_large(n):
+    x, y = side(n, 40, 18, torch.float16, size=1e3)
+    multi_similarity_loss(x, y, backend="cuda").backward()
 
 
 def statistics(n=130):
@@ -78,6 +101,7 @@ BATCH = {
     "panels_of_refs": lambda: in_panels(lambda: step(m=70)),
     "statistics": statistics,
     "family": lambda: family(weigh.NTXent(0.2), mine.SemiHardMining(0.5)),
+    "family_top_k": lambda: family(weigh.NTXent(0.2), mine.TopKMining(3)),
     "family_of_refs": lambda: family(weigh.Contrastive(0.9, 0.1), m=70),
     "triplet": lambda: family(weigh.Triplet(0.3)),
     "triplet_in_panels": lambda: in_panels(lambda: family(weigh.Triplet(0.3))),
@@ -93,13 +117,24 @@ TILES = {
     "tiles_of_statistics": lambda: statistics(200),
     "tiles_not_finite": lambda: step(200, spoil=slice(60, 70)),
 }
-WALKS = {**BATCH, **TILES}
+# Rows of 33 numbers lie askew, and are copied; so are those of size 1e3 in float16.
+SMALL = {
+    "small": lambda: step(130, depth=40),
+    "small_copied": lambda: step(130, depth=33),
+    "small_too_large": lambda: too_large(70),
+    "small_of_refs": lambda: step(m=130, depth=40),
+    "small_with_ids": lambda: step(m=70, depth=40, **IDS),
+    "small_family": lambda: family(weigh.NTXent(0.2), mine.TopKMining(3), depth=40),
+    "small_reduced": lambda: reduced(130),
+}
+WALKS = {**BATCH, **SMALL, **TILES}
 
 
 @pytest.fixture
 def walk(module, monkeypatch):
     def run(name):
-        serve(monkeypatch, module, "one_launch" if name in BATCH else "by_tiles")
+        paths = {"one_launch": BATCH, "small": SMALL, "by_tiles": TILES}
+        serve(monkeypatch, module, next(path for path in paths if name in paths[path]))
         WALKS[name]()
 
     return run
@@ -125,6 +160,8 @@ NEEDED_BY = {
     "block_reduce": ["batch"],
     "tile": ["batch", "refs"],
     "pair_weights": ["bfloat16"],
+    "row_statistics": ["family_top_k"],
+    "staged_product": ["small"],
     "ranked_statistics": ["triplet"],
     "negative_scan": ["tiles", "tiles_of_one_class"],
 }
@@ -137,6 +174,9 @@ GRID_NEEDED_BY = {
     "statistics_pass": ALONE,
     "gradient_pass": IN_PANELS,
     "next_round": ["triplet", "triplet_in_rounds"],
+    # The first of them only where the embeddings are read as they lie.
+    "products_and_scales": ["small_too_large"],
+    "loss_and_gradient": ["small", "small_family", "small_of_refs"],
 }
 
 
@@ -151,8 +191,8 @@ GRID_CASES = [(b, name) for b in OF_GRID for name in GRID_NEEDED_BY[function_of(
 
 
 def test_the_machine_meets_every_barrier(walk, module):
-    assert len(OF_GRID) == 8 and len(OF_BLOCK) >= 15
-    for name in ("bfloat16", "panels", "triplet", "tiles"):
+    assert len(OF_GRID) == 13 and len(OF_BLOCK) >= 15
+    for name in ("bfloat16", "panels", "triplet", "family_top_k", "small_too_large", "tiles"):
         walk(name)
     library = ctypes.CDLL(module.__file__)
     library.host_gpu_barriers.restype = ctypes.c_char_p

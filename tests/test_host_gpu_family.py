@@ -24,9 +24,9 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def backend(monkeypatch):
-    return serve(monkeypatch, build.module())
+@pytest.fixture(params=["one_launch", "small"])
+def backend(monkeypatch, request):
+    return serve(monkeypatch, build.module(), request.param)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

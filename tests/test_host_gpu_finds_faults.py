@@ -74,6 +74,49 @@ FAULTS = {
         "  for (int mask = {planted} && lane() == 3 ? 8 : 16;",
         "not reached by all|different instructions|different barriers",
     ),
+    "a_stage_is_not_waited_for": (
+        "small",
+        "small/staged_product.cuh",
+        "cp_async_wait_all_but<kStages - 2>();",
+        "if ({planted}) cp_async_wait_all_but<kStages - 1>(); else "
+        "cp_async_wait_all_but<kStages - 2>();",
+        "copy was not waited for",
+    ),
+    "a_stage_is_overwritten": (
+        "small",
+        "small/staged_product.cuh",
+        "load(k + kStages - 1);",
+        "load(k + kStages - 1 + {planted});",
+        "a write over what another thread reads, with no barrier between",
+    ),
+    "tiles_below_the_diagonal_are_left_out": (
+        "small",
+        "small/similarity_tiles.cuh",
+        "if (mirror) transposed",
+        "if (mirror && !{planted}) transposed",
+        None,
+    ),
+    "a_part_of_the_depth_is_left_out": (
+        "small",
+        "small/row_losses.cuh",
+        "part < pass.splits;",
+        "part + {planted} < pass.splits;",
+        None,
+    ),
+    "other_anchors_weigh_nothing": (
+        "small",
+        "small/row_weights.cuh",
+        "side ? by_column : by_row",
+        "side ? by_column && !{planted} : by_row",
+        None,
+    ),
+    "a_lane_leaves_out_its_last_pair": (
+        "small",
+        "small/row_losses.cuh",
+        "(PairSet(1) << values) - 1",
+        "(PairSet(1) << (values - {planted})) - 1",
+        None,
+    ),
     "a_list_repeats_its_first_tiles": (
         "by_tiles",
         "tiled/tile_list.cuh",
@@ -128,14 +171,19 @@ FAULTS = {
 
 def check(monkeypatch, module, path):
     serve(monkeypatch, module, path)
-    if path == "one_launch":
+    spec = SPECS["default"]
+    if path == "small":
+        # Two parts of the depth, tiles below the diagonal, and more stages of the gradient than are
+        # on their way at a time. At such a depth mining would keep nothing.
+        shape, dtype, spec = (260, None, 260), torch.bfloat16, SPECS["unmined"]
+    elif path == "one_launch":
         # Several tiles for a block, of several steps each, their number odd.
         shape, dtype = (130, None, 129), torch.bfloat16
     else:
         # Tiles beyond the neighbours of the diagonal, with negatives that mining keeps.
         shape, dtype = (200, None, 20), torch.float64
-    batch = make_batch(*shape, SPECS["default"], dtype)
-    check_backward(batch, SPECS["default"], dtype, "cuda", "mean")
+    batch = make_batch(*shape, spec, dtype)
+    check_backward(batch, spec, dtype, "cuda", "mean")
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +196,7 @@ def module(tmp_path_factory):
         planted = replacement.format(planted=f"(host_gpu_fault == {number})")
         declared = 'extern "C" int host_gpu_fault;\n' if name == UNGUARDED else ""
         target.write_text(declared + source.replace(text, planted))
-    return build.module(csrc, ("batch_bfloat16", "tiled_float64"), once=True)
+    return build.module(csrc, ("batch_bfloat16", "small_bfloat16", "tiled_float64"), once=True)
 
 
 @pytest.fixture
@@ -162,7 +210,7 @@ def plant(module):
     fault.value = 0
 
 
-@pytest.mark.parametrize("path", ["one_launch", "by_tiles"])
+@pytest.mark.parametrize("path", ["one_launch", "small", "by_tiles"])
 def test_the_check_passes_without_a_fault(module, monkeypatch, path):
     check(monkeypatch, module, path)
 

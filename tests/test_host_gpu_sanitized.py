@@ -26,7 +26,7 @@ spec.loader.exec_module(module)
 ctypes.c_int.in_dll(ctypes.CDLL(sys.argv[1]), "host_gpu_fault").value = int(sys.argv[3])
 cuda._module = lambda: module
 cuda.DEVICE = "cpu"
-cuda.ONE_LAUNCH = int(sys.argv[2])
+cuda.ONE_LAUNCH, cuda.SMALL = map(int, sys.argv[2].split())
 labels = torch.arange(70) // 3
 for dtype in map(torch.__dict__.get, sys.argv[4:]):
     x, r = torch.randn(70, 33).to(dtype), torch.randn(5, 33).to(dtype)
@@ -62,11 +62,14 @@ def csrc(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("path", "fault"),
-    [("one_launch", None), ("by_tiles", None), ("one_launch", "input"), ("by_tiles", "output")],
+    [
+        *[(path, None) for path in ("one_launch", "small", "by_tiles")],
+        *[("one_launch", "input"), ("by_tiles", "output")],
+    ],
 )
 def test_address_sanitizer(path, fault, csrc):
     """Global memory: every tensor is an allocation of its own, with forbidden bytes around it."""
-    kind = {"one_launch": "batch", "by_tiles": "tiled"}[path]
+    kind = {"one_launch": "batch", "small": "small", "by_tiles": "tiled"}[path]
     names = (f"{kind}_float16", f"{kind}_float32")
     # A fault is one of every operand type: one is enough to see it.
     dtypes = ["float32"] if fault else ["float16", "float32"]
@@ -76,7 +79,7 @@ def test_address_sanitizer(path, fault, csrc):
         ["g++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
     ).stdout.strip()
     environment = {**os.environ, "LD_PRELOAD": libasan, "ASAN_OPTIONS": "detect_leaks=0"}
-    largest = {"one_launch": "1024", "by_tiles": "-1"}[path]
+    largest = {"one_launch": "1024 -1", "small": "1024 1024", "by_tiles": "-1 -1"}[path]
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(library), largest, planted, *dtypes],
         env=environment,

@@ -12,7 +12,7 @@ from host_gpu.serve import serve
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
 
 
-@pytest.fixture(params=["one_launch", "by_tiles"])
+@pytest.fixture(params=["one_launch", "small", "by_tiles"])
 def backend(monkeypatch, request):
     return serve(monkeypatch, build.module(), request.param)
 

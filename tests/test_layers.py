@@ -176,6 +176,7 @@ FOLDERS = {
     "core": set(),
     "pairs": {"core"},
     "batch": {"core", "pairs"},
+    "small": {"core", "pairs"},
     "tiled": {"core", "pairs"},
     "host": {"core", "pairs"},
     "cuda": {"host"},  # instance.cu, and the path that it is compiled for

@@ -1,5 +1,5 @@
 // One path for one pair of input and operand types. The build compiles this file once for each,
-// with the names MSK_PATH (batch or tiled) and MSK_OPERAND (a struct of `operands`): see
+// with the names MSK_PATH (batch, small or tiled) and MSK_OPERAND (a struct of `operands`): see
 // instances.h.
 #include "cuda/host/instances.h"
 

@@ -1,5 +1,5 @@
-"""CUDA C++ backend: statistics, loss and gradient of a batch in one cooperative launch, of a large
-one by tiles in label order."""
+"""CUDA C++ backend: statistics, loss and gradient of a batch in one cooperative launch, of a small
+one with all its pairs at hand, of a large one by tiles in label order."""
 
 import functools
 import importlib
@@ -25,6 +25,11 @@ NOTE = "CUDA C++ kernels, one launch for small batches"
 MOST_SAMPLES = ONE_LAUNCH
 # By reckoning, not measured on a GPU: kernels take longer the more candidates a class could have.
 CROWD = Crowd(4096, of_class=False)
+
+# With so many samples on the larger side, or fewer, a row of similarities fits the registers of a
+# warp (csrc/cuda/core/geometry.h): loss and gradient have kernels of their own. Half as many in
+# float64.
+SMALL = 1024
 
 # Earlier GPUs have no bfloat16 and no asynchronous copies.
 LEAST_CAPABILITY = 80
@@ -149,6 +154,16 @@ def ordinals_in_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
     return ordinals, most
 
 
+def _largest(rows: Side, columns: Side | None) -> int:
+    return max(len(side.labels) for side in (rows, columns) if side is not None)
+
+
+def _is_small(rows: Side, columns: Side | None, spec: PairSpec) -> bool:
+    most = SMALL // 2 if rows.embeddings.dtype == torch.float64 else SMALL
+    largest = _largest(rows, columns)
+    return largest <= min(most, ONE_LAUNCH) and not isinstance(spec.weighting, Triplet)
+
+
 class _Call(NativeCall):
     def __init__(self, job: str, rows: Side, columns: Side | None, spec: PairSpec) -> None:
         super().__init__(rows, columns, DEVICE)
@@ -157,7 +172,8 @@ class _Call(NativeCall):
             _refuse(self.device)
         # The same when rows and columns change places: only within one path has a pair the same
         # bits in statistics and gradients.
-        largest = max(len(side.labels) for side in (rows, columns) if side is not None)
+        largest = _largest(rows, columns)
+        self.small = job == "loss_and_gradient" and _is_small(rows, columns, spec)
         # Tiles know the MS loss alone; any rules go through the one launch, panel by panel.
         self.by_tiles = largest > ONE_LAUNCH and spec.is_multi_similarity
         self.native = module.Call(
@@ -170,6 +186,7 @@ class _Call(NativeCall):
             native_spec(spec, self.dtype),
             options.skip_below_of(self.dtype == torch.float64),
             self.by_tiles,
+            self.small,
         )
         if isinstance(spec.weighting, Triplet):
             ordinals, most = ordinals_in_classes(rows.labels if columns is None else columns.labels)
@@ -186,6 +203,25 @@ class _Call(NativeCall):
         else:
             self.native.run(workspace.data_ptr(), 0, 0)
 
+    def reduced(
+        self, reduction: str, need_dx: bool, need_dr: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Of a small batch: see reduced_loss_and_gradient."""
+        loss = torch.empty((), dtype=self.rows.embeddings.dtype, device=self.device)
+        factor = self.empty(torch.Size()) if reduction == "mean_valid" else None
+        dx, dr = self.write_gradients(need_dx, need_dr)
+        self.native.write_reduced(
+            loss.data_ptr(),
+            0 if factor is None else factor.data_ptr(),
+            getattr(_module().Reduction, reduction),
+        )
+        self.run()
+        for gradient in (dx, dr):
+            # How many anchors keep a pair is known when the gradients are written.
+            if gradient is not None and factor is not None:
+                gradient.mul_(factor)
+        return loss, dx, dr
+
     def _side(self, side: Side) -> tuple[int, ...]:
         labels, ids, order = side.labels, side.ids, None
         if self.by_tiles:
@@ -198,3 +234,21 @@ _backend = NativeBackend(_Call)
 row_statistics = _backend.row_statistics
 embedding_gradient = _backend.embedding_gradient
 loss_and_gradient = _backend.loss_and_gradient
+
+
+def reduced_loss_and_gradient(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    reduction: str,
+    dtype: torch.dtype,
+    need_dx: bool,
+    need_dr: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    """The loss and its gradients from one launch; None of a batch that is not small, and of a loss
+    in another dtype than the embeddings'."""
+    if not _is_small(anchors, candidates, spec) or dtype != anchors.embeddings.dtype:
+        return None
+    return _Call("loss_and_gradient", anchors, candidates, spec).reduced(
+        reduction, need_dx, need_dr
+    )

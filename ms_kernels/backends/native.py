@@ -130,6 +130,7 @@ class NativeCall:
         return row_loss, kept, dx, dr
 
     def write_gradients(self, need_dx: bool, need_dr: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Where the call writes those of both sides, if they are wanted."""
         dx = self.empty(self.rows.embeddings.shape) if need_dx else None
         dr = None
         if need_dr and self.columns is not None:

@@ -19,7 +19,7 @@ from ms_kernels import settings
 from ms_kernels.backends import cuda, dispatch
 
 PRECISIONS = ("bfloat16", "float32", "tf32")
-INSTANCES = tuple(f"{path}_{name}" for path in ("batch", "tiled") for name in PRECISIONS)
+INSTANCES = tuple(f"{path}_{name}" for path in ("batch", "small", "tiled") for name in PRECISIONS)
 ONE_LAUNCH = 48  # so that tiny batches take either path
 
 
@@ -65,7 +65,7 @@ def serve_all() -> dict[str, str | None]:
     before = frozenset(dispatch.built()) - {"triton"}
     patch = pytest.MonkeyPatch()
     if found["cuda"] is None:
-        serve(patch, build.module(instances=INSTANCES))
+        serve(patch, build.module(instances=INSTANCES), "small")
     served = frozenset(name for name, why in found.items() if why is None)
     for name in served:
         dispatch.DEVICE_OF[name] = "cpu"

@@ -26,7 +26,7 @@ FLAGS += ["-Werror", "-Wno-unknown-pragmas", '-DMSK_CUDA_ARCHITECTURES="host"']
 SANITIZE = ["-fsanitize=address", "-fno-omit-frame-pointer", "-g1", "-Wno-maybe-uninitialized"]
 # Tells of every load and store of a kernel: see global_memory.h.
 TRACK = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-g1"]
-PATHS = ("batch", "tiled")
+PATHS = ("batch", "small", "tiled")
 OPERANDS = ("bfloat16", "float16", "float32", "float64", "rounded", "tf32")
 # What csrc/cuda/instance.cu is compiled for.
 INSTANCES = [f"{path}_{operand}" for path in PATHS for operand in OPERANDS]

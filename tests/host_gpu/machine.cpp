@@ -157,24 +157,38 @@ void wait_for_grid(const char* file, int line) {
 
 std::uint32_t grid_epoch() { return grid.generation; }
 
-void begin_copy(void* to, const void* from) {
+void begin_copy(void* to, const void* from, int bytes) {
   if (reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
     fail("cp.async from an address that is no multiple of 16");
   const void* const code = __builtin_return_address(0);
   running->block->copy_begins(to, 16, 16);
-  copy_reads_global(from, 16, code);
-  running->copies.push_back(
-      {static_cast<std::byte*>(to), static_cast<const std::byte*>(from), code});
+  if (bytes < 0 || bytes > 16) fail("cp.async of " + std::to_string(bytes) + " bytes of 16");
+  if (bytes) copy_reads_global(from, bytes, code);
+  running->copies.push_back({static_cast<std::byte*>(to), static_cast<const std::byte*>(from), code,
+                             bytes, running->groups});
 }
 
-void end_copies() {
-  for (const Thread::Copy& copy : running->copies) {
-    copy_reads_global(copy.from, 16, copy.code);
-    std::memcpy(copy.to, copy.from, 16);
+void commit_copies() { ++running->groups; }
+
+namespace {
+
+void end_groups_before(std::int64_t group) {
+  std::vector<Thread::Copy>& copies = running->copies;
+  const auto is_done = [&](const Thread::Copy& copy) { return copy.group < group; };
+  for (const Thread::Copy& copy : copies) {
+    if (!is_done(copy)) continue;
+    if (copy.bytes) copy_reads_global(copy.from, copy.bytes, copy.code);
+    std::memset(copy.to, 0, 16);
+    std::memcpy(copy.to, copy.from, copy.bytes);
     running->block->copy_ends(copy.to, 16);
   }
-  running->copies.clear();
+  copies.erase(std::remove_if(copies.begin(), copies.end(), is_done), copies.end());
 }
+
+}  // namespace
+
+void end_copies() { end_groups_before(running->groups + 1); }
+void end_copies(int pending) { end_groups_before(running->groups - pending); }
 
 void wait_for_warp(const char* instruction, void* arguments, void (*run)(Warp&)) {
   Warp& warp = running->warp();
@@ -214,6 +228,7 @@ void run_resident(std::int64_t first, int count, int threads, std::size_t shared
       thread.waits = Thread::Waits::no;
       thread.executes_warp = false;
       thread.copies.clear();
+      thread.groups = 0;
       thread.fiber.reset(&entry);
     }
   }

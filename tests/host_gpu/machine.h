@@ -54,6 +54,8 @@ struct Thread {
     std::byte* to;
     const std::byte* from;
     const void* code;
+    int bytes;  // that are read; zeros follow
+    std::int64_t group;
   };
   Fiber fiber;
   Index threadIdx, blockIdx;
@@ -62,6 +64,7 @@ struct Thread {
   std::uint32_t generation = 0;  // of the barrier it waits for
   bool executes_warp = false;    // an instruction, for all lanes
   std::vector<Copy> copies;
+  std::int64_t groups = 0;  // of copies that are committed
 
   int lane() const { return int(threadIdx.x) % kWarpSize; }
   Warp& warp() const;
@@ -100,9 +103,12 @@ std::uint32_t grid_epoch();
 void wait_for_block(const char* file, int line);
 void wait_for_grid(const char* file, int line);
 
-// 16 bytes from global to shared memory, which are not there before they are waited for.
-void begin_copy(void* to, const void* from);
-void end_copies();
+// 16 bytes from global to shared memory, which are not there before they are waited for; the first
+// `bytes` of them are read, the others are zeros.
+void begin_copy(void* to, const void* from, int bytes = 16);
+void commit_copies();
+void end_copies();             // all, committed or not
+void end_copies(int pending);  // of all committed groups but the last so many
 
 // All lanes of the warp come together; the last one executes `run` for all of them.
 void wait_for_warp(const char* instruction, void* arguments, void (*run)(Warp&));

@@ -1,4 +1,5 @@
 #include <cstdint>
+#include <cstdlib>
 #include <map>
 #include <sstream>
 
@@ -17,6 +18,12 @@ constexpr Device kDevices[] = {{1, kResidentBlocks}, {132, 2}, {1, 1}, {132, 0}}
 constexpr int kDeviceCount = sizeof kDevices / sizeof *kDevices;
 // What a kernel has without asking, and at most: cudaFuncSetAttribute.
 constexpr std::size_t kShared = 48 << 10, kMostShared = 227 << 10;
+
+// Of the machine HOST_GPU_BLOCKS in the environment, for a test of grids of several sizes.
+int blocks_of(int device) {
+  const char* const wanted = std::getenv("HOST_GPU_BLOCKS");
+  return device == 0 && wanted ? std::atoi(wanted) : kDevices[device].blocks;
+}
 
 int current = 0;
 cudaError_t last = cudaSuccess;
@@ -62,7 +69,7 @@ cudaError_t judged(const LaunchCall& call) {
     return cudaErrorInvalidValue;
   const Device& device = kDevices[current];
   const std::uint64_t blocks = std::uint64_t(call.grid.x) * call.grid.y * call.grid.z;
-  if (call.cooperative && blocks > std::uint64_t(device.processors) * device.blocks)
+  if (call.cooperative && blocks > std::uint64_t(device.processors) * blocks_of(current))
     return cudaErrorCooperativeLaunchTooLarge;
   // The legacy stream waits for all others.
   const auto number = reinterpret_cast<std::uintptr_t>(call.stream);
@@ -88,7 +95,7 @@ cudaError_t launch_call(const LaunchCall& call, const std::function<void()>& ker
 }
 
 cudaError_t occupancy(int* blocks, const void*, int, std::size_t) {
-  *blocks = kDevices[current].blocks;
+  *blocks = blocks_of(current);
   return called("cudaOccupancyMaxActiveBlocksPerMultiprocessor");
 }
 

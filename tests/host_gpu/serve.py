@@ -8,14 +8,16 @@ from ms_kernels.backends import cuda, dispatch
 
 
 def serve(monkeypatch, module, path="one_launch"):
-    """`path`: one_launch or by_tiles, whatever the size of the batch; the backend's name."""
+    """`path`: one_launch or by_tiles, whatever the size of the batch, or small, for batches that it
+    takes; the backend's name."""
     built, why_missing = dispatch.built(), dispatch.why_missing
     monkeypatch.setitem(dispatch.DEVICE_OF, "cuda", "cpu")
     monkeypatch.setattr(dispatch, "built", lambda *_: built)
     monkeypatch.setattr(dispatch, "why_missing", lambda n: None if n == "cuda" else why_missing(n))
     monkeypatch.setattr(cuda, "_module", lambda: module)
     monkeypatch.setattr(cuda, "DEVICE", "cpu")
-    monkeypatch.setattr(cuda, "ONE_LAUNCH", {"one_launch": 2**31, "by_tiles": -1}[path])
+    monkeypatch.setattr(cuda, "ONE_LAUNCH", {"by_tiles": -1}.get(path, 2**31))
+    monkeypatch.setattr(cuda, "SMALL", 1024 if path == "small" else -1)
     return "cuda"
 
 

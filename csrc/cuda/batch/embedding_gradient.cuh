@@ -1,9 +1,9 @@
 // Last phase: weights times embeddings, and the gradient through the normalisation.
 #pragma once
 
-#include "cuda/batch/pass.cuh"
 #include "cuda/batch/ranks.cuh"
 #include "cuda/core/tile.cuh"
+#include "cuda/pairs/pass.cuh"
 
 namespace msk::gpu {
 

@@ -1,10 +1,10 @@
 // Fourth phase: the weights of a panel of rows, as the left operand of the gradient's product.
 #pragma once
 
-#include "cuda/batch/pass.cuh"
 #include "cuda/batch/ranks.cuh"
 #include "cuda/core/block_reduce.cuh"
 #include "cuda/core/half_range.cuh"
+#include "cuda/pairs/pass.cuh"
 
 namespace msk::gpu {
 

@@ -1,8 +1,8 @@
 // Third phase: hardest pairs, log-sum-exps, kept counts and loss of the rows of a panel.
 #pragma once
 
-#include "cuda/batch/pass.cuh"
 #include "cuda/core/block_reduce.cuh"
+#include "cuda/pairs/pass.cuh"
 #include "cuda/pairs/row_finish.cuh"
 
 namespace msk::gpu {

@@ -1,8 +1,8 @@
 // Second phase: similarities of a panel of rows with all columns, before their scales.
 #pragma once
 
-#include "cuda/batch/pass.cuh"
 #include "cuda/core/tile.cuh"
+#include "cuda/pairs/pass.cuh"
 
 namespace msk::gpu {
 

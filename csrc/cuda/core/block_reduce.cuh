@@ -5,11 +5,18 @@
 
 namespace msk::gpu {
 
+// A value of each lane becomes that of all of them together, to the same bits in each.
+template <typename V, typename Combine>
+MSK_DEVICE V warp_reduce(V value, Combine combine) {
+  for (int mask = 16; mask > 0; mask /= 2) value = combine(value, value.exchanged(mask));
+  return value;
+}
+
 // A value of each thread becomes that of all of them together, known to all. `smem` is shared
 // memory for one value a warp; calls that follow each other take different smem or a barrier.
 template <int warps, typename V, typename Combine>
 MSK_DEVICE V block_reduce(V value, V* smem, Combine combine) {
-  for (int mask = 16; mask > 0; mask /= 2) value = combine(value, value.exchanged(mask));
+  value = warp_reduce(value, combine);
   if (lane() == 0) store_shared(smem + threadIdx.x / 32, value);
   __syncthreads();
   V total = load_shared(smem);
@@ -36,6 +43,13 @@ struct Greatest {
   MSK_DEVICE static Greatest greater(const Greatest& a, const Greatest& b) {
     return {std::fmax(a.value, b.value)};
   }
+};
+// Of numbers that are none of them NaN.
+template <typename T>
+struct Most {
+  T value;
+  MSK_DEVICE Most exchanged(int mask) const { return {exchange(value, mask)}; }
+  MSK_DEVICE static Most greater(const Most& a, const Most& b) { return a.value > b.value ? a : b; }
 };
 template <typename T>
 struct Least {

@@ -31,7 +31,7 @@ struct TileShape {
   static_assert(kPadding % M == 0 && kPadding % N == 0, "whole tiles both ways");
 };
 
-enum class Path { batch, tiled };
+enum class Path { batch, small, tiled };
 
 // The tiles that are in use: another one is another row here.
 struct Tile {
@@ -43,6 +43,9 @@ constexpr Tile kTiles[] = {
     {Path::batch, 2, 64, 64, 128, 4},  // float16 and bfloat16
     {Path::batch, 4, 64, 64, 128, 4},  // float32
     {Path::batch, 8, 64, 64, 128, 4},  // float64
+    {Path::small, 2, 64, 64, 128, 8},  // float16 and bfloat16
+    {Path::small, 4, 64, 64, 128, 8},  // float32
+    {Path::small, 8, 64, 64, 128, 8},  // float64
     {Path::tiled, 2, 64, 64, 128, 4},  // float16 and bfloat16
     {Path::tiled, 4, 64, 64, 128, 4},  // float32
     {Path::tiled, 8, 64, 64, 128, 4},  // float64
@@ -66,6 +69,9 @@ constexpr int kListedPerBlock = 4;
 constexpr int kSegment = 32;
 static_assert(kListedPerBlock > 0 && kSegment > 0 && kSegment % kListedPerBlock == 0,
               "the tiles of a block lie in one segment");
+
+// The small path has a row of similarities in the registers of one warp: 32 of a lane.
+MSK_HOST_DEVICE constexpr int small_rows(int scalar_bytes) { return 32 * 128 / scalar_bytes; }
 
 constexpr int kRanksPerRound = 64;  // positives of an anchor that one launch compares
 static_assert(kRanksPerRound > 0, "a round has positives");

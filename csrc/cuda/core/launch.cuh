@@ -9,6 +9,7 @@
 #include <string>
 
 #include "cuda/core/check.h"
+#include "cuda/core/geometry.h"
 
 namespace msk::gpu {
 
@@ -19,12 +20,16 @@ inline void go_to(int device) {
   check(cudaSetDevice(device), "cudaSetDevice(" + std::to_string(device) + ")");
 }
 
-// Blocks of a kernel that the device holds at once; the driver is queried once for each device.
+// Blocks of a kernel that the device holds at once; the driver is queried once for each device, and
+// asked for shared memory that a kernel does not have without asking.
 template <auto kernel>
 int resident_blocks(const char* name, int device, int threads, std::size_t shared) {
   constexpr int kDevices = 64;
   static std::atomic<int> known[kDevices];
   if (device < kDevices && known[device] > 0) return known[device];
+  if (shared > kMostShared)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)),
+          std::string("shared memory of ") + name);
   int per_processor = 0, processors = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads, shared),
         std::string("occupancy of ") + name);

@@ -49,6 +49,19 @@ MSK_DEVICE void cp_async_16(void* to, const void* from) {
                : "memory");
 }
 MSK_DEVICE void cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// The first `bytes` of them, of which 0 read nothing, and zeros for the rest.
+MSK_DEVICE void cp_async_16_or_zeros(void* to, const void* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(bytes)
+               : "memory");
+}
+// The thread's copies since the last call are a group, of which there may be none.
+MSK_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// All groups but the last `pending` are there.
+template <int pending>
+MSK_DEVICE void cp_async_wait_all_but() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
 
 // Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
 // Lane l gets elements 2 (l % 4) and the next of row l / 4 of each.

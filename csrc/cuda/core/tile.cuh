@@ -83,6 +83,27 @@ struct TileProduct {
         for (int e = 0; e < P::kElements; ++e) out(row(m, e), column(n, e), sums.value(m, n, e));
   }
 
+  // The products of one stage: its left tile, then its right one.
+  template <typename Factors = Unscaled>
+  MSK_DEVICE static void add(typename P::Sums& sums, const T* stage, const Factors& factors = {}) {
+#pragma unroll 1
+    for (int k = 0; k < kStep; k += P::kDepth) {
+      typename P::Left left;
+      typename P::Right right;
+      P::load_left(left, stage + warp_row() * kLeftStride + k, kLeftStride);
+      if constexpr (layout == Right::rows)
+        P::load_rows_of_right(right, stage + kLeft + warp_column() * kRightStride + k,
+                              kRightStride);
+      else
+        P::load_columns_of_right(right, stage + kLeft + k * kRightStride + warp_column(),
+                                 kRightStride);
+      if constexpr (std::is_same_v<Factors, Unscaled>)
+        P::multiply(sums, left, right);
+      else
+        P::multiply_scaled(sums, left, right, factors.of);
+    }
+  }
+
   // Of the tile, where this thread holds element e of parts m and n.
   MSK_DEVICE static int row(int m, int e) { return warp_row() + P::row(m, e); }
   MSK_DEVICE static int column(int n, int e) { return warp_column() + P::column(n, e); }
@@ -123,26 +144,6 @@ struct TileProduct {
 #pragma unroll
       for (int e = 0; e < P::kElements; ++e) factors.of[m][e] = row_factor(k, row(m, e));
     return factors;
-  }
-
-  template <typename Factors>
-  MSK_DEVICE static void add(typename P::Sums& sums, const T* stage, const Factors& factors) {
-#pragma unroll 1
-    for (int k = 0; k < kStep; k += P::kDepth) {
-      typename P::Left left;
-      typename P::Right right;
-      P::load_left(left, stage + warp_row() * kLeftStride + k, kLeftStride);
-      if constexpr (layout == Right::rows)
-        P::load_rows_of_right(right, stage + kLeft + warp_column() * kRightStride + k,
-                              kRightStride);
-      else
-        P::load_columns_of_right(right, stage + kLeft + k * kRightStride + warp_column(),
-                                 kRightStride);
-      if constexpr (std::is_same_v<Factors, Unscaled>)
-        P::multiply(sums, left, right);
-      else
-        P::multiply_scaled(sums, left, right, factors.of);
-    }
   }
 };
 

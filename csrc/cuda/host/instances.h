@@ -13,6 +13,10 @@ Launch float16, bfloat16, float64;
 Launch float32, tf32, rounded;
 }  // namespace batch
 
+namespace small {
+Launch float16, bfloat16, float64, float32, tf32, rounded;
+}  // namespace small
+
 namespace tiled {
 Launch float16, bfloat16, float64, float32, tf32, rounded;
 }  // namespace tiled

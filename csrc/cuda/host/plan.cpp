@@ -61,6 +61,7 @@ void begin(Problem& p) {
   p.terms = row_term | (p.self ? column_term : 0);
   if (p.job == Job::gradient)
     p.terms = (p.row_term.dloss ? row_term : 0) | (p.column_term.dloss ? column_term : 0);
+  p.family = p.family || p.is_small;
   p.ranked = p.family && p.rules.weighting == WeightingRule::triplet;
   p.ranks_per_round = int(std::min<std::int64_t>(p.columns.count, kRanksPerRound));
 }
@@ -74,8 +75,9 @@ std::int64_t plan(Problem& problem, std::int64_t budget) {
 
 void place(Problem& problem, std::byte* workspace, std::int64_t budget) {
   begin(problem);
-  problem.workspace_bytes = problem.by_tiles ? layout_tiled(problem, workspace, budget)
-                                             : layout(problem, workspace, budget);
+  problem.workspace_bytes = problem.by_tiles   ? layout_tiled(problem, workspace, budget)
+                            : problem.is_small ? layout_small(problem, workspace)
+                                               : layout(problem, workspace, budget);
 }
 
 }  // namespace msk::gpu

@@ -15,8 +15,11 @@ std::int64_t plan(Problem& problem, std::int64_t budget);
 // The same in the workspace that the caller took.
 void place(Problem& problem, std::byte* workspace, std::int64_t budget);
 
-// Of the tiled path, after what both have in common; plan.cpp has that of the one launch.
+// Of the tiled and of the small path, after what all have in common; plan.cpp has that of any batch
+// in one launch. The pairs of a small batch are held whole,
+// in 18 MiB at most.
 std::int64_t layout_tiled(Problem& problem, std::byte* workspace, std::int64_t budget);
+std::int64_t layout_small(Problem& problem, std::byte* workspace);
 
 // Starts the work of a placed problem on a stream of a device.
 void launch(const Problem& problem, int device, void* stream);

@@ -12,6 +12,10 @@ namespace msk::gpu {
 
 inline std::int64_t scalar_bytes(const Problem& p) { return p.dtype == DType::float64 ? 8 : 4; }
 
+inline std::int64_t input_bytes(const Problem& p) {
+  return p.dtype == DType::float64 ? 8 : p.dtype == DType::float32 ? 4 : 2;
+}
+
 // The type of operands in memory: float32 embeddings become bfloat16 at precision "medium".
 inline std::int64_t operand_bytes(const Problem& p) {
   if (p.dtype == DType::float64) return 8;
@@ -19,7 +23,8 @@ inline std::int64_t operand_bytes(const Problem& p) {
 }
 
 inline Tile tile_of(const Problem& p) {
-  return tile_of(p.by_tiles ? Path::tiled : Path::batch, int(operand_bytes(p)));
+  const Path path = p.by_tiles ? Path::tiled : p.is_small ? Path::small : Path::batch;
+  return tile_of(path, int(operand_bytes(p)));
 }
 // A whole number of tiles, as TileShape::kPadding has it.
 inline std::int64_t padded(const Problem& p, std::int64_t count) {

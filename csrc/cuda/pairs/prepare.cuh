@@ -14,7 +14,34 @@ struct Extent {
   MSK_DEVICE Extent exchanged(int mask) const {
     return {exchange(largest, mask), exchange(int(finite), mask) != 0};
   }
+  MSK_DEVICE static Extent joined(const Extent& a, const Extent& b) {
+    return {a.largest > b.largest ? a.largest : b.largest, a.finite && b.finite};
+  }
 };
+
+// What a row of that sum of squares is multiplied by. The squares are those of the row times
+// 2^-exponent = power.
+template <class P>
+MSK_DEVICE void set_scale(const Side<P>& side, std::int64_t i, bool normalize, bool finite,
+                          double square, int exponent, typename P::Scalar power) {
+  using Scalar = typename P::Scalar;
+  Scalar scale = Scalar(1), residue = Scalar(0), inverse = Scalar(1);
+  if (normalize && square > 0) {
+    const double exact = 1 / std::sqrt(square);
+    scale = Scalar(exact);
+    residue = Scalar((exact - scale) / exact);
+    inverse = scale * power;
+    if (inverse > Scalar(1 / kNormFloor)) {
+      scale = std::scalbn(Scalar(1 / kNormFloor), exponent);
+      inverse = residue = Scalar(0);
+    }
+  } else if (normalize) {
+    inverse = Scalar(0);
+  }
+  side.scale[i] = finite ? scale : kNaN<Scalar>;
+  side.residue[i] = residue;
+  side.inverse[i] = inverse;
+}
 
 // One block a row. `Input` is the type of the embeddings, P::Operand that of the copy.
 template <class P, typename Input>
@@ -36,11 +63,7 @@ MSK_PHASE void prepare(const Problem& p, const SideInput& in, const SideBuffers&
       extent.finite = extent.finite && std::isfinite(x);
       extent.largest = x > extent.largest ? x : extent.largest;
     }
-    extent = block_reduce<kWarps<P>>(
-        extent, extents, [](const Extent<Scalar>& a, const Extent<Scalar>& b) {
-          return Extent<Scalar>{a.largest > b.largest ? a.largest : b.largest,
-                                a.finite && b.finite};
-        });
+    extent = block_reduce<kWarps<P>>(extent, extents, Extent<Scalar>::joined);
     const int exponent =
         normalize && extent.finite && extent.largest > 0 ? std::ilogb(extent.largest) : 0;
     // In two factors: one alone overflows for the least denormals.
@@ -55,23 +78,8 @@ MSK_PHASE void prepare(const Problem& p, const SideInput& in, const SideBuffers&
       square.value += double(x) * x;
     }
     square = block_reduce<kWarps<P>>(square, sums, Sum<double>::plus);
-    if (threadIdx.x != 0) continue;
-    Scalar scale = Scalar(1), residue = Scalar(0), inverse = Scalar(1);
-    if (normalize && square.value > 0) {
-      const double exact = 1 / std::sqrt(square.value);
-      scale = Scalar(exact);
-      residue = Scalar((exact - scale) / exact);
-      inverse = scale * first * second;
-      if (inverse > Scalar(1 / kNormFloor)) {
-        scale = std::scalbn(Scalar(1 / kNormFloor), exponent);
-        inverse = residue = Scalar(0);
-      }
-    } else if (normalize) {
-      inverse = Scalar(0);
-    }
-    side.scale[i] = extent.finite ? scale : kNaN<Scalar>;
-    side.residue[i] = residue;
-    side.inverse[i] = inverse;
+    if (threadIdx.x == 0)
+      set_scale(side, i, normalize, extent.finite, square.value, exponent, first * second);
   }
 }
 

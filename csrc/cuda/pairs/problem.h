@@ -53,6 +53,22 @@ struct SideBuffers {
 
 enum Terms : int { row_term = 1, column_term = 2 };
 
+// What becomes of the losses of rows.
+enum class Reduction : int { sum, mean, mean_valid };
+
+// The small path besides.
+struct Small {
+  bool direct;  // products read the embeddings where they are
+  Reduction reduction;
+  double gradient_of_row;  // incoming, of each row's loss
+  void* loss;    // null: row losses are asked for; else the reduced one, in the input type
+  void* factor;  // mean_valid: of the gradients that are written, in the compute type
+  // Of rows and columns: which are too large or too small to be multiplied as they are.
+  std::int32_t *uncommon_rows, *uncommon_columns;
+  // Of candidates that learn, their rows: see the plan of Problem.
+  void *similarities, *weights, *inverse_weight_scales, *dot;
+};
+
 // The tiled path: what a launch does and where it leaves it. Sizes are in tiles.
 struct Tiled {
   std::int64_t column_tiles_per_block;  // of the negative scan
@@ -87,6 +103,7 @@ struct Problem {
   Precision precision;
   bool self;      // the rows are their own columns
   bool by_tiles;  // sides are in label order; else one launch does everything
+  bool is_small;  // that of the small path
   std::int64_t depth;
   SideInput rows, columns;
   Options options;
@@ -120,6 +137,7 @@ struct Problem {
   void* inverse_weight_scales;  // (panel): true weight = this * weight
   void* dot;                    // (panel): gradient of the unit row, times the unit row
   Tiled tiled;                  // by_tiles only
+  Small small;                  // is_small only
 };
 
 // Candidates that learn own their gradient in turn: the sides change places.

@@ -43,7 +43,9 @@ struct FamilyTerm {
   KindTerm<T> negative, positive;  // the incoming gradient in coefficients and constant
   T pos_constant;
 
-  MSK_DEVICE T weight(const PairLoss<T>& loss, T s, bool is_positive, bool is_negative) const {
+  // `loss` has the forms of both kinds.
+  template <class Loss>
+  MSK_DEVICE T weight(const Loss& loss, T s, bool is_positive, bool is_negative) const {
     if (is_negative && s > neg_above && s < neg_below) return weight_of(loss.negative, s, negative);
     const T value = loss.positive.sign * s;
     if (is_positive && value > pos_above && value < pos_below)

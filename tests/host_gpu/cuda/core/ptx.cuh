@@ -81,6 +81,14 @@ HOST_GPU_UNTRACKED inline void raise_flag(std::int32_t* flag) {
 // The copy may read at any time from here until it is waited for.
 inline void cp_async_16(void* to, const void* from) { host_gpu::begin_copy(to, from); }
 inline void cp_async_wait_all() { host_gpu::end_copies(); }
+inline void cp_async_16_or_zeros(void* to, const void* from, int bytes) {
+  host_gpu::begin_copy(to, from, bytes);
+}
+inline void cp_async_commit() { host_gpu::commit_copies(); }
+template <int pending>
+void cp_async_wait_all_but() {
+  host_gpu::end_copies(pending);
+}
 
 template <bool transposed>
 void ldmatrix(std::uint32_t (&r)[4], const void* row) {
