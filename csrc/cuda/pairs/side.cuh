@@ -34,6 +34,12 @@ struct Term {
     if (positive && s < pos_threshold) weight = loss.pos_weight(s, pos_offset);
     return weight * dloss;  // NaN for a row whose loss is NaN, whatever is kept
   }
+  // The same of a negative.
+  MSK_DEVICE T negative_weight(const MultiSimilarity<T>& loss, T s) const {
+    return (s > neg_threshold ? loss.neg_weight(s, neg_offset) : T(0)) * dloss;
+  }
+  // Of a side that weighs nothing.
+  MSK_DEVICE static Term nothing() { return {kInfinity<T>, -kInfinity<T>, T(0), T(0), T(0)}; }
 };
 
 // The same for any weighting and mining rule: bounds of the pairs' values, and how they weigh.

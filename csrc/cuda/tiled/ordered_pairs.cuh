@@ -54,6 +54,14 @@ struct OrderedPairs : Pairs<P> {
   MSK_DEVICE bool present(std::int64_t i, std::int64_t j) const {
     return i < this->rows.count && j < this->columns.count;
   }
+  // Tiles without padding whose pairs are all of them negatives, of which none need be asked.
+  MSK_DEVICE bool interior(std::int64_t row_tile, std::int64_t column_tile) const {
+    return (row_tile + 1) * kTile<P> <= this->rows.count &&
+           (column_tile + 1) * kTile<P> <= this->columns.count && apart(row_tile, column_tile);
+  }
+  MSK_DEVICE bool apart(std::int64_t row_tile, std::int64_t column_tile) const {
+    return !this->rows.ids && !overlap(row_tile, column_tile);
+  }
   // Of pairs that are present.
   MSK_DEVICE bool negative(std::int64_t i, std::int64_t j) const {
     return this->rows.labels[i] != this->columns.labels[j] && !this->self_pair(i, j);
