@@ -112,7 +112,7 @@ struct NegativeScan {
 // those on and above the diagonal: a tile above serves its rows and its columns, one on it its
 // rows. Threads of the first half own a row, those of the second a column.
 template <class P>
-MSK_KERNEL(kThreads<P>, 2)
+MSK_KERNEL(kThreads<P>, kResident<P>)
 negative_scan_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   using Scan = NegativeScan<P>;

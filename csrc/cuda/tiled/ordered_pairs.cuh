@@ -9,6 +9,16 @@ namespace msk::gpu {
 template <class P>
 constexpr int kTile = P::Shape::kRows;
 
+// Blocks with a product that share a multiprocessor: three where it keeps 4 bytes a pair, which
+// leaves a thread 168 registers.
+template <class P>
+constexpr int kResident =
+    kThreads<P> <= 128 &&
+            sizeof(typename P::Sums) == sizeof(TensorSums<P::kRowParts, P::kColumnParts>) &&
+            sizeof(typename P::Scalar) == 4
+        ? 3
+        : 2;
+
 struct Range {
   std::int64_t first, last;
   MSK_DEVICE Range part(std::int64_t k, std::int64_t parts) const {

@@ -148,7 +148,7 @@ struct TileWeights {
 // scale of their column, so that they multiply copies, and that of the weights of their row of the
 // tile.
 template <class P>
-MSK_KERNEL(kThreads<P>, 2)
+MSK_KERNEL(kThreads<P>, kResident<P>)
 tile_weights_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   using Weights = TileWeights<P>;
