@@ -1,22 +1,21 @@
 """nvcc's view of the CUDA kernels, without a GPU: they build, nothing spills, registers stay within
-tests/ptxas.json, each product runs on the tensor cores. In the suite three of them for sm_90, in
-`make compile` all, for sm_80 and sm_100 too. That shared memory fits, the sources assert."""
+tests/ptxas.json and instructions of hot loops within tests/sass.json, each product runs on the
+tensor cores. In the suite two of them for sm_90, in `make compile` all, for sm_80 and sm_100 too.
+That shared memory fits, the sources assert."""
 
-import importlib.util
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from host_gpu.build import INSTANCES, OPERANDS, PATHS, chosen
+import sass
+from host_gpu.build import INSTANCES, OPERANDS, PATHS
+from sass import CSRC, NVCC, PTXAS
 
 from ms_kernels.backends import cuda
 
-CSRC = Path(__file__).parents[1] / "csrc"
 BOUNDS = json.loads((Path(__file__).parent / "ptxas.json").read_text())
-NVCC, PTXAS = shutil.which("nvcc"), shutil.which("ptxas")
+ISSUED = json.loads((Path(__file__).parent / "sass.json").read_text())
 
 # What must be in every function with a product, by operand type.
 OF_TYPE = {
@@ -69,63 +68,31 @@ def pytest_generate_tests(metafunc):
             metafunc.parametrize(name, values(metafunc.config))
 
 
-def compiled(instance, architecture, folder):
-    """Cubin and ptxas' report of one instance."""
-    ptx, cubin = folder / "instance.ptx", folder / "instance.cubin"
-    command = [NVCC, "-std=c++17", "-O3", f"-I{CSRC}", f"-arch=compute_{architecture}", "-ptx"]
-    command += ["-Werror", "all-warnings", *chosen(instance), "-o", ptx]
-    run([*command, CSRC / "cuda" / "instance.cu"])
-    return cubin, run([PTXAS, "-O3", "-v", f"-arch=sm_{architecture}", "-o", cubin, ptx])
-
-
-def run(command):
-    made = subprocess.run(command, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    return made.stdout + made.stderr
-
-
 @pytest.mark.skipif(None in (NVCC, PTXAS), reason="nvcc is not installed")
 @pytest.mark.slow
 def test_every_instance_builds_without_spills(instance, architecture, tmp_path):
-    cubin, report = compiled(instance, architecture, tmp_path)
+    cubin, report = sass.compiled(instance, architecture, tmp_path)
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
     assert spills and set(spills) == {"0"}, f"{instance} spills for sm_{architecture}"
     registers = max(int(n) for n in re.findall(r"Used (\d+) registers", report))
     assert registers <= BOUNDS["registers"][instance], f"{instance}: {registers} registers"
     assert "bytes smem" not in report
-    found = disassembler()
+    found = sass.disassembler()
     if found is None:
         pytest.skip("nvdisasm is not installed: it comes with CUDA or with the triton package")
-    code = functions(run([found, cubin]))
+    code = sass.functions(sass.run([found, cubin]))
     for function, wanted in instructions(instance).items():
         for instruction in wanted:
             assert instruction in code[function], f"{instance}: {function} has no {instruction}"
-
-
-def functions(listing):
-    """{name: listing} of the kernels of msk::gpu and of the phases that they call."""
-    found = {}
-    parts = re.split(r"^(?:\.text\.|\$)(\S+):$", listing, flags=re.MULTILINE)
-    for label, code in zip(parts[1::2], parts[2::2], strict=True):
-        mangled = re.search(r"_ZN3msk3gpu(\d+)(\w+)", label.split("$")[-1])
-        if mangled:
-            found[mangled[2][: int(mangled[1])]] = code
-    return found
-
-
-def disassembler():
-    if shutil.which("nvdisasm"):
-        return shutil.which("nvdisasm")
-    spec = importlib.util.find_spec("triton")
-    if spec is None or spec.origin is None:
-        return None
-    found = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-    return found if found.exists() else None
+    for function, counts in sass.counts(code, instance).items():
+        for part, count in counts.items():
+            bound = ISSUED[instance][function][part]
+            assert count <= bound, f"{instance}: {count} instructions, {part} of {function}"
 
 
 def test_every_instance_has_its_bounds():
     every = {f"{path}_{operand}" for path in GRADIENTS for operand in OF_TYPE}
-    assert set(BOUNDS["registers"]) == set(INSTANCES) == every
+    assert set(BOUNDS["registers"]) == set(ISSUED) == set(INSTANCES) == every
 
 
 def test_cmake_compiles_every_instance():

@@ -29,7 +29,8 @@ pytestmark = [
     pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not())),
     pytest.mark.slow,
 ]
-# Nothing is launched, so nothing is read: addresses are none. Options are in the order of csrc/call.h.
+# Nothing is launched, so nothing is read: addresses are none. Options are in the order of
+# csrc/call.h.
 SCRIPT = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("_cuda", sys.argv[1])

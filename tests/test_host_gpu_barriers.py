@@ -64,7 +64,9 @@ def step(
 
 def reduced(n):
     x, y = side(n, 40, 18, torch.float16)
-    cuda.reduced_loss_and_gradient(Side(x, y, None), None, PairSpec(), "mean_valid", True, False)
+    cuda.reduced_loss_and_gradient(
+        Side(x, y, None), None, PairSpec(), "mean_valid", x.dtype, True, False
+    )
 
 
 def too_large(n):

@@ -34,16 +34,15 @@ def backend(monkeypatch):
 
 
 def reduced(sides, spec, reduction="mean", ids=(None, None)):
-    """The loss, and the gradients with what they are still to be multiplied by."""
+    """The loss and its gradients."""
     x, y, *refs = sides
     candidates = Side(*refs, ids[1]) if refs else None
     found = cuda.reduced_loss_and_gradient(
-        Side(x, y, ids[0]), candidates, spec, reduction, True, bool(refs)
+        Side(x, y, ids[0]), candidates, spec, reduction, x.dtype, True, bool(refs)
     )
-    loss, factor, *gradients = found
+    loss, *gradients = found
     assert loss.shape == () and loss.dtype == x.dtype
-    assert (factor is None) == (reduction != "mean_valid")
-    return [loss, *(g if factor is None else factor * g for g in gradients if g is not None)]
+    return [loss, *(g for g in gradients if g is not None)]
 
 
 def exact(sides, spec, reduction, ids=(None, None)):
@@ -202,7 +201,7 @@ def test_a_first_call_may_be_captured(monkeypatch, tmp_path):
 
 
 def reduced_without_a_result(x, y):
-    cuda.reduced_loss_and_gradient(Side(x, y, None), None, PairSpec(), "mean", True, False)
+    cuda.reduced_loss_and_gradient(Side(x, y, None), None, PairSpec(), "mean", x.dtype, True, False)
 
 
 def test_other_batches_go_another_road(backend):
@@ -213,7 +212,9 @@ def test_other_batches_go_another_road(backend):
         (small, Side(x, y, None), PairSpec()),
         (small, None, PairSpec(weigh.Triplet(0.2))),
     ):
-        found = cuda.reduced_loss_and_gradient(anchors, candidates, spec, "mean", True, False)
+        found = cuda.reduced_loss_and_gradient(
+            anchors, candidates, spec, "mean", x.dtype, True, False
+        )
         assert found is None
 
 

@@ -27,6 +27,13 @@ float64 embeddings, else float32:
         Row losses (N,), int64 (N,) above 0 where a row keeps a pair, and the gradients of the sum
         of row losses, or of their sum times dloss (N,).
 
+and, where it reduces by itself,
+
+    reduced_loss_and_gradient(anchors, candidates, spec, reduction, dtype, need_dx, need_dr)
+        -> tuple | None
+        The loss, of any reduction but "none", in `dtype`, and its gradients; None of what it leaves
+        to loss_and_gradient and torch.
+
 and, where torch's own bits would depend on its threads,
 
     loss_of_statistics(stats, spec) -> Tensor

@@ -4,8 +4,8 @@
 //
 // Left tiles are stored by rows. Right tiles are stored by columns (`rows_of_right`: both operands
 // are embeddings) or by rows (`columns_of_right`: weights times embeddings). A tensor core cuts
-// what does not fit its sum instead of rounding, and over a long depth that would show: each of its
-// sums starts from zero, and they are added up outside of it.
+// what does not fit its sum instead of rounding, and over a long depth that would show: its sums
+// start from zero with each stage of a tile, and are added up outside of it.
 #pragma once
 
 #include <type_traits>
@@ -30,6 +30,11 @@ MSK_HOST_DEVICE inline std::int64_t padded(std::int64_t count) {
 template <int rows, int columns>
 struct TensorSums {
   float total[rows][columns][4] = {};
+  MSK_DEVICE void add(const TensorSums& other) {
+    for (int m = 0; m < rows; ++m)
+      for (int n = 0; n < columns; ++n)
+        for (int e = 0; e < 4; ++e) total[m][n][e] += other.total[m][n][e];
+  }
   MSK_DEVICE void settle() {}
   MSK_DEVICE float value(int m, int n, int e) const { return total[m][n][e]; }
 };
@@ -80,15 +85,20 @@ struct HalfProduct {
         for (int e = 0; e < 4; ++e) sums.total[m][n][e] += part[e];
       }
   }
-  // The same, each row times a power of two of its own.
-  MSK_DEVICE static void multiply_scaled(Sums& sums, const Left& left, const Right& right,
-                                         const float (&factor)[kRowParts][kElements]) {
+  using StageSums = Sums;
+  MSK_DEVICE static void multiply_in_stage(Sums&, StageSums& stage, const Left& left,
+                                           const Right& right) {
     for (int m = 0; m < kRowParts; ++m)
-      for (int n = 0; n < kColumnParts; ++n) {
-        float part[4] = {};
-        mma_m16n8k16(part, left.part[m], right.part[n], T{});
-        for (int e = 0; e < 4; ++e) sums.total[m][n][e] += part[e] * factor[m][e];
-      }
+      for (int n = 0; n < kColumnParts; ++n)
+        mma_m16n8k16(stage.total[m][n], left.part[m], right.part[n], T{});
+  }
+  MSK_DEVICE static void end_stage(Sums& sums, const StageSums& stage) { sums.add(stage); }
+  // The same, each row times a power of two of its own.
+  MSK_DEVICE static void end_stage(Sums& sums, const StageSums& stage,
+                                   const float (&factor)[kRowParts][kElements]) {
+    for (int m = 0; m < kRowParts; ++m)
+      for (int n = 0; n < kColumnParts; ++n)
+        for (int e = 0; e < 4; ++e) sums.total[m][n][e] += stage.total[m][n][e] * factor[m][e];
   }
   MSK_DEVICE static int row(int m, int e) { return m * 16 + lane() / 4 + e / 2 * 8; }
   MSK_DEVICE static int column(int n, int e) { return n * 8 + lane() % 4 * 2 + e % 2; }
@@ -126,6 +136,11 @@ struct Tf32Product {
     float settled[kRowParts][kColumnParts][4] = {};
     float total[kRowParts][kColumnParts][4] = {};
     float low_high[kRowParts][kColumnParts][4] = {}, high_low[kRowParts][kColumnParts][4] = {};
+    MSK_DEVICE void add(const TensorSums<kRowParts, kColumnParts>& high) {
+      for (int m = 0; m < kRowParts; ++m)
+        for (int n = 0; n < kColumnParts; ++n)
+          for (int e = 0; e < 4; ++e) total[m][n][e] += high.total[m][n][e];
+    }
     MSK_DEVICE void settle() {
       for (int m = 0; m < kRowParts; ++m)
         for (int n = 0; n < kColumnParts; ++n)
@@ -174,15 +189,35 @@ struct Tf32Product {
         }
       }
   }
+  using StageSums = TensorSums<kRowParts, kColumnParts>;
+  MSK_DEVICE static void multiply_in_stage(Sums& sums, StageSums& stage, const Left& left,
+                                           const Right& right) {
+    for (int m = 0; m < kRowParts; ++m)
+      for (int n = 0; n < kColumnParts; ++n) {
+        mma_m16n8k8_tf32(stage.total[m][n], left.part[0][m], right.part[0][n]);
+        if constexpr (split) {
+          mma_m16n8k8_tf32(sums.low_high[m][n], left.part[1][m], right.part[0][n]);
+          mma_m16n8k8_tf32(sums.high_low[m][n], left.part[0][m], right.part[1][n]);
+        }
+      }
+  }
+  MSK_DEVICE static void end_stage(Sums& sums, const StageSums& stage) { sums.add(stage); }
   MSK_DEVICE static int row(int m, int e) { return m * 16 + lane() / 4 + e / 2 * 8; }
   MSK_DEVICE static int column(int n, int e) { return n * 8 + lane() % 4 * 2 + e % 2; }
 
  private:
   template <typename Place>
   MSK_DEVICE static void separate(std::uint32_t bits, Place place) {
-    const float x = bits_float(bits), high = round_to_tf32(x);
-    place(0) = float_bits(high);
-    if constexpr (split) place(1) = float_bits(round_to_tf32(x - high));
+    const float x = bits_float(bits);
+    if constexpr (split) {
+      // To nearest in whole numbers. A NaN that wraps around stays one in the low part, of which
+      // the tensor core cuts no more than rounding would move: its sign is as random.
+      const std::uint32_t high = (bits + 0x1000u) & ~0x1fffu;
+      place(0) = high, place(1) = float_bits(x - bits_float(high));
+    } else {
+      const float high = round_to_tf32(x);
+      place(0) = float_bits(high);
+    }
   }
 };
 
@@ -225,6 +260,12 @@ struct DoubleProduct {
       for (int n = 0; n < kColumnParts; ++n)
         mma_m8n8k4_f64(sums.part[m][n], left.part[m], right.part[n]);
   }
+  struct StageSums {};
+  MSK_DEVICE static void multiply_in_stage(Sums& sums, StageSums&, const Left& left,
+                                           const Right& right) {
+    multiply(sums, left, right);
+  }
+  MSK_DEVICE static void end_stage(Sums&, const StageSums&) {}
   MSK_DEVICE static int row(int m, int) { return m * 8 + lane() / 4; }
   MSK_DEVICE static int column(int n, int e) { return n * 8 + lane() % 4 * 2 + e; }
 };

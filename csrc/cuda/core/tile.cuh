@@ -43,8 +43,12 @@ struct TileProduct {
   template <typename Out>
   MSK_DEVICE static void run(const T* left, std::int64_t left_stride, const T* right,
                              std::int64_t right_stride, std::int64_t steps, Out out) {
-    const std::int64_t ahead = layout == Right::rows ? kStep : kStep * right_stride;
-    const auto step = [&](std::int64_t k) { return right + k * ahead; };
+    const int ahead = layout == Right::rows ? kStep : kStep * int(right_stride);
+    const auto step = [right, ahead](int) mutable {
+      const T* const now = right;
+      right += ahead;
+      return now;
+    };
     each(multiply(left, left_stride, step, right_stride, steps), out);
   }
 
@@ -56,16 +60,25 @@ struct TileProduct {
                                               RowFactor row_factor = {}) {
     typename P::Sums sums;
     T* const stages = reinterpret_cast<T*>(shared_memory());
+    using LeftCopy = Copy<Shape::kRows, kStep, kLeftStride>;
+    using RightCopy =
+        std::conditional_t<layout == Right::rows, Copy<Shape::kColumns, kStep, kRightStride>,
+                           Copy<kStep, Shape::kColumns, kRightStride>>;
+    const LeftCopy of_left(left_stride);
+    const RightCopy of_right(right_stride);
+    const int count = int(steps);
     __syncthreads();  // the stages may still be read for the tile before
-    if (steps > 0) load(stages, left, left_stride, right(0), right_stride);
-    for (std::int64_t k = 0; k < steps; ++k) {
+    left += of_left.first;
+    if (count > 0) of_left(stages, left), of_right(stages + kLeft, right(0) + of_right.first);
+#pragma unroll 1
+    for (int k = 0; k < count; ++k) {
       const auto factors = factors_of(row_factor, k);
       cp_async_wait_all();
       __syncthreads();  // stage k is there for all, and all have left the other stage
-      if (k + 1 < steps) {
+      if (k + 1 < count) {
         left += kStep;
-        load(stages + (k + 1) % 2 * (kLeft + kRight), left, left_stride, right(k + 1),
-             right_stride);
+        T* const next = stages + (k + 1) % 2 * (kLeft + kRight);
+        of_left(next, left), of_right(next + kLeft, right(k + 1) + of_right.first);
       }
       add(sums, stages + k % 2 * (kLeft + kRight), factors);
       if ((k + 1) % kSettled == 0) sums.settle();
@@ -86,7 +99,8 @@ struct TileProduct {
   // The products of one stage: its left tile, then its right one.
   template <typename Factors = Unscaled>
   MSK_DEVICE static void add(typename P::Sums& sums, const T* stage, const Factors& factors = {}) {
-#pragma unroll 1
+    typename P::StageSums of_stage;
+#pragma unroll
     for (int k = 0; k < kStep; k += P::kDepth) {
       typename P::Left left;
       typename P::Right right;
@@ -97,11 +111,12 @@ struct TileProduct {
       else
         P::load_columns_of_right(right, stage + kLeft + k * kRightStride + warp_column(),
                                  kRightStride);
-      if constexpr (std::is_same_v<Factors, Unscaled>)
-        P::multiply(sums, left, right);
-      else
-        P::multiply_scaled(sums, left, right, factors.of);
+      P::multiply_in_stage(sums, of_stage, left, right);
     }
+    if constexpr (std::is_same_v<Factors, Unscaled>)
+      P::end_stage(sums, of_stage);
+    else
+      P::end_stage(sums, of_stage, factors.of);
   }
 
   // Of the tile, where this thread holds element e of parts m and n.
@@ -116,23 +131,33 @@ struct TileProduct {
     return threadIdx.x / 32 % Shape::kWarpsAcross * Shape::kWarpColumns;
   }
 
-  MSK_DEVICE static void load(T* stage, const T* left, std::int64_t left_stride, const T* right,
-                              std::int64_t right_stride) {
-    copy<Shape::kRows, kStep>(stage, kLeftStride, left, left_stride);
-    if constexpr (layout == Right::rows)
-      copy<Shape::kColumns, kStep>(stage + kLeft, kRightStride, right, right_stride);
-    else
-      copy<kStep, Shape::kColumns>(stage + kLeft, kRightStride, right, right_stride);
-  }
+  // How a thread copies its share of a part of a stage: 16 bytes of each so many rows, all in one
+  // column, so that what it knows is where the first are.
+  template <int rows, int columns, int to_stride>
+  struct Copy {
+    static constexpr int kWidth = 16 / sizeof(T), kChunks = columns / kWidth;
+    static constexpr int kThreadsOf = kThreads<P>, kCount = rows * kChunks;
+    static constexpr bool kWhole = kThreadsOf % kChunks == 0 && kCount % kThreadsOf == 0;
+    static constexpr int kDown = kWhole ? kThreadsOf / kChunks : 0;  // from a row to its next
+    const int stride, first;  // the rows of a tile are less than 2^31 elements apart
 
-  template <int rows, int columns>
-  MSK_DEVICE static void copy(T* to, int to_stride, const T* from, std::int64_t from_stride) {
-    constexpr int width = 16 / sizeof(T), chunks = columns / width;
+    MSK_DEVICE explicit Copy(std::int64_t stride)
+        : stride(int(stride)), first(at(threadIdx.x, int(stride))) {}
+    MSK_DEVICE static int at(int c, int stride) {
+      return c / kChunks * stride + c % kChunks * kWidth;
+    }
+    MSK_DEVICE void operator()(T* to, const T* from) const {
+      if constexpr (kWhole) {
+        to += at(threadIdx.x, to_stride);
 #pragma unroll
-    for (int c = threadIdx.x; c < rows * chunks; c += kThreads<P>)
-      cp_async_16(to + c / chunks * to_stride + c % chunks * width,
-                  from + c / chunks * from_stride + c % chunks * width);
-  }
+        for (int c = 0; c < kCount / kThreadsOf; ++c, from += kDown * stride)
+          cp_async_16(to + c * kDown * to_stride, from);
+      } else {
+        for (int c = threadIdx.x; c < kCount; c += kThreadsOf)
+          cp_async_16(to + at(c, to_stride), from - first + at(c, stride));
+      }
+    }
+  };
 
   MSK_DEVICE static Unscaled factors_of(Unscaled, std::int64_t) { return {}; }
   // Of the rows that this thread's elements are in.

@@ -54,6 +54,15 @@ std::int64_t layout(Problem& p, std::byte* workspace, std::int64_t budget) {
   return carver.bytes();
 }
 
+template <typename T>
+MultiSimilarity<T> loss_in(const Problem& p) {
+  const double* const options = p.rules.weighting_options;
+  const bool mined = p.rules.mining == MiningRule::multi_similarity;
+  return {T(options[0]), T(options[1]), T(options[2]),
+          mined ? T(p.rules.mining_options[0]) : kInfinity<T>,
+          T(p.options.max_positive_similarity)};
+}
+
 // What both paths need to know.
 void begin(Problem& p) {
   if (p.self) p.columns = p.rows;
@@ -62,6 +71,8 @@ void begin(Problem& p) {
   if (p.job == Job::gradient)
     p.terms = (p.row_term.dloss ? row_term : 0) | (p.column_term.dloss ? column_term : 0);
   p.family = p.family || p.is_small;
+  p.loss_in_float = loss_in<float>(p);
+  p.loss_in_double = loss_in<double>(p);
   p.ranked = p.family && p.rules.weighting == WeightingRule::triplet;
   p.ranks_per_round = int(std::min<std::int64_t>(p.columns.count, kRanksPerRound));
 }

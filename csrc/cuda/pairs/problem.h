@@ -7,6 +7,7 @@
 
 #include "call.h"
 #include "rules/host_device.h"
+#include "rules/multi_similarity.h"
 #include "rules/rules.h"
 
 namespace msk::gpu {
@@ -108,6 +109,10 @@ struct Problem {
   SideInput rows, columns;
   Options options;
   Rules rules;
+  // Of rules and options, the MS loss in both types: a kernel that converted them would do so again
+  // for each pair.
+  MultiSimilarity<float> loss_in_float;
+  MultiSimilarity<double> loss_in_double;
   bool family;                     // any rules, in one launch; else the MS loss with its own mining
   const void* dloss;               // Job::loss_and_gradient: of each row's loss; null: ones
   bool ranked;                     // a family member that compares pairs of pairs: see ranks.cuh

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <limits>
+#include <type_traits>
 
 #include "cuda/core/product.cuh"
 #include "cuda/pairs/problem.h"
@@ -14,12 +15,11 @@ template <typename T>
 constexpr T kUlp = std::numeric_limits<T>::epsilon();
 
 template <typename T>
-MSK_DEVICE MultiSimilarity<T> loss_of(const Problem& p) {
-  const double* options = p.rules.weighting_options;
-  const bool mined = p.rules.mining == MiningRule::multi_similarity;
-  return {T(options[0]), T(options[1]), T(options[2]),
-          mined ? T(p.rules.mining_options[0]) : kInfinity<T>,
-          T(p.options.max_positive_similarity)};
+MSK_DEVICE const MultiSimilarity<T>& loss_of(const Problem& p) {
+  if constexpr (std::is_same_v<T, float>)
+    return p.loss_in_float;
+  else
+    return p.loss_in_double;
 }
 
 // What one side adds to the weight of its pairs.
@@ -34,6 +34,12 @@ struct Term {
     if (positive && s < pos_threshold) weight = loss.pos_weight(s, pos_offset);
     return weight * dloss;  // NaN for a row whose loss is NaN, whatever is kept
   }
+  // The same of a negative.
+  MSK_DEVICE T negative_weight(const MultiSimilarity<T>& loss, T s) const {
+    return (s > neg_threshold ? loss.neg_weight(s, neg_offset) : T(0)) * dloss;
+  }
+  // Of a side that weighs nothing.
+  MSK_DEVICE static Term nothing() { return {kInfinity<T>, -kInfinity<T>, T(0), T(0), T(0)}; }
 };
 
 // The same for any weighting and mining rule: bounds of the pairs' values, and how they weigh.
@@ -155,7 +161,7 @@ struct Pairs {
   using Scalar = typename P::Scalar;
   Side<P> rows, columns;
   bool self;
-  MultiSimilarity<Scalar> loss;
+  const MultiSimilarity<Scalar>& loss;
   bool normalize;
 
   MSK_DEVICE explicit Pairs(const Problem& p)

@@ -64,7 +64,7 @@ struct NegativeScan {
   // Bit k: whether pair k of the thread's half row, or half column if `down`, is a negative.
   MSK_DEVICE std::uint32_t negatives(std::int64_t row_tile, std::int64_t column_tile,
                                      bool down) const {
-    const bool apart = !pairs.overlap(row_tile, column_tile) && !pairs.rows.ids;
+    const bool apart = pairs.apart(row_tile, column_tile);
     std::uint32_t bits = 0;
     for (int k = 0; k < kHalfTile<P>; ++k) {
       const int other = tile_half<P>() * kHalfTile<P> + k;
@@ -76,22 +76,29 @@ struct NegativeScan {
     return bits;
   }
   // The thread's half of its row of the tile in shared memory, or of its column.
-  MSK_DEVICE Sum half_sum(std::int64_t row_tile, std::int64_t column_tile, bool down) const {
+  template <bool down, typename Is>
+  MSK_DEVICE Sum half_sum_of(Is is, Scalar threshold) const {
+    const int first = tile_half<P>() * kHalfTile<P>;
+    const Scalar* const at =
+        down ? Tile::shared(first, tile_index<P>()) : Tile::shared(tile_index<P>(), first);
+    constexpr int ahead = down ? Tile::kStride : 1;
+    return negatives_of<kHalfTile<P>, Scalar>([&](int k) { return load_shared(at + k * ahead); },
+                                              is, threshold, beta);
+  }
+  template <bool down>
+  MSK_DEVICE Sum half_sum(std::int64_t row_tile, std::int64_t column_tile, bool interior) const {
     const std::int64_t i = (down ? column_tile : row_tile) * kTile<P> + tile_index<P>();
     const Scalar threshold = pairs.loss.negative_threshold(of(p.row_buffers.hardest_positive, i));
-    const int first = tile_half<P>() * kHalfTile<P>;
-    return negatives_of<kHalfTile<P>, Scalar>(
-        [&](int k) {
-          return load_shared(down ? Tile::shared(first + k, tile_index<P>())
-                                  : Tile::shared(tile_index<P>(), first + k));
-        },
-        negatives(row_tile, column_tile, down), threshold, beta);
+    if (interior) return half_sum_of<down>([](int) { return true; }, threshold);
+    const std::uint32_t bits = negatives(row_tile, column_tile, down);
+    return half_sum_of<down>([&](int k) { return (bits >> k & 1) != 0; }, threshold);
   }
   // The row of the tile that the thread owns or, in the second half of the block, the column.
   MSK_DEVICE Sum own_sum(std::int64_t row_tile, std::int64_t column_tile, bool mirrored) const {
-    const Sum of_row = half_sum(row_tile, column_tile, false);
+    const bool interior = pairs.interior(row_tile, column_tile);
+    const Sum of_row = half_sum<false>(row_tile, column_tile, interior);
     Sum of_column;
-    if (mirrored) of_column = half_sum(row_tile, column_tile, true);
+    if (mirrored) of_column = half_sum<true>(row_tile, column_tile, interior);
     // Each thread passes on the half sum of the row or column that it does not own.
     store_shared(smem + threadIdx.x, tile_half<P>() == 0 ? of_column : of_row);
     __syncthreads();
@@ -105,7 +112,7 @@ struct NegativeScan {
 // those on and above the diagonal: a tile above serves its rows and its columns, one on it its
 // rows. Threads of the first half own a row, those of the second a column.
 template <class P>
-MSK_KERNEL(kThreads<P>, 2)
+MSK_KERNEL(kThreads<P>, kResident<P>)
 negative_scan_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   using Scan = NegativeScan<P>;

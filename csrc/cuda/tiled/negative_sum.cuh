@@ -34,21 +34,21 @@ struct NegativeSum {
 };
 
 // The negatives among `count` pairs of a row or a column: pair k has similarity value(k) and is a
-// negative where bit k of `negatives` is set. Any of them that is not finite spoils the sum.
-template <int count, typename T, typename Value>
-MSK_DEVICE NegativeSum<T> negatives_of(Value value, std::uint32_t negatives, T threshold, T beta) {
+// negative where is(k). Any pair that is not finite spoils the sum.
+template <int count, typename T, typename Value, typename Is>
+MSK_DEVICE NegativeSum<T> negatives_of(Value value, Is is, T threshold, T beta) {
   NegativeSum<T> found;
-  bool finite = true;
+#pragma unroll 8
   for (int k = 0; k < count; ++k) {
     const T s = value(k);
-    finite = finite && std::isfinite(s);
-    if (negatives >> k & 1) found.hardest = s > found.hardest ? s : found.hardest;
+    found.sum = std::fma(s, T(0), found.sum);  // 0, or NaN from then on
+    if (is(k)) found.hardest = std::fmax(found.hardest, s);
   }
-  if (!finite) found.sum = kNaN<T>;
   if (!(found.hardest > threshold)) return found;
+#pragma unroll 8
   for (int k = 0; k < count; ++k) {
     const T s = value(k);
-    if (!(negatives >> k & 1) || !(s > threshold)) continue;
+    if (!is(k) || !(s > threshold)) continue;
     found.sum += std::exp(beta * (s - found.hardest));
     ++found.kept;
   }

@@ -9,6 +9,16 @@ namespace msk::gpu {
 template <class P>
 constexpr int kTile = P::Shape::kRows;
 
+// Blocks with a product that share a multiprocessor: three where it keeps 4 bytes a pair, which
+// leaves a thread 168 registers.
+template <class P>
+constexpr int kResident =
+    kThreads<P> <= 128 &&
+            sizeof(typename P::Sums) == sizeof(TensorSums<P::kRowParts, P::kColumnParts>) &&
+            sizeof(typename P::Scalar) == 4
+        ? 3
+        : 2;
+
 struct Range {
   std::int64_t first, last;
   MSK_DEVICE Range part(std::int64_t k, std::int64_t parts) const {
@@ -53,6 +63,14 @@ struct OrderedPairs : Pairs<P> {
   }
   MSK_DEVICE bool present(std::int64_t i, std::int64_t j) const {
     return i < this->rows.count && j < this->columns.count;
+  }
+  // Tiles without padding whose pairs are all of them negatives, of which none need be asked.
+  MSK_DEVICE bool interior(std::int64_t row_tile, std::int64_t column_tile) const {
+    return (row_tile + 1) * kTile<P> <= this->rows.count &&
+           (column_tile + 1) * kTile<P> <= this->columns.count && apart(row_tile, column_tile);
+  }
+  MSK_DEVICE bool apart(std::int64_t row_tile, std::int64_t column_tile) const {
+    return !this->rows.ids && !overlap(row_tile, column_tile);
   }
   // Of pairs that are present.
   MSK_DEVICE bool negative(std::int64_t i, std::int64_t j) const {

@@ -31,7 +31,7 @@ MSK_DEVICE void tile_bounds(const SideBuffers& buffers, std::int64_t tile,
 
 // The kept positives of a part of the columns.
 template <class P>
-MSK_KERNEL(kThreads<P>, 2)
+MSK_KERNEL(kThreads<P>, kResident<P>)
 positive_sums_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   using Tile = SimilarityTile<P>;

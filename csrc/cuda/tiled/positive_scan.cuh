@@ -30,7 +30,7 @@ struct PositivePart {
 
 // NaN where a similarity is not finite: the negative scan never looks at tiles of one class.
 template <class P>
-MSK_KERNEL(kThreads<P>, 2)
+MSK_KERNEL(kThreads<P>, kResident<P>)
 positive_scan_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   using Tile = SimilarityTile<P>;

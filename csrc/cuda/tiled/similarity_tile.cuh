@@ -47,18 +47,21 @@ struct SimilarityTile {
     const typename P::Operand* const right = columns.copy + column_tile * kTile<P> * columns.stride;
     const typename P::Sums sums = Product::multiply(
         rows.copy + row_tile * kTile<P> * rows.stride, rows.stride,
-        [&](std::int64_t k) { return right + k * Product::kStep; }, columns.stride,
+        [&](int k) { return right + k * Product::kStep; }, columns.stride,
         rows.stride / Product::kStep);
+    const Scalar* const row_scale = rows.scale + row_tile * kTile<P>;
+    const Scalar* const row_residue = rows.residue + row_tile * kTile<P>;
+    const Scalar* const column_scale = columns.scale + column_tile * kTile<P>;
+    const Scalar* const column_residue = columns.residue + column_tile * kTile<P>;
 #pragma unroll
     for (int m = 0; m < P::kRowParts; ++m)
 #pragma unroll
       for (int n = 0; n < P::kColumnParts; ++n)
 #pragma unroll
         for (int e = 0; e < P::kElements; ++e) {
-          const std::int64_t i = row_tile * kTile<P> + Product::row(m, e);
-          const std::int64_t j = column_tile * kTile<P> + Product::column(n, e);
-          value[m][n][e] = pairs.scaled(sums.value(m, n, e), rows.scale[i], columns.scale[j],
-                                        rows.residue[i] + columns.residue[j]);
+          const int i = Product::row(m, e), j = Product::column(n, e);
+          value[m][n][e] = pairs.scaled(sums.value(m, n, e), row_scale[i], column_scale[j],
+                                        row_residue[i] + column_residue[j]);
         }
   }
 

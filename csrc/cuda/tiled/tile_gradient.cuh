@@ -13,7 +13,7 @@ constexpr std::size_t kGradientSharedBytes =
 // segments gave lies in the output; the last one takes it through the normalisation. Each tile is
 // brought to the true size of its weights as it is added.
 template <class P>
-MSK_KERNEL(kThreads<P>, 2)
+MSK_KERNEL(kThreads<P>, kResident<P>)
 tile_gradient_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   using Operand = typename P::Operand;

@@ -73,6 +73,13 @@ HOST_GPU_UNTRACKED void store_shared(T* to, T value) {
   *to = value;
 }
 
+template <typename T, int count>
+void store_16(T* to, const T (&values)[count]) {
+  static_assert(sizeof(values) == 16);
+  if (reinterpret_cast<std::uintptr_t>(to) % 16 != 0) host_gpu::fail("store_16 is not aligned");
+  for (int k = 0; k < count; ++k) to[k] = values[k];
+}
+
 HOST_GPU_UNTRACKED inline void raise_flag(std::int32_t* flag) {
   host_gpu::write_global_alike(flag, sizeof(*flag), __builtin_return_address(0));
   *flag = 1;
