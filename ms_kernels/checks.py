@@ -127,7 +127,7 @@ def check_rule(name: str, rule: object, base: type) -> None:
         got = type(rule).__name__
         raise TypeError(f"{name}: expected a {base.__name__} rule, got {got}; use its {own!r}")
     rules: list[type] = base.__subclasses__()
-    for rule_class in tuple(rules):
+    for rule_class in rules:  # of every depth: the list grows
         rules += rule_class.__subclasses__()
     ours = [c for c in rules if c.__module__.startswith("ms_kernels") and "is_base" not in vars(c)]
     known = ", ".join(f"{c.__name__}()" for c in ours)

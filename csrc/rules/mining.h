@@ -11,7 +11,7 @@
 namespace msk {
 
 // Strict bounds, all by S. Every switch names every rule and none has a default: of a new one the
-// compiler says where it is missing. A rule that nobody knows bounds what no pair is beyond.
+// compiler says where it is missing. A rule that nobody knows has a bound that no pair passes.
 template <typename T>
 struct Mining {
   MiningRule rule;

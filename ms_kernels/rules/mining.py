@@ -174,7 +174,8 @@ class TopKMining(BoundedMining):
     """Keeps every positive and the k most similar negatives of an anchor, with those that tie with
     the k-th; all negatives of an anchor with fewer than k.
 
-    `RowStatistics.hardest_negative` is the similarity of the k-th.
+    An anchor with only positives keeps them, one with only negatives its k hardest.
+    `RowStatistics.hardest_negative` is the similarity of the k-th, -inf with fewer than k.
 
     k: whole, from 1 to 64. Default 10.
     """
