@@ -68,6 +68,10 @@ def pytest_generate_tests(metafunc):
             metafunc.parametrize(name, values(metafunc.config))
 
 
+# Of whole batches in registers the bounds are those of registers and spills alone.
+UNCOUNTED = "small"
+
+
 @pytest.mark.skipif(None in (NVCC, PTXAS), reason="nvcc is not installed")
 @pytest.mark.slow
 def test_every_instance_builds_without_spills(instance, architecture, tmp_path):
@@ -84,6 +88,8 @@ def test_every_instance_builds_without_spills(instance, architecture, tmp_path):
     for function, wanted in instructions(instance).items():
         for instruction in wanted:
             assert instruction in code[function], f"{instance}: {function} has no {instruction}"
+    if instance.startswith(UNCOUNTED):
+        return
     for function, counts in sass.counts(code, instance).items():
         for part, count in counts.items():
             bound = ISSUED[instance][function][part]
@@ -92,7 +98,8 @@ def test_every_instance_builds_without_spills(instance, architecture, tmp_path):
 
 def test_every_instance_has_its_bounds():
     every = {f"{path}_{operand}" for path in GRADIENTS for operand in OF_TYPE}
-    assert set(BOUNDS["registers"]) == set(ISSUED) == set(INSTANCES) == every
+    assert set(BOUNDS["registers"]) == set(INSTANCES) == every
+    assert set(ISSUED) == {name for name in every if not name.startswith(UNCOUNTED)}
 
 
 def test_cmake_compiles_every_instance():

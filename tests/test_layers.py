@@ -19,7 +19,7 @@ TESTS = PACKAGE.parent / "tests"
 
 # From the ground up: what is in a room may import its own room and those before it.
 ROOMS = ("ground", "rules", "backends", "engine", "api", "tools")
-GROUND = ("checks", "reference", "settings")
+GROUND = ("checks", "once", "reference", "settings")
 # Chosen while running, so that each can be left out: nobody imports one, and none another.
 BACKENDS = tuple(dispatch.MODULES)
 # The tuner times the kernels themselves.

@@ -34,6 +34,10 @@ def reduce_kernel(
     else:
         tl.static_assert(REDUCTION == "sum", "reduce_kernel: unknown reduction")
         divisor = tl.full((), 1, tl.float64)
-    tl.store(loss, (tl.sum(sums) / divisor).to(loss.dtype.element_ty))
+    total = tl.sum(sums) / divisor
+    if loss.dtype.element_ty == tl.float64:
+        tl.store(loss, total)
+    else:  # to half by way of float32: no machine has the other way
+        tl.store(loss, total.to(tl.float32).to(loss.dtype.element_ty))
     tl.store(scale, (1 / divisor).to(T))
     tl.store(poison, tl.where(tl.max(broken) > 0, float("nan"), 0).to(T))
