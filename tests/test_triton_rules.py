@@ -167,6 +167,26 @@ def test_terms_of_both_sides_that_are_not_the_same():
         torch.testing.assert_close(both, apart[0] + apart[1], rtol=1e-9, atol=1e-11)
 
 
+def test_statistics_may_lie_anywhere():
+    """Between others, of which some are no numbers."""
+    spec = PairSpec(weigh.NTXent(0.2), mine.MultiSimilarityMining())
+    x, y, r, z = sides(20, 33)
+    rows, columns = Side(x, y, None), Side(r, z, None)
+    found = backend.row_statistics(rows, columns, spec)
+    dloss = torch.ones_like(found.neg_sum)
+    apart = found._replace(
+        neg_sum=torch.stack([found.neg_sum, torch.full_like(dloss, math.nan)], 1)[:, 0]
+    )
+    for sides_of, terms in (((rows, columns), (0, None)), ((columns, rows), (None, 0))):
+        want, got = (
+            backend.embedding_gradient(
+                *sides_of, spec, *(None if t is None else Term(stats, dloss) for t in terms)
+            )
+            for stats in (found, apart)
+        )
+        assert torch.equal(got, want) and got.isfinite().all()
+
+
 def test_a_row_that_is_not_finite_has_statistics_that_are_no_numbers():
     x, y = sides(20, None)
     x[3, 1] = math.inf

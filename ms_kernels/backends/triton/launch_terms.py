@@ -36,9 +36,9 @@ def gradient_of_terms(
     rows = problem.rows
     poison = None
     if column_term is not None:  # a weight that is not a number reaches every row
-        poison = reduced(column_term.stats.neg_sum).poison
+        poison = reduced(column_term.stats.neg_sum.contiguous()).poison
     if row_term is not None and row_term is not column_term:
-        own_poison = row_term.stats.neg_sum
+        own_poison = row_term.stats.neg_sum.contiguous()
         poison = own_poison if poison is None else own_poison + poison
     assert poison is not None
 
