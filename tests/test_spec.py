@@ -1,5 +1,6 @@
 """The lists of rules: what is appended has the next code, here and in csrc/rules/rules.h."""
 
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,3 +52,12 @@ def test_options_that_no_call_holds_are_not_cut(monkeypatch):
     monkeypatch.setattr(spec, "MININGS", (Mine,))
     with pytest.raises(AssertionError, match="Mine: expected at most 2 options"):
         spec.PairSpec(mining=Mine()).native_rules(1e30)
+
+
+def test_a_pickled_spec_hashes_anew():
+    """None hashes to another number in another process."""
+    loss = ms_kernels.PairSpec(normalize=False)
+    hash(loss)
+    copy = pickle.loads(pickle.dumps(loss))
+    assert "_hash" in vars(loss) and "_hash" not in vars(copy)
+    assert copy == loss and {loss: 1}[copy] == 1

@@ -117,6 +117,10 @@ class PairSpec(PairOptions):
             object.__setattr__(self, "_hash", found)
         return found
 
+    def __getstate__(self) -> dict[str, object]:
+        # In another process None hashes to another number.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @property
     def is_multi_similarity(self) -> bool:
         """The MS loss with its own mining or with none: some kernels have shortcuts for it."""
