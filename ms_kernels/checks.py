@@ -99,13 +99,14 @@ def check_option(name: str, value: Any, above_zero: bool = False) -> None:
         )
 
 
-def check_whole(name: str, value: Any, most: int) -> None:
-    """An integer from 1 to `most`."""
-    wanted = f"a whole number from 1 to {most}"
+def check_whole(name: str, value: Any, most: int, of: str = "", way_out: str = "") -> None:
+    """An integer from 1 to `most`. of: what it counts. way_out: from a greater one."""
+    wanted = f"a whole number{of} from 1 to {most}"
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected {wanted}, got {value!r}")
     if not 1 <= value <= most:
-        raise ValueError(f"{name}: expected {wanted}, got {shown(value)}")
+        hint = way_out if value > most else ""
+        raise ValueError(f"{name}: expected {wanted}, got {shown(value)}{hint}")
 
 
 def check_options(rule: Any, above_zero: tuple[str, ...] = ()) -> None:

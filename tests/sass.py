@@ -29,6 +29,7 @@ ARCHITECTURES = json.loads((TESTS / "ptxas.json").read_text())["architectures"]
 # Matrix instructions of one warp in one stage of 128 bytes.
 PER_STAGE = {"float64": 64, "float32": 96}
 OTHER_TYPES = 32
+MATRIX = ("HMMA", "DMMA", "HGMMA", "UTCHMMA")
 
 
 def compiled(instance, architecture, folder):
@@ -73,6 +74,10 @@ class Loop(NamedTuple):
     first: int
     last: int
 
+    @property
+    def size(self):
+        return self.last - self.first + 1
+
     def holds(self, other):
         return self != other and self.first <= other.first and other.last <= self.last
 
@@ -102,7 +107,7 @@ class Code:
         return Counter(self._within(loop))
 
     def matrix(self, loop):
-        return sum(o.startswith(("HMMA", "DMMA")) for o in self._within(loop))
+        return sum(o.startswith(MATRIX) for o in self._within(loop))
 
     def _within(self, loop):
         return self.operations[loop.first : loop.last + 1]
@@ -121,17 +126,14 @@ class Code:
         product = self.products()[0]
         matrix = self.matrix(product)
         if matrix >= per_stage:
-            return self._size(product) * per_stage // matrix
+            return product.size * per_stage // matrix
         loop = self.around(product)
-        return self._size(loop) + (per_stage // matrix - 1) * self._size(product)
-
-    def _size(self, loop):
-        return loop.last - loop.first + 1
+        return loop.size + (per_stage // matrix - 1) * product.size
 
     def exponential(self):
         """The fewest instructions a loop over pairs has for each of its exponentials, or None."""
         found = [
-            self._size(loop) / self.counts(loop)["MUFU.EX2"]
+            loop.size / self.counts(loop)["MUFU.EX2"]
             for loop in self.loops
             if self.counts(loop)["MUFU.EX2"] and not self.matrix(loop)
         ]

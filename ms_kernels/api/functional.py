@@ -12,13 +12,7 @@ from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.backends.plain.sides import Panel
 from ms_kernels.backends.plain.statistics import statistics_of
 from ms_kernels.backends.plain.sweep import row_losses
-from ms_kernels.checks import (
-    Pairs,
-    check_choice,
-    check_pairs,
-    check_rule,
-    savable_pairs,
-)
+from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule, savable_pairs
 from ms_kernels.engine import ops
 from ms_kernels.engine.autograd import fused_loss, in_public_dtype, reduce_rows
 from ms_kernels.engine.refusals import constants, refuse_tracing

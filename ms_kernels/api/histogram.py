@@ -10,7 +10,7 @@ from torch import Tensor
 from ms_kernels import reference
 from ms_kernels.backends.plain.sides import Sides, computed, full_precision
 from ms_kernels.backends.plain.sweep import TEMPORARIES
-from ms_kernels.checks import Pairs, shown, take_numbers
+from ms_kernels.checks import Pairs, check_whole, take_numbers
 from ms_kernels.engine.autograd import differentiable_once, in_public_dtype, keep
 from ms_kernels.engine.ops import sides_of
 from ms_kernels.engine.refusals import refuse_second_derivative
@@ -48,16 +48,10 @@ class Histogram(Weighting):
 
     def __post_init__(self) -> None:
         take_numbers(self)
-        wanted = f"a whole number of steps over [-1, 1], from 1 to {MOST_BINS}"
-        if isinstance(self.bins, bool) or not isinstance(self.bins, int):
-            raise TypeError(f"Histogram.bins: expected {wanted}, got {self.bins!r}")
-        if self.bins < 1:
-            raise ValueError(f"Histogram.bins: expected {wanted}, got {shown(self.bins)}")
-        if self.bins > MOST_BINS:
-            raise ValueError(
-                f"Histogram.bins: expected {wanted}, got {shown(self.bins)}; each anchor of a "
-                "panel needs three counts of 8 bytes for each of them: use fewer"
-            )
+        check_whole(
+            *("Histogram.bins", self.bins, MOST_BINS, " of steps over [-1, 1],"),
+            "; each anchor of a panel needs three counts of 8 bytes for each of them: use fewer",
+        )
 
     def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         raise TypeError(

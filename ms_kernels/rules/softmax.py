@@ -27,6 +27,11 @@ __all__ = [
 ]
 
 
+def log_sums_of(exponents: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    """Of both kinds."""
+    return masked_log_sum_exp(exponents, positive), masked_log_sum_exp(exponents, negative)
+
+
 @dataclass(frozen=True)
 class NTXent(SummedWeighting):
     """sum_P log(1 + sum_N exp((s_n - s_p) / temperature)) / |P|: each positive against all
@@ -88,9 +93,8 @@ class SupCon(SummedWeighting):
     def row_sums(
         self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
     ) -> PairSums:
-        logits = similarity / self.temperature
-        pos_lse, neg_lse = (masked_log_sum_exp(logits, kept) for kept in (positive, negative))
-        return PairSums(pos_lse, neg_lse, masked_sum(similarity, positive))
+        sums = log_sums_of(similarity / self.temperature, positive, negative)
+        return PairSums(*sums, masked_sum(similarity, positive))
 
     def loss_of(self, sums: RowSums) -> Tensor:
         lse = log_add_exp(sums.positive, sums.negative)
@@ -117,9 +121,8 @@ class DecoupledContrastive(SummedWeighting):
     def row_sums(
         self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
     ) -> PairSums:
-        logits = similarity / self.temperature
-        pos_lse, neg_lse = (masked_log_sum_exp(logits, kept) for kept in (positive, negative))
-        return PairSums(pos_lse, neg_lse, masked_sum(similarity, positive))
+        sums = log_sums_of(similarity / self.temperature, positive, negative)
+        return PairSums(*sums, masked_sum(similarity, positive))
 
     def loss_of(self, sums: RowSums) -> Tensor:
         assert sums.moment is not None
@@ -143,8 +146,7 @@ class NCA(SummedWeighting):
     def row_sums(
         self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
     ) -> PairSums:
-        logits = similarity / self.temperature
-        return PairSums(*(masked_log_sum_exp(logits, kept) for kept in (positive, negative)))
+        return PairSums(*log_sums_of(similarity / self.temperature, positive, negative))
 
     def loss_of(self, sums: RowSums) -> Tensor:
         return where_both(softplus(sums.negative - sums.positive, threshold=FAR), sums)
