@@ -19,7 +19,7 @@ from ms_kernels.backends.triton import (  # noqa: E402
     problem,
     rule_table,
 )
-from ms_kernels.backends.triton.tiles import interpreted  # noqa: E402
+from ms_kernels.backends.triton.tiles import Tile, interpreted  # noqa: E402
 
 DEVICE = "cpu" if interpreted() else "cuda"
 
@@ -40,6 +40,21 @@ DIVISIONS = pytest.mark.parametrize(
         ((37, 130, 12), torch.float64, problem.BUSY, 40 << 20, "mean"),
     ],
 )
+
+
+# Scans with blocks of their own, higher than wide or wider than high: on a GPU those of its table.
+SCANS = pytest.mark.parametrize("lean", [None, Tile(64, 32, 32, 1, 1)], ids=["", "lean"])
+
+
+def with_lean_scans(monkeypatch, lean):
+    if lean is None:
+        return
+    if not interpreted():
+        pytest.skip("a GPU has tiles of its own")
+    real = problem.tiles_of
+    monkeypatch.setattr(
+        problem, "tiles_of", lambda mode, device: real(mode, device)._replace(lean=lean)
+    )
 
 
 def everything(x, y, **chosen):
@@ -79,6 +94,20 @@ def test_gradients_however_the_work_is_divided(monkeypatch, shape, dtype, busy, 
         assert_within_budget(g, s, e, floor)
 
 
+@SCANS
+def test_scans_of_blocks_higher_than_wide(monkeypatch, lean):
+    """As those of the Multi-Similarity loss on sm_90, merged launch by launch."""
+    with_lean_scans(monkeypatch, lean)
+    x, y, _, _ = on_device(make_batch(150, None, 20, SPECS["default"], torch.float32))
+    chosen = {**vars(SPECS["default"]), "beta": 4.0, "base": 0.0}
+    want = gradients(reference.multi_similarity_loss, x.double(), y, None, None, "mean", chosen)
+    got = gradients(
+        multi_similarity_loss, x, y, None, None, "mean", {**chosen, "backend": "triton"}
+    )
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g.double(), w, rtol=1e-5, atol=1e-7)
+
+
 def test_samples_ordered_by_a_sort(monkeypatch):
     """As above 8,192 rows, where counting would cost more."""
     batch = make_batch(97, 70, 12, SPECS["default"], torch.float64)
@@ -101,9 +130,14 @@ def test_exponents_of_a_million_unit_rows_stay_in_range():
     assert not rule_table.is_bounded(sharp, 1 << 20, most)
 
 
-def test_kept_exponentials_give_the_gradient_of_computed_ones(monkeypatch):
-    """Of half rows that no program holds whole; blocks of rows shared or not."""
-    x, y, _, _ = on_device(make_batch(100, None, 80, SPECS["default"], torch.bfloat16))
+@SCANS
+def test_kept_exponentials_give_the_gradient_of_computed_ones(monkeypatch, lean):
+    """Of half rows that no program holds whole; blocks of rows shared or not. Every negative
+    weighs, kept by one side or by both, so that a pair out of its place shows."""
+    with_lean_scans(monkeypatch, lean)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 80, generator=generator).to(DEVICE, torch.bfloat16)
+    y = (torch.arange(100) // 2).to(DEVICE)
     taken = []
     real = launch_gradient._from_stash
     monkeypatch.setattr(
@@ -114,7 +148,8 @@ def test_kept_exponentials_give_the_gradient_of_computed_ones(monkeypatch):
         options.stash_bytes = stash_bytes
         monkeypatch.setattr(launch_parts.Launch, "BUSY", busy)
         leaf = x.clone().requires_grad_()
-        multi_similarity_loss(leaf, y, epsilon=None, backend="triton").backward()
+        loss = multi_similarity_loss(leaf, y, beta=4.0, base=0.0, epsilon=0.05, backend="triton")
+        loss.backward()
         return leaf.grad.double()
 
     want = gradient(0, problem.BUSY)
