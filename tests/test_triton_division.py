@@ -8,7 +8,8 @@ from judge import floors_of, gradients
 import ms_kernels
 from ms_kernels import multi_similarity_loss, options, reference
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language")
 if "triton" not in ms_kernels.backends.dispatch.built():
     pytest.skip(ms_kernels.backends()["triton"].note, allow_module_level=True)
 
@@ -19,6 +20,7 @@ from ms_kernels.backends.triton import (  # noqa: E402
     problem,
     rule_table,
 )
+from ms_kernels.backends.triton.stash import stashed_tile  # noqa: E402
 from ms_kernels.backends.triton.tiles import Tile, interpreted  # noqa: E402
 
 DEVICE = "cpu" if interpreted() else "cuda"
@@ -96,16 +98,33 @@ def test_gradients_however_the_work_is_divided(monkeypatch, shape, dtype, busy, 
 
 @SCANS
 def test_scans_of_blocks_higher_than_wide(monkeypatch, lean):
-    """As those of the Multi-Similarity loss on sm_90, merged launch by launch."""
+    """As those of the Multi-Similarity loss on sm_90. Every pair weighs: padding would show."""
     with_lean_scans(monkeypatch, lean)
     x, y, _, _ = on_device(make_batch(150, None, 20, SPECS["default"], torch.float32))
-    chosen = {**vars(SPECS["default"]), "beta": 4.0, "base": 0.0}
+    chosen = {**vars(SPECS["default"]), "beta": 4.0, "base": 0.0, "epsilon": None}
     want = gradients(reference.multi_similarity_loss, x.double(), y, None, None, "mean", chosen)
     got = gradients(
         multi_similarity_loss, x, y, None, None, "mean", {**chosen, "backend": "triton"}
     )
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g.double(), w, rtol=1e-5, atol=1e-7)
+
+
+@triton.jit
+def places(out, column_blocks, M: tl.constexpr, N: tl.constexpr):
+    at = tl.program_id(0) * column_blocks + tl.program_id(1)
+    tl.store(out + at, stashed_tile(tl.program_id(0), tl.program_id(1), column_blocks, M, N))
+
+
+@pytest.mark.parametrize(("m", "n"), [(32, 64), (64, 32), (64, 64), (128, 32)])
+def test_kept_tiles_lie_one_after_another(m, n):
+    """Those from the diagonal on, in as much memory as there is for them."""
+    rows, columns = triton.cdiv(500, m), triton.cdiv(500, n)
+    found = torch.empty(rows, columns, dtype=torch.int64, device=DEVICE)
+    places[(rows, columns)](found, columns, m, n)
+    kept = [int(found[i, j]) for i in range(rows) for j in range(i * m // n, columns)]
+    assert kept == [k * m * n for k in range(len(kept))]
+    assert launch_negatives.stash_size(Tile(m, n, 32, 1, 1), rows, columns) == len(kept) * m * n
 
 
 def test_samples_ordered_by_a_sort(monkeypatch):

@@ -11,7 +11,7 @@ from ms_kernels.backends.triton.launch_ranked import Lists, no_lists
 from ms_kernels.backends.triton.merge import CELLS, merge_kernel
 from ms_kernels.backends.triton.negatives import negative_scan_kernel
 from ms_kernels.backends.triton.problem import BUSY, Problem
-from ms_kernels.backends.triton.tiles import owner_of
+from ms_kernels.backends.triton.tiles import Tile, owner_of
 
 MOST_TILES = 8
 # Anchors of one program of the merge.
@@ -142,11 +142,16 @@ def _stash(problem: Problem, row_blocks: int, column_blocks: int, budget: int) -
     known = problem.folded and not problem.mining.two_sided
     if not (problem.symmetric and known and half) or held_whole or problem.tiles.stashed is None:
         return None
-    starts = (i * tile.block_m // tile.block_n for i in range(row_blocks))
-    size = sum(column_blocks - start for start in starts) * tile.block_m * tile.block_n
+    size = stash_size(tile, row_blocks, column_blocks)
     if 2 * size > budget:
         return None
     return torch.empty(size, dtype=torch.bfloat16, device=problem.rows.device)
+
+
+def stash_size(tile: Tile, row_blocks: int, column_blocks: int) -> int:
+    """Exponentials of the tiles from the diagonal on."""
+    starts = (i * tile.block_m // tile.block_n for i in range(row_blocks))
+    return sum(column_blocks - start for start in starts) * tile.block_m * tile.block_n
 
 
 def _chunk(
