@@ -83,6 +83,9 @@ class Batch(NamedTuple):
     r: Tensor | None
     z: Tensor | None
 
+    def to(self, device):
+        return Batch(*(v if v is None else v.to(device) for v in self))
+
 
 RATIOS = []  # of error to budget, of one test after the other: conftest.py prints the largest
 

@@ -26,10 +26,6 @@ from ms_kernels.backends.triton.tiles import Tile, interpreted  # noqa: E402
 DEVICE = "cpu" if interpreted() else "cuda"
 
 
-def on_device(batch):
-    return Batch(*(v if v is None else v.to(DEVICE) for v in batch))
-
-
 DIVISIONS = pytest.mark.parametrize(
     ("shape", "dtype", "busy", "budget", "reduction"),
     [
@@ -70,7 +66,7 @@ def everything(x, y, **chosen):
 @pytest.mark.parametrize(("d", "busy"), [(20, problem.BUSY), (70, 1)])
 def test_the_same_bits_in_every_run_and_for_every_budget(monkeypatch, d, busy):
     monkeypatch.setattr(launch_parts.Launch, "BUSY", busy)
-    x, y, _, _ = on_device(make_batch(97, None, d, SPECS["default"], torch.float32))
+    x, y, _, _ = make_batch(97, None, d, SPECS["default"], torch.float32).to(DEVICE)
     want = everything(x, y)
     for budget in (options.workspace_bytes, 20_000, 0):
         options.workspace_bytes = budget
@@ -83,7 +79,7 @@ def test_gradients_however_the_work_is_divided(monkeypatch, shape, dtype, busy, 
     """Blocks of rows shared by programs or not; panels of all tiles or of some."""
     monkeypatch.setattr(launch_parts.Launch, "BUSY", busy)
     options.workspace_bytes = budget
-    x, y, r, z = on_device(make_batch(*shape, SPECS["default"], dtype))
+    x, y, r, z = make_batch(*shape, SPECS["default"], dtype).to(DEVICE)
     wide = None if r is None else r.double()
     chosen = vars(SPECS["default"])
     dense = reference.multi_similarity_loss
@@ -100,7 +96,7 @@ def test_gradients_however_the_work_is_divided(monkeypatch, shape, dtype, busy, 
 def test_scans_of_blocks_higher_than_wide(monkeypatch, lean):
     """As those of the Multi-Similarity loss on sm_90. Every pair weighs: padding would show."""
     with_lean_scans(monkeypatch, lean)
-    x, y, _, _ = on_device(make_batch(150, None, 20, SPECS["default"], torch.float32))
+    x, y, _, _ = make_batch(150, None, 20, SPECS["default"], torch.float32).to(DEVICE)
     chosen = {**vars(SPECS["default"]), "beta": 4.0, "base": 0.0, "epsilon": None}
     want = gradients(reference.multi_similarity_loss, x.double(), y, None, None, "mean", chosen)
     got = gradients(
@@ -130,7 +126,7 @@ def test_kept_tiles_lie_one_after_another(m, n):
 def test_samples_ordered_by_a_sort(monkeypatch):
     """As above 8,192 rows, where counting would cost more."""
     batch = make_batch(97, 70, 12, SPECS["default"], torch.float64)
-    x, y, r, z = on_device(batch)
+    x, y, r, z = batch.to(DEVICE)
     chosen = {**vars(SPECS["default"]), "backend": "triton"}
     want = gradients(multi_similarity_loss, x, y, r, z, "mean", chosen)
     monkeypatch.setattr(problem, "MOST_COUNTED", 0)
@@ -186,7 +182,7 @@ def test_partial_sums_stay_within_the_budget(monkeypatch):
     monkeypatch.setattr(
         launch_negatives, "_partials", lambda *args: seen.append(real(*args)) or seen[-1]
     )
-    x, y, _, _ = on_device(make_batch(270, None, 8, SPECS["default"], torch.float32))
+    x, y, _, _ = make_batch(270, None, 8, SPECS["default"], torch.float32).to(DEVICE)
     held = []
     for budget in (0, 40 << 20):
         seen.clear()
