@@ -8,6 +8,8 @@ namespace msk {
 enum class DType : int { float16, bfloat16, float32, float64 };
 // A row of smaller norm has no direction: it is divided by this, and its gradient is 0.
 constexpr double kNormFloor = 1e-12;
+// The id of a sample that is in no pair, whatever the other's is.
+constexpr std::int64_t kIgnored = INT64_MIN;
 
 enum class Job : int { statistics, gradient, loss_and_gradient };
 

@@ -14,6 +14,8 @@ from torch.nn.functional import softplus
 REDUCTIONS = ("mean", "sum", "none", "mean_valid")
 # A row of smaller norm has no direction: it is divided by this, and its gradient is 0.
 NORM_FLOOR = 1e-12
+# The id of a sample that is in no pair, whatever the other's is.
+IGNORED = -(2**63)
 # Its own, so that it takes nothing from the package that it judges.
 ALPHA, BETA, BASE, EPSILON = 2.0, 50.0, 0.5, 0.1
 
@@ -70,7 +72,8 @@ def row_statistics(
     """Hardest pairs, log-sum-exps and kept counts of each anchor.
 
     embeddings (N, D), labels (N,); ref_emb (M, D), ref_labels (M,) default to the batch itself.
-    ids (N,), ref_ids (M,): a pair of equal ids is a self pair and never counts.
+    ids (N,), ref_ids (M,): a pair of equal ids is a self pair and never counts, nor does any of a
+    sample whose id is IGNORED.
     """
     sim, positive, negative = labelled_similarities(
         embeddings,
@@ -128,8 +131,10 @@ def labelled_similarities(
     negative = ~same_label
     positive = same_label
     if ids is not None and ref_ids is not None:
+        ignored = (ids == IGNORED)[:, None] | (ref_ids == IGNORED)[None, :]
         self_pair = ids[:, None] == ref_ids[None, :]
-        positive, negative = positive & ~self_pair, negative & ~self_pair
+        no_pair = ignored | self_pair
+        positive, negative = positive & ~no_pair, negative & ~no_pair
     if max_positive_similarity is not None:
         positive = positive & (sim < max_positive_similarity)
     return sim, positive, negative

@@ -26,10 +26,20 @@ struct TileView {
   PairMask<T> pairs(int row, int vector, Vec<T> s) const {
     const int at = vector * kLanes<T>;
     const Mask<T> column = lane_numbers<T>() + Code<T>(at);
-    Mask<T> pair = (column < Code<T>(columns)) & (column > Code<T>(on_diagonal ? row : -1));
-    if (row_id) pair &= load_codes<T>(column_id + at) != row_id[row];
+    Mask<T> pair = (column < Code<T>(columns)) & (column > Code<T>(before(row)));
+    if (row_id) {
+      const Mask<T> id = load_codes<T>(column_id + at);
+      pair &= (id != row_id[row]) & (id != Code<T>(kIgnoredCode));
+    }
     const Mask<T> same = load_codes<T>(column_label + at) == row_label[row];
     return {pair & same & (s < max_positive_similarity), pair & ~same};
+  }
+
+ private:
+  // The last column before those that may be pairs of a row.
+  int before(int row) const {
+    if (row_id && row_id[row] == kIgnoredCode) return columns;
+    return on_diagonal ? row : -1;
   }
 };
 

@@ -72,13 +72,18 @@ bool may_have_negatives(const Side<T>& rows, const Side<T>& columns, Tile t) {
          columns.label[columns.first(t.column)] != rows.label[rows.last(t.row)];
 }
 
+constexpr std::int32_t kIgnoredCode = -1;
+inline std::int32_t id_code(const Codes& ids, std::int64_t id) {
+  return id == kIgnored ? kIgnoredCode : ids(id);
+}
+
 // Sorts by label; serial, before the parallel region.
 template <typename T>
 void sort_side(Side<T>& side, const SideInput& in, const Codes& labels, const Codes* ids) {
   sort_by_code(labels, in.labels, in.count, side.order, side.label);
   for (std::int64_t k = 0; k < side.axis.padded(); ++k) {
     if (k >= in.count) side.label[k] = -1;
-    if (side.id) side.id[k] = k < in.count ? (*ids)(in.ids[side.order[k]]) : -1;
+    if (side.id) side.id[k] = k < in.count ? id_code(*ids, in.ids[side.order[k]]) : kIgnoredCode;
     side.poisoned[k] = 0;
   }
 }

@@ -172,7 +172,10 @@ struct Pairs {
         normalize(p.options.normalize) {}
 
   MSK_DEVICE bool self_pair(std::int64_t i, std::int64_t j) const {
-    if (rows.ids && columns.ids) return rows.ids[i] == columns.ids[j];
+    if (rows.ids && columns.ids) {
+      const std::int64_t a = rows.ids[i], b = columns.ids[j];
+      return a == b || a == kIgnored || b == kIgnored;
+    }
     return self && i == j;
   }
   // The product of two rounded scales would cost two ulp, which a large beta makes visible: what

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.interface import Side, compute_dtype
-from ms_kernels.reference import is_floored, row_scale, unit_rows
+from ms_kernels.reference import IGNORED, is_floored, row_scale, unit_rows
 from ms_kernels.rules.spec import PairOptions
 from ms_kernels.settings import options
 
@@ -60,6 +60,7 @@ class Sides:
         negative = ~positive
         if rows.ids is not None and columns.ids is not None:
             other = rows.ids[block, None] != columns.ids[None, :]
+            other &= (rows.ids[block, None] != IGNORED) & (columns.ids[None, :] != IGNORED)
             positive, negative = positive & other, negative & other
         if self.spec.max_positive_similarity is not None:
             positive = positive & (sim < self.spec.max_positive_similarity)

@@ -2,13 +2,16 @@
 
 Samples are sorted by label, so a row's positives are a range [first, last) of columns. ID_MODE
 says which pairs are the same sample: NO_IDS none, DIAGONAL those of equal places (self mode),
-GIVEN those of equal ids.
+GIVEN those of equal ids, and all of an ignored sample.
 """
 
 import triton
 import triton.language as tl
 
+from ms_kernels.reference import IGNORED
+
 NO_IDS, DIAGONAL, GIVEN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+_IGNORED = tl.constexpr(IGNORED)
 
 
 @triton.jit
@@ -28,7 +31,9 @@ def distinct(rows, columns, row_ids, column_ids, ID_MODE: tl.constexpr):
     """False for the pairs that are one sample."""
     different = rows[:, None] != columns[None, :]
     if ID_MODE == GIVEN:
-        different = tl.load(row_ids + rows)[:, None] != tl.load(column_ids + columns)[None, :]
+        row_id, column_id = tl.load(row_ids + rows), tl.load(column_ids + columns)
+        different = row_id[:, None] != column_id[None, :]
+        different &= (row_id != _IGNORED)[:, None] & (column_id != _IGNORED)[None, :]
     if ID_MODE == NO_IDS:
         different = (rows[:, None] >= 0) & (columns[None, :] >= 0)
     return different
