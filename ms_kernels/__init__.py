@@ -4,13 +4,14 @@ from typing import TYPE_CHECKING
 
 from ms_kernels.api import family
 from ms_kernels.api.family import *  # noqa: F403
-from ms_kernels.api.functional import multi_similarity_loss, pair_loss, row_statistics
+from ms_kernels.api.functional import multi_similarity_loss, pair_loss
 from ms_kernels.api.histogram import Histogram
 from ms_kernels.api.inspect import PairWeights, pair_weights
 from ms_kernels.api.mining import mined_pairs
 from ms_kernels.api.modules import MultiSimilarityLoss, PairLoss
+from ms_kernels.api.statistics import row_statistics
 from ms_kernels.api.streaming import streamed_loss
-from ms_kernels.reference import RowStatistics
+from ms_kernels.reference import IGNORED, RowStatistics
 from ms_kernels.rules import weighting
 from ms_kernels.rules.mining import (
     HardestMining,
@@ -34,6 +35,7 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
+    "IGNORED",
     "HardestMining",
     "Histogram",
     "Mining",

@@ -42,6 +42,11 @@ class RowStatistics(NamedTuple):
     pos_moment: Tensor
 
     @property
+    def active(self) -> Tensor:
+        """(N,) bool: anchors that keep a pair."""
+        return self.pos_kept + self.neg_kept > 0
+
+    @property
     def pos_lse(self) -> Tensor:
         """pos_sum by its name in the Multi-Similarity loss, log sum exp(-alpha (S - base)); it is
         what pos_sum is of other rules, which need not be a log-sum-exp."""

@@ -10,7 +10,7 @@ from rounding import Rounding
 
 import ms_kernels
 from ms_kernels import pair_loss
-from ms_kernels.api import functional
+from ms_kernels.api import road
 from ms_kernels.backends import cpu, dispatch
 from ms_kernels.backends.interface import Crowd, Side
 from ms_kernels.engine.autograd import fused_loss
@@ -227,7 +227,7 @@ def test_triplets_of_a_crowd_are_sorted(monkeypatch):
     seen = []
     monkeypatch.setattr(cpu, "CROWD", Crowd(5, of_class=True))
     monkeypatch.setattr(
-        functional, "fused_loss", lambda *args: seen.append(args[-1]) or fused_loss(*args)
+        road, "fused_loss", lambda *args: seen.append(args[-1]) or fused_loss(*args)
     )
     x, crowd, few = torch.randn(12, 3), torch.arange(12) // 6, torch.arange(12) // 4
     for labels in (crowd, few):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ms_kernels.api.counting import without_label
 from ms_kernels.api.histogram import Histogram
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.backends.interface import Side, compute_dtype
@@ -45,6 +46,7 @@ class Rules(NamedTuple):
     mining: Mining
     max_positive_similarity: float | None = None
     normalize: bool = True
+    ignore_label: int | None = None
 
 
 def pair_weights(
@@ -61,9 +63,9 @@ def pair_weights(
     """How much each pair of some anchors weighs, w_ij = |dl_i / dS_ij|, without all N x M numbers.
 
     Args:
-        loss: a module, with its mining and options (its reduction apart); or a weighting rule,
-            which then takes every pair of normalised rows. Rules of your own are differentiated by
-            autograd.
+        loss: a module, with its mining and options (all but reduction and backend); or a weighting
+            rule, which then takes every pair of normalised rows. Rules of your own are
+            differentiated by autograd.
         embeddings (N, D), labels (N,), ref_emb (M, D), ref_labels (M,), ids, ref_ids: as in
             `multi_similarity_loss`; without ref_emb the candidates are the batch, M = N.
         anchors: (A,) rows of embeddings, in any order. Default: all N, whose result is N x M;
@@ -90,6 +92,8 @@ def pair_weights(
     )
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
     index = _check_anchors(anchors, embeddings)
+    pairs = without_label(pairs, rules.ignore_label)
+    embeddings, ref_emb = pairs.embeddings, pairs.ref_emb
     # Not under inference mode either: its tensors have no derivative.
     with (
         torch.inference_mode(False),
@@ -143,8 +147,7 @@ def rules_of(loss: object) -> Rules:
     if isinstance(loss, Weighting):
         rules = Rules(loss, NO_MINING)
     elif isinstance(loss, PairLoss):
-        cap, normalize = (loss.options[k] for k in ("max_positive_similarity", "normalize"))
-        rules = Rules(loss.weighting, loss.mining, cap, normalize)
+        rules = Rules(loss.weighting, loss.mining, *(loss.options[k] for k in Rules._fields[2:]))
     else:
         raise TypeError(
             "loss: expected a PairLoss, a MultiSimilarityLoss or a weighting rule such as NTXent(),"

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ms_kernels.api.counting import row_weights, without_label
 from ms_kernels.backends.plain.sides import Sides
 from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.engine.ops import sides_of
@@ -25,6 +26,8 @@ def mined_pairs(
     max_positive_similarity: float | None = None,
     normalize: bool = True,
     mining: Mining | None = None,
+    ignore_label: int | None = None,
+    anchor_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Indices of the pairs that enter the loss: (anchor, positive, anchor, negative).
 
@@ -51,6 +54,8 @@ def mined_pairs(
     check_rule("mining", mining, Mining)
     refuse_tracing("mined_pairs")
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+    weight = row_weights(pairs, ignore_label, anchor_mask, None)
+    pairs = without_label(pairs, ignore_label)
     if any(map(is_batched, pairs)):
         raise RuntimeError(
             "mined_pairs: expected one batch, got several under vmap, whose numbers of pairs "
@@ -62,6 +67,8 @@ def mined_pairs(
         for panel in Sides(*sides_of(pairs), shared).panels():
             kept = kept_pairs(mining, panel.sim, panel.positive, panel.negative)
             for mask, parts in zip(kept, found, strict=True):
+                if weight is not None:
+                    mask = mask & (weight[panel.rows, None] > 0)
                 indices = mask.nonzero()
                 indices[:, 0] += panel.rows.start
                 parts.append(indices)

@@ -6,11 +6,12 @@ from typing import Any, TypedDict
 from torch import Tensor, nn
 from typing_extensions import Never
 
-from ms_kernels.api.functional import check_rules, pair_loss
+from ms_kernels.api.counting import check_ignore_label
 from ms_kernels.api.histogram import check_reduction
+from ms_kernels.api.road import check_rules, loss_and_statistics, no_statistics
 from ms_kernels.backends.dispatch import NAMES, check_known
-from ms_kernels.checks import check_choice
-from ms_kernels.reference import REDUCTIONS
+from ms_kernels.checks import check_choice, check_flag
+from ms_kernels.reference import REDUCTIONS, RowStatistics
 from ms_kernels.rules.mining import Mining, MultiSimilarityMining, NoMining, mining_of
 from ms_kernels.rules.spec import PairOptions, spec_of
 from ms_kernels.rules.weighting import (
@@ -27,13 +28,17 @@ class LossOptions(TypedDict, total=False):
     normalize: bool
     reduction: str
     backend: str
+    ignore_label: int | None
+    keep_statistics: bool
 
 
 class PairLoss(nn.Module):
     """`pair_loss` with its rules and options fixed; see there for the arguments.
 
     weighting: a weighting rule. mining: a mining rule; default NoMining(), which keeps every pair.
-    max_positive_similarity, normalize, reduction, backend: default None, True, "mean", "auto".
+    max_positive_similarity, normalize, reduction, backend, ignore_label: default None, True,
+        "mean", "auto", None.
+    keep_statistics: have `statistics` of the last call. Default False.
     """
 
     def __init_subclass__(cls, rule: type[Weighting] | None = None) -> None:
@@ -63,6 +68,8 @@ class PairLoss(nn.Module):
         normalize: bool = True,
         reduction: str = "mean",
         backend: str = "auto",
+        ignore_label: int | None = None,
+        keep_statistics: bool = False,
         **unknown: Never,
     ) -> None:
         super().__init__()
@@ -78,16 +85,40 @@ class PairLoss(nn.Module):
         check_choice("reduction", reduction, REDUCTIONS)
         check_reduction(weighting, reduction)
         check_choice("backend", backend, NAMES)
+        check_ignore_label(ignore_label)
+        check_flag("keep_statistics", keep_statistics)
         shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
         spec = spec_of(weighting, mining, shared)
         check_known(backend, spec, weighting, mining)
+        if keep_statistics and spec is None:
+            raise ValueError(no_statistics("keep_statistics", weighting, mining))
         self.weighting, self.mining = weighting, mining
         self.options: dict[str, Any] = {
             "max_positive_similarity": shared.max_positive_similarity,
             "normalize": normalize,
             "reduction": reduction,
             "backend": backend,
+            "ignore_label": ignore_label,
         }
+        self.keep_statistics = keep_statistics
+        self._statistics: RowStatistics | None = None
+
+    @property
+    def statistics(self) -> RowStatistics:
+        """Of the anchors of the last call, if keep_statistics=True: hardest pairs, numbers of kept
+        pairs and of active anchors. Constants, on the device: reading one waits for a GPU.
+
+        >>> loss = MultiSimilarityLoss(keep_statistics=True)
+        >>> loss(embeddings, labels).backward()
+        >>> mined = loss.statistics.active.float().mean()
+        """
+        # No AttributeError, which a module takes for a name that it does not know.
+        if self._statistics is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.statistics: expected keep_statistics=True and a call "
+                f"before, got keep_statistics={self.keep_statistics}"
+            )
+        return self._statistics
 
     def forward(
         self,
@@ -98,19 +129,21 @@ class PairLoss(nn.Module):
         *,
         ids: Tensor | None = None,
         ref_ids: Tensor | None = None,
+        anchor_mask: Tensor | None = None,
+        sample_weight: Tensor | None = None,
     ) -> Tensor:
         """The reduced loss of (N, D) embeddings and their (N,) labels: see `pair_loss`."""
-        return pair_loss(
-            embeddings,
-            labels,
-            ref_emb,
-            ref_labels,
-            weighting=self.weighting,
-            mining=self.mining,
-            ids=ids,
-            ref_ids=ref_ids,
-            **self.options,
+        shared = self.options
+        names = "max_positive_similarity", "normalize", "reduction", "backend"
+        cap, normalize, reduction, backend = (shared[name] for name in names)
+        loss, self._statistics = loss_and_statistics(
+            (embeddings, labels, ref_emb, ref_labels, ids, ref_ids),
+            (self.weighting, self.mining),
+            (cap, normalize, reduction, backend),
+            (shared["ignore_label"], anchor_mask, sample_weight),
+            self.keep_statistics,
         )
+        return loss
 
     def extra_repr(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
@@ -130,6 +163,8 @@ class MultiSimilarityLoss(PairLoss):
         normalize: bool = True,
         reduction: str = "mean",
         backend: str = "auto",
+        ignore_label: int | None = None,
+        keep_statistics: bool = False,
     ) -> None:
         super().__init__(
             MultiSimilarity(alpha, beta, base),
@@ -138,6 +173,8 @@ class MultiSimilarityLoss(PairLoss):
             normalize=normalize,
             reduction=reduction,
             backend=backend,
+            ignore_label=ignore_label,
+            keep_statistics=keep_statistics,
         )
 
     @classmethod

@@ -22,10 +22,9 @@ from ms_kernels.engine.autograd import (
     differentiable_once,
     in_public_dtype,
     keep,
-    reduce,
-    reduce_rows,
 )
 from ms_kernels.engine.ops import sides_of
+from ms_kernels.engine.reduction import reduce, reduce_rows
 from ms_kernels.engine.refusals import (
     OWN_WAY_OUT,
     has_tangent,
@@ -92,6 +91,20 @@ def streamed(
     row_loss: RowFunction, pairs: Pairs, mining: Mining, shared: PairOptions, reduction: str
 ) -> Tensor:
     """`streamed_loss` of checked arguments."""
+    found = _streamed(row_loss, pairs, mining, shared, reduction)
+    return in_public_dtype(found[0], pairs.embeddings)
+
+
+def streamed_rows(
+    row_loss: RowFunction, pairs: Pairs, mining: Mining, shared: PairOptions
+) -> tuple[Tensor, Tensor]:
+    """Loss of each anchor, in the compute dtype, and its number of kept pairs."""
+    return _streamed(row_loss, pairs, mining, shared, "none")
+
+
+def _streamed(
+    row_loss: RowFunction, pairs: Pairs, mining: Mining, shared: PairOptions, reduction: str
+) -> tuple[Tensor, Tensor]:
     given = (row_loss, mining, shared)
     if not callable(row_loss):
         raise TypeError(
@@ -101,10 +114,9 @@ def streamed(
     x, r = differentiable_once(pairs, "streamed_loss", OWN_WAY_OUT)
     with torch.autocast(x.device.type, enabled=False):
         if torch.compiler.is_compiling() or _learns(pairs, *given):
-            loss = _checkpointed(pairs, *given, reduction)
-        else:
-            loss = _Swept.apply(x, r, pairs, given, reduction)  # type: ignore[no-untyped-call]
-    return in_public_dtype(loss, pairs.embeddings)
+            rows, kept = _checkpointed(pairs, *given)
+            return reduce_rows(rows, kept, reduction), kept
+        return _Swept.apply(x, r, pairs, given, reduction)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Swept(torch.autograd.Function):
@@ -118,7 +130,7 @@ class _Swept(torch.autograd.Function):
         pairs: Pairs,
         given: Given,
         reduction: str,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         later = reduction == "none"
         row_loss, mining, shared = given
         dx_too, dr_too = (wanted and not later for wanted in ctx.needs_input_grad[:2])
@@ -128,10 +140,11 @@ class _Swept(torch.autograd.Function):
         ctx.given, ctx.reduction, ctx.count = given, reduction, max(len(rows), 1)
         ctx.dtype = x.dtype
         keep(ctx, dx, dr, valid, *(pairs if later else ()))
-        return rows if later else reduce(rows.sum(), reduction, ctx.count, valid)
+        ctx.mark_non_differentiable(kept)
+        return rows if later else reduce(rows.sum(), reduction, ctx.count, valid), kept
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dloss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("streamed_loss", OWN_WAY_OUT)
         dx, dr, valid, *pairs = ctx.saved_tensors
         if ctx.reduction == "none":
@@ -167,8 +180,7 @@ def _checkpointed(
     row_loss: RowFunction,
     mining: Mining,
     shared: PairOptions,
-    reduction: str,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """As autograd sees it: what a compiled graph can trace, and what row_loss learns besides."""
     sides = Sides(*sides_of(savable_pairs(pairs)), shared)
 
@@ -191,4 +203,4 @@ def _checkpointed(
         )
         losses.append(loss)
         kept.append(count)
-    return reduce_rows(torch.cat(losses), torch.cat(kept), reduction)
+    return torch.cat(losses), torch.cat(kept)

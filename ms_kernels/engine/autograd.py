@@ -16,7 +16,6 @@ from ms_kernels.engine.refusals import (
     refuse_second_derivative,
     refuse_transforms,
 )
-from ms_kernels.reference import count_valid
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Contrastive, Triplet
 
@@ -88,21 +87,6 @@ def _scaled(gradient: Tensor, dloss: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mul(gradient, dloss, out=torch.empty_like(gradient, dtype=dtype))
 
 
-def reduce(total: Tensor, reduction: str, count: int, valid: Tensor | None) -> Tensor:
-    """From the sum of row losses (or its gradient) to the reduced loss (or back)."""
-    if reduction == "sum":
-        return total
-    return total / (count if valid is None else valid)
-
-
-def reduce_rows(row_loss: Tensor, kept: Tensor, reduction: str) -> Tensor:
-    """From losses and kept pairs of each row."""
-    if reduction == "none":
-        return row_loss
-    valid = count_valid(kept) if reduction == "mean_valid" else None
-    return reduce(row_loss.sum(), reduction, max(row_loss.shape[0], 1), valid)
-
-
 def is_wide(embeddings: Tensor) -> bool:
     """Whether a loss stays in the compute dtype, as under autocast."""
     return torch.is_autocast_enabled(embeddings.device.type)
@@ -151,18 +135,24 @@ def fused_loss(pairs: Pairs, spec: PairSpec, reduction: str, backend: str) -> Te
         if wanted:
             return ReducedLoss.apply(x, r, call)  # type: ignore[no-any-return, no-untyped-call]
         return _reduced(call, False, False)[0]
-    packed = spec.pack()
     if wanted:
-        anew = isinstance(spec.weighting, ANEW)
-        loss = RowLoss.apply(x, r, pairs, packed, backend, anew)  # type: ignore[no-untyped-call]
-    else:
-        with below_autograd():
-            loss = ops.loss_and_gradient(*pairs, False, False, packed, backend)[0]
+        return in_public_dtype(row_losses_of(x, r, pairs, spec, backend)[0], x)
+    with below_autograd():
+        loss = ops.loss_and_gradient(*pairs, False, False, spec.pack(), backend)[0]
     return in_public_dtype(loss, x)
 
 
+def row_losses_of(
+    x: Tensor, r: Tensor | None, pairs: Pairs, spec: PairSpec, backend: str
+) -> tuple[Tensor, ...]:
+    anew = isinstance(spec.weighting, ANEW)
+    found: tuple[Tensor, ...]
+    found = RowLoss.apply(x, r, pairs, spec.pack(), backend, anew)  # type: ignore[no-untyped-call]
+    return found
+
+
 class RowLoss(torch.autograd.Function):
-    """Loss of each anchor; the gradient waits for what each of them is worth.
+    """Loss of each anchor, and its statistics; the gradient waits for what each of them is worth.
 
     anew: the statistics are no help in backward: see `_anew`.
     """
@@ -176,17 +166,18 @@ class RowLoss(torch.autograd.Function):
         packed: list[float],
         backend: str,
         anew: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         with below_autograd():
             stats = ops.row_statistics(*pairs, packed, backend)
             loss: Tensor = ops.row_loss_of(list(stats), embeddings, ref_emb, packed, backend)
+        ctx.mark_non_differentiable(*stats)
         keep(ctx, *pairs, *(() if anew else stats))
         ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
         ctx.anew = anew
-        return loss
+        return loss, *stats
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("ms_kernels")
         saved = ctx.saved_tensors  # once: a checkpoint computes them for one look
         x, labels, ids, r, ref_labels, ref_ids, *stats = saved

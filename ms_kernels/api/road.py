@@ -1,0 +1,224 @@
+"""The road of a loss: dense, streamed, or fused on a backend; reduced at once or row by row."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ms_kernels import reference
+from ms_kernels.api.counting import row_weights, without_label
+from ms_kernels.api.histogram import Histogram, histogram_loss
+from ms_kernels.api.streaming import streamed, streamed_rows
+from ms_kernels.backends import dispatch
+from ms_kernels.backends.crowd import is_crowded
+from ms_kernels.backends.interface import compute_dtype
+from ms_kernels.backends.plain.sides import Panel
+from ms_kernels.backends.plain.statistics import statistics_of
+from ms_kernels.backends.plain.sweep import row_losses
+from ms_kernels.checks import (
+    Pairs,
+    check_choice,
+    check_flag,
+    check_pairs,
+    check_rule,
+    savable_pairs,
+)
+from ms_kernels.engine import ops
+from ms_kernels.engine.autograd import fused_loss, in_public_dtype
+from ms_kernels.engine.counted import fused_counted_loss
+from ms_kernels.engine.reduction import reduce_rows
+from ms_kernels.engine.refusals import constants, refuse_tracing
+from ms_kernels.reference import REDUCTIONS, RowStatistics
+from ms_kernels.rules.mining import Mining
+from ms_kernels.rules.spec import PairOptions, PairSpec, options_of, spec_of
+from ms_kernels.rules.weighting import Triplet, Weighting
+
+
+class Loss(NamedTuple):
+    """What a call asks for, checked, and its spec if the rules are of this package."""
+
+    weighting: Weighting
+    mining: Mining
+    shared: PairOptions
+    backend: str
+    spec: PairSpec | None
+
+    @property
+    def dense(self) -> bool:
+        return self.backend == "reference"
+
+    @property
+    def of_batch(self) -> bool:
+        """A loss that is no sum over anchors."""
+        return isinstance(self.weighting, Histogram)
+
+
+Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def loss_and_statistics(
+    tensors: Tensors,
+    rules: tuple[Weighting, Mining],
+    options: tuple[float | None, bool, str, str],
+    counting: tuple[int | None, Tensor | None, Tensor | None],
+    return_statistics: bool,
+) -> tuple[Tensor, RowStatistics | None]:
+    """`pair_loss`, whose arguments these are in their order; the statistics if asked."""
+    embeddings, labels, ref_emb, ref_labels, ids, ref_ids = tensors
+    weighting, mining = rules
+    max_positive_similarity, normalize, reduction, backend = options
+    ignore_label, anchor_mask, sample_weight = counting
+    check_choice("reduction", reduction, REDUCTIONS)
+    shared = options_of(max_positive_similarity, normalize)
+    loss = loss_of(weighting, mining, shared, backend)
+    if not loss.dense:
+        refuse_tracing("ms_kernels")
+    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+    weight = None
+    if ignore_label is not None or anchor_mask is not None or sample_weight is not None:
+        if loss.of_batch and (anchor_mask is not None or sample_weight is not None):
+            raise ValueError(
+                f"anchor_mask, sample_weight: expected None with {weighting!r}, whose loss is of "
+                "the whole batch and not of anchors; ignore_label leaves rows out"
+            )
+        weight = row_weights(pairs, ignore_label, anchor_mask, sample_weight)
+        pairs = without_label(pairs, ignore_label)
+    if not return_statistics and (weight is None or loss.of_batch):
+        return reduced(loss, pairs, reduction), None
+    check_flag("return_statistics", return_statistics)
+    found, statistics = counted(loss, pairs, reduction, weight, return_statistics)
+    return found, statistics if return_statistics else None
+
+
+def loss_of(weighting: Weighting, mining: Mining, shared: PairOptions, backend: str) -> Loss:
+    check_rules(weighting, mining)
+    check_choice("backend", backend, dispatch.NAMES)
+    return Loss(weighting, mining, shared, backend, spec_of(weighting, mining, shared))
+
+
+def check_rules(weighting: object, mining: object) -> None:
+    check_rule("weighting", weighting, Weighting)
+    check_rule("mining", mining, Mining)
+
+
+def no_statistics(name: str, weighting: Weighting, mining: Mining) -> str:
+    return (
+        f"{name}: expected rules of this package, whose losses follow from sums, got "
+        f"{dispatch.names_of(weighting, mining)}; pair_weights takes any rule"
+    )
+
+
+def reduced(loss: Loss, pairs: Pairs, reduction: str) -> Tensor:
+    """Of the whole batch, in the public dtype."""
+    if loss.dense:
+        pairs = savable_pairs(pairs)
+    if loss.of_batch and loss.backend in ("auto", "panels", "reference"):
+        given = loss.weighting, pairs, loss.mining, loss.shared, reduction, loss.dense
+        return histogram_loss(*given)  # type: ignore[arg-type]
+    if loss.dense:
+        rows, kept = _dense_rows(loss, pairs)
+        return in_public_dtype(reduce_rows(rows, kept, reduction), pairs.embeddings)
+    backend = _backend(loss, pairs)
+    if loss.spec is None or backend is None:
+        return streamed(loss.weighting.row_loss, pairs, loss.mining, loss.shared, reduction)
+    return fused_loss(pairs, loss.spec, reduction, backend)
+
+
+def counted(
+    loss: Loss, pairs: Pairs, reduction: str, weight: Tensor | None, statistics: bool
+) -> tuple[Tensor, RowStatistics | None]:
+    """In the public dtype, where anchors count by their weights, and if asked the statistics, of
+    the same pass."""
+    x, found = pairs.embeddings, None
+    if statistics and loss.spec is None:
+        raise ValueError(no_statistics("return_statistics", loss.weighting, loss.mining))
+    backend = None if loss.dense else _backend(loss, pairs)
+    if loss.spec is not None and backend is not None:
+        return fused_counted_loss(pairs, loss.spec, reduction, backend, weight)
+    if loss.dense:
+        pairs = savable_pairs(pairs)
+        rows, kept = _dense_rows(loss, pairs)
+    else:
+        rows, kept = streamed_rows(loss.weighting.row_loss, pairs, loss.mining, loss.shared)
+    if statistics:
+        found = row_statistics(loss, pairs)
+    return in_public_dtype(reduce_rows(rows, kept, reduction, weight), x), found
+
+
+def row_statistics(loss: Loss, pairs: Pairs) -> RowStatistics:
+    """Of each anchor, as constants; the rules are of this package."""
+    spec = loss.spec
+    assert spec is not None
+    with constants(), torch.autocast(pairs.embeddings.device.type, enabled=False):
+        dispatch.check_known(loss.backend, spec, loss.weighting, loss.mining)
+        if _chosen(loss.backend, pairs, spec) == "reference":
+            rows = slice(pairs.labels.shape[0])
+            return statistics_of(Panel(rows, *_similarities(pairs, loss.shared)), spec)
+        return RowStatistics(*ops.row_statistics(*pairs, spec.pack(), loss.backend))
+
+
+def _backend(loss: Loss, pairs: Pairs) -> str | None:
+    """What the op is told; None where the loss is streamed instead."""
+    spec, backend = loss.spec, loss.backend
+    dispatch.check_known(backend, spec, loss.weighting, loss.mining)
+    chosen, triplet = backend, isinstance(loss.weighting, Triplet)
+    # The op chooses too: of most losses it is known here already where they go.
+    if triplet or backend != "auto" or torch.compiler.is_compiling():
+        chosen = _chosen(backend, pairs, spec)
+    if backend == "auto" and triplet and chosen in dispatch.MODULES:
+        if is_crowded(pairs, dispatch.MODULES[chosen].CROWD):
+            backend = chosen = "panels"
+    # The op of a compiled graph runs where autograd, which panels need, is switched off.
+    traced = chosen == "panels" and torch.compiler.is_compiling()
+    if traced and spec is not None and not spec.is_multi_similarity:
+        return None
+    return backend
+
+
+def _chosen(backend: str, pairs: Pairs, spec: PairSpec | None) -> str:
+    x, r = pairs.embeddings, pairs.ref_emb
+    samples = len(x) if r is None else max(len(x), len(r))
+    if not torch.compiler.is_compiling():
+        return dispatch.resolve(backend, x.device.type, samples, spec, x.dtype)
+    # Sizes and options may be symbols: of them nothing but comparisons is asked, and of sizes only
+    # where the answer hangs on them.
+    sized = spec is not None and isinstance(spec.weighting, Triplet)
+    known = dispatch.takers(spec)
+    return _chosen_in_graph(
+        backend, x.device.type, dispatch.as_many(samples) if sized else 0, known, x.dtype
+    )
+
+
+def _chosen_in_graph(
+    backend: str, device: str, samples: int, known: tuple[str, ...], dtype: torch.dtype
+) -> str:
+    if backend != "auto":
+        return dispatch.resolve(backend, device, samples, dtype=dtype)
+    here = dispatch.serving(dispatch.built(device), dispatch.DEFAULT, dtype)
+    return dispatch.choose(device, here & frozenset(known), samples)
+
+
+# A compiled graph takes the answer as a constant. torch.compiler.assume_constant_result sets this
+# too, but imports the compiler, which takes as long as the rest of torch.
+_chosen_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _dense_rows(loss: Loss, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    with torch.autocast(pairs.embeddings.device.type, enabled=False):
+        similarities = _similarities(pairs, loss.shared)
+        return row_losses(loss.weighting.row_loss, loss.mining, *similarities)
+
+
+def _similarities(pairs: Pairs, shared: PairOptions) -> tuple[Tensor, Tensor, Tensor]:
+    """All of them in the compute dtype, and which are of positives and of negatives."""
+    dtype = compute_dtype(pairs.embeddings)
+    return reference.labelled_similarities(
+        pairs.embeddings.to(dtype),
+        pairs.labels,
+        None if pairs.ref_emb is None else pairs.ref_emb.to(dtype),
+        pairs.ref_labels,
+        ids=pairs.ids,
+        ref_ids=pairs.ref_ids,
+        max_positive_similarity=shared.max_positive_similarity,
+        normalize=shared.normalize,
+    )

@@ -1,0 +1,112 @@
+"""The loss where anchors count by weights, or whose statistics are wanted."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ms_kernels.checks import Pairs
+from ms_kernels.engine import ops
+from ms_kernels.engine.autograd import (
+    ANEW,
+    differentiable_once,
+    in_public_dtype,
+    row_losses_of,
+)
+from ms_kernels.engine.reduction import divisor_of, reduce_rows
+from ms_kernels.engine.refusals import below_autograd, refuse_second_derivative
+from ms_kernels.reference import RowStatistics
+from ms_kernels.rules.spec import PairSpec
+
+
+def fused_counted_loss(
+    pairs: Pairs, spec: PairSpec, reduction: str, backend: str, weight: Tensor | None
+) -> tuple[Tensor, RowStatistics]:
+    """In the public dtype. weight: (N,) in the compute dtype, None for ones."""
+    x, r = differentiable_once(pairs)
+    if reduction == "none":
+        loss, *stats = row_losses_of(x, r, pairs, spec, backend)
+        if weight is not None:
+            loss = reduce_rows(loss, stats[4], "none", weight)
+    else:
+        call = Call(pairs, reduction, spec, backend)
+        loss, *stats = CountedLoss.apply(x, r, weight, call)  # type: ignore[no-untyped-call]
+    return in_public_dtype(loss, pairs.embeddings), RowStatistics(*stats)
+
+
+class Call(NamedTuple):
+    """One argument to autograd, which looks at each."""
+
+    pairs: Pairs
+    reduction: str
+    spec: PairSpec
+    backend: str
+
+
+class CountedLoss(torch.autograd.Function):
+    """Sum, mean or mean_valid and the statistics: statistics first, for the divisor may hang on
+    them, then the gradient, in the forward pass: candidates are not kept for a backward pass, and
+    may change before it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, embeddings: Tensor, ref_emb: Tensor | None, weight: Tensor | None, call: Call
+    ) -> tuple[Tensor, ...]:
+        pairs, reduction, spec, backend = call
+        options = spec.pack(), backend
+        need_dx, need_dr, need_dw, _ = ctx.needs_input_grad
+        with below_autograd():
+            stats = ops.row_statistics(*pairs, *options)
+            rows = ops.row_loss_of(list(stats), embeddings, ref_emb, *options)
+            kept = stats[4] + stats[5]
+            ones = torch.ones_like(rows) if weight is None else weight
+            loss = reduce_rows(rows, kept, reduction, ones)
+            divisor = divisor_of(ones, kept, reduction)
+            dx, dr = _gradients(pairs, stats, ones / divisor, options, need_dx, need_dr, spec)
+        dw = _of_weights(rows, kept, ones, loss, divisor, reduction) if need_dw else None
+        ctx.dtype = embeddings.dtype
+        ctx.mark_non_differentiable(*stats)
+        ctx.save_for_backward(dx, dr, dw)
+        return loss, *stats
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("ms_kernels")
+        dx, dr, dw = (None if d is None else d * dloss for d in ctx.saved_tensors)
+        dx, dr = (None if d is None else d.to(ctx.dtype) for d in (dx, dr))
+        return dx, dr, dw, None
+
+
+def _gradients(
+    pairs: Pairs,
+    stats: tuple[Tensor, ...],
+    dloss: Tensor,
+    options: tuple[list[float], str],
+    need_dx: bool,
+    need_dr: bool,
+    spec: PairSpec,
+) -> tuple[Tensor | None, Tensor | None]:
+    """In the compute dtype, of losses that count by dloss."""
+    x, labels, ids, r, ref_labels, ref_ids = pairs
+    if isinstance(spec.weighting, ANEW) and (need_dx or need_dr):
+        _, _, dx, dr = ops.loss_and_gradient(*pairs, need_dx, need_dr, *options, dloss)
+        return dx if need_dx else None, dr if need_dr else None
+    term, dx, dr = [*stats, dloss], None, None
+    none: list[Tensor] = []
+    if need_dx:
+        both = term if r is None else none
+        dx = ops.embedding_gradient(*pairs, term, both, *options)
+    if need_dr:
+        dr = ops.embedding_gradient(r, ref_labels, ref_ids, x, labels, ids, none, term, *options)
+    return dx, dr
+
+
+def _of_weights(
+    rows: Tensor, kept: Tensor, weight: Tensor, loss: Tensor, divisor: Tensor, reduction: str
+) -> Tensor:
+    """dloss / dweight: each counts its loss, and in a mean draws the others' down."""
+    own = torch.where(weight == 0, torch.where(rows.isnan(), 0, rows), rows)
+    if reduction == "sum":
+        return own
+    counts = torch.ones_like(kept) if reduction == "mean" else (kept > 0).to(kept.dtype)
+    return (own - counts * loss) / divisor

@@ -1,0 +1,39 @@
+"""From the losses of anchors to the loss of a batch."""
+
+import torch
+from torch import Tensor
+
+from ms_kernels.reference import count_valid
+
+
+def reduce(total: Tensor, reduction: str, count: int, valid: Tensor | None) -> Tensor:
+    """From the sum of row losses (or its gradient) to the reduced loss (or back)."""
+    if reduction == "sum":
+        return total
+    return total / (count if valid is None else valid)
+
+
+def reduce_rows(
+    row_loss: Tensor, kept: Tensor, reduction: str, weight: Tensor | None = None
+) -> Tensor:
+    """From losses and kept pairs of each row. weight: (N,), of each in the sum and in the mean."""
+    if weight is not None:
+        return _weighted(row_loss, kept, reduction, weight)
+    if reduction == "none":
+        return row_loss
+    valid = count_valid(kept) if reduction == "mean_valid" else None
+    return reduce(row_loss.sum(), reduction, max(row_loss.shape[0], 1), valid)
+
+
+def _weighted(row_loss: Tensor, kept: Tensor, reduction: str, weight: Tensor) -> Tensor:
+    # Of weight 0 is a row that does not count, be it NaN.
+    losses = torch.where(weight == 0, 0, row_loss * weight)
+    return losses if reduction == "none" else losses.sum() / divisor_of(weight, kept, reduction)
+
+
+def divisor_of(weight: Tensor, kept: Tensor, reduction: str) -> Tensor:
+    """What the sum of weighted losses is divided by: the sum of the weights that count."""
+    if reduction == "sum":
+        return weight.new_ones(())
+    total = (weight if reduction == "mean" else torch.where(kept > 0, weight, 0)).sum()
+    return torch.where(total == 0, 1, total)
