@@ -7,6 +7,7 @@ from ms_kernels.api.family import *  # noqa: F403
 from ms_kernels.api.functional import multi_similarity_loss, pair_loss
 from ms_kernels.api.histogram import Histogram
 from ms_kernels.api.inspect import PairWeights, pair_weights
+from ms_kernels.api.memory import CrossBatchMemory
 from ms_kernels.api.mining import mined_pairs
 from ms_kernels.api.modules import MultiSimilarityLoss, PairLoss
 from ms_kernels.api.statistics import row_statistics
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IGNORED",
+    "CrossBatchMemory",
     "HardestMining",
     "Histogram",
     "Mining",

@@ -1,0 +1,220 @@
+"""Cross-batch memory: candidates from past batches."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ms_kernels.api.counting import check_rows
+from ms_kernels.api.modules import PairLoss
+from ms_kernels.api.ring import Ring, Slots
+from ms_kernels.backends.interface import compute_dtype
+from ms_kernels.checks import DTYPES, check_number, check_pairs, check_whole
+from ms_kernels.engine.refusals import constants
+from ms_kernels.reference import IGNORED, unit_rows
+
+MOST = 2**31 - 1
+
+
+class CrossBatchMemory(nn.Module):
+    """A loss against the rows of past batches too (cross-batch memory, XBM).
+
+        batch_weight * loss(batch, batch) + memory_weight * loss(batch, memory)
+
+    The memory is the newest `size` rows as they were, detached, those of this batch among them; the
+    copy of a row is told by its id and is never its pair. In training mode a call adds its batch,
+    unless the loss raises. A row that is not finite does not enter: the loss of its call is NaN,
+    those of later calls are not.
+
+    Args:
+        loss: a `PairLoss`, with its rules and options; its `statistics` are those of the memory.
+        embedding_dim: D.
+        size: rows that the memory holds.
+        dtype: in which it holds them, float32, bfloat16, float16 or float64. Rows are normalised
+            before, if the loss normalises. Default float32.
+        batch_weight, memory_weight: of the two losses. 0 leaves one out. Default 1.
+        warmup: in so many first calls there is the loss of the batch alone, and no row enters.
+            Default 0.
+
+    Memory is O(size * D), and no call waits for a GPU but len(). `state_dict` holds everything: a
+    run that goes on from it is the run that never stopped, to the bit.
+
+    Source: Wang et al., Cross-Batch Memory for Embedding Learning, CVPR 2020.
+
+    >>> memory = CrossBatchMemory(MultiSimilarityLoss(), embedding_dim=128, size=65536)
+    >>> memory(embeddings, labels, ids=image_numbers).backward()
+    """
+
+    def __init__(
+        self,
+        loss: PairLoss,
+        embedding_dim: int,
+        size: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        batch_weight: float = 1.0,
+        memory_weight: float = 1.0,
+        warmup: int = 0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(loss, PairLoss):
+            raise TypeError(
+                f"loss: expected a PairLoss, such as MultiSimilarityLoss(), got {loss!r}; a rule "
+                "becomes one by PairLoss(rule)"
+            )
+        check_whole("embedding_dim", embedding_dim, MOST)
+        check_whole("size", size, MOST, " of rows")
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
+        check_number("batch_weight", batch_weight)
+        check_number("memory_weight", memory_weight)
+        if warmup != 0:
+            check_whole("warmup", warmup, MOST, " of calls")
+        self.loss = loss
+        self.embedding_dim, self.size, self.dtype = embedding_dim, size, dtype
+        self.batch_weight, self.memory_weight, self.warmup = batch_weight, memory_weight, warmup
+        self.ring = Ring(size, embedding_dim, dtype)
+        self._left: int | None = warmup  # warm-up calls to come; None: the device knows
+        self._told = False
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ids: Tensor | None = None,
+        enqueue_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of (N, D) embeddings and their (N,) labels, which enter the memory.
+
+        ids: (N,) integers that name samples, such as their places in the data set: past copies of a
+            sample are then no pairs of it either. Default: numbers below -1, new in each call.
+        enqueue_mask: (N,) bool. True rows, as of another encoder (MoCo), enter and are candidates
+            alone; the others are anchors, and do not enter. Default: all are both.
+        """
+        call = self._checked(embeddings, labels, ids, enqueue_mask)
+        warm = self._warm()
+        before = None
+        if self.training and warm is not False:
+            before = self._enter(call, warm)
+        try:
+            loss = self._weighed(call, warm)
+        except BaseException:
+            if before is not None:
+                self.ring.restore(before)
+            raise
+        if self.training:
+            self._count(call)
+        return loss
+
+    def enqueue(self, rows: Tensor, labels: Tensor, ids: Tensor | None = None) -> None:
+        """Adds rows, as of another encoder (MoCo): candidates of the calls to come."""
+        call = self._checked(rows, labels, ids, None)
+        self._enter(call, None)
+        self.ring.serial += call.ids.shape[0]
+
+    def reset(self) -> None:
+        """Empties the memory; warm-up begins again."""
+        self.ring.clear()
+        self._left = self.warmup
+
+    def __len__(self) -> int:
+        """Rows in the memory; a GPU is waited for."""
+        return int(self.ring.filled)
+
+    def extra_repr(self) -> str:
+        return (
+            f"embedding_dim={self.embedding_dim}, size={self.size}, dtype={self.dtype}, "
+            f"batch_weight={self.batch_weight}, memory_weight={self.memory_weight}, "
+            f"warmup={self.warmup}"
+        )
+
+    def _checked(
+        self, embeddings: Tensor, labels: Tensor, ids: Tensor | None, enqueue_mask: Tensor | None
+    ) -> "_Call":
+        pairs = check_pairs(embeddings, labels, None, None, ids, None)
+        ring = self.ring
+        if embeddings.shape[1] != self.embedding_dim:
+            raise ValueError(
+                f"embeddings: expected shape (N, {self.embedding_dim}) as embedding_dim has it, "
+                f"got {tuple(embeddings.shape)}"
+            )
+        if embeddings.device != ring.rows.device:
+            raise ValueError(
+                f"embeddings: expected device {ring.rows.device} as the memory, got "
+                f"{embeddings.device}; use memory.to(embeddings.device)"
+            )
+        if enqueue_mask is not None:
+            check_rows("enqueue_mask", enqueue_mask, embeddings, flags=True)
+        own = pairs.ids
+        if own is None:
+            places = torch.arange(pairs.labels.shape[0], device=embeddings.device)
+            own = -2 - ring.serial - places
+        return _Call(embeddings, pairs.labels, own, pairs.ids is not None, enqueue_mask)
+
+    def _warm(self) -> bool | Tensor | None:
+        """Whether warm-up is over, None where there is none; in a graph the device tells."""
+        if self.warmup == 0:
+            return None
+        if torch.compiler.is_compiling():
+            return self.ring.calls >= self.warmup
+        if self._left is None:
+            self._left = max(0, self.warmup - int(self.ring.calls))
+        return self._left == 0
+
+    def _enter(self, call: "_Call", warm: bool | Tensor | None) -> Slots:
+        with constants(), torch.autocast(call.embeddings.device.type, enabled=False):
+            rows = call.embeddings.detach()
+            enters = rows.isfinite().all(1)
+            if call.enters is not None:
+                enters = enters & call.enters
+            if isinstance(warm, Tensor):
+                enters = enters & warm
+            rows = rows.to(compute_dtype(rows))
+            if self.loss.options["normalize"]:
+                rows = unit_rows(rows)
+            if rows.shape[0] > self.size and not self._told:
+                self._told = True
+                warnings.warn(
+                    f"CrossBatchMemory: a batch of {rows.shape[0]} rows is more than size="
+                    f"{self.size} holds: the newest are kept",
+                    stacklevel=3,
+                )
+            return self.ring.write(rows, call.labels, call.ids, enters)
+
+    def _weighed(self, call: "_Call", warm: bool | Tensor | None) -> Tensor:
+        """The sum of both losses; None of them is asked that weighs nothing."""
+        x, labels, ids, named, enters = call
+        anchors = None if enters is None else ~enters
+        parts: list[Tensor] = []
+        if self.batch_weight != 0 or warm is False:
+            own = ids if named else None
+            if enters is not None:
+                own = torch.where(enters, IGNORED, ids)
+            parts.append(self.batch_weight * self.loss(x, labels, ids=own, anchor_mask=anchors))
+        if warm is not False:
+            rows, ref_labels, ref_ids = self.ring.candidates()
+            refs = rows.to(x.dtype), ref_labels
+            of_memory = self.loss(x, labels, *refs, ids=ids, ref_ids=ref_ids, anchor_mask=anchors)
+            of_memory = self.memory_weight * of_memory
+            parts.append(torch.where(warm, of_memory, 0) if isinstance(warm, Tensor) else of_memory)
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    def _count(self, call: "_Call") -> None:
+        self.ring.serial += call.ids.shape[0]
+        if self.warmup:
+            self.ring.calls += 1
+            compiling = torch.compiler.is_compiling()
+            self._left = None if compiling or self._left is None else max(0, self._left - 1)
+
+    def _load_from_state_dict(self, *given: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*given, **options)
+        self._left = None
+
+
+class _Call(NamedTuple):
+    embeddings: Tensor
+    labels: Tensor
+    ids: Tensor
+    named: bool  # by the caller
+    enters: Tensor | None

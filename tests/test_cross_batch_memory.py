@@ -1,0 +1,304 @@
+"""Cross-batch memory against a list of past rows: values, state, and what must not change it."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+
+import ms_kernels
+from ms_kernels import (
+    CrossBatchMemory,
+    MultiSimilarityLoss,
+    NTXentLoss,
+    TripletLoss,
+    multi_similarity_loss,
+)
+
+D, SIZE = 5, 20
+
+
+def batches(count=6, n=7, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        x = torch.randn(n, D, generator=generator, dtype=dtype)
+        yield x, torch.randint(3, (n,), generator=generator)
+
+
+def memory_of(loss=None, size=SIZE, **options):
+    options.setdefault("dtype", torch.float64)
+    return CrossBatchMemory(loss or MultiSimilarityLoss(), D, size, **options)
+
+
+def in_dense_pytorch(loss, x, y, ids, past, weights=(1.0, 1.0)):
+    """past: (row, label, id) of the newest rows, those of the batch among them."""
+    rows, labels, own = (torch.stack(column) for column in zip(*past, strict=True))
+    exact = copy.deepcopy(loss)
+    exact.options["backend"] = "reference"
+    leaf = x.clone().requires_grad_()
+    found = weights[0] * exact(leaf, y, ids=ids)
+    found = found + weights[1] * exact(leaf, y, rows, labels, ids=ids, ref_ids=own)
+    found.backward()
+    return found.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("size", [20, 7, 3, 1000])
+@pytest.mark.parametrize("loss", [MultiSimilarityLoss(), NTXentLoss(), TripletLoss()], ids=str)
+@pytest.mark.parametrize("named", [False, True])
+def test_the_loss_of_batch_and_memory(loss, size, named):
+    """Samples come again: with ids an older copy is no pair, without it is a positive."""
+    memory, past = memory_of(loss, size, batch_weight=0.5, memory_weight=2.0), []
+    for step, (x, y) in enumerate(batches()):
+        ids = (torch.arange(7) + 5 * step) % 17 if named else None
+        own = ids if named else 100 + 7 * step + torch.arange(7)
+        past += zip(x, y, own, strict=True)
+        past = past[-size:]
+        want = in_dense_pytorch(loss, x, y, own, past, (0.5, 2.0))
+        leaf = x.clone().requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            got = memory(leaf, y, ids)
+        got.backward()
+        for g, w in zip((got.detach(), leaf.grad), want, strict=True):
+            torch.testing.assert_close(g, w, rtol=1e-9, atol=1e-12)
+        assert len(memory) == len(past)
+
+
+def test_rows_are_normalised_once_and_detached():
+    memory = memory_of()
+    ((x, y),) = batches(1)
+    memory(x.requires_grad_(), y)
+    assert not memory.ring.rows.requires_grad
+    torch.testing.assert_close(memory.ring.rows[:7].norm(dim=1), torch.ones(7).double())
+    raw = memory_of(MultiSimilarityLoss(normalize=False))
+    raw(x, y)
+    assert torch.equal(raw.ring.rows[:7], x.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_dtypes_of_memory_and_batch(dtype, rows):
+    memory, past = memory_of(dtype=dtype), []
+    for x, y in batches(dtype=rows):
+        got = memory(x, y)
+        unit = torch.nn.functional.normalize(x.double()).to(dtype).double()
+        past += zip(unit, y, strict=True)
+        past = past[-SIZE:]
+    r, z = (torch.stack(column) for column in zip(*past, strict=True))
+    ids = {"ids": torch.arange(7), "ref_ids": torch.arange(-13, 7)}
+    want = multi_similarity_loss(x.double(), y)
+    want = want + multi_similarity_loss(x.double(), y, r, z, **ids)
+    assert got.dtype == rows and memory.ring.rows.dtype == dtype
+    tolerance = 1e-5 if dtype == rows == torch.float32 else 2e-2
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+
+
+def test_more_rows_than_fit_keep_the_newest_and_it_is_said_once():
+    memory = memory_of(size=3)
+    (x, y), other = batches(2)
+    with pytest.warns(UserWarning, match="a batch of 7 rows is more than size=3 holds"):
+        memory(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        memory(*other)
+    want = torch.nn.functional.normalize(other[0])[-3:]
+    torch.testing.assert_close(
+        memory.ring.rows[memory.ring.labels.argsort(stable=True)].sum(0), want.sum(0)
+    )
+
+
+def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path):
+    runs = [memory_of(warmup=2, dtype=torch.float32) for _ in range(2)]
+    steps = list(batches(dtype=torch.float32))
+    for step in steps[:3]:
+        runs[0](*step)
+    torch.save(runs[0].state_dict(), tmp_path / "memory.pt")
+    runs[1].load_state_dict(torch.load(tmp_path / "memory.pt", weights_only=True))
+    for x, y in steps[3:]:
+        found = []
+        for memory in runs:
+            leaf = x.clone().requires_grad_()
+            loss = memory(leaf, y)
+            loss.backward()
+            found.append((loss.detach(), leaf.grad))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    for a, b in zip(*(memory.state_dict().values() for memory in runs), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (dict(size=21), r"ring.rows: expected torch.float64 \(21, 5\) as this memory has, got"),
+        (dict(dtype=torch.float32), r"expected torch.float32 \(20, 5\) as this memory has, got"),
+    ],
+)
+def test_a_state_of_another_memory_changes_nothing(other, message):
+    memory, filled = memory_of(**other), memory_of()
+    filled(*next(batches()))
+    before = copy.deepcopy(memory.state_dict())
+    with pytest.raises(RuntimeError, match=message):
+        memory.load_state_dict(filled.state_dict())
+    some = filled.state_dict()
+    del some["ring.labels"]
+    with pytest.raises(RuntimeError, match="ring.labels"):
+        memory_of().load_state_dict(some)
+    for name, tensor in memory.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("where", ["batch", "memory"])
+@pytest.mark.parametrize("error", [RuntimeError("no memory"), KeyboardInterrupt()], ids=str)
+def test_a_loss_that_raises_leaves_the_memory_as_it_was(monkeypatch, where, error):
+    memory = memory_of()
+    steps = list(batches())
+    for step in steps[:4]:
+        memory(*step)
+    before = copy.deepcopy(memory.state_dict())
+    real = memory.loss.forward
+
+    def fails(x, y, r=None, z=None, **options):
+        if (r is None) == (where == "batch"):
+            raise error
+        return real(x, y, r, z, **options)
+
+    monkeypatch.setattr(memory.loss, "forward", fails)
+    with pytest.raises(type(error)):
+        memory(*steps[4])
+    for name, tensor in memory.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((torch.zeros(4, 6), torch.zeros(4).long()), r"embeddings: expected shape \(N, 5\)"),
+        ((torch.zeros(4, 5), torch.zeros(3).long()), r"labels: expected shape \(4,\)"),
+        ((torch.zeros(4, 5), torch.zeros(4)), "labels: expected an integer dtype"),
+        ((torch.zeros(4, 5), torch.zeros(4).long(), torch.zeros(3).long()), r"ids: expected shape"),
+        (
+            (torch.zeros(4, 5), torch.zeros(4).long(), None, torch.zeros(4)),
+            "enqueue_mask: expected bool, got torch.float32",
+        ),
+        (
+            (torch.zeros(4, 5, device="meta"), torch.zeros(4, device="meta").long()),
+            r"embeddings: expected device cpu as the memory, got meta; use memory.to",
+        ),
+    ],
+    ids=str,
+)
+def test_bad_input_changes_nothing(given, message):
+    memory = memory_of()
+    before = copy.deepcopy(memory.state_dict())
+    with pytest.raises((TypeError, ValueError), match=message):
+        memory(*given)
+    for name, tensor in memory.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [
+        ((torch.nn.MSELoss(), D, 8), {}, "loss: expected a PairLoss"),
+        ((MultiSimilarityLoss(), 0, 8), {}, "embedding_dim: expected a whole number from 1"),
+        ((MultiSimilarityLoss(), D, 0), {}, "size: expected a whole number of rows from 1"),
+        ((MultiSimilarityLoss(), D, 8), {"dtype": torch.int8}, "dtype: expected one of"),
+        ((MultiSimilarityLoss(), D, 8), {"warmup": -1}, "warmup: expected a whole number"),
+        (
+            (MultiSimilarityLoss(), D, 8),
+            {"memory_weight": None},
+            "memory_weight: expected",
+        ),
+    ],
+    ids=str,
+)
+def test_bad_options(given, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        CrossBatchMemory(*given, **options)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_does_not_enter(value):
+    memory = memory_of()
+    (x, y), later = batches(2)
+    x[3, 1] = value
+    assert memory(x, y).isnan()
+    assert len(memory) == 6 and memory.ring.rows.isfinite().all()
+    assert memory(*later).isfinite()
+
+
+def test_another_encoders_rows_enter_and_are_candidates_alone():
+    """MoCo: keys enter, queries are anchors; both ways of saying it are one."""
+    memories = [memory_of(), memory_of()]
+    for (q, y), (k, _) in zip(batches(), batches(seed=1), strict=True):
+        q.requires_grad_()
+        mask = torch.arange(14) >= 7
+        both = memories[0](torch.cat([q, k]), torch.cat([y, y]), enqueue_mask=mask)
+        (dq,) = torch.autograd.grad(both, q)
+        memories[1].enqueue(k, y)
+        memories[1].eval()
+        apart = memories[1](q, y)
+        (want,) = torch.autograd.grad(apart, q)
+        torch.testing.assert_close(both, apart)
+        torch.testing.assert_close(dq, want)
+        torch.testing.assert_close(memories[0].ring.rows, memories[1].ring.rows)
+    assert len(memories[0]) == SIZE
+
+
+def test_rows_enter_in_training_alone():
+    memory = memory_of().eval()
+    memory(*next(batches()))
+    assert len(memory) == 0
+    memory.train()(*next(batches()))
+    assert len(memory) == 7
+    memory.reset()
+    assert len(memory) == 0 and (memory.ring.ids == ms_kernels.IGNORED).all()
+
+
+def test_warm_up_is_of_the_batch_alone():
+    memory = memory_of(warmup=2)
+    for step, (x, y) in enumerate(batches()):
+        alone = multi_similarity_loss(x, y)
+        got = memory(x, y)
+        assert torch.equal(got, alone) == (step < 2)
+        assert len(memory) == min(SIZE, 7 * max(0, step - 1))
+
+
+def test_gradients_of_two_calls_are_added_up():
+    """Rows that enter in between must not spoil the first."""
+    for loss in (MultiSimilarityLoss(), MultiSimilarityLoss(keep_statistics=True)):
+        memory = memory_of(loss)
+        steps = [(x.requires_grad_(), y) for x, y in batches()]
+        sum(memory(*step) for step in steps).backward()
+        memory = memory_of(loss)
+        for x, y in steps:
+            (dx,) = torch.autograd.grad(memory(x, y), x)
+            torch.testing.assert_close(x.grad, dx)
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_compiled_whole_and_once(warmup):
+    """While it fills, too, and the state is that of eager calls."""
+    torch._dynamo.reset()
+    eager, memory = (memory_of(warmup=warmup, dtype=torch.float32) for _ in range(2))
+    compiled = torch.compile(memory, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for x, y in batches(dtype=torch.float32):
+            found = []
+            for run in (eager, compiled):
+                leaf = x.clone().requires_grad_()
+                loss = run(leaf, y)
+                loss.backward()
+                found.append((loss.detach(), leaf.grad))
+            torch.testing.assert_close(*found)
+    for a, b in zip(eager.state_dict().values(), memory.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_no_copy_of_the_memory_is_kept_for_backward():
+    memory = memory_of(size=4096)
+    saved = []
+    x, y = next(batches())
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        memory(x.requires_grad_(), y)
+    assert all(t.numel() <= x.numel() for t in saved)
