@@ -9,8 +9,8 @@ layout, so that a pair has other bits in the scan than in the gradient, where a 
 It teaches the language to compute at a launch, and once more at each call of a function inside it,
 which changes nothing; and it looks for overflows of every integer sum, of which it says nothing
 unless it is asked to: test_interpreter.py asks. It reduces by a function of ours one number after
-the other; here by halves, as a GPU does, of whole blocks. And of each number that it makes it builds
-anew a table of all types.
+the other; here by halves, as a GPU does, of whole blocks. And for each number that it makes it
+builds a table of all types.
 """
 
 import dataclasses

@@ -155,14 +155,14 @@ def test_a_loss_that_raises_leaves_the_memory_as_it_was(monkeypatch, where, erro
     for step in steps[:4]:
         memory(*step)
     before = copy.deepcopy(memory.state_dict())
-    real = memory.loss.forward
+    real = memory.loss.compute
 
-    def fails(x, y, r=None, z=None, **options):
-        if (r is None) == (where == "batch"):
+    def fails(tensors, counting):
+        if (tensors[2] is None) == (where == "batch"):
             raise error
-        return real(x, y, r, z, **options)
+        return real(tensors, counting)
 
-    monkeypatch.setattr(memory.loss, "forward", fails)
+    monkeypatch.setattr(memory.loss, "compute", fails)
     with pytest.raises(type(error)):
         memory(*steps[4])
     for name, tensor in memory.state_dict().items():
@@ -302,3 +302,12 @@ def test_no_copy_of_the_memory_is_kept_for_backward():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         memory(x.requires_grad_(), y)
     assert all(t.numel() <= x.numel() for t in saved)
+
+
+def test_rows_of_an_ignored_label_do_not_enter():
+    memory, plain = memory_of(MultiSimilarityLoss(ignore_label=-1)), memory_of()
+    for x, y in batches():
+        padded = torch.cat([x, torch.full_like(x, torch.nan)])
+        labels = torch.cat([y, torch.full_like(y, -1)])
+        torch.testing.assert_close(memory(padded, labels), plain(x, y))
+    assert torch.equal(memory.ring.rows, plain.ring.rows)

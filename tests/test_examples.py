@@ -17,7 +17,7 @@ ARGUMENTS = {"ablation_digits": ["--quick"]}
 def test_example(path):
     # Without Triton's interpreter, which would take a minute for gradcheck.
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    if path.stem == "ablation_digits":
+    if path.stem in ("ablation_digits", "train_distributed"):
         pytest.importorskip("sklearn")
     command = [sys.executable, "-W", "error", path, *ARGUMENTS.get(path.stem, [])]
     shown = subprocess.run(
@@ -34,13 +34,30 @@ def test_example(path):
         assert shown.count("gradient equals finite differences") >= 2
 
 
+def test_two_processes_train_as_one():
+    pytest.importorskip("sklearn")
+    path = ROOT / "examples" / "train_distributed.py"
+    several = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", path]
+    shown = [
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        for command in ([sys.executable, path], several)
+    ]
+    losses = [[float(value) for value in re.findall(r"loss (\d+\.\d+)", one)] for one in shown]
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], abs=2e-4)
+
+
 def test_readme_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    use, drop_in, family, own, weights, check = blocks
+    use, drop_in, statistics, memory, family, own, weights, check = blocks
     scope = {}
     exec(use, scope)
     exec("import ms_kernels\n" + drop_in, scope)
     assert scope["loss"] == scope["multi_similarity_loss"](scope["embeddings"], scope["labels"])
+    exec(statistics, scope)
+    assert scope["criterion"].statistics.active.shape == (512,)
+    exec(memory, scope)
+    assert len(scope["memory"]) == 512
     exec(family, scope)
     assert scope["loss"].isfinite() and scope["loss"].requires_grad
     exec(own, scope)

@@ -1,16 +1,16 @@
 """Cross-batch memory: candidates from past batches."""
 
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ms_kernels.api.counting import check_rows
+from ms_kernels.api.counting import check_rows, row_weights, without_label
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.api.ring import Ring, Slots
 from ms_kernels.backends.interface import compute_dtype
-from ms_kernels.checks import DTYPES, check_number, check_pairs, check_whole
+from ms_kernels.checks import DTYPES, Pairs, check_number, check_pairs, check_whole
 from ms_kernels.engine.refusals import constants
 from ms_kernels.reference import IGNORED, unit_rows
 
@@ -92,24 +92,12 @@ class CrossBatchMemory(nn.Module):
         enqueue_mask: (N,) bool. True rows, as of another encoder (MoCo), enter and are candidates
             alone; the others are anchors, and do not enter. Default: all are both.
         """
-        call = self._checked(embeddings, labels, ids, enqueue_mask)
-        warm = self._warm()
-        before = None
-        if self.training and warm is not False:
-            before = self._enter(call, warm)
-        try:
-            loss = self._weighed(call, warm)
-        except BaseException:
-            if before is not None:
-                self.ring.restore(before)
-            raise
-        if self.training:
-            self._count(call)
-        return loss
+        call = self.call_of(embeddings, labels, ids, enqueue_mask)
+        return self.step(call, _Losses(self.loss, call, enqueue_mask))
 
     def enqueue(self, rows: Tensor, labels: Tensor, ids: Tensor | None = None) -> None:
         """Adds rows, as of another encoder (MoCo): candidates of the calls to come."""
-        call = self._checked(rows, labels, ids, None)
+        call = self.call_of(rows, labels, ids, None)
         self._enter(call, None)
         self.ring.serial += call.ids.shape[0]
 
@@ -129,28 +117,65 @@ class CrossBatchMemory(nn.Module):
             f"warmup={self.warmup}"
         )
 
-    def _checked(
-        self, embeddings: Tensor, labels: Tensor, ids: Tensor | None, enqueue_mask: Tensor | None
-    ) -> "_Call":
-        pairs = check_pairs(embeddings, labels, None, None, ids, None)
-        ring = self.ring
+    def check(self, embeddings: Tensor) -> None:
+        """Of (N, D) rows whether they may enter."""
         if embeddings.shape[1] != self.embedding_dim:
             raise ValueError(
                 f"embeddings: expected shape (N, {self.embedding_dim}) as embedding_dim has it, "
                 f"got {tuple(embeddings.shape)}"
             )
-        if embeddings.device != ring.rows.device:
+        if embeddings.device != self.ring.rows.device:
             raise ValueError(
-                f"embeddings: expected device {ring.rows.device} as the memory, got "
+                f"embeddings: expected device {self.ring.rows.device} as the memory, got "
                 f"{embeddings.device}; use memory.to(embeddings.device)"
             )
+
+    def call_of(
+        self, embeddings: Tensor, labels: Tensor, ids: Tensor | None, enqueue_mask: Tensor | None
+    ) -> "Call":
+        """Checked; samples without ids are given some."""
+        pairs = check_pairs(embeddings, labels, None, None, ids, None)
+        self.check(embeddings)
         if enqueue_mask is not None:
             check_rows("enqueue_mask", enqueue_mask, embeddings, flags=True)
-        own = pairs.ids
+        x, labels, own, *_ = pairs
         if own is None:
-            places = torch.arange(pairs.labels.shape[0], device=embeddings.device)
-            own = -2 - ring.serial - places
-        return _Call(embeddings, pairs.labels, own, pairs.ids is not None, enqueue_mask)
+            own = -2 - self.ring.serial - torch.arange(labels.shape[0], device=x.device)
+        ignored, anchors = self.loss.options["ignore_label"], None
+        enters = enqueue_mask
+        if enters is not None:
+            anchors = ~enters
+        if ignored is not None:
+            known = labels != ignored
+            enters = known if enters is None else enters & known
+        weight = row_weights(pairs, ignored, anchors, None)
+        x, _, own, *_ = without_label(Pairs(x, labels, own, None, None, None), ignored)
+        assert own is not None
+        return Call(x, labels, own, ids is not None or ignored is not None, enters, weight)
+
+    def step(self, call: "Call", losses: "Losses") -> Tensor:
+        """The rows of a call enter, and both losses are added up; what raises changes nothing."""
+        warm = self._warm()
+        before = None
+        if self.training and warm is not False:
+            before = self._enter(call, warm)
+        try:
+            parts: list[Tensor] = []  # None is asked that weighs nothing
+            if self.batch_weight != 0 or warm is False:
+                parts.append(self.batch_weight * losses.of_batch())
+            if warm is not False:
+                of_memory = self.memory_weight * losses.of_memory(*self.ring.candidates())
+                if isinstance(warm, Tensor):
+                    of_memory = torch.where(warm, of_memory, 0)
+                parts.append(of_memory)
+            loss = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        except BaseException:
+            if before is not None:
+                self.ring.restore(before)
+            raise
+        if self.training:
+            self._count(call)
+        return loss
 
     def _warm(self) -> bool | Tensor | None:
         """Whether warm-up is over, None where there is none; in a graph the device tells."""
@@ -162,7 +187,7 @@ class CrossBatchMemory(nn.Module):
             self._left = max(0, self.warmup - int(self.ring.calls))
         return self._left == 0
 
-    def _enter(self, call: "_Call", warm: bool | Tensor | None) -> Slots:
+    def _enter(self, call: "Call", warm: bool | Tensor | None) -> Slots:
         with constants(), torch.autocast(call.embeddings.device.type, enabled=False):
             rows = call.embeddings.detach()
             enters = rows.isfinite().all(1)
@@ -182,25 +207,7 @@ class CrossBatchMemory(nn.Module):
                 )
             return self.ring.write(rows, call.labels, call.ids, enters)
 
-    def _weighed(self, call: "_Call", warm: bool | Tensor | None) -> Tensor:
-        """The sum of both losses; None of them is asked that weighs nothing."""
-        x, labels, ids, named, enters = call
-        anchors = None if enters is None else ~enters
-        parts: list[Tensor] = []
-        if self.batch_weight != 0 or warm is False:
-            own = ids if named else None
-            if enters is not None:
-                own = torch.where(enters, IGNORED, ids)
-            parts.append(self.batch_weight * self.loss(x, labels, ids=own, anchor_mask=anchors))
-        if warm is not False:
-            rows, ref_labels, ref_ids = self.ring.candidates()
-            refs = rows.to(x.dtype), ref_labels
-            of_memory = self.loss(x, labels, *refs, ids=ids, ref_ids=ref_ids, anchor_mask=anchors)
-            of_memory = self.memory_weight * of_memory
-            parts.append(torch.where(warm, of_memory, 0) if isinstance(warm, Tensor) else of_memory)
-        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
-
-    def _count(self, call: "_Call") -> None:
+    def _count(self, call: "Call") -> None:
         self.ring.serial += call.ids.shape[0]
         if self.warmup:
             self.ring.calls += 1
@@ -212,9 +219,39 @@ class CrossBatchMemory(nn.Module):
         self._left = None
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
+    """The rows of a call, and which of them enter: None for all."""
+
     embeddings: Tensor
     labels: Tensor
     ids: Tensor
-    named: bool  # by the caller
+    named: bool  # not by their places alone
     enters: Tensor | None
+    weight: Tensor | None  # of anchors
+
+
+class Losses(Protocol):
+    """What a memory adds up."""
+
+    def of_batch(self) -> Tensor: ...
+
+    def of_memory(self, rows: Tensor, labels: Tensor, ids: Tensor) -> Tensor: ...
+
+
+class _Losses:
+    """Of one process."""
+
+    def __init__(self, loss: PairLoss, call: Call, enqueue_mask: Tensor | None) -> None:
+        self.loss, self.call, self.enqueue_mask = loss, call, enqueue_mask
+
+    def of_batch(self) -> Tensor:
+        x, labels, ids, named, _, weight = self.call
+        own = ids if named else None
+        if self.enqueue_mask is not None:
+            own = torch.where(self.enqueue_mask, IGNORED, ids)
+        return self.loss.compute((x, labels, None, None, own, None), (None, None, weight))
+
+    def of_memory(self, rows: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        x, own_labels, own, _, _, weight = self.call
+        sides = x, own_labels, rows.to(x.dtype), labels, own, ids
+        return self.loss.compute(sides, (None, None, weight))

@@ -8,7 +8,13 @@ from typing_extensions import Never
 
 from ms_kernels.api.counting import check_ignore_label
 from ms_kernels.api.histogram import check_reduction
-from ms_kernels.api.road import check_rules, loss_and_statistics, no_statistics
+from ms_kernels.api.road import (
+    Counting,
+    Tensors,
+    check_rules,
+    loss_and_statistics,
+    no_statistics,
+)
 from ms_kernels.backends.dispatch import NAMES, check_known
 from ms_kernels.checks import check_choice, check_flag
 from ms_kernels.reference import REDUCTIONS, RowStatistics
@@ -120,6 +126,10 @@ class PairLoss(nn.Module):
             )
         return self._statistics
 
+    def keep(self, statistics: RowStatistics) -> None:
+        """Those of a loss that is computed elsewhere, as of several processes."""
+        self._statistics = statistics
+
     def forward(
         self,
         embeddings: Tensor,
@@ -133,14 +143,22 @@ class PairLoss(nn.Module):
         sample_weight: Tensor | None = None,
     ) -> Tensor:
         """The reduced loss of (N, D) embeddings and their (N,) labels: see `pair_loss`."""
+        return self.compute(
+            (embeddings, labels, ref_emb, ref_labels, ids, ref_ids),
+            (self.options["ignore_label"], anchor_mask, sample_weight),
+        )
+
+    def compute(self, tensors: Tensors, counting: Counting) -> Tensor:
+        """Of the tensors of `forward` in their order, and of what counts in the order of
+        `pair_loss`."""
         shared = self.options
         names = "max_positive_similarity", "normalize", "reduction", "backend"
         cap, normalize, reduction, backend = (shared[name] for name in names)
         loss, self._statistics = loss_and_statistics(
-            (embeddings, labels, ref_emb, ref_labels, ids, ref_ids),
+            tensors,
             (self.weighting, self.mining),
             (cap, normalize, reduction, backend),
-            (shared["ignore_label"], anchor_mask, sample_weight),
+            counting,
             self.keep_statistics,
         )
         return loss

@@ -54,13 +54,14 @@ class Loss(NamedTuple):
 
 
 Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+Counting = tuple[int | None, Tensor | None, Tensor | None]
 
 
 def loss_and_statistics(
     tensors: Tensors,
     rules: tuple[Weighting, Mining],
     options: tuple[float | None, bool, str, str],
-    counting: tuple[int | None, Tensor | None, Tensor | None],
+    counting: Counting,
     return_statistics: bool,
 ) -> tuple[Tensor, RowStatistics | None]:
     """`pair_loss`, whose arguments these are in their order; the statistics if asked."""

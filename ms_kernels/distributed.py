@@ -1,0 +1,196 @@
+"""Losses of the rows of all processes of torch.distributed."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ms_kernels.api.counting import row_weights, without_label
+from ms_kernels.api.memory import CrossBatchMemory
+from ms_kernels.api.modules import PairLoss
+from ms_kernels.checks import Pairs, check_choice, check_pairs
+from ms_kernels.engine.autograd import differentiable_once, in_public_dtype
+from ms_kernels.engine.exchange import Exchange
+from ms_kernels.engine.global_loss import GlobalCall, GlobalLoss
+from ms_kernels.reference import RowStatistics
+from ms_kernels.rules.spec import PairOptions, PairSpec, spec_of
+
+__all__ = ["DistributedLoss"]
+
+SCHEDULES = ("gather",)
+
+
+class DistributedLoss(nn.Module):
+    """The loss of the global batch, exactly: of the rows of all processes, as if one had them.
+
+    Each process gives its rows, as many as it has, none too; each gets the loss of the whole, the
+    same to the bit, and its backward pass the gradient of its own rows. Embeddings are gathered,
+    then seven numbers a row; the backward pass of "mean", "sum" and "mean_valid" sends nothing.
+    Work of a process: its rows against all. Without a process group it is the loss itself.
+
+    Args:
+        loss: a `PairLoss`, or a `CrossBatchMemory`, whose queue is then the same on every process.
+            With reduction "none" a process gets the losses of its own rows.
+        group: of torch.distributed. Default: all processes.
+        schedule: "gather": each process holds the embeddings of all.
+
+    Under DistributedDataParallel, which divides gradients by the number of processes, multiply the
+    loss by it for the gradients of one process:
+
+    >>> criterion = DistributedLoss(MultiSimilarityLoss())
+    >>> loss = criterion(model(images), labels)
+    >>> (loss * torch.distributed.get_world_size()).backward()
+
+    A process whose arguments do not fit makes all of them raise, with its message and rank; so do
+    dimensions, dtypes and options that differ. Rules of your own, and `HistogramLoss`, are computed
+    for the whole batch on every process.
+    """
+
+    def __init__(
+        self, loss: PairLoss | CrossBatchMemory, group: Any = None, schedule: str = "gather"
+    ) -> None:
+        super().__init__()
+        if not isinstance(loss, (PairLoss, CrossBatchMemory)):
+            raise TypeError(
+                "loss: expected a PairLoss or a CrossBatchMemory, such as MultiSimilarityLoss(), "
+                f"got {loss!r}"
+            )
+        check_choice("schedule", schedule, SCHEDULES)
+        self.loss, self.group, self.schedule = loss, group, schedule
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        ids: Tensor | None = None,
+        anchor_mask: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of (n, D) embeddings and (n,) labels of each process: see `pair_loss`."""
+        memory = self.loss if isinstance(self.loss, CrossBatchMemory) else None
+        counted = anchor_mask is not None or sample_weight is not None
+        if memory is not None and counted:
+            raise ValueError(
+                "anchor_mask, sample_weight: expected None with a CrossBatchMemory, got a tensor"
+            )
+        if not dist.is_available() or not dist.is_initialized() or self._alone():
+            if memory is not None:
+                return memory(embeddings, labels, ids)  # type: ignore[no-any-return]
+            options = {"ids": ids, "anchor_mask": anchor_mask, "sample_weight": sample_weight}
+            return self.loss(embeddings, labels, **options)  # type: ignore[no-any-return]
+        loss = self.loss if memory is None else memory.loss
+        assert isinstance(loss, PairLoss)
+        ignored = loss.options["ignore_label"]
+        exchange = Exchange(self.group, _device(embeddings))
+        weight, error, pairs = None, None, None
+        try:
+            pairs = check_pairs(embeddings, labels, None, None, ids, None)
+            differentiable_once(pairs, "DistributedLoss")
+            weight = row_weights(pairs, ignored, anchor_mask, sample_weight)
+            if memory is not None:
+                memory.check(embeddings)
+        except (TypeError, ValueError, RuntimeError) as refused:
+            error = f"{type(refused).__name__}: {refused}"
+        facts = {} if error else _facts(self.loss, embeddings, ids, weight)
+        exchange.agree(facts, 0 if error else embeddings.shape[0], error)
+        assert pairs is not None
+        if pairs.ids is None and memory is None:
+            places = torch.arange(exchange.own.start, exchange.own.stop, device=embeddings.device)
+            pairs = Pairs(*pairs[:2], places, None, None, None)
+        pairs = without_label(pairs, ignored)
+        rows = exchange.gather(pairs.embeddings.detach())
+        codes = [pairs.labels]
+        if pairs.ids is not None and (memory is None or ids is not None):
+            codes.append(pairs.ids)
+        row_labels, *row_ids = exchange.gather(torch.stack(codes, 1)).T.contiguous()
+        if memory is None:
+            everybody = Pairs(rows, row_labels, row_ids[0], None, None, None)
+            return _GlobalLosses(loss, pairs, everybody, weight, exchange).of_batch()
+        call = memory.call_of(rows, row_labels, row_ids[0] if row_ids else None, None)
+        everybody = Pairs(rows, row_labels, call.ids, None, None, None)
+        return memory.step(call, _GlobalLosses(loss, pairs, everybody, weight, exchange))
+
+    def _alone(self) -> bool:
+        return dist.get_world_size(self.group) == 1
+
+    def extra_repr(self) -> str:
+        return f"schedule={self.schedule!r}"
+
+
+class _GlobalLosses:
+    """Of the rows here against those of everybody, or of a memory."""
+
+    def __init__(
+        self,
+        loss: PairLoss,
+        here: Pairs,
+        everybody: Pairs,
+        weight: Tensor | None,
+        exchange: Exchange,
+    ) -> None:
+        self.loss, self.here, self.everybody = loss, here, everybody
+        self.weight, self.exchange = weight, exchange
+        options = loss.options
+        shared = PairOptions(
+            max_positive_similarity=options["max_positive_similarity"],
+            normalize=options["normalize"],
+        )
+        self.spec = spec_of(loss.weighting, loss.mining, shared)
+        self.place = exchange.own
+
+    def of_batch(self) -> Tensor:
+        rows, labels, ids, *_ = self.everybody
+        assert ids is not None
+        if self.spec is None:
+            return self._of_whole_batch()
+        return self._fused(self.spec, True, rows, labels, ids)
+
+    def of_memory(self, rows: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        if self.spec is None:
+            raise ValueError(
+                "loss: expected rules of this package for a CrossBatchMemory of several processes, "
+                f"got {self.loss!r}"
+            )
+        return self._fused(self.spec, False, rows.to(self.here.embeddings.dtype), labels, ids)
+
+    def _fused(
+        self, spec: PairSpec, shared: bool, rows: Tensor, labels: Tensor, ids: Tensor
+    ) -> Tensor:
+        x, own_labels, *_ = self.here
+        assert self.everybody.ids is not None
+        own_ids = self.everybody.ids[self.place]
+        anchors = Pairs(x, own_labels, own_ids, rows, labels, ids)
+        options = self.loss.options
+        how = spec, options["reduction"], options["backend"], self.exchange
+        call = GlobalCall(anchors, shared, *how)
+        found, *stats = GlobalLoss.apply(x, self.weight, call)  # type: ignore[no-untyped-call]
+        if self.loss.keep_statistics:
+            self.loss.keep(RowStatistics(*stats))
+        return in_public_dtype(found, x)
+
+    def _of_whole_batch(self) -> Tensor:
+        """On every process, of which each has the gradient of its rows."""
+        rows, labels, ids, *_ = self.everybody
+        first, end = self.place.start, self.place.stop
+        mixed = torch.cat([rows[:first], self.here.embeddings, rows[end:]])
+        weight = None if self.weight is None else self.exchange.gather(self.weight)
+        found = self.loss.compute((mixed, labels, None, None, ids, None), (None, None, weight))
+        return found[self.place] if found.ndim else found
+
+
+def _device(embeddings: object) -> torch.device:
+    return embeddings.device if isinstance(embeddings, Tensor) else torch.device("cpu")
+
+
+def _facts(
+    loss: nn.Module, embeddings: Tensor, ids: Tensor | None, weight: Tensor | None
+) -> dict[str, str]:
+    given = ("None", "given")
+    return {
+        "embeddings": f"shape (N, {embeddings.shape[1]}) of {embeddings.dtype}",
+        "ids": given[ids is not None],
+        "weights of anchors": given[weight is not None],
+        "loss": repr(loss),
+    }

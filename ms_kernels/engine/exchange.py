@@ -1,0 +1,113 @@
+"""What the processes of a group tell one another: sizes and errors first, then rows."""
+
+import zlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+MOST_FACTS = 6
+# The older name gives a warning where the newer one exists.
+_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+class Exchange:
+    """The collectives of one call. Every process must make the same calls in the same order."""
+
+    def __init__(self, group: Any, device: torch.device) -> None:
+        self.group, self.device = group, device
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.counts: list[int] = []
+
+    def agree(self, facts: dict[str, str], rows: int, error: str | None) -> None:
+        """Tells how many rows this process has, and learns of the others; raises everywhere what
+        one of them has to say, or where their facts differ."""
+        known = [float(zlib.crc32(fact.encode())) for fact in facts.values()]
+        known = known or [0.0] * MOST_FACTS
+        told = [float(rows), float(error is not None), *known, *[0.0] * (MOST_FACTS - len(known))]
+        found = self._all(torch.tensor(told, dtype=torch.float64, device=self.device)).tolist()
+        self._raise_errors(error, any(one[1] for one in found))
+        self.counts = [int(one[0]) for one in found]
+        if all(one[2:] == found[0][2:] for one in found):
+            return
+        everybody = self._objects(facts)
+        for name, fact in everybody[0].items():
+            for rank, theirs in enumerate(everybody):
+                if theirs.get(name) != fact:
+                    raise ValueError(
+                        f"{name}: expected the same on every rank, got {fact} on rank 0 and "
+                        f"{theirs.get(name)} on rank {rank}"
+                    )
+
+    def confirm(self, error: BaseException | None) -> None:
+        """Raises on every process what one of them has met since; on a CPU alone, for a GPU would
+        be waited for."""
+        if self.device.type != "cpu":
+            if error is not None:
+                raise error
+            return
+        flags = self._all(torch.tensor([float(error is not None)]))
+        try:
+            self._raise_errors(None if error is None else _words(error), bool(flags.any()))
+        except RuntimeError as raised:
+            raise raised from error
+
+    def _raise_errors(self, error: str | None, any_error: bool) -> None:
+        if not any_error:
+            return
+        words = self._objects(error)
+        told = "; ".join(f"rank {rank}: {word}" for rank, word in enumerate(words) if word)
+        raise RuntimeError(f"DistributedLoss: {told}")
+
+    @property
+    def own(self) -> slice:
+        """This process's rows among those of all: they lie one process after the other."""
+        first = sum(self.counts[: self.rank])
+        return slice(first, first + self.counts[self.rank])
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(n, ...) of each process, as (sum of n, ...), the same to the bit on every one."""
+        most = max(self.counts)
+        if rows.shape[0] < most:
+            padding = rows.new_zeros((most - rows.shape[0], *rows.shape[1:]))
+            rows = torch.cat([rows, padding])
+        found = self._all(rows)
+        if min(self.counts) == most:
+            return found.flatten(0, 1)
+        return torch.cat([part[:count] for part, count in zip(found, self.counts, strict=True)])
+
+    def gather_sum(self, rows: Tensor) -> Tensor:
+        """Of (sum of n, ...) numbers the sum over processes of the own n, in the order of ranks."""
+        count = self.counts[self.rank]
+        found = rows.new_empty((self.size, count, *rows.shape[1:]))
+        dist.all_to_all_single(
+            found.view(self.size * count, *rows.shape[1:]),
+            rows.contiguous(),
+            [count] * self.size,
+            self.counts,
+            group=self.group,
+        )
+        total = found[0]
+        for part in found[1:]:
+            total = total + part
+        return total
+
+    def _objects(self, own: Any) -> list[Any]:
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, own, group=self.group)
+        return found
+
+    def _all(self, tensor: Tensor) -> Tensor:
+        """(size, ...): of every process what it gave, of one shape on all of them."""
+        found = tensor.new_empty((self.size * tensor.shape[0], *tensor.shape[1:]))
+        given = found, tensor.contiguous()
+        # Not every backend knows bfloat16: of 16 bits any type will do.
+        if tensor.is_floating_point() and tensor.element_size() == 2:
+            given = given[0].view(torch.int16), given[1].view(torch.int16)
+        _gather_into(*given, group=self.group)
+        return found.view(self.size, *tensor.shape)
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,207 @@
+"""What each process of a group does in test_distributed.py, and what one process would do.
+
+A case is a function of a rank's rows; one group of processes runs them all.
+"""
+
+import datetime
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+
+import ms_kernels
+from ms_kernels import (
+    CrossBatchMemory,
+    HistogramLoss,
+    MultiSimilarity,
+    MultiSimilarityMining,
+    NoMining,
+    PairLoss,
+    TopKMining,
+)
+from ms_kernels.distributed import DistributedLoss
+from ms_kernels.engine import exchange
+from ms_kernels.rules import weighting as rules
+
+D = 5
+SIZES = {2: [(6, 6), (9, 3), (0, 11), (12, 1)], 4: [(5, 5, 5, 5), (7, 0, 4, 1)]}
+REDUCTIONS = ("mean", "sum", "none", "mean_valid")
+LOSSES = {
+    "ms": (MultiSimilarity(), MultiSimilarityMining()),
+    "ms_unmined": (MultiSimilarity(2.0, 5.0, 0.3), NoMining()),
+    "top_k": (rules.SupCon(0.2), TopKMining(2)),
+    **{
+        rule.__name__: (rule(), NoMining())
+        for rule in (
+            rules.Contrastive,
+            rules.BinomialDeviance,
+            rules.BinLifted,
+            rules.LiftedStructure,
+            rules.NTXent,
+            rules.NCA,
+            rules.DecoupledContrastive,
+            rules.NPair,
+            rules.Circle,
+            rules.Triplet,
+        )
+    },
+}
+
+
+class Own(rules.Weighting):
+    def row_loss(self, similarity, positive, negative):
+        return (similarity * negative).sum(1) - (similarity * positive).sum(1)
+
+
+def batch(sizes, seed=0, dtype=torch.float64):
+    """Rows, labels and ids of all processes; labels lie apart, so that some rank has no pair."""
+    n = sum(sizes)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, D, generator=generator, dtype=dtype)
+    return x, torch.arange(n) // 3, torch.arange(n) % max(1, n - 2)
+
+
+def part(tensor, sizes, rank):
+    first = sum(sizes[:rank])
+    return tensor[first : first + sizes[rank]]
+
+
+def cases(world):
+    """{name: (sizes, loss module, options by name of tensor)}"""
+    found = {}
+    for sizes in SIZES[world]:
+        for name, (weighting, mining) in LOSSES.items():
+            for reduction in REDUCTIONS if name in ("ms", "Triplet") else ("mean",):
+                loss = PairLoss(weighting, mining, reduction=reduction)
+                found[f"{sizes}-{name}-{reduction}"] = sizes, loss, ()
+        ms = ms_kernels.MultiSimilarityLoss(ignore_label=1, reduction="mean_valid")
+        found[f"{sizes}-ids"] = sizes, ms_kernels.MultiSimilarityLoss(), ("ids",)
+        found[f"{sizes}-counted"] = sizes, ms, ("sample_weight", "anchor_mask")
+        found[f"{sizes}-histogram"] = sizes, HistogramLoss(), ()
+        found[f"{sizes}-own"] = sizes, PairLoss(Own()), ("sample_weight",)
+        for reduction in ("mean", "none"):
+            loss = ms_kernels.MultiSimilarityLoss(reduction=reduction, ignore_label=2)
+            memory = CrossBatchMemory(loss, D, sum(sizes) + 3, dtype=torch.float64, warmup=1)
+            found[f"{sizes}-memory-{reduction}"] = sizes, memory, ("ids",)
+    return found
+
+
+def options_of(names, n):
+    known = {
+        "ids": torch.arange(n) % max(1, n - 2),
+        "sample_weight": torch.linspace(0.5, 2, n, dtype=torch.float64),
+        "anchor_mask": torch.arange(n) % 4 != 1,
+    }
+    return {name: known[name] for name in names}
+
+
+def steps(loss, sizes, names, rank=None):
+    """Losses and gradients of the rows of a rank, or of all; a memory takes three steps."""
+    found = []
+    remembers = any(isinstance(module, CrossBatchMemory) for module in loss.modules())
+    for step in range(3 if remembers else 1):
+        x, y, _ = batch(sizes, step)
+        options = options_of(names, len(x))
+        if rank is not None:
+            x, y = part(x, sizes, rank), part(y, sizes, rank)
+            options = {name: part(value, sizes, rank) for name, value in options.items()}
+        leaf = x.clone().requires_grad_()
+        value = loss(leaf, y, **options)
+        # In "none" each row has another worth.
+        worth = torch.linspace(1, 2, sum(sizes), dtype=torch.float64)
+        if value.ndim:
+            (value * (worth if rank is None else part(worth, sizes, rank))).sum().backward()
+        else:
+            value.backward()
+        found.append((value.detach(), leaf.grad))
+    return found
+
+
+def refusals(rank):
+    """What each process hears when one of them errs, by name."""
+    loss = DistributedLoss(ms_kernels.MultiSimilarityLoss())
+    x, y = torch.randn(4, D), torch.arange(4)
+    other = ms_kernels.MultiSimilarityLoss(beta=40.0) if rank else ms_kernels.MultiSimilarityLoss()
+    calls = {
+        "labels": lambda: loss(x, y[: 4 - rank]),
+        "no tensor": lambda: loss(x if rank == 0 else None, y),
+        "dimension": lambda: loss(x[:, : D - rank], y),
+        "dtype": lambda: loss(x.double() if rank else x, y),
+        "options": lambda: DistributedLoss(other)(x, y),
+        "ids": lambda: loss(x, y, ids=y if rank else None),
+        "memory": lambda: DistributedLoss(CrossBatchMemory(loss.loss, D + rank, 8))(x, y),
+    }
+    heard = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except (RuntimeError, ValueError, TypeError) as error:
+            heard[name] = f"{type(error).__name__}: {error}"
+    heard["after"] = str(float(loss(x, y)) >= 0)  # nobody waits for anybody
+    from ms_kernels.backends import cpu
+
+    real = cpu.row_statistics
+    if rank == 1:
+        cpu.row_statistics = fails
+    try:
+        loss(x, y)
+    except RuntimeError as error:
+        heard["later"] = f"{type(error).__name__}: {error}"
+    cpu.row_statistics = real
+    return heard
+
+
+def fails(*_):
+    raise RuntimeError("no memory")
+
+
+def sent(rank):
+    """Collectives of a forward and of a backward pass."""
+    seen = []
+    places = [(exchange, "_gather_into"), (dist, "all_to_all_single"), (dist, "all_gather_object")]
+    real = [getattr(*place) for place in places]
+    for (room, name), one in zip(places, real, strict=True):
+        setattr(room, name, lambda *a, n=name, f=one, **o: seen.append(n) or f(*a, **o))
+    x, y, _ = batch((6, 6))
+    leaf = part(x, (6, 6), rank).requires_grad_()
+    loss = DistributedLoss(ms_kernels.MultiSimilarityLoss())(leaf, part(y, (6, 6), rank))
+    forward = list(seen)
+    seen.clear()
+    loss.backward()
+    for (room, name), one in zip(places, real, strict=True):
+        setattr(room, name, one)
+    return forward, seen
+
+
+def main(rank, world, folder):
+    try:
+        torch.set_num_threads(1)
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/store",
+            rank=rank,
+            world_size=world,
+            timeout=datetime.timedelta(seconds=60),
+        )
+        found = {
+            name: steps(DistributedLoss(loss), sizes, names, rank)
+            for name, (sizes, loss, names) in cases(world).items()
+        }
+        if world == 2:
+            found["refusals"], found["sent"] = refusals(rank), sent(rank)
+        torch.save(found, Path(folder) / f"{rank}.pt")
+        dist.destroy_process_group()
+    except BaseException:
+        Path(folder, f"{rank}.txt").write_text(traceback.format_exc())
+        raise
+
+
+def run(world, folder):
+    """Of each rank what it found."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+    multiprocessing.spawn(main, (world, str(folder)), nprocs=world)
+    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)]

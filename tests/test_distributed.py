@@ -1,0 +1,97 @@
+"""Losses of several processes against one that has all their rows: 2 and 4 processes of gloo."""
+
+import copy
+import re
+
+import pytest
+import ranks
+import torch
+import torch.distributed as dist
+
+from ms_kernels import MultiSimilarityLoss
+from ms_kernels.distributed import DistributedLoss
+
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
+)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """{world: what each of its ranks found}, each run when first asked for."""
+    kept = {}
+
+    def of(world):
+        if world not in kept:
+            kept[world] = ranks.run(world, tmp_path_factory.mktemp(f"ranks{world}"))
+        return kept[world]
+
+    return of
+
+
+CASES = [(world, name) for world in ranks.SIZES for name in ranks.cases(world)]
+
+
+@pytest.mark.parametrize(("world", "name"), CASES, ids=str)
+def test_the_loss_of_the_global_batch(found, world, name):
+    sizes, loss, names = ranks.cases(world)[name]
+    want = ranks.steps(copy.deepcopy(loss), sizes, names)
+    for rank, mine in enumerate(found(world)):
+        for (value, dx), (whole, every_dx) in zip(mine[name], want, strict=False):
+            own = ranks.part(whole, sizes, rank) if whole.ndim else whole
+            torch.testing.assert_close(value, own, rtol=1e-10, atol=1e-12)
+            of_rank = ranks.part(every_dx, sizes, rank)
+            torch.testing.assert_close(dx, of_rank, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("world", ranks.SIZES)
+def test_every_process_has_the_same_bits(found, world):
+    first, *others = found(world)
+    for name in ranks.cases(world):
+        for step, (value, _) in enumerate(first[name]):
+            if value.ndim == 0:
+                assert all(torch.equal(value, other[name][step][0]) for other in others)
+
+
+REFUSED = {
+    "labels": r"RuntimeError: DistributedLoss: rank 1: ValueError: labels: expected shape \(4,\)",
+    "no tensor": "RuntimeError: DistributedLoss: rank 1: TypeError: embeddings: expected a tensor",
+    "dimension": r"ValueError: embeddings: .* got shape \(N, 5\) of torch.float32 on rank 0 and "
+    r"shape \(N, 4\)",
+    "dtype": "ValueError: embeddings: .* torch.float32 on rank 0 and .* torch.float64 on rank 1",
+    "options": r"ValueError: loss: .* beta=50.0.* on rank 0 and .*beta=40.0.* on rank 1",
+    "ids": "ValueError: ids: expected the same on every rank, got None on rank 0 and given on",
+    "memory": r"RuntimeError: DistributedLoss: rank 1: ValueError: embeddings: .* \(N, 6\)",
+    "after": "True",
+    "later": "RuntimeError: DistributedLoss: rank 1: RuntimeError: no memory",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_all_hear_of_an_error(found, name):
+    for mine in found(2):
+        assert re.match(REFUSED[name], mine["refusals"][name], re.S), mine["refusals"][name]
+
+
+def test_a_backward_pass_sends_nothing(found):
+    """Sizes, rows, labels, a word that all is well, two of statistics."""
+    for mine in found(2):
+        forward, backward = mine["sent"]
+        assert forward == ["_gather_into"] * 6 and backward == []
+
+
+def test_without_a_group_it_is_the_loss():
+    x, y, _ = ranks.batch((9,))
+    assert torch.equal(DistributedLoss(MultiSimilarityLoss())(x, y), MultiSimilarityLoss()(x, y))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((torch.nn.MSELoss(),), "loss: expected a PairLoss or a CrossBatchMemory"),
+        ((MultiSimilarityLoss(), None, "star"), "schedule: expected one of 'gather', got 'star'"),
+    ],
+)
+def test_bad_options(given, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        DistributedLoss(*given)
