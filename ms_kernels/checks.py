@@ -90,7 +90,15 @@ def take_numbers(options: Any, *names: str) -> None:
 
 
 def check_option(name: str, value: Any, above_zero: bool = False) -> None:
-    """A number that a float32 holds, and its inverse too where it is above 0."""
+    """A number that a float32 holds, and its inverse too where it is above 0; or one that learns,
+    which is not looked at: a GPU would be waited for."""
+    if isinstance(value, Tensor):
+        if value.ndim != 0 or not value.is_floating_point():
+            raise TypeError(
+                f"{name}: expected a number or a floating-point tensor of shape (), got "
+                f"{value.dtype} of shape {tuple(value.shape)}"
+            )
+        return
     check_number(name, value, 0 if above_zero else None)
     least = 1 / MOST_OPTION if above_zero else -MOST_OPTION
     if not least <= value <= MOST_OPTION:

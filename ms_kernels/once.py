@@ -17,7 +17,8 @@ def once(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def ask(*args: P.args, **options: P.kwargs) -> T:
-        if torch.compiler.is_compiling():
+        given = (*args, *options.values())
+        if torch.compiler.is_compiling() or any(isinstance(v, torch.Tensor) for v in given):
             return function(*args, **options)
         try:
             return kept(*args, **options)  # type: ignore[arg-type]

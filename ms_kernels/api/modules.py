@@ -8,6 +8,7 @@ from typing_extensions import Never
 
 from ms_kernels.api.counting import check_ignore_label
 from ms_kernels.api.histogram import check_reduction
+from ms_kernels.api.learned import takes_in
 from ms_kernels.api.road import (
     Counting,
     Tensors,
@@ -41,7 +42,8 @@ class LossOptions(TypedDict, total=False):
 class PairLoss(nn.Module):
     """`pair_loss` with its rules and options fixed; see there for the arguments.
 
-    weighting: a weighting rule. mining: a mining rule; default NoMining(), which keeps every pair.
+    weighting: a weighting rule; options of it that are parameters are the module's own. mining: a
+        mining rule; default NoMining(), which keeps every pair.
     max_positive_similarity, normalize, reduction, backend, ignore_label: default None, True,
         "mean", "auto", None.
     keep_statistics: have `statistics` of the last call. Default False.
@@ -95,9 +97,14 @@ class PairLoss(nn.Module):
         check_flag("keep_statistics", keep_statistics)
         shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
         spec = spec_of(weighting, mining, shared)
-        check_known(backend, spec, weighting, mining)
-        if keep_statistics and spec is None:
+        temperature = bool(weighting.learned) and takes_in(weighting, mining, shared)
+        if not temperature:
+            check_known(backend, spec, weighting, mining)
+        if keep_statistics and spec is None and not temperature:
             raise ValueError(no_statistics("keep_statistics", weighting, mining))
+        for name, option in weighting.learned.items():
+            if isinstance(option, nn.Parameter):
+                self.register_parameter(name, option)
         self.weighting, self.mining = weighting, mining
         self.options: dict[str, Any] = {
             "max_positive_similarity": shared.max_positive_similarity,

@@ -8,6 +8,7 @@ from torch import Tensor
 from ms_kernels import reference
 from ms_kernels.api.counting import row_weights, without_label
 from ms_kernels.api.histogram import Histogram, histogram_loss
+from ms_kernels.api.learned import take_in, takes_in, unscaled, way_out
 from ms_kernels.api.streaming import streamed, streamed_rows
 from ms_kernels.backends import dispatch
 from ms_kernels.backends.crowd import is_crowded
@@ -84,11 +85,33 @@ def loss_and_statistics(
             )
         weight = row_weights(pairs, ignore_label, anchor_mask, sample_weight)
         pairs = without_label(pairs, ignore_label)
+    if loss.spec is None and not loss.dense and weighting.learned:
+        if takes_in(weighting, mining, shared):
+            how = reduction, weight, return_statistics
+            return _with_temperature(loss, pairs, *how)
+        if backend not in ("auto", "panels"):
+            raise ValueError(way_out(weighting, backend))
     if not return_statistics and (weight is None or loss.of_batch):
         return reduced(loss, pairs, reduction), None
     check_flag("return_statistics", return_statistics)
     found, statistics = counted(loss, pairs, reduction, weight, return_statistics)
     return found, statistics if return_statistics else None
+
+
+def _with_temperature(
+    loss: Loss, pairs: Pairs, reduction: str, weight: Tensor | None, return_statistics: bool
+) -> tuple[Tensor, RowStatistics | None]:
+    """Of a temperature that learns."""
+    x, stats = pairs.embeddings, None
+    pairs, rule, shared = take_in(pairs, loss.weighting, loss.shared)
+    scaled = loss_of(rule, loss.mining, shared, loss.backend)
+    if weight is None and not return_statistics:
+        found = reduced(scaled, pairs, reduction)
+    else:
+        found, stats = counted(scaled, pairs, reduction, weight, return_statistics)
+    if not return_statistics or stats is None:
+        return in_public_dtype(found, x), None
+    return in_public_dtype(found, x), unscaled(stats, loss.weighting)
 
 
 def loss_of(weighting: Weighting, mining: Mining, shared: PairOptions, backend: str) -> Loss:

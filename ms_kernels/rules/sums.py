@@ -14,7 +14,8 @@ FAR = 40
 
 @dataclass(frozen=True)
 class Weighting:
-    """Base of the rules. Every option is a finite number; those in `above_zero` are above 0.
+    """Base of the rules. Every option is a finite number; those in `above_zero` are above 0. It may
+    be a tensor of shape () as well, which learns, such as a parameter.
 
     A rule of your own:
 
@@ -31,6 +32,12 @@ class Weighting:
 
     def __post_init__(self) -> None:
         check_options(self, self.above_zero)
+
+    @property
+    def learned(self) -> dict[str, Tensor]:
+        """The options that are tensors: their derivatives are wanted, their values not known."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: v for name, v in values.items() if isinstance(v, Tensor)}
 
     def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         """(rows,) losses of some anchors.

@@ -1,0 +1,77 @@
+"""Losses with an option that learns.
+
+A temperature only scales the similarities, so it is taken into the rows: of rows divided by it the
+kernels compute the loss of temperature 1, and autograd has its derivative. Nothing asks the device
+for its value. Other options go with the loss's own formula, streamed.
+"""
+
+from typing import NamedTuple
+
+from ms_kernels.backends.plain.sides import computed
+from ms_kernels.checks import Pairs
+from ms_kernels.reference import RowStatistics
+from ms_kernels.rules.mining import HardestMining, Mining, NoMining, TopKMining
+from ms_kernels.rules.spec import PairOptions
+from ms_kernels.rules.weighting import (
+    NCA,
+    DecoupledContrastive,
+    NPair,
+    NTXent,
+    SupCon,
+    Weighting,
+)
+
+# By these the similarities are divided, wherever they occur; these keep the same pairs of scaled
+# similarities.
+SCALED = (NTXent, NPair, SupCon, DecoupledContrastive, NCA)
+OF_ANY_SCALE = (NoMining, HardestMining, TopKMining)
+
+
+class Scaled(NamedTuple):
+    """A loss of temperature 1 whose rows have taken the temperature in."""
+
+    pairs: Pairs
+    weighting: Weighting
+    shared: PairOptions
+
+
+def takes_in(weighting: Weighting, mining: Mining, shared: PairOptions) -> bool:
+    return (
+        type(weighting) in SCALED
+        and type(mining) in OF_ANY_SCALE
+        and shared.max_positive_similarity is None
+    )
+
+
+def take_in(pairs: Pairs, weighting: Weighting, shared: PairOptions) -> Scaled:
+    temperature = weighting.learned["temperature"]
+    x, labels, ids, r, ref_labels, ref_ids = pairs
+    x = computed(x, shared.normalize)
+    scale = temperature.to(x.dtype).reciprocal()
+    if r is None:
+        x = x * scale.sqrt()
+    else:
+        x, r = x * scale, computed(r, shared.normalize)
+    scaled = Pairs(x, labels, ids, r, ref_labels, ref_ids)
+    return Scaled(scaled, type(weighting)(1.0), PairOptions(normalize=False))  # type: ignore[call-arg]
+
+
+def unscaled(stats: RowStatistics, weighting: Weighting) -> RowStatistics:
+    """Of the similarities as they were: hardest pairs, and sums of similarities."""
+    temperature = weighting.learned["temperature"].detach().to(stats.neg_sum.dtype)
+    if isinstance(weighting, (SupCon, DecoupledContrastive)):
+        stats = stats._replace(pos_moment=stats.pos_moment * temperature)
+    return stats._replace(
+        hardest_positive=stats.hardest_positive * temperature,
+        hardest_negative=stats.hardest_negative * temperature,
+    )
+
+
+def way_out(weighting: Weighting, backend: str) -> str:
+    names = ", ".join(weighting.learned)
+    return (
+        f"backend: expected 'auto', 'panels' or 'reference' because {names} of {weighting!r} "
+        f"learns, got {backend!r}; kernels learn the temperature of "
+        f"{', '.join(rule.__name__ for rule in SCALED)} alone, with mining by rank and without "
+        "max_positive_similarity"
+    )

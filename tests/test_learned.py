@@ -1,0 +1,208 @@
+"""Options that learn: their derivatives, in the kernels where a scale is all they are."""
+
+import copy
+
+import pytest
+import torch
+from every_backend import NAMES, served
+from torch import nn
+from torch.autograd import gradcheck
+
+import ms_kernels
+from ms_kernels import (
+    HardestMining,
+    MultiSimilarityMining,
+    NoMining,
+    NTXentLoss,
+    PairLoss,
+    SupConLoss,
+    TopKMining,
+    multi_similarity_loss,
+    pair_loss,
+    row_statistics,
+)
+from ms_kernels.rules import weighting as rules
+
+OF_SCALE = [rules.NTXent, rules.NPair, rules.SupCon, rules.DecoupledContrastive, rules.NCA]
+OPTIONS = [
+    (rules.MultiSimilarity, {"alpha": 2.0, "beta": 5.0, "base": 0.3}),
+    (rules.BinomialDeviance, {"alpha": 2.0, "beta": 5.0, "base": 0.3}),
+    (rules.BinLifted, {"alpha": 2.0, "beta": 5.0, "base": 0.3}),
+    (rules.Contrastive, {"positive_margin": 0.9, "negative_margin": 0.1}),
+    (rules.LiftedStructure, {"margin": 0.7}),
+    (rules.Triplet, {"margin": 0.2}),
+    (rules.Circle, {"m": 0.3, "gamma": 4.0}),
+    *((rule, {"temperature": 0.3}) for rule in OF_SCALE),
+]
+
+
+def batch(n=11, d=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    return x, torch.arange(n) % 3
+
+
+def scalar(value):
+    return torch.tensor(value, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    # Of m finite differences see the circle's factors move, which count as constants: see below.
+    [(rule, name) for rule, options in OPTIONS for name in options if name != "m"],
+    ids=str,
+)
+def test_gradcheck_of_every_option(rule, name):
+    options = dict(OPTIONS)[rule]
+    x, y = batch()
+
+    def loss(x, value):
+        return pair_loss(x, y, weighting=rule(**{**options, name: value}))
+
+    if rule is rules.Circle:
+        x = x.detach()
+    else:
+        x.requires_grad_()
+    assert gradcheck(loss, (x, scalar(options[name])), atol=1e-6)
+
+
+@pytest.mark.parametrize(("rule", "options"), OPTIONS, ids=str)
+def test_as_in_dense_pytorch(rule, options):
+    x, y = batch(30)
+    found = []
+    for backend in ("auto", "reference"):
+        leaf = x.clone().requires_grad_()
+        values = {name: scalar(value) for name, value in options.items()}
+        loss = pair_loss(leaf, y, weighting=rule(**values), backend=backend)
+        grads = torch.autograd.grad(loss, (leaf, *values.values()))
+        found.append((loss.detach(), *grads))
+    plain = pair_loss(x, y, weighting=rule(**options))
+    torch.testing.assert_close(found[0][0], plain)
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("mining", [NoMining(), HardestMining(), TopKMining(3)], ids=str)
+@pytest.mark.parametrize("rule", OF_SCALE, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("backend", NAMES)
+def test_a_temperature_learns_in_the_kernels(monkeypatch, backend, rule, mining):
+    backend = served(monkeypatch, backend)
+    x, y = batch(30)
+    r, z = batch(21, seed=1)
+    for refs in ((), (r, z)):
+        found = []
+        for name in (backend, "reference"):
+            leaves = [side.clone().requires_grad_() for side in (x, *refs[:1])]
+            temperature = scalar(0.3)
+            loss = pair_loss(
+                leaves[0],
+                y,
+                *leaves[1:],
+                *refs[1:],
+                weighting=rule(temperature),
+                mining=mining,
+                backend=name,
+                sample_weight=torch.linspace(1, 2, 30) if refs else None,
+            )
+            found.append((loss.detach(), *torch.autograd.grad(loss, (*leaves, temperature))))
+        for got, want in zip(*found, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+
+
+def test_its_road_is_a_kernel_and_others_say_so(monkeypatch):
+    from ms_kernels.backends import cpu
+
+    seen = []
+    for job in ("reduced_loss_and_gradient", "row_statistics"):
+        real = getattr(cpu, job)
+        monkeypatch.setattr(cpu, job, lambda *a, r=real, j=job: seen.append(j) or r(*a))
+    x, y = batch()
+    NTXentLoss(nn.Parameter(torch.tensor(0.1)), backend="cpu")(x.requires_grad_(), y).backward()
+    assert seen == ["reduced_loss_and_gradient"]
+    with pytest.raises(ValueError, match="backend: expected 'auto', 'panels' or 'reference' becau"):
+        multi_similarity_loss(x, y, alpha=scalar(2.0), backend="cpu")
+    with pytest.raises(ValueError, match="backend: 'cpu' expected a rule that its kernels know"):
+        PairLoss(rules.Triplet(scalar(0.1)), backend="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_dtypes(dtype):
+    x, y = batch(30)
+    temperature = nn.Parameter(torch.tensor(0.2))
+    loss = NTXentLoss(temperature)(x.to(dtype).requires_grad_(), y)
+    loss.backward()
+    assert loss.dtype == dtype
+    want = NTXentLoss(scalar(0.2))
+    exact = want(x.to(dtype).double(), y)
+    exact.backward()
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(
+        temperature.grad.double(), want.weighting.temperature.grad, rtol=1e-2, atol=1e-2
+    )
+
+
+def test_statistics_are_of_the_similarities():
+    x, y = batch(30)
+    for rule in (SupConLoss, NTXentLoss):
+        module = rule(scalar(0.2), keep_statistics=True)
+        module(x, y)
+        want = row_statistics(x, y, weighting=rule(0.2).weighting)
+        for got, exact in zip(module.statistics, want, strict=True):
+            torch.testing.assert_close(got, exact)
+
+
+def test_a_parameter_belongs_to_the_module():
+    loss = NTXentLoss(nn.Parameter(torch.tensor(0.5)))
+    assert [name for name, _ in loss.named_parameters()] == ["temperature"]
+    twin = copy.deepcopy(loss)
+    assert twin.weighting.temperature is twin.temperature is not loss.temperature
+    twin.load_state_dict({"temperature": torch.tensor(0.25)})
+    assert twin.weighting.temperature == 0.25 and loss.weighting.temperature == 0.5
+    x, y = batch(30)
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
+    before = loss(x.float(), y)
+    before.backward()
+    optimizer.step()
+    assert loss(x.float(), y) < before
+    assert not list(NTXentLoss(torch.tensor(0.5)).parameters())
+
+
+def test_compiled():
+    x, y = batch(30)
+    torch._dynamo.reset()
+    losses = [NTXentLoss(nn.Parameter(torch.tensor(0.2))) for _ in range(2)]
+    compiled = torch.compile(losses[0], fullgraph=True, backend="aot_eager")
+    for run, loss in zip((compiled, losses[1]), losses, strict=True):
+        leaf = x.float().requires_grad_()
+        run(leaf, y).backward()
+        loss.dx = leaf.grad
+    torch.testing.assert_close(losses[0].temperature.grad, losses[1].temperature.grad)
+    torch.testing.assert_close(losses[0].dx, losses[1].dx)
+
+
+def test_a_mining_in_units_of_similarity_is_streamed():
+    x, y = batch(30)
+    temperature = scalar(0.2)
+    rule = rules.NTXent(temperature)
+    got = pair_loss(x, y, weighting=rule, mining=MultiSimilarityMining())
+    want = pair_loss(x, y, weighting=rules.NTXent(0.2), mining=MultiSimilarityMining())
+    torch.testing.assert_close(got, want)
+    assert torch.autograd.grad(got, temperature)[0] != 0
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            torch.ones(2),
+            r"temperature: expected a number or a floating-point tensor of shape",
+        ),
+        (torch.tensor(1), "got torch.int64 of shape"),
+    ],
+    ids=str,
+)
+def test_what_cannot_learn(value, message):
+    with pytest.raises(TypeError, match=message):
+        NTXentLoss(value)
+    with pytest.raises(TypeError, match="weighting: expected options that are numbers"):
+        ms_kernels.PairSpec(rules.NTXent(scalar(0.1)))
