@@ -4,7 +4,14 @@ import triton
 import triton.language as tl
 
 from ms_kernels.backends.triton.forms import negative_summand, rescaled
-from ms_kernels.backends.triton.pairs import GIVEN, distinct, given, positive_tiles, same_class
+from ms_kernels.backends.triton.pairs import (
+    GIVEN,
+    different,
+    given,
+    paired,
+    positive_tiles,
+    same_class,
+)
 from ms_kernels.backends.triton.ranked import compare
 from ms_kernels.backends.triton.similarity import similarity
 from ms_kernels.backends.triton.softplus import INFINITY
@@ -96,6 +103,7 @@ def negative_scan_kernel(
     tail = ((end > start) & (end * BLOCK_N > M) & ((width == 0) | (high < end))).to(tl.int32)
 
     row_first, row_last = tl.load(first + rows), tl.load(last + rows)
+    row_there = (rows < N) & (paired(rows, row_ids, ID_MODE) >= 0)
     row_above = tl.load(neg_above + rows)
     if TWO_SIDED:
         row_below = given(neg_below, rows, TWO_SIDED)
@@ -117,7 +125,8 @@ def negative_scan_kernel(
                 column_above = tl.load(neg_above + columns)
             sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
             if MASKED:
-                pair = (columns < M)[None, :] & (rows < N)[:, None]
+                here = paired(columns, column_ids, ID_MODE)
+                pair = ((here >= 0) & (here < M))[None, :] & row_there[:, None]
                 if MAY_OVERFLOW:
                     broken = (tl.abs(sim) < INFINITY) == 0
                     broken &= pair
@@ -125,7 +134,7 @@ def negative_scan_kernel(
                     pair &= columns[None, :] > rows[:, None]
                 pair &= same_class(row_first, row_last, columns) == 0
                 if ID_MODE == GIVEN:  # in self mode an anchor is no negative of itself anyway
-                    pair &= distinct(rows, columns, row_ids, column_ids, ID_MODE)
+                    pair &= different(rows, columns, row_ids, column_ids, ID_MODE)
                 sim = tl.where(pair, sim, -INFINITY)
                 if MAY_OVERFLOW:
                     sim = tl.where(broken, INFINITY, sim)

@@ -27,16 +27,33 @@ def same_class(first, last, columns):
 
 
 @triton.jit
-def distinct(rows, columns, row_ids, column_ids, ID_MODE: tl.constexpr):
+def different(rows, columns, row_ids, column_ids, ID_MODE: tl.constexpr):
     """False for the pairs that are one sample."""
-    different = rows[:, None] != columns[None, :]
+    other = rows[:, None] != columns[None, :]
     if ID_MODE == GIVEN:
-        row_id, column_id = tl.load(row_ids + rows), tl.load(column_ids + columns)
-        different = row_id[:, None] != column_id[None, :]
-        different &= (row_id != _IGNORED)[:, None] & (column_id != _IGNORED)[None, :]
+        other = tl.load(row_ids + rows)[:, None] != tl.load(column_ids + columns)[None, :]
     if ID_MODE == NO_IDS:
-        different = (rows[:, None] >= 0) & (columns[None, :] >= 0)
-    return different
+        other = (rows[:, None] >= 0) & (columns[None, :] >= 0)
+    return other
+
+
+@triton.jit
+def paired(places, ids, ID_MODE: tl.constexpr):
+    """The places, -1 of a sample that is in no pair: asked of a side alone it costs a pair
+    nothing."""
+    if ID_MODE == GIVEN:
+        places = tl.where(tl.load(ids + places) == _IGNORED, -1, places)
+    return places
+
+
+@triton.jit
+def distinct(rows, columns, row_ids, column_ids, ID_MODE: tl.constexpr):
+    """False for the pairs that are one sample, or of a sample that is in none."""
+    other = different(rows, columns, row_ids, column_ids, ID_MODE)
+    if ID_MODE == GIVEN:
+        other &= (paired(rows, row_ids, ID_MODE) >= 0)[:, None]
+        other &= (paired(columns, column_ids, ID_MODE) >= 0)[None, :]
+    return other
 
 
 @triton.jit
