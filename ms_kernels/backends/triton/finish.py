@@ -12,7 +12,14 @@ from ms_kernels.backends.triton.forms import (
     negative_result,
 )
 from ms_kernels.backends.triton.mining_rules import is_positive, positive_below
-from ms_kernels.backends.triton.pairs import different, given, paired, positive_range, same_class
+from ms_kernels.backends.triton.pairs import (
+    GIVEN,
+    different,
+    given,
+    paired,
+    positive_range,
+    same_class,
+)
 from ms_kernels.backends.triton.similarity import similarity
 from ms_kernels.backends.triton.softplus import INFINITY, sigmoid, softplus
 from ms_kernels.backends.triton.terms import times, write_terms
@@ -79,7 +86,8 @@ def finish_kernel(
     present = rows < N
     low, high = positive_range(first, last, rows, N)
     row_first, row_last = tl.load(first + rows), tl.load(last + rows)
-    row_last = tl.where(paired(rows, row_ids, ID_MODE) < 0, 0, row_last)
+    if ID_MODE == GIVEN:
+        row_last = tl.where(paired(rows, row_ids) < 0, 0, row_last)
     highest, hardest = tl.load(hardest_negative + rows), tl.load(hardest_positive + rows)
     pos_below = positive_below(hardest, highest, coefficients, MINING)
     scale = positive_scale(coefficients)
@@ -98,7 +106,10 @@ def finish_kernel(
     for start in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
         sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
-        pair = same_class(row_first, row_last, paired(columns, column_ids, ID_MODE))
+        here = columns
+        if ID_MODE == GIVEN:
+            here = paired(columns, column_ids)
+        pair = same_class(row_first, row_last, here)
         pair &= different(rows, columns, row_ids, column_ids, ID_MODE)
         keep = is_positive(sim, pair, coefficients) & (sim < pos_below[:, None])
         u = beyond(sim, positive_base(coefficients), SIGN)

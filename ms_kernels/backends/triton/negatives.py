@@ -103,7 +103,9 @@ def negative_scan_kernel(
     tail = ((end > start) & (end * BLOCK_N > M) & ((width == 0) | (high < end))).to(tl.int32)
 
     row_first, row_last = tl.load(first + rows), tl.load(last + rows)
-    row_there = (rows < N) & (paired(rows, row_ids, ID_MODE) >= 0)
+    row_there = rows < N
+    if ID_MODE == GIVEN:
+        row_there &= paired(rows, row_ids) >= 0
     row_above = tl.load(neg_above + rows)
     if TWO_SIDED:
         row_below = given(neg_below, rows, TWO_SIDED)
@@ -125,8 +127,10 @@ def negative_scan_kernel(
                 column_above = tl.load(neg_above + columns)
             sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
             if MASKED:
-                here = paired(columns, column_ids, ID_MODE)
-                pair = ((here >= 0) & (here < M))[None, :] & row_there[:, None]
+                there = columns < M
+                if ID_MODE == GIVEN:
+                    there &= paired(columns, column_ids) >= 0
+                pair = there[None, :] & row_there[:, None]
                 if MAY_OVERFLOW:
                     broken = (tl.abs(sim) < INFINITY) == 0
                     broken &= pair

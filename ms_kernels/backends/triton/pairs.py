@@ -38,12 +38,10 @@ def different(rows, columns, row_ids, column_ids, ID_MODE: tl.constexpr):
 
 
 @triton.jit
-def paired(places, ids, ID_MODE: tl.constexpr):
+def paired(places, ids):
     """The places, -1 of a sample that is in no pair: asked of a side alone it costs a pair
     nothing."""
-    if ID_MODE == GIVEN:
-        places = tl.where(tl.load(ids + places) == _IGNORED, -1, places)
-    return places
+    return tl.where(tl.load(ids + places) == _IGNORED, -1, places)
 
 
 @triton.jit
@@ -51,8 +49,8 @@ def distinct(rows, columns, row_ids, column_ids, ID_MODE: tl.constexpr):
     """False for the pairs that are one sample, or of a sample that is in none."""
     other = different(rows, columns, row_ids, column_ids, ID_MODE)
     if ID_MODE == GIVEN:
-        other &= (paired(rows, row_ids, ID_MODE) >= 0)[:, None]
-        other &= (paired(columns, column_ids, ID_MODE) >= 0)[None, :]
+        other &= (paired(rows, row_ids) >= 0)[:, None]
+        other &= (paired(columns, column_ids) >= 0)[None, :]
     return other
 
 

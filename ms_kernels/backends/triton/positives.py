@@ -14,7 +14,7 @@ from ms_kernels.backends.triton.mining_rules import (
     negative_below,
     positive_below,
 )
-from ms_kernels.backends.triton.pairs import different, paired, positive_range, same_class
+from ms_kernels.backends.triton.pairs import GIVEN, different, paired, positive_range, same_class
 from ms_kernels.backends.triton.similarity import similarity
 from ms_kernels.backends.triton.softplus import INFINITY
 
@@ -50,12 +50,16 @@ def positive_scan_kernel(
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     low, high = positive_range(first, last, rows, N)
     row_first, row_last = tl.load(first + rows), tl.load(last + rows)
-    row_last = tl.where(paired(rows, row_ids, ID_MODE) < 0, 0, row_last)
+    if ID_MODE == GIVEN:
+        row_last = tl.where(paired(rows, row_ids) < 0, 0, row_last)
     hardest = tl.full((BLOCK_M,), INFINITY, T)
     for start in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
         sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
-        pair = same_class(row_first, row_last, paired(columns, column_ids, ID_MODE))
+        here = columns
+        if ID_MODE == GIVEN:
+            here = paired(columns, column_ids)
+        pair = same_class(row_first, row_last, here)
         pair &= different(rows, columns, row_ids, column_ids, ID_MODE)
         sim = tl.where(is_positive(sim, pair, coefficients), sim, INFINITY)
         hardest = tl.minimum(hardest, tl.min(sim, 1))
