@@ -19,6 +19,7 @@ from ms_kernels.backends.plain.sweep import (
 )
 from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule, savable_pairs
 from ms_kernels.engine.autograd import (
+    constants_of,
     differentiable_once,
     in_public_dtype,
     keep,
@@ -140,12 +141,14 @@ class _Swept(torch.autograd.Function):
         ctx.given, ctx.reduction, ctx.count = given, reduction, max(len(rows), 1)
         ctx.dtype = x.dtype
         keep(ctx, dx, dr, valid, *(pairs if later else ()))
-        ctx.mark_non_differentiable(kept)
+        constants_of(ctx, kept)
         return rows if later else reduce(rows.sum(), reduction, ctx.count, valid), kept
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dloss: Tensor | None, *rest: None) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("streamed_loss", OWN_WAY_OUT)
+        if dloss is None:
+            return None, None, None, None, None
         dx, dr, valid, *pairs = ctx.saved_tensors
         if ctx.reduction == "none":
             refuse_batches("streamed_loss", dloss, OWN_WAY_OUT)

@@ -99,6 +99,12 @@ def in_public_dtype(loss: Tensor, embeddings: Tensor) -> Tensor:
     return loss.to(embeddings.dtype)
 
 
+def constants_of(ctx: Any, *outputs: Tensor) -> None:
+    """Outputs without a derivative, for whose gradients no zeros are made."""
+    ctx.mark_non_differentiable(*outputs)
+    ctx.set_materialize_grads(False)
+
+
 def keep(ctx: Any, *tensors: Tensor | None) -> None:
     """For backward."""
     ctx.save_for_backward(*map(savable, tensors))
@@ -170,15 +176,17 @@ class RowLoss(torch.autograd.Function):
         with below_autograd():
             stats = ops.row_statistics(*pairs, packed, backend)
             loss: Tensor = ops.row_loss_of(list(stats), embeddings, ref_emb, packed, backend)
-        ctx.mark_non_differentiable(*stats)
+        constants_of(ctx, *stats)
         keep(ctx, *pairs, *(() if anew else stats))
         ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
         ctx.anew = anew
         return loss, *stats
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dloss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("ms_kernels")
+        if dloss is None:
+            return None, None, None, None, None, None
         saved = ctx.saved_tensors  # once: a checkpoint computes them for one look
         x, labels, ids, r, ref_labels, ref_ids, *stats = saved
         if ctx.anew or is_batch(dloss):

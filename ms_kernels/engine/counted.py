@@ -9,6 +9,7 @@ from ms_kernels.checks import Pairs
 from ms_kernels.engine import ops
 from ms_kernels.engine.autograd import (
     ANEW,
+    constants_of,
     differentiable_once,
     in_public_dtype,
     row_losses_of,
@@ -65,13 +66,15 @@ class CountedLoss(torch.autograd.Function):
             dx, dr = _gradients(pairs, stats, ones / divisor, options, need_dx, need_dr, spec)
         dw = _of_weights(rows, kept, ones, loss, divisor, reduction) if need_dw else None
         ctx.dtype = embeddings.dtype
-        ctx.mark_non_differentiable(*stats)
+        constants_of(ctx, *stats)
         ctx.save_for_backward(dx, dr, dw)
         return loss, *stats
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dloss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("ms_kernels")
+        if dloss is None:
+            return None, None, None, None
         dx, dr, dw = (None if d is None else d * dloss for d in ctx.saved_tensors)
         dx, dr = (None if d is None else d.to(ctx.dtype) for d in (dx, dr))
         return dx, dr, dw, None

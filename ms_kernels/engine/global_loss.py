@@ -13,6 +13,7 @@ from torch import Tensor
 from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.checks import Pairs
 from ms_kernels.engine import ops
+from ms_kernels.engine.autograd import constants_of
 from ms_kernels.engine.exchange import Exchange
 from ms_kernels.engine.reduction import divisor_of, reduce_rows
 from ms_kernels.engine.refusals import below_autograd, refuse_second_derivative
@@ -61,13 +62,15 @@ class GlobalLoss(torch.autograd.Function):
             dx = None
             if ctx.needs_input_grad[0] and not later:
                 dx = _gradient(call, everybody, worth, here)
-        ctx.mark_non_differentiable(*stats)
+        constants_of(ctx, *stats)
         ctx.save_for_backward(dx, *((worth, *everybody) if later else ()))
         return loss, *stats
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dloss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("DistributedLoss")
+        if dloss is None:
+            return None, None, None
         dx, *later = ctx.saved_tensors
         if later:
             worth, *stats = later
