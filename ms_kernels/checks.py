@@ -17,7 +17,10 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Pairs(NamedTuple):
-    """Checked tensors of a call, labels and ids as int64, in the order that the ops take them."""
+    """Checked tensors of a call, labels and ids as int64, in the order that the ops take them.
+
+    Labels may be sets too, (N, K) bool, which plain PyTorch alone takes.
+    """
 
     embeddings: Tensor
     labels: Tensor
@@ -157,7 +160,7 @@ def check_pairs(
     ref_ids: Tensor | None,
 ) -> Pairs:
     _check_embeddings("embeddings", embeddings)
-    labels = _integers("labels", labels, "embeddings", embeddings)
+    labels = _labels("labels", labels, "embeddings", embeddings)
     if ids is not None:
         ids = _integers("ids", ids, "embeddings", embeddings)
     if isinstance(ref_emb, (tuple, list)):
@@ -189,7 +192,12 @@ def check_pairs(
             f"ref_emb: expected device {embeddings.device} to match embeddings, "
             f"got {ref_emb.device}; use ref_emb.to(embeddings.device)"
         )
-    ref_labels = _integers("ref_labels", ref_labels, "ref_emb", ref_emb)
+    ref_labels = _labels("ref_labels", ref_labels, "ref_emb", ref_emb)
+    if labels.shape[1:] != ref_labels.shape[1:]:
+        raise ValueError(
+            f"ref_labels: expected shape {('M', *labels.shape[1:])} to match labels "
+            f"{tuple(labels.shape)}, got {tuple(ref_labels.shape)}"
+        )
     if (ids is None) != (ref_ids is None):
         given, missing = ("ids", "ref_ids") if ref_ids is None else ("ref_ids", "ids")
         raise ValueError(f"{missing}: expected a tensor because {given} was given, got None")
@@ -215,6 +223,27 @@ def _check_embeddings(name: str, x: Tensor) -> None:
         raise ValueError(f"{name}: expected shape (N, D), got {tuple(x.shape)}")
 
 
+def _labels(name: str, got: Tensor, beside: str, x: Tensor) -> Tensor:
+    """One integer a row, or (N, K) flags: the labels that it has."""
+    if not isinstance(got, Tensor) or got.ndim != 2 or got.dtype != torch.bool:
+        return _integers(name, got, beside, x)
+    if got.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"{name}: expected shape ({x.shape[0]}, K) to match {beside} {tuple(x.shape)}, "
+            f"got {tuple(got.shape)}"
+        )
+    _check_device(name, got, beside, x)
+    return got
+
+
+def _check_device(name: str, got: Tensor, beside: str, x: Tensor) -> None:
+    if got.device != x.device:
+        raise ValueError(
+            f"{name}: expected device {x.device} to match {beside}, got {got.device}; "
+            f"use {name}.to({beside}.device)"
+        )
+
+
 def _integers(name: str, got: Tensor, beside: str, x: Tensor) -> Tensor:
     if not isinstance(got, Tensor):
         raise TypeError(
@@ -230,9 +259,5 @@ def _integers(name: str, got: Tensor, beside: str, x: Tensor) -> Tensor:
             f"{name}: expected shape ({x.shape[0]},) to match {beside} {tuple(x.shape)}, "
             f"got {tuple(got.shape)}"
         )
-    if got.device != x.device:
-        raise ValueError(
-            f"{name}: expected device {x.device} to match {beside}, got {got.device}; "
-            f"use {name}.to({beside}.device)"
-        )
+    _check_device(name, got, beside, x)
     return got.to(torch.int64)  # one-to-one, so equality survives even for uint64

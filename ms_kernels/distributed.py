@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ms_kernels.api.counting import row_weights, without_label
+from ms_kernels.api.counting import check_one_label, row_weights, without_label
 from ms_kernels.api.memory import CrossBatchMemory
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.checks import Pairs, check_choice, check_pairs
@@ -87,6 +87,7 @@ class DistributedLoss(nn.Module):
         weight, error, pairs = None, None, None
         try:
             pairs = check_pairs(embeddings, labels, None, None, ids, None)
+            check_one_label("DistributedLoss", pairs.labels)
             differentiable_once(pairs, "DistributedLoss")
             weight = row_weights(pairs, ignored, anchor_mask, sample_weight)
             if memory is not None:

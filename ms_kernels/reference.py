@@ -132,7 +132,7 @@ def labelled_similarities(
         embeddings, ref_emb = unit_rows(embeddings), unit_rows(ref_emb)
     sim = embeddings @ ref_emb.T  # (N, M)
 
-    same_label = labels[:, None] == ref_labels[None, :]
+    same_label = shares_label(labels, ref_labels)
     negative = ~same_label
     positive = same_label
     if ids is not None and ref_ids is not None:
@@ -143,6 +143,14 @@ def labelled_similarities(
     if max_positive_similarity is not None:
         positive = positive & (sim < max_positive_similarity)
     return sim, positive, negative
+
+
+def shares_label(labels: Tensor, others: Tensor) -> Tensor:
+    """(N, M) bool: of labels (N,) and (M,) whether they are equal, of sets of labels (N, K) and
+    (M, K) whether they have one in common."""
+    if labels.ndim == 1:
+        return labels[:, None] == others[None, :]
+    return labels.float() @ others.float().T > 0
 
 
 def unit_rows(x: Tensor) -> Tensor:

@@ -23,6 +23,14 @@ def check_ignore_label(ignore_label: Any) -> None:
         raise ValueError(f"{wanted}, got {ignore_label}")
 
 
+def check_one_label(name: str, labels: Tensor) -> None:
+    if labels.ndim != 1:
+        raise ValueError(
+            f"labels: expected shape ({labels.shape[0]},) in a {name}, got sets of labels "
+            f"{tuple(labels.shape)}; pair_loss takes them"
+        )
+
+
 def check_rows(name: str, got: Any, x: Tensor, flags: bool) -> None:
     """One flag, or number, for each anchor."""
     kind = "bool" if flags else "a floating-point or integer dtype"

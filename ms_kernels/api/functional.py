@@ -170,7 +170,8 @@ def multi_similarity_loss(
 
     Args:
         embeddings: (N, D) float16, bfloat16, float32 or float64. Half is computed in float32.
-        labels: (N,) of any integer dtype; only equality counts.
+        labels: (N,) of any integer dtype; only equality counts. Or (N, K) bool, the labels that
+            each row has: a pair that shares one is positive (streamed, whatever the device).
         ref_emb, ref_labels: (M, D) and (M,) candidates of the same dtype and device, e.g. a memory
             bank. Default: the batch itself, without the pairs i = i.
         ids, ref_ids: (N,) and (M,) integers; a pair of equal ids is the same sample, never a pair,

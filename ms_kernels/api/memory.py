@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ms_kernels.api.counting import check_rows, row_weights, without_label
+from ms_kernels.api.counting import check_one_label, check_rows, row_weights, without_label
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.api.ring import Ring, Slots
 from ms_kernels.backends.interface import compute_dtype
@@ -135,6 +135,7 @@ class CrossBatchMemory(nn.Module):
     ) -> "Call":
         """Checked; samples without ids are given some."""
         pairs = check_pairs(embeddings, labels, None, None, ids, None)
+        check_one_label("CrossBatchMemory", pairs.labels)
         self.check(embeddings)
         if enqueue_mask is not None:
             check_rows("enqueue_mask", enqueue_mask, embeddings, flags=True)

@@ -76,6 +76,8 @@ def loss_and_statistics(
     if not loss.dense:
         refuse_tracing("ms_kernels")
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+    if pairs.labels.ndim == 2:
+        loss = _of_sets(loss, ignore_label)
     weight = None
     if ignore_label is not None or anchor_mask is not None or sample_weight is not None:
         if loss.of_batch and (anchor_mask is not None or sample_weight is not None):
@@ -86,7 +88,7 @@ def loss_and_statistics(
         weight = row_weights(pairs, ignore_label, anchor_mask, sample_weight)
         pairs = without_label(pairs, ignore_label)
     if loss.spec is None and not loss.dense and weighting.learned:
-        if takes_in(weighting, mining, shared):
+        if pairs.labels.ndim == 1 and takes_in(weighting, mining, shared):
             how = reduction, weight, return_statistics
             return _with_temperature(loss, pairs, *how)
         if backend not in ("auto", "panels"):
@@ -96,6 +98,21 @@ def loss_and_statistics(
     check_flag("return_statistics", return_statistics)
     found, statistics = counted(loss, pairs, reduction, weight, return_statistics)
     return found, statistics if return_statistics else None
+
+
+def _of_sets(loss: Loss, ignore_label: int | None) -> Loss:
+    """Of rows with several labels: by the loss's own formula, streamed."""
+    if ignore_label is not None:
+        raise ValueError(
+            f"ignore_label: expected None with sets of labels, got {ignore_label}; give ids, with "
+            "ms_kernels.IGNORED for the rows that do not count"
+        )
+    if loss.backend not in ("auto", "panels", "reference"):
+        raise ValueError(
+            "backend: expected 'auto', 'panels' or 'reference' with sets of labels, got "
+            f"{loss.backend!r}"
+        )
+    return loss._replace(spec=None)
 
 
 def _with_temperature(
@@ -173,6 +190,11 @@ def row_statistics(loss: Loss, pairs: Pairs) -> RowStatistics:
     """Of each anchor, as constants; the rules are of this package."""
     spec = loss.spec
     assert spec is not None
+    if pairs.labels.ndim == 2:
+        raise ValueError(
+            f"labels: expected shape ({pairs.labels.shape[0]},) for statistics, got sets of labels "
+            f"{tuple(pairs.labels.shape)}; pair_weights takes them"
+        )
     with constants(), torch.autocast(pairs.embeddings.device.type, enabled=False):
         dispatch.check_known(loss.backend, spec, loss.weighting, loss.mining)
         if _chosen(loss.backend, pairs, spec) == "reference":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.interface import Side, compute_dtype
-from ms_kernels.reference import IGNORED, is_floored, row_scale, unit_rows
+from ms_kernels.reference import IGNORED, is_floored, row_scale, shares_label, unit_rows
 from ms_kernels.rules.spec import PairOptions
 from ms_kernels.settings import options
 
@@ -56,7 +56,7 @@ class Sides:
         """Of some rows: x and r are those of this object, or stand for them in a derivative."""
         rows, columns = self.rows, self.columns
         sim = x[block] @ r.T
-        positive = rows.labels[block, None] == columns.labels[None, :]
+        positive = shares_label(rows.labels[block], columns.labels)
         negative = ~positive
         if rows.ids is not None and columns.ids is not None:
             other = rows.ids[block, None] != columns.ids[None, :]
