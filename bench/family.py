@@ -10,7 +10,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +19,9 @@ from tqdm import tqdm
 
 import ms_kernels
 from bench.baselines import PEER, Loss, has_peer
+from bench.keep import keep
 from bench.timing import Turns, rounds_for
-from ms_kernels.tools.command_line import check_count, check_output
+from ms_kernels.tools.command_line import check_count
 from ms_kernels.tools.step_cost import peak_of
 
 SIZES = (512, 2048, 8192)
@@ -219,19 +219,18 @@ def measure(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
 
 
 def run(machine: dict[str, object], quick: bool) -> None:
-    shape = {"d": DEPTH, "per_class": PER_CLASS}
-    name = "quick" if quick else machine["date"]
-    path = Path(__file__).parent / "results" / f"family-{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    check_output("bench family", "results", path)
-    rows = measure(SIZES[:1] if quick else SIZES)
-    found = {"machine": machine, "shape": shape, "family": rows}
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    from bench import family_report, tables
+    from bench import family_report
 
-    print(f"\nresults: {path}\n\n{family_report.table(found)}")
+    shape = {"d": DEPTH, "per_class": PER_CLASS}
+    sizes = SIZES[:1] if quick else SIZES
+    keep(
+        "family",
+        machine,
+        quick,
+        lambda: {"shape": shape, "family": measure(sizes)},
+        family_report.table,
+    )
     if not quick:
-        tables.publish()
         print("\npage and plot: docs/benchmark_family.md, docs/bench_family.png")
 
 
