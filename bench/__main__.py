@@ -1,5 +1,9 @@
-"""python -m bench [quick]: time, memory, then the table and the plots. With "family": those of the
-other pair losses, see bench/family.py."""
+"""python -m bench [family | memory | distributed] [quick]: a training step on the CPU, measured.
+
+Without a word: time and peak memory, then the table and the plots. family: the other pair losses
+(bench/family.py), memory: a cross-batch memory (bench/cross_batch.py), distributed: several
+processes (bench/processes.py).
+"""
 
 import datetime
 import importlib.metadata
@@ -15,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 import ms_kernels
-from bench import family, memory, report, tables
+from bench import cross_batch, family, memory, processes, report, tables
 from bench.cases import DEPTHS
 from ms_kernels.backends import cpu
 from ms_kernels.tools.command_line import check_output
@@ -31,6 +35,21 @@ MOST_ROWS = {
 }
 
 
+KINDS = {"family": family.run, "memory": cross_batch.run, "distributed": processes.run}
+
+
+def parse(arguments: list[str]) -> tuple[str | None, bool]:
+    """What is measured, and whether quickly; exits with what was wanted."""
+    kinds = [word for word in arguments if word in KINDS]
+    if len(kinds) > 1 or set(arguments) - {"quick", *KINDS}:
+        wanted = ", ".join(map(repr, KINDS))
+        sys.exit(
+            f"bench: expected nothing or one of {wanted}, and perhaps 'quick', got "
+            f"{' '.join(arguments)!r}"
+        )
+    return (kinds or [None])[0], "quick" in arguments
+
+
 def machine() -> dict[str, object]:
     from ms_kernels import _cpu
 
@@ -44,6 +63,8 @@ def machine() -> dict[str, object]:
         "instruction_set": _cpu.instruction_set(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        # On a busy machine threads that wait by spinning take ten times as long for small work.
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY", "").lower(),
         "torch": torch.__version__,
         "ms_kernels": ms_kernels.__version__,
         "pytorch_metric_learning": importlib.metadata.version("pytorch-metric-learning"),
@@ -75,13 +96,11 @@ def peaks(sizes: tuple[int, ...]) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    chosen, quick = set(sys.argv[1:]), "quick" in sys.argv[1:]
-    if chosen - {"family", "quick"}:
-        sys.exit(f"bench: expected nothing, 'family' or 'quick', got {' '.join(sys.argv[1:])!r}")
+    kind, quick = parse(sys.argv[1:])
     if reason := cpu.missing():
         sys.exit(f"bench: {reason}")
-    if "family" in chosen:
-        return family.run(machine(), quick)
+    if kind is not None:
+        return KINDS[kind](machine(), quick)
     name = "quick" if quick else f"cpu-{datetime.date.today().isoformat()}"
     path = Path(__file__).parent / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
 """python -m bench.tables: the tables and plots of README and docs, from what bench/results holds.
 
-Of each kind the latest file is shown: cpu-*.json, family-*.json, and *.jsonl of a GPU (also in a
-folder, as `make gpu RESULTS=folder` fills it).
+Of each kind the latest file is shown: cpu-*.json, family-*.json, memory-*.json,
+distributed-*.json, and *.jsonl of a GPU (also in a folder, as `make gpu RESULTS=folder` fills it).
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import family_report, gpu_plot, gpu_report, report
+from bench import family_report, gpu_plot, gpu_report, report, scaling_report
 from bench.gpu_record import Case, latest, read
 
 ROOT = Path(__file__).parent.parent
@@ -17,7 +17,8 @@ NO_GPU = (
     "Nothing has been measured on a GPU yet: `make gpu RESULTS=folder` is the command that does."
 )
 CPU, FAMILY = ("cpu-*.json", "times"), ("family-*.json", "family")
-GPU_PAGE = "docs/benchmark_gpu.md"
+SCALING = {name: (f"{name}-*.json", name) for name in ("memory", "distributed")}
+GPU_PAGE, SCALING_PAGE = "docs/benchmark_gpu.md", "docs/scaling.md"
 
 
 def newest(results: Path, pattern: str, part: str) -> Any | None:
@@ -62,6 +63,10 @@ def pages(root: Path = ROOT) -> dict[str, str]:
         readme = region(readme, "bench", report.table(cpu, report.headline))
     if family is not None:
         found["docs/benchmark_family.md"] = family_report.page(family)
+    scaling = {name: newest(results, *place) for name, place in SCALING.items()}
+    if any(scaling.values()):
+        text = (root / SCALING_PAGE).read_text()
+        found[SCALING_PAGE] = fill(text, scaling)
     gpu = gpu_cases(results)
     if gpu:
         found[GPU_PAGE] = gpu_report.page(gpu)
@@ -77,6 +82,18 @@ def region(text: str, name: str, content: str) -> str:
     return f"{before}{start}\n{content}\n{end}{after}"
 
 
+def fill(text: str, scaling: dict[str, Any]) -> str:
+    """The text with the tables of what was measured between their marks."""
+    makers = {
+        "memory": scaling_report.memory_table,
+        "distributed": scaling_report.distributed_table,
+    }
+    for name, table in makers.items():
+        if scaling[name] is not None:
+            text = region(text, name, table(scaling[name]))
+    return text
+
+
 def plots(root: Path = ROOT) -> dict[str, tuple[Any, Any]]:
     """Path below the root: what draws the picture, and of which results."""
     results = root / "bench" / "results"
@@ -88,6 +105,9 @@ def plots(root: Path = ROOT) -> dict[str, tuple[Any, Any]]:
             found["docs/bench_memory.png"] = report.plot_memory, cpu
     if family is not None:
         found["docs/bench_family.png"] = family_report.plot, family
+    scaling = {name: newest(results, *place) for name, place in SCALING.items()}
+    if any(scaling.values()):
+        found["docs/bench_scaling.png"] = scaling_report.plot, scaling
     if steps := [case for case in gpu_cases(results) if case["kind"] == "step"]:
         found["docs/bench_gpu.png"] = gpu_plot.plot, steps
     return found
