@@ -63,6 +63,7 @@ def machine() -> dict[str, object]:
         "instruction_set": _cpu.instruction_set(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),  # before any of this
         # On a busy machine threads that wait by spinning take ten times as long for small work.
         "wait_policy": os.environ.get("OMP_WAIT_POLICY", "").lower(),
         "torch": torch.__version__,

@@ -21,7 +21,10 @@ KINDS = {"strong": "#0072B2", "weak": "#D55E00"}  # two of Okabe and Ito's palet
 
 def _machine(found: dict[str, Any]) -> str:
     machine = found["machine"]
-    return f"{machine['cpu']} ({machine['instruction_set']}), torch {machine['torch']}"
+    load = (
+        f" with a load of {machine['load']} by other jobs" if machine.get("load", 0) > 0.5 else ""
+    )
+    return f"{machine['cpu']} ({machine['instruction_set']}){load}, torch {machine['torch']}"
 
 
 def memory_table(found: dict[str, Any]) -> str:
@@ -146,20 +149,22 @@ def _of_processes(axes: Axes, found: dict[str, Any]) -> None:
         each = f"{chosen[0]['n']:,} rows" + (" of each" if kind == "weak" else " of all")
         label = f"{kind}: {each}"
         axes.errorbar(at, steps, ranges, fmt="o-", color=color, capsize=3, lw=2, label=label)
+        work = [1e3 * r["work"] for r in chosen]
+        axes.plot(at, work, "o:", color=color, mfc="white", label="computed by each, no waiting")
     if cores < worlds[-1]:
         axes.axvspan(cores * 1.05, worlds[-1] * 1.1, color="#999999", alpha=0.15, lw=0)
         axes.text(
             (cores * 1.05 * worlds[-1] * 1.1) ** 0.5,
-            0.02,
+            0.95,
             f"they share {cores} cores",
             transform=axes.get_xaxis_transform(),
             ha="center",
-            va="bottom",
+            va="top",
             color="#555555",
         )
     axes.set_xscale("log", base=2)
     axes.set_xticks(worlds, [str(world) for world in worlds])
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.35 * max(row["high"] for row in rows) * 1e3)  # room for the legend
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper left")
