@@ -21,9 +21,8 @@ KINDS = {"strong": "#0072B2", "weak": "#D55E00"}  # two of Okabe and Ito's palet
 
 def _machine(found: dict[str, Any]) -> str:
     machine = found["machine"]
-    load = (
-        f" with a load of {machine['load']} by other jobs" if machine.get("load", 0) > 0.5 else ""
-    )
+    busy = machine.get("load", 0) > 0.5
+    load = f", busy with other jobs (load {machine['load']} when it began)" if busy else ""
     return f"{machine['cpu']} ({machine['instruction_set']}){load}, torch {machine['torch']}"
 
 
@@ -66,7 +65,7 @@ def distributed_table(found: dict[str, Any]) -> str:
         "of a forward and backward pass; peak resident memory of a process beyond its rows and "
         "their gradient.",
         "",
-        "| scaling | processes | rows of all | rows of each | step | passes | CPU | beside one "
+        "| scaling | processes | rows of all | rows of each | step | passes | CPU | CPU beside one "
         "process | a process gives | receives | memory |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
@@ -114,6 +113,8 @@ def plot(found: Mapping[str, dict[str, Any] | None], path: Path) -> None:
     figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False)
     if (one := found["distributed"]) is not None:
         _of_processes(scaling, one)
+        handles, labels = scaling.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower right", ncols=2, frameon=False)
     scaling.set(title="DistributedLoss: time", xlabel="processes, one thread each")
     scaling.set_ylabel("training step (ms)")
     save(figure, path, dict(found))
@@ -150,24 +151,25 @@ def _of_processes(axes: Axes, found: dict[str, Any]) -> None:
         label = f"{kind}: {each}"
         axes.errorbar(at, steps, ranges, fmt="o-", color=color, capsize=3, lw=2, label=label)
         work = [1e3 * r["work"] for r in chosen]
-        axes.plot(at, work, "o:", color=color, mfc="white", label="computed by each, no waiting")
+        axes.plot(
+            at, work, "o:", color=color, mfc="white", label=f"{kind}: CPU time of one of them"
+        )
     if cores < worlds[-1]:
         axes.axvspan(cores * 1.05, worlds[-1] * 1.1, color="#999999", alpha=0.15, lw=0)
         axes.text(
             (cores * 1.05 * worlds[-1] * 1.1) ** 0.5,
-            0.95,
+            0.03,
             f"they share {cores} cores",
             transform=axes.get_xaxis_transform(),
             ha="center",
-            va="top",
+            va="bottom",
             color="#555555",
         )
     axes.set_xscale("log", base=2)
     axes.set_xticks(worlds, [str(world) for world in worlds])
-    axes.set_ylim(0, 1.35 * max(row["high"] for row in rows) * 1e3)  # room for the legend
+    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left")
 
 
 TABLES = {"memory": memory_table, "distributed": distributed_table}

@@ -68,6 +68,20 @@ def test_readme_code_runs():
     exec(check, scope)
 
 
+def test_code_of_the_page_on_scaling_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "scaling.md").read_text(), re.S)
+    memory, another_encoder, several = blocks
+    scope = {}
+    exec(memory, scope)
+    assert len(scope["memory"]) == 0 and scope["embeddings"].grad is not None  # it warms up
+    exec(another_encoder, scope)
+    assert len(scope["queue"]) == 128
+    scope["embeddings"].grad = None
+    exec(several, scope)
+    want = scope["MultiSimilarityLoss"]()(scope["embeddings"], scope["labels"])
+    assert torch.equal(scope["loss"], want) and scope["embeddings"].grad is not None
+
+
 def test_readme_links_lead_somewhere():
     text = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
