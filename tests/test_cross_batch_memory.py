@@ -203,6 +203,7 @@ def test_bad_input_changes_nothing(given, message):
         ((MultiSimilarityLoss(), 0, 8), {}, "embedding_dim: expected a whole number from 1"),
         ((MultiSimilarityLoss(), D, 0), {}, "size: expected a whole number of rows from 1"),
         ((MultiSimilarityLoss(), D, 8), {"dtype": torch.int8}, "dtype: expected one of"),
+        ((MultiSimilarityLoss(), D, 8), {"warmup": 2, "batch_weight": 0}, "warmup: expected 0 wit"),
         ((MultiSimilarityLoss(), D, 8), {"warmup": -1}, "warmup: expected a whole number"),
         (
             (MultiSimilarityLoss(), D, 8),

@@ -58,7 +58,7 @@ def architectures(config):
 
 def instances(config):
     """All paths, of 16 and of 32 bits; the others differ from these in their products."""
-    some = ["batch_float32", "small_float16", "tiled_float16"]
+    some = ["batch_float32", "small_float64", "tiled_float16"]
     return INSTANCES if config.getoption("--every-architecture") else some
 
 

@@ -71,6 +71,11 @@ class CrossBatchMemory(nn.Module):
         check_number("memory_weight", memory_weight)
         if warmup != 0:
             check_whole("warmup", warmup, MOST, " of calls")
+            if batch_weight == 0:
+                raise ValueError(
+                    f"warmup: expected 0 with batch_weight=0, got {warmup}: calls without the "
+                    "memory would have no loss"
+                )
         self.loss = loss
         self.embedding_dim, self.size, self.dtype = embedding_dim, size, dtype
         self.batch_weight, self.memory_weight, self.warmup = batch_weight, memory_weight, warmup
