@@ -50,12 +50,13 @@ class Call : public msk::ModuleCall<Problem> {
     problem_.ordinals = pointer<const std::int64_t>(ordinals);
     problem_.most_ranks = pointer<const std::int64_t>(most_ranks);
   }
-  // Of the small path: one number in the embeddings' type instead of the losses of rows. `factor`:
-  // of mean_valid, what the gradients are still to be multiplied by.
-  void write_reduced(std::int64_t loss, std::int64_t factor, Reduction reduction) {
+  // Of the small path: one number instead of the losses of rows, in the embeddings' type or, wide,
+  // in the compute type. `factor`: of mean_valid, what gradients are still to be multiplied by.
+  void write_reduced(std::int64_t loss, bool wide, std::int64_t factor, Reduction reduction) {
     if (!problem_.is_small)
       throw std::invalid_argument("write_reduced: expected a call with small=True, got False");
     problem_.small.loss = pointer<void>(loss);
+    problem_.small.wide = wide;
     problem_.small.factor = pointer<void>(factor);
     problem_.small.reduction = reduction;
   }
@@ -113,7 +114,7 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("job"), py::arg("dtype"), py::arg("precision"), py::arg("depth"),
            py::arg("rows"), py::arg("columns"), py::arg("spec"), py::arg("skip_below"),
            py::arg("by_tiles"), py::arg("small") = false)
-      .def("write_reduced", &Call::write_reduced, py::arg("loss"), py::arg("factor"),
+      .def("write_reduced", &Call::write_reduced, py::arg("loss"), py::arg("wide"), py::arg("factor"),
            py::arg("reduction"))
       .def("read_ordinals", &Call::read_ordinals, py::arg("ordinals"), py::arg("most_ranks"))
       .def("plan", &Call::plan, py::arg("budget"))

@@ -14,6 +14,7 @@ from host_gpu.runtime import Runtime, fresh
 from host_gpu.serve import serve
 from rounding import Rounding
 
+from ms_kernels import multi_similarity_loss
 from ms_kernels.backends import cuda
 from ms_kernels.backends.interface import Side
 from ms_kernels.rules import mining as mine
@@ -103,6 +104,21 @@ def test_every_size(backend, n):
         for found, wanted in zip(got, want, strict=True):
             atol = rtol * float(wanted.abs().max())
             torch.testing.assert_close(found.double(), wanted, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_loss_stays_wide_under_autocast(monkeypatch, backend, dtype, reduction):
+    """From the same launch, and rounded it is the loss that does not."""
+    monkeypatch.setattr(cuda, "loss_and_gradient", None)
+    x, y = family_batch(40, None, 9, dtype)
+    options = {"epsilon": None, "reduction": reduction, "backend": backend}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wide = multi_similarity_loss(x.requires_grad_(), y, **options)
+    wide.backward()
+    narrow = multi_similarity_loss(x, y, **options)
+    assert wide.dtype == torch.float32 and narrow.dtype == dtype == x.grad.dtype
+    assert wide.to(dtype) == narrow and wide != narrow.float()
 
 
 def test_sides_without_rows(backend):
@@ -231,4 +247,4 @@ def test_the_module_refuses_what_does_not_fit(backend):
         with pytest.raises(ValueError, match="small: expected False but of loss_and_gradient"):
             call(**wrong)
     with pytest.raises(ValueError, match="write_reduced: expected a call with small=True"):
-        call(small=False).write_reduced(0, 0, module.Reduction.mean)
+        call(small=False).write_reduced(0, False, 0, module.Reduction.mean)

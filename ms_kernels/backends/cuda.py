@@ -204,14 +204,15 @@ class _Call(NativeCall):
             self.native.run(workspace.data_ptr(), 0, 0)
 
     def reduced(
-        self, reduction: str, need_dx: bool, need_dr: bool
+        self, reduction: str, dtype: torch.dtype, need_dx: bool, need_dr: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Of a small batch: see reduced_loss_and_gradient."""
-        loss = torch.empty((), dtype=self.rows.embeddings.dtype, device=self.device)
+        loss = self.empty(torch.Size(), dtype)
         factor = self.empty(torch.Size()) if reduction == "mean_valid" else None
         dx, dr = self.write_gradients(need_dx, need_dr)
         self.native.write_reduced(
             loss.data_ptr(),
+            dtype == self.dtype,
             0 if factor is None else factor.data_ptr(),
             getattr(_module().Reduction, reduction),
         )
@@ -245,10 +246,8 @@ def reduced_loss_and_gradient(
     need_dx: bool,
     need_dr: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
-    """The loss and its gradients from one launch; None of a batch that is not small, and of a loss
-    in another dtype than the embeddings'."""
-    if not _is_small(anchors, candidates, spec) or dtype != anchors.embeddings.dtype:
+    """The loss and its gradients from one launch; None of a batch that is not small."""
+    if not _is_small(anchors, candidates, spec):
         return None
-    return _Call("loss_and_gradient", anchors, candidates, spec).reduced(
-        reduction, need_dx, need_dr
-    )
+    call = _Call("loss_and_gradient", anchors, candidates, spec)
+    return call.reduced(reduction, dtype, need_dx, need_dr)

@@ -28,7 +28,11 @@ MSK_PHASE void reduced_loss(const Problem& p) {
   if (p.small.reduction == Reduction::mean) count = p.rows.count;
   if (p.small.reduction == Reduction::mean_valid) count = valid.value;
   const Scalar parts = Scalar(count > 1 ? count : 1);
-  *static_cast<Input*>(p.small.loss) = narrow<Input>(total.value / parts);
+  const Scalar loss = total.value / parts;
+  if (p.small.wide)
+    *static_cast<Scalar*>(p.small.loss) = loss;
+  else
+    *static_cast<Input*>(p.small.loss) = narrow<Input>(loss);
   if (p.small.factor) *static_cast<Scalar*>(p.small.factor) = Scalar(1) / parts;
 }
 
