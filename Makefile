@@ -1,5 +1,6 @@
 # make demo   trains on real digits and draws demo.png
-# make test   the whole suite
+# make test   what a CPU computes, by every backend that it can run
+# make test-gpu-code  the GPU's code without a GPU: executed on the CPU, compiled, launched
 # make bench  measures against PyTorch and pytorch-metric-learning; BENCH=quick for two minutes
 # make launcher  every Triton kernel through Triton's launcher and compiler; TRITON=3.6.0 for
 #             another Triton than the environment's
@@ -24,7 +25,7 @@ CXX_FILES := $(shell find csrc tests/host_gpu tests/stand_in_driver -name '*.h' 
 # a GPU: make MSK_CUDA=ON CMAKE_CUDA_ARCHITECTURES=90-real
 export MSK_CUDA ?= OFF
 
-.PHONY: demo test launcher compile bench tables gpu gpu-build gpu-rehearsal lint format clean
+.PHONY: demo test test-gpu-code launcher compile bench tables gpu gpu-build gpu-rehearsal lint format clean
 
 # Editable, so that Python changes need no reinstall; a change of csrc/ rebuilds the module.
 $(VENV)/installed: $(SOURCES)
@@ -43,8 +44,13 @@ $(VENV)/extra-%: $(VENV)/installed
 demo: $(VENV)/extra-demo
 	OMP_WAIT_POLICY=passive $(BIN)/python -m ms_kernels demo
 
+SUITE = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist worksteal
+
 test: $(VENV)/extra-test
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(SUITE) -m "not gpu_code"
+
+test-gpu-code: $(VENV)/extra-test
+	$(SUITE) -m gpu_code
 
 # Beside the environment's own Triton, which it comes before.
 $(VENV)/triton-%: $(VENV)/extra-test

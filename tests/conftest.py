@@ -37,8 +37,18 @@ def pytest_addoption(parser):
     )
 
 
+# What executes or compiles the GPU's code without a GPU: half of the time of all.
+GPU_CODE = ("host_gpu", "cuda_", "triton_compile", "triton_launcher", "prove_gpu", "carried")
+
+
+@pytest.hookimpl(tryfirst=True)  # before marks choose
 def pytest_collection_modifyitems(items):
     """Long ones first: one that begins when all others are done would be waited for."""
+    for item in items:
+        of_file = item.path.stem.removeprefix("test_").startswith(GPU_CODE)
+        executed = hasattr(item, "callspec") and "cuda-" in item.callspec.id
+        if of_file or executed:
+            item.add_marker("gpu_code")
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

@@ -13,11 +13,15 @@ ROOT = Path(__file__).parent.parent
 ARGUMENTS = {"ablation_digits": ["--quick"]}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+# The other one is run by the test of two processes.
+ALONE = sorted(set((ROOT / "examples").glob("*.py")) - {ROOT / "examples" / "train_distributed.py"})
+
+
+@pytest.mark.parametrize("path", ALONE, ids=lambda p: p.stem)
 def test_example(path):
     # Without Triton's interpreter, which would take a minute for gradcheck.
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    if path.stem in ("ablation_digits", "train_distributed"):
+    if path.stem == "ablation_digits":
         pytest.importorskip("sklearn")
     command = [sys.executable, "-W", "error", path, *ARGUMENTS.get(path.stem, [])]
     shown = subprocess.run(
@@ -40,7 +44,7 @@ def test_two_processes_train_as_one():
     several = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", path]
     shown = [
         subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        for command in ([sys.executable, path], several)
+        for command in ([sys.executable, "-W", "error", path], several)
     ]
     losses = [[float(value) for value in re.findall(r"loss (\d+\.\d+)", one)] for one in shown]
     assert len(losses[0]) == 4
