@@ -1,5 +1,6 @@
 """Losses of the rows of all processes of torch.distributed."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ms_kernels.engine.exchange import Exchange
 from ms_kernels.engine.global_loss import GlobalCall, GlobalLoss
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairOptions, PairSpec, spec_of
+from ms_kernels.rules.weighting import Weighting
 
 __all__ = ["DistributedLoss"]
 
@@ -43,8 +45,9 @@ class DistributedLoss(nn.Module):
     >>> (loss * torch.distributed.get_world_size()).backward()
 
     A process whose arguments do not fit makes all of them raise, with its message and rank; so do
-    dimensions, dtypes and options that differ. Rules of your own, and `HistogramLoss`, are computed
-    for the whole batch on every process.
+    dimensions, dtypes and options that differ. Rules of your own, options that learn, and
+    `HistogramLoss` are computed for the whole batch on every process; of an option that learns each
+    has its share of the derivative.
     """
 
     def __init__(
@@ -177,8 +180,22 @@ class _GlobalLosses:
         first, end = self.place.start, self.place.stop
         mixed = torch.cat([rows[:first], self.here.embeddings, rows[end:]])
         weight = None if self.weight is None else self.exchange.gather(self.weight)
-        found = self.loss.compute((mixed, labels, None, None, ids, None), (None, None, weight))
+        loss = self.loss.with_weighting(_shared(self.loss.weighting, self.exchange.size))
+        found = loss.compute((mixed, labels, None, None, ids, None), (None, None, weight))
+        if loss.keep_statistics:
+            self.loss.keep(loss.statistics)
         return found[self.place] if found.ndim else found
+
+
+def _shared(weighting: Weighting, size: int) -> Weighting:
+    """Of options that learn each process has a share of the derivative, as it has of the rows: over
+    processes they add up."""
+    learned = weighting.learned
+    if not learned:
+        return weighting
+    parts = {name: value / size for name, value in learned.items()}
+    shares = {name: part + (learned[name] - part).detach() for name, part in parts.items()}
+    return dataclasses.replace(weighting, **shares)
 
 
 def _device(embeddings: object) -> torch.device:

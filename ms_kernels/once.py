@@ -17,9 +17,11 @@ def once(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def ask(*args: P.args, **options: P.kwargs) -> T:
-        given = (*args, *options.values())
-        if torch.compiler.is_compiling() or any(isinstance(v, torch.Tensor) for v in given):
+        if torch.compiler.is_compiling():
             return function(*args, **options)
+        for value in args:  # one that learns is itself, not what it is worth now
+            if isinstance(value, torch.Tensor):
+                return function(*args, **options)
         try:
             return kept(*args, **options)  # type: ignore[arg-type]
         except TypeError:

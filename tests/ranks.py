@@ -82,6 +82,8 @@ def cases(world):
         found[f"{sizes}-ids"] = sizes, ms_kernels.MultiSimilarityLoss(), ("ids",)
         found[f"{sizes}-counted"] = sizes, ms, ("sample_weight", "anchor_mask")
         found[f"{sizes}-histogram"] = sizes, HistogramLoss(), ()
+        learns = PairLoss(rules.NTXent(torch.nn.Parameter(torch.tensor(0.3).double())))
+        found[f"{sizes}-learned"] = sizes, learns, ()
         found[f"{sizes}-own"] = sizes, PairLoss(Own()), ("sample_weight",)
         for reduction in ("mean", "none"):
             loss = ms_kernels.MultiSimilarityLoss(reduction=reduction, ignore_label=2)
@@ -117,7 +119,8 @@ def steps(loss, sizes, names, rank=None):
             (value * (worth if rank is None else part(worth, sizes, rank))).sum().backward()
         else:
             value.backward()
-        found.append((value.detach(), leaf.grad))
+        learned = [p.grad for p in loss.parameters()]
+        found.append((value.detach(), leaf.grad, torch.stack(learned) if learned else None))
     return found
 
 

@@ -36,19 +36,24 @@ CASES = [(world, name) for world in ranks.SIZES for name in ranks.cases(world)]
 def test_the_loss_of_the_global_batch(found, world, name):
     sizes, loss, names = ranks.cases(world)[name]
     want = ranks.steps(copy.deepcopy(loss), sizes, names)
-    for rank, mine in enumerate(found(world)):
-        for (value, dx), (whole, every_dx) in zip(mine[name], want, strict=False):
+    everybody = found(world)
+    for rank, mine in enumerate(everybody):
+        for (value, dx, _), (whole, every_dx, _) in zip(mine[name], want, strict=True):
             own = ranks.part(whole, sizes, rank) if whole.ndim else whole
             torch.testing.assert_close(value, own, rtol=1e-10, atol=1e-12)
             of_rank = ranks.part(every_dx, sizes, rank)
             torch.testing.assert_close(dx, of_rank, rtol=1e-9, atol=1e-12)
+    for step, (_, _, learned) in enumerate(want):
+        if learned is not None:  # of options that learn: shares that add up
+            shares = sum(mine[name][step][2] for mine in everybody)
+            torch.testing.assert_close(shares, learned, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("world", ranks.SIZES)
 def test_every_process_has_the_same_bits(found, world):
     first, *others = found(world)
     for name in ranks.cases(world):
-        for step, (value, _) in enumerate(first[name]):
+        for step, (value, *_) in enumerate(first[name]):
             if value.ndim == 0:
                 assert all(torch.equal(value, other[name][step][0]) for other in others)
 

@@ -155,6 +155,13 @@ class PairLoss(nn.Module):
             (self.options["ignore_label"], anchor_mask, sample_weight),
         )
 
+    def with_weighting(self, weighting: Weighting) -> "PairLoss":
+        """The same with another rule; itself if it is its own."""
+        if weighting is self.weighting:
+            return self
+        options = {**self.options, "keep_statistics": self.keep_statistics}
+        return PairLoss(weighting, self.mining, **options)
+
     def compute(self, tensors: Tensors, counting: Counting) -> Tensor:
         """Of the tensors of `forward` in their order, and of what counts in the order of
         `pair_loss`."""

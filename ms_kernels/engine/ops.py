@@ -14,11 +14,10 @@ from torch import Tensor, library
 from ms_kernels.backends import dispatch
 from ms_kernels.backends.interface import Side, Term, compute_dtype
 from ms_kernels.checks import Pairs
+from ms_kernels.engine.reduction import total_of
 from ms_kernels.engine.refusals import differentiate_once, refuse_derivatives
 from ms_kernels.reference import RowStatistics, count_valid
 from ms_kernels.rules.spec import PairSpec, unpack
-
-LARGEST_SUM = 16384
 
 _PAIRS = (
     "Tensor embeddings, Tensor labels, Tensor? ids, "
@@ -151,7 +150,7 @@ def reduce_pairs(
         if found is not None:
             return found
     rows, kept, dx, dr = module.loss_and_gradient(*sides, spec, need_dx, need_dr)
-    loss = _total(rows)
+    loss = total_of(rows)
     if reduction != "sum":
         divisor = max(len(rows), 1) if reduction == "mean" else count_valid(kept)
         for tensor in (loss, dx, dr):
@@ -177,13 +176,6 @@ def _row_loss(
     if hasattr(module, "loss_of_statistics"):
         return module.loss_of_statistics(stats, loss)  # type: ignore[no-any-return]
     return loss.loss_of(stats)
-
-
-def _total(row_loss: Tensor) -> Tensor:
-    # torch shares out a sum of more than 32768 numbers among its threads: never give it as many.
-    while len(row_loss) > LARGEST_SUM and row_loss.device.type == "cpu":
-        row_loss = torch.stack([part.sum() for part in torch.split(row_loss, LARGEST_SUM)])
-    return row_loss.sum()
 
 
 def sides_of(pairs: Pairs) -> tuple[Side, Side | None]:

@@ -5,6 +5,16 @@ from torch import Tensor
 
 from ms_kernels.reference import count_valid
 
+LARGEST_SUM = 16384
+
+
+def total_of(numbers: Tensor) -> Tensor:
+    """Their sum, to the same bits for every number of threads."""
+    # torch shares out a sum of more than 32768 numbers among its threads: never give it as many.
+    while numbers.shape[0] > LARGEST_SUM and numbers.device.type == "cpu":
+        numbers = torch.stack([part.sum() for part in torch.split(numbers, LARGEST_SUM)])
+    return numbers.sum()
+
 
 def reduce(total: Tensor, reduction: str, count: int, valid: Tensor | None) -> Tensor:
     """From the sum of row losses (or its gradient) to the reduced loss (or back)."""
@@ -28,12 +38,14 @@ def reduce_rows(
 def _weighted(row_loss: Tensor, kept: Tensor, reduction: str, weight: Tensor) -> Tensor:
     # Of weight 0 is a row that does not count, be it NaN.
     losses = torch.where(weight == 0, 0, row_loss * weight)
-    return losses if reduction == "none" else losses.sum() / divisor_of(weight, kept, reduction)
+    if reduction == "none":
+        return losses
+    return total_of(losses) / divisor_of(weight, kept, reduction)
 
 
 def divisor_of(weight: Tensor, kept: Tensor, reduction: str) -> Tensor:
     """What the sum of weighted losses is divided by: the sum of the weights that count."""
     if reduction == "sum":
         return weight.new_ones(())
-    total = (weight if reduction == "mean" else torch.where(kept > 0, weight, 0)).sum()
+    total = total_of(weight if reduction == "mean" else torch.where(kept > 0, weight, 0))
     return torch.where(total == 0, 1, total)
