@@ -204,6 +204,7 @@ def test_bad_input_changes_nothing(given, message):
         ((MultiSimilarityLoss(), D, 0), {}, "size: expected a whole number of rows from 1"),
         ((MultiSimilarityLoss(), D, 8), {"dtype": torch.int8}, "dtype: expected one of"),
         ((MultiSimilarityLoss(), D, 8), {"warmup": 2, "batch_weight": 0}, "warmup: expected 0 wit"),
+        ((MultiSimilarityLoss(), D, 8), {"batch_weight": 0, "memory_weight": 0}, "one that is not"),
         ((MultiSimilarityLoss(), D, 8), {"warmup": -1}, "warmup: expected a whole number"),
         (
             (MultiSimilarityLoss(), D, 8),
@@ -254,6 +255,20 @@ def test_rows_enter_in_training_alone():
     assert len(memory) == 7
     memory.reset()
     assert len(memory) == 0 and (memory.ring.ids == ms_kernels.IGNORED).all()
+
+
+def test_a_loss_of_no_weight_is_not_asked(monkeypatch):
+    for weights, asked in (((1, 0), "batch"), ((0, 1), "memory")):
+        memory = memory_of(batch_weight=weights[0], memory_weight=weights[1])
+        real, seen = memory.loss.compute, []
+
+        def compute(tensors, counting, real=real, seen=seen):
+            seen.append("batch" if tensors[2] is None else "memory")
+            return real(tensors, counting)
+
+        monkeypatch.setattr(memory.loss, "compute", compute)
+        memory(*next(batches()))
+        assert seen == [asked] and len(memory) == 7
 
 
 def test_warm_up_is_of_the_batch_alone():

@@ -69,6 +69,11 @@ class CrossBatchMemory(nn.Module):
             raise TypeError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
         check_number("batch_weight", batch_weight)
         check_number("memory_weight", memory_weight)
+        if batch_weight == memory_weight == 0:
+            raise ValueError(
+                "batch_weight, memory_weight: expected one that is not 0, got 0 and 0, of which "
+                "there is no loss"
+            )
         if warmup != 0:
             check_whole("warmup", warmup, MOST, " of calls")
             if batch_weight == 0:
@@ -169,7 +174,7 @@ class CrossBatchMemory(nn.Module):
             parts: list[Tensor] = []  # None is asked that weighs nothing
             if self.batch_weight != 0 or warm is False:
                 parts.append(self.batch_weight * losses.of_batch())
-            if warm is not False:
+            if self.memory_weight != 0 and warm is not False:
                 of_memory = self.memory_weight * losses.of_memory(*self.ring.candidates())
                 if isinstance(warm, Tensor):
                     of_memory = torch.where(warm, of_memory, 0)
