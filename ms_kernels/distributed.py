@@ -13,7 +13,7 @@ from ms_kernels.api.modules import PairLoss
 from ms_kernels.checks import Pairs, check_choice, check_pairs
 from ms_kernels.engine.autograd import differentiable_once, in_public_dtype
 from ms_kernels.engine.exchange import Exchange
-from ms_kernels.engine.global_loss import GlobalCall, GlobalLoss
+from ms_kernels.engine.global_loss import GlobalCall, GlobalLoss, RowsHere
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairOptions, PairSpec, spec_of
 from ms_kernels.rules.weighting import Weighting
@@ -60,6 +60,12 @@ class DistributedLoss(nn.Module):
                 f"got {loss!r}"
             )
         check_choice("schedule", schedule, SCHEDULES)
+        if isinstance(loss, CrossBatchMemory) and not _by_statistics(loss.loss):
+            raise ValueError(
+                "loss: expected rules of this package, options that are numbers and no backend "
+                "'reference' in a CrossBatchMemory of several processes, got "
+                f"{loss.loss!r}"
+            )
         self.loss, self.group, self.schedule = loss, group, schedule
 
     def forward(
@@ -93,13 +99,24 @@ class DistributedLoss(nn.Module):
             check_one_label("DistributedLoss", pairs.labels)
             differentiable_once(pairs, "DistributedLoss")
             weight = row_weights(pairs, ignored, anchor_mask, sample_weight)
+            if weight is not None and weight.requires_grad:
+                raise ValueError(
+                    "sample_weight: expected a constant in a loss of several processes, got one "
+                    "that requires a gradient; use sample_weight.detach()"
+                )
             if memory is not None:
                 memory.check(embeddings)
         except (TypeError, ValueError, RuntimeError) as refused:
             error = f"{type(refused).__name__}: {refused}"
-        facts = {} if error else _facts(self.loss, embeddings, ids, weight)
-        exchange.agree(facts, 0 if error else embeddings.shape[0], error)
+        facts = {} if error else self._facts(embeddings, ids, weight)
+        gradient = error is None and embeddings.requires_grad and torch.is_grad_enabled()
+        exchange.agree(facts, 0 if error else embeddings.shape[0], gradient, error)
         assert pairs is not None
+        if loss.options["reduction"] == "none" and len(exchange.gradients) > 1:
+            raise ValueError(
+                "embeddings: expected to require a gradient on every rank or on none with "
+                "reduction='none', whose backward pass is of all; got some of either"
+            )
         if pairs.ids is None and memory is None:
             places = torch.arange(exchange.own.start, exchange.own.stop, device=embeddings.device)
             pairs = Pairs(*pairs[:2], places, None, None, None)
@@ -115,6 +132,24 @@ class DistributedLoss(nn.Module):
         call = memory.call_of(rows, row_labels, row_ids[0] if row_ids else None, None)
         everybody = Pairs(rows, row_labels, call.ids, None, None, None)
         return memory.step(call, _GlobalLosses(loss, pairs, everybody, weight, exchange))
+
+    def _facts(
+        self, embeddings: Tensor, ids: Tensor | None, weight: Tensor | None
+    ) -> dict[str, str]:
+        """What must be the same on every process."""
+        given = ("None", "given")
+        facts = {
+            "embeddings": f"shape (N, {embeddings.shape[1]}) of {embeddings.dtype}",
+            "ids": given[ids is not None],
+            "weights of anchors": given[weight is not None],
+        }
+        if isinstance(self.loss, CrossBatchMemory):
+            # Of a GPU these are asked when it is waited for anyway.
+            facts["loss"] = f"{self.loss.extra_repr()}, {_described(self.loss.loss)}"
+            facts["memory"] = f"training={self.loss.training}, {self.loss.ring.progress()}"
+        else:
+            facts["loss"] = _described(self.loss)
+        return facts
 
     def _alone(self) -> bool:
         return dist.get_world_size(self.group) == 1
@@ -137,30 +172,26 @@ class _GlobalLosses:
         self.loss, self.here, self.everybody = loss, here, everybody
         self.weight, self.exchange = weight, exchange
         options = loss.options
-        shared = PairOptions(
+        of_all = PairOptions(
             max_positive_similarity=options["max_positive_similarity"],
             normalize=options["normalize"],
         )
-        self.spec = spec_of(loss.weighting, loss.mining, shared)
+        self.spec = spec_of(loss.rule, loss.mining, of_all)
         self.place = exchange.own
 
     def of_batch(self) -> Tensor:
         rows, labels, ids, *_ = self.everybody
         assert ids is not None
-        if self.spec is None:
+        if self.spec is None or not _by_statistics(self.loss):
             return self._of_whole_batch()
         return self._fused(self.spec, True, rows, labels, ids)
 
     def of_memory(self, rows: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-        if self.spec is None:
-            raise ValueError(
-                "loss: expected rules of this package for a CrossBatchMemory of several processes, "
-                f"got {self.loss!r}"
-            )
+        assert self.spec is not None
         return self._fused(self.spec, False, rows.to(self.here.embeddings.dtype), labels, ids)
 
     def _fused(
-        self, spec: PairSpec, shared: bool, rows: Tensor, labels: Tensor, ids: Tensor
+        self, spec: PairSpec, mutual: bool, rows: Tensor, labels: Tensor, ids: Tensor
     ) -> Tensor:
         x, own_labels, *_ = self.here
         assert self.everybody.ids is not None
@@ -168,7 +199,7 @@ class _GlobalLosses:
         anchors = Pairs(x, own_labels, own_ids, rows, labels, ids)
         options = self.loss.options
         how = spec, options["reduction"], options["backend"], self.exchange
-        call = GlobalCall(anchors, shared, *how)
+        call = GlobalCall(anchors, mutual, *how)
         found, *stats = GlobalLoss.apply(x, self.weight, call)  # type: ignore[no-untyped-call]
         if self.loss.keep_statistics:
             self.loss.keep(RowStatistics(*stats))
@@ -180,14 +211,16 @@ class _GlobalLosses:
         first, end = self.place.start, self.place.stop
         mixed = torch.cat([rows[:first], self.here.embeddings, rows[end:]])
         weight = None if self.weight is None else self.exchange.gather(self.weight)
-        loss = self.loss.with_weighting(_shared(self.loss.weighting, self.exchange.size))
+        loss = self.loss.with_weighting(_share_of(self.loss.rule, self.exchange.size))
         found = loss.compute((mixed, labels, None, None, ids, None), (None, None, weight))
         if loss.keep_statistics:
-            self.loss.keep(loss.statistics)
-        return found[self.place] if found.ndim else found
+            self.loss.keep(RowStatistics(*(s[self.place] for s in loss.statistics)))
+        if found.ndim == 0:
+            return found
+        return RowsHere.apply(found, self.exchange)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _shared(weighting: Weighting, size: int) -> Weighting:
+def _share_of(weighting: Weighting, size: int) -> Weighting:
     """Of options that learn each process has a share of the derivative, as it has of the rows: over
     processes they add up."""
     learned = weighting.learned
@@ -202,13 +235,15 @@ def _device(embeddings: object) -> torch.device:
     return embeddings.device if isinstance(embeddings, Tensor) else torch.device("cpu")
 
 
-def _facts(
-    loss: nn.Module, embeddings: Tensor, ids: Tensor | None, weight: Tensor | None
-) -> dict[str, str]:
-    given = ("None", "given")
-    return {
-        "embeddings": f"shape (N, {embeddings.shape[1]}) of {embeddings.dtype}",
-        "ids": given[ids is not None],
-        "weights of anchors": given[weight is not None],
-        "loss": repr(loss),
-    }
+def _by_statistics(loss: PairLoss) -> bool:
+    """Whether the loss of an anchor follows from statistics that a backend has."""
+    return loss.fused and loss.options["backend"] != "reference"
+
+
+def _described(loss: PairLoss) -> str:
+    """Without the values of what learns, which a GPU would be waited for."""
+    learned = loss.weighting.learned
+    options = (f.name for f in dataclasses.fields(loss.weighting))
+    named = (f"{n}={'learned' if n in learned else getattr(loss.weighting, n)}" for n in options)
+    rule = f"{type(loss.weighting).__name__}({', '.join(named)})"
+    return f"{rule}, {loss.mining!r}, {loss.options}"

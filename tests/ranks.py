@@ -82,9 +82,13 @@ def cases(world):
         found[f"{sizes}-ids"] = sizes, ms_kernels.MultiSimilarityLoss(), ("ids",)
         found[f"{sizes}-counted"] = sizes, ms, ("sample_weight", "anchor_mask")
         found[f"{sizes}-histogram"] = sizes, HistogramLoss(), ()
-        learns = PairLoss(rules.NTXent(torch.nn.Parameter(torch.tensor(0.3).double())))
-        found[f"{sizes}-learned"] = sizes, learns, ()
-        found[f"{sizes}-own"] = sizes, PairLoss(Own()), ("sample_weight",)
+        for reduction in ("mean", "none"):
+            how = {"reduction": reduction}
+            learns = rules.NTXent(torch.nn.Parameter(torch.tensor(0.3).double()))
+            found[f"{sizes}-learned-{reduction}"] = sizes, PairLoss(learns, **how), ()
+            found[f"{sizes}-own-{reduction}"] = sizes, PairLoss(Own(), **how), ("sample_weight",)
+            dense = ms_kernels.MultiSimilarityLoss(backend="reference", **how)
+            found[f"{sizes}-dense-{reduction}"] = sizes, dense, ()
         for reduction in ("mean", "none"):
             loss = ms_kernels.MultiSimilarityLoss(reduction=reduction, ignore_label=2)
             memory = CrossBatchMemory(loss, D, sum(sizes) + 3, dtype=torch.float64, warmup=1)
@@ -128,6 +132,7 @@ def refusals(rank):
     """What each process hears when one of them errs, by name."""
     loss = DistributedLoss(ms_kernels.MultiSimilarityLoss())
     x, y = torch.randn(4, D), torch.arange(4)
+    each = ms_kernels.MultiSimilarityLoss(reduction="none")
     other = ms_kernels.MultiSimilarityLoss(beta=40.0) if rank else ms_kernels.MultiSimilarityLoss()
     calls = {
         "labels": lambda: loss(x, y[: 4 - rank]),
@@ -137,6 +142,9 @@ def refusals(rank):
         "options": lambda: DistributedLoss(other)(x, y),
         "ids": lambda: loss(x, y, ids=y if rank else None),
         "memory": lambda: DistributedLoss(CrossBatchMemory(loss.loss, D + rank, 8))(x, y),
+        "eval": lambda: DistributedLoss(memory_in(rank == 0))(x, y),
+        "weight": lambda: loss(x, y, sample_weight=torch.ones(4, requires_grad=rank == 1)),
+        "gradient": lambda: DistributedLoss(each)(x.clone().requires_grad_(rank == 0), y),
     }
     heard = {}
     for name, call in calls.items():
@@ -156,6 +164,20 @@ def refusals(rank):
         heard["later"] = f"{type(error).__name__}: {error}"
     cpu.row_statistics = real
     return heard
+
+
+def memory_in(training):
+    return CrossBatchMemory(ms_kernels.MultiSimilarityLoss(), D, 8).train(training)
+
+
+def without_gradient(rank):
+    """Of triplets, whose gradient is a collective, where one rank has no rows that want one."""
+    x, y, _ = batch((6, 6))
+    leaf = part(x, (6, 6), rank).clone().requires_grad_(rank == 0)
+    loss = DistributedLoss(ms_kernels.TripletLoss())(leaf, part(y, (6, 6), rank))
+    if rank == 0:
+        loss.backward()
+    return loss.detach(), leaf.grad
 
 
 def fails(*_):
@@ -196,6 +218,7 @@ def main(rank, world, folder):
         }
         if world == 2:
             found["refusals"], found["sent"] = refusals(rank), sent(rank)
+            found["without gradient"] = without_gradient(rank)
         torch.save(found, Path(folder) / f"{rank}.pt")
         dist.destroy_process_group()
     except BaseException:

@@ -5,12 +5,16 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
 import ms_kernels
 from ms_kernels import (
     CrossBatchMemory,
+    HistogramLoss,
+    MultiSimilarity,
     MultiSimilarityLoss,
     NTXentLoss,
+    PairLoss,
     TripletLoss,
     multi_similarity_loss,
 )
@@ -219,6 +223,15 @@ def test_bad_options(given, options, message):
         CrossBatchMemory(*given, **options)
 
 
+def test_a_row_that_the_memory_cannot_hold_does_not_enter():
+    memory = memory_of(MultiSimilarityLoss(normalize=False), dtype=torch.float16)
+    (x, y), later = batches(2, dtype=torch.float32)
+    x[2] *= 1e6
+    memory(x, y)
+    assert len(memory) == 6 and memory.ring.rows.isfinite().all()
+    assert memory(*later).isfinite()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_row_that_is_not_finite_does_not_enter(value):
     memory = memory_of()
@@ -282,7 +295,14 @@ def test_warm_up_is_of_the_batch_alone():
 
 def test_gradients_of_two_calls_are_added_up():
     """Rows that enter in between must not spoil the first."""
-    for loss in (MultiSimilarityLoss(), MultiSimilarityLoss(keep_statistics=True)):
+    alpha = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+    for loss in (
+        MultiSimilarityLoss(),
+        MultiSimilarityLoss(keep_statistics=True),
+        PairLoss(MultiSimilarity(alpha)),
+        NTXentLoss(alpha),
+        HistogramLoss(),
+    ):
         memory = memory_of(loss)
         steps = [(x.requires_grad_(), y) for x, y in batches()]
         sum(memory(*step) for step in steps).backward()
@@ -290,6 +310,10 @@ def test_gradients_of_two_calls_are_added_up():
         for x, y in steps:
             (dx,) = torch.autograd.grad(memory(x, y), x)
             torch.testing.assert_close(x.grad, dx)
+    memory = memory_of(MultiSimilarityLoss(reduction="none"))  # whose rows are looked at again
+    losses = [memory(*step).sum() for step in steps]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        sum(losses).backward()
 
 
 @pytest.mark.parametrize("warmup", [0, 3])

@@ -8,7 +8,8 @@ import ranks
 import torch
 import torch.distributed as dist
 
-from ms_kernels import MultiSimilarityLoss
+import ms_kernels
+from ms_kernels import CrossBatchMemory, MultiSimilarityLoss, NTXentLoss
 from ms_kernels.distributed import DistributedLoss
 
 pytestmark = pytest.mark.skipif(
@@ -67,6 +68,9 @@ REFUSED = {
     "options": r"ValueError: loss: .* beta=50.0.* on rank 0 and .*beta=40.0.* on rank 1",
     "ids": "ValueError: ids: expected the same on every rank, got None on rank 0 and given on",
     "memory": r"RuntimeError: DistributedLoss: rank 1: ValueError: embeddings: .* \(N, 6\)",
+    "eval": "ValueError: memory: .* training=True, .* on rank 0 and training=False",
+    "weight": "RuntimeError: DistributedLoss: rank 1: ValueError: sample_weight: expected a const",
+    "gradient": "ValueError: embeddings: expected to require a gradient on every rank or on none",
     "after": "True",
     "later": "RuntimeError: DistributedLoss: rank 1: RuntimeError: no memory",
 }
@@ -85,6 +89,16 @@ def test_a_backward_pass_sends_nothing(found):
         assert forward == ["_gather_into"] * 6 and backward == []
 
 
+def test_a_rank_that_wants_no_gradient_takes_part(found):
+    (loss, dx), (other, nothing) = (mine["without gradient"] for mine in found(2))
+    x, y, _ = ranks.batch((6, 6))
+    whole = ms_kernels.TripletLoss()(x.requires_grad_(), y)
+    (want,) = torch.autograd.grad(whole, x)
+    torch.testing.assert_close(loss, whole.detach())
+    assert torch.equal(loss, other) and nothing is None
+    torch.testing.assert_close(dx, want[:6])
+
+
 def test_without_a_group_it_is_the_loss():
     x, y, _ = ranks.batch((9,))
     assert torch.equal(DistributedLoss(MultiSimilarityLoss())(x, y), MultiSimilarityLoss()(x, y))
@@ -94,6 +108,10 @@ def test_without_a_group_it_is_the_loss():
     ("given", "message"),
     [
         ((torch.nn.MSELoss(),), "loss: expected a PairLoss or a CrossBatchMemory"),
+        (
+            (CrossBatchMemory(NTXentLoss(torch.nn.Parameter(torch.tensor(0.1))), 5, 8),),
+            "loss: expected rules of this package, options that are numbers",
+        ),
         ((MultiSimilarityLoss(), None, "star"), "schedule: expected one of 'gather', got 'star'"),
     ],
 )

@@ -158,7 +158,11 @@ def test_a_parameter_belongs_to_the_module():
     assert twin.weighting.temperature is twin.temperature is not loss.temperature
     twin.load_state_dict({"temperature": torch.tensor(0.25)})
     assert twin.weighting.temperature == 0.25 and loss.weighting.temperature == 0.5
+    twin.load_state_dict({"temperature": torch.tensor(0.1)}, assign=True)
     x, y = batch(30)
+    torch.testing.assert_close(twin(x, y), NTXentLoss(0.1)(x, y), rtol=1e-6, atol=1e-6)
+    called = torch.func.functional_call(loss, {"temperature": torch.tensor(0.7)}, (x, y))
+    torch.testing.assert_close(called, NTXentLoss(0.7)(x, y), rtol=1e-6, atol=1e-6)
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
     before = loss(x.float(), y)
     before.backward()

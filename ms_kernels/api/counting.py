@@ -12,7 +12,7 @@ from ms_kernels.reference import IGNORED
 LEAST, MOST = -(2**63), 2**63 - 1
 
 
-def check_ignore_label(ignore_label: Any) -> None:
+def check_ignore_label(ignore_label: Any, labels: Tensor | None = None) -> None:
     wanted = "ignore_label: expected an integer of 64 bits or None"
     if ignore_label is None:
         return
@@ -21,6 +21,11 @@ def check_ignore_label(ignore_label: Any) -> None:
         raise TypeError(f"{wanted}, got {ignore_label!r}")
     if not LEAST <= number <= MOST:
         raise ValueError(f"{wanted}, got {ignore_label}")
+    if labels is not None and labels.ndim == 2:
+        raise ValueError(
+            f"ignore_label: expected None with sets of labels, got {ignore_label}; give ids, with "
+            "ms_kernels.IGNORED for the rows that do not count"
+        )
 
 
 def check_one_label(name: str, labels: Tensor) -> None:
@@ -60,7 +65,7 @@ def row_weights(
     sample_weight: Tensor | None,
 ) -> Tensor | None:
     """(N,) in the compute dtype: what the loss of each anchor counts; None where all count 1."""
-    check_ignore_label(ignore_label)
+    check_ignore_label(ignore_label, pairs.labels)
     if anchor_mask is not None:
         check_rows("anchor_mask", anchor_mask, pairs.embeddings, flags=True)
     if sample_weight is not None:
@@ -81,6 +86,7 @@ def without_label(pairs: Pairs, ignore_label: int | None) -> Pairs:
     """Rows of this label are in no pair: their ids say so. What they hold is not looked at."""
     if ignore_label is None:
         return pairs
+    check_ignore_label(ignore_label, pairs.labels)
     x, labels, ids, r, ref_labels, ref_ids = pairs
     own = torch.arange(labels.shape[0], device=labels.device) if ids is None else ids
     x, own = _ignored(x, own, labels == ignore_label)

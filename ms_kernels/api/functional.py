@@ -190,8 +190,9 @@ def multi_similarity_loss(
         anchor_mask: (N,) bool; False are candidates that are no anchors. Default: all are anchors.
         sample_weight: (N,) numbers by which the losses of anchors count; it may learn. "mean" and
             "mean_valid" divide by the sum of those that are counted. Default: 1 each.
-        return_statistics: return (loss, `RowStatistics`) instead, of the same pass: hardest pairs
-            and numbers of kept pairs, for a log. They are constants and stay on the device.
+        return_statistics: return (loss, `RowStatistics`) instead: hardest pairs and numbers of kept
+            pairs, from which the loss and its gradient then follow. They are constants and stay on
+            the device.
 
     Returns:
         The loss in the embeddings' dtype, float32 under autocast; differentiable in embeddings

@@ -201,14 +201,15 @@ class CrossBatchMemory(nn.Module):
     def _enter(self, call: "Call", warm: bool | Tensor | None) -> Slots:
         with constants(), torch.autocast(call.embeddings.device.type, enabled=False):
             rows = call.embeddings.detach()
+            rows = rows.to(compute_dtype(rows))
+            if self.loss.options["normalize"]:
+                rows = unit_rows(rows)
+            rows = rows.to(self.ring.rows.dtype)
             enters = rows.isfinite().all(1)
             if call.enters is not None:
                 enters = enters & call.enters
             if isinstance(warm, Tensor):
                 enters = enters & warm
-            rows = rows.to(compute_dtype(rows))
-            if self.loss.options["normalize"]:
-                rows = unit_rows(rows)
             if rows.shape[0] > self.size and not self._told:
                 self._told = True
                 warnings.warn(
@@ -264,5 +265,9 @@ class _Losses:
 
     def of_memory(self, rows: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
         x, own_labels, own, _, _, weight = self.call
+        if (
+            not self.loss.fused
+        ):  # looked at once more in the backward pass, when others have entered
+            rows, labels, ids = rows.clone(), labels.clone(), ids.clone()
         sides = x, own_labels, rows.to(x.dtype), labels, own, ids
         return self.loss.compute(sides, (None, None, weight))

@@ -1,6 +1,7 @@
 """Losses as modules: any weighting rule with any mining rule, and the Multi-Similarity loss."""
 
 import inspect
+from dataclasses import replace
 from typing import Any, TypedDict
 
 from torch import Tensor, nn
@@ -106,6 +107,7 @@ class PairLoss(nn.Module):
             if isinstance(option, nn.Parameter):
                 self.register_parameter(name, option)
         self.weighting, self.mining = weighting, mining
+        self.fused = spec is not None
         self.options: dict[str, Any] = {
             "max_positive_similarity": shared.max_positive_similarity,
             "normalize": normalize,
@@ -155,6 +157,12 @@ class PairLoss(nn.Module):
             (self.options["ignore_label"], anchor_mask, sample_weight),
         )
 
+    @property
+    def rule(self) -> Weighting:
+        """The weighting rule with the parameters that the module has now: they may be others than
+        those that it was made of."""
+        return replace(self.weighting, **self._parameters) if self._parameters else self.weighting
+
     def with_weighting(self, weighting: Weighting) -> "PairLoss":
         """The same with another rule; itself if it is its own."""
         if weighting is self.weighting:
@@ -170,7 +178,7 @@ class PairLoss(nn.Module):
         cap, normalize, reduction, backend = (shared[name] for name in names)
         loss, self._statistics = loss_and_statistics(
             tensors,
-            (self.weighting, self.mining),
+            (self.rule, self.mining),
             (cap, normalize, reduction, backend),
             counting,
             self.keep_statistics,

@@ -69,21 +69,30 @@ class Ring(nn.Module):
             self.position.clone(),
             self.filled.clone(),
         )
-        new = rows[order].to(self.rows.dtype)
-        self.rows[at] = torch.where(enters[:, None], new, before.rows)
-        self.labels[at] = torch.where(enters, labels[order], before.labels)
-        self.ids[at] = torch.where(enters, ids[order], before.ids)
-        self.position.copy_((before.position + count) % size)
-        self.filled.copy_((before.filled + count).clamp(max=size))
+        # Whatever may fail comes before the first write.
+        after = Slots(
+            at,
+            torch.where(enters[:, None], rows[order].to(self.rows.dtype), before.rows),
+            torch.where(enters, labels[order], before.labels),
+            torch.where(enters, ids[order], before.ids),
+            (before.position + count) % size,
+            (before.filled + count).clamp(max=size),
+        )
+        self.restore(after)
         return before
 
     def restore(self, slots: Slots) -> None:
-        """As before the write that returned them."""
+        """What slots hold, where the next row goes, and how many there are."""
         self.rows[slots.at] = slots.rows
         self.labels[slots.at] = slots.labels
         self.ids[slots.at] = slots.ids
         self.position.copy_(slots.position)
         self.filled.copy_(slots.filled)
+
+    def progress(self) -> str:
+        """How far it has come; a GPU is waited for."""
+        names = "position", "filled", "serial", "calls"
+        return ", ".join(f"{name}={int(getattr(self, name))}" for name in names)
 
     def candidates(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, labels and ids; where asking waits for nothing, of slots with a row alone."""

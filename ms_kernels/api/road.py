@@ -77,7 +77,7 @@ def loss_and_statistics(
         refuse_tracing("ms_kernels")
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
     if pairs.labels.ndim == 2:
-        loss = _of_sets(loss, ignore_label)
+        loss = _of_sets(loss)
     weight = None
     if ignore_label is not None or anchor_mask is not None or sample_weight is not None:
         if loss.of_batch and (anchor_mask is not None or sample_weight is not None):
@@ -100,13 +100,8 @@ def loss_and_statistics(
     return found, statistics if return_statistics else None
 
 
-def _of_sets(loss: Loss, ignore_label: int | None) -> Loss:
+def _of_sets(loss: Loss) -> Loss:
     """Of rows with several labels: by the loss's own formula, streamed."""
-    if ignore_label is not None:
-        raise ValueError(
-            f"ignore_label: expected None with sets of labels, got {ignore_label}; give ids, with "
-            "ms_kernels.IGNORED for the rows that do not count"
-        )
     if loss.backend not in ("auto", "panels", "reference"):
         raise ValueError(
             "backend: expected 'auto', 'panels' or 'reference' with sets of labels, got "
@@ -168,8 +163,8 @@ def reduced(loss: Loss, pairs: Pairs, reduction: str) -> Tensor:
 def counted(
     loss: Loss, pairs: Pairs, reduction: str, weight: Tensor | None, statistics: bool
 ) -> tuple[Tensor, RowStatistics | None]:
-    """In the public dtype, where anchors count by their weights, and if asked the statistics, of
-    the same pass."""
+    """In the public dtype, where anchors count by their weights, and if asked the statistics: those
+    that a fused loss is made of; dense and streamed losses are followed by a sweep for them."""
     x, found = pairs.embeddings, None
     if statistics and loss.spec is None:
         raise ValueError(no_statistics("return_statistics", loss.weighting, loss.mining))

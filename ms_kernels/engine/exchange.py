@@ -19,17 +19,21 @@ class Exchange:
         self.group, self.device = group, device
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.counts: list[int] = []
+        self.gradients: set[bool] = set()  # whether processes want one
 
-    def agree(self, facts: dict[str, str], rows: int, error: str | None) -> None:
-        """Tells how many rows this process has, and learns of the others; raises everywhere what
-        one of them has to say, or where their facts differ."""
+    def agree(self, facts: dict[str, str], rows: int, gradient: bool, error: str | None) -> None:
+        """Tells how many rows this process has and whether they want a gradient, and learns of the
+        others; raises everywhere what one of them has to say, or where their facts differ. On a GPU
+        it is waited for."""
         known = [float(zlib.crc32(fact.encode())) for fact in facts.values()]
         known = known or [0.0] * MOST_FACTS
-        told = [float(rows), float(error is not None), *known, *[0.0] * (MOST_FACTS - len(known))]
+        known += [0.0] * (MOST_FACTS - len(known))
+        told = [float(rows), float(error is not None), float(gradient), *known]
         found = self._all(torch.tensor(told, dtype=torch.float64, device=self.device)).tolist()
         self._raise_errors(error, any(one[1] for one in found))
         self.counts = [int(one[0]) for one in found]
-        if all(one[2:] == found[0][2:] for one in found):
+        self.gradients = {bool(one[2]) for one in found}
+        if all(one[3:] == found[0][3:] for one in found):
             return
         everybody = self._objects(facts)
         for name, fact in everybody[0].items():

@@ -13,7 +13,7 @@ from torch import Tensor
 from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.checks import Pairs
 from ms_kernels.engine import ops
-from ms_kernels.engine.autograd import constants_of
+from ms_kernels.engine.autograd import constants_of, keep
 from ms_kernels.engine.exchange import Exchange
 from ms_kernels.engine.reduction import divisor_of, reduce_rows
 from ms_kernels.engine.refusals import below_autograd, refuse_second_derivative
@@ -25,11 +25,11 @@ from ms_kernels.rules.weighting import Triplet
 class GlobalCall(NamedTuple):
     """anchors: the rows that are here, against candidates: the rows of all, or of a memory.
 
-    shared: the candidates are the rows of all, whose losses pull at those that are here.
+    mutual: the candidates are the rows of all, whose losses pull at those that are here.
     """
 
     anchors: Pairs
-    shared: bool
+    mutual: bool
     spec: PairSpec
     reduction: str
     backend: str
@@ -57,13 +57,18 @@ class GlobalLoss(torch.autograd.Function):
             else:
                 loss = reduce_rows(rows, kept, call.reduction, ones)
                 worth = ones / divisor_of(ones, kept, call.reduction)
-            ctx.call, ctx.dtype, ctx.here = call, embeddings.dtype, here
+            ctx.dtype, ctx.here = embeddings.dtype, here
             later = call.reduction == "none"
             dx = None
-            if ctx.needs_input_grad[0] and not later:
+            # A collective of some rules: all go in if one has to.
+            if True in call.exchange.gradients and not later:
                 dx = _gradient(call, everybody, worth, here)
         constants_of(ctx, *stats)
-        ctx.save_for_backward(dx, *((worth, *everybody) if later else ()))
+        if later:  # candidates may have changed until then, which autograd is to notice
+            ctx.call = call._replace(anchors=None)  # type: ignore[arg-type]
+            keep(ctx, dx, worth, *everybody, *call.anchors)
+        else:
+            ctx.save_for_backward(dx)
         return loss, *stats
 
     @staticmethod
@@ -73,13 +78,28 @@ class GlobalLoss(torch.autograd.Function):
             return None, None, None
         dx, *later = ctx.saved_tensors
         if later:
-            worth, *stats = later
+            worth, stats = later[0], RowStatistics(*later[1:8])
+            call = ctx.call._replace(anchors=Pairs(*later[8:]))
             with below_autograd():
-                worth = torch.where(worth == 0, 0, worth * ctx.call.exchange.gather(dloss))
-                dx = _gradient(ctx.call, RowStatistics(*stats), worth, ctx.here)
+                worth = torch.where(worth == 0, 0, worth * call.exchange.gather(dloss))
+                dx = _gradient(call, stats, worth, ctx.here)
         elif dx is not None:
             dx = dx * dloss
         return None if dx is None else dx.to(ctx.dtype), None, None
+
+
+class RowsHere(torch.autograd.Function):
+    """Of losses that every process has of all rows those of its own rows; of their worth each hears
+    from the others."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, exchange: Exchange) -> Tensor:
+        ctx.exchange = exchange
+        return losses[exchange.own].clone()
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.exchange.gather(dloss), None
 
 
 def _statistics(call: GlobalCall) -> tuple[tuple[Tensor, ...], BaseException | None]:
@@ -111,11 +131,11 @@ def _gradient(call: GlobalCall, stats: RowStatistics, worth: Tensor, here: slice
     own = [*(s[here].contiguous() for s in stats), worth[here].contiguous()]
     x = call.anchors.embeddings
     if not isinstance(call.spec.weighting, Triplet):
-        everybody = [*stats, worth] if call.shared else []
+        everybody = [*stats, worth] if call.mutual else []
         dx: Tensor = ops.embedding_gradient(*call.anchors, own, everybody, *options)
         return dx
     # Pairs are compared with pairs: the pull of others' rows is known where all their pairs are.
-    _, _, dx, dr = ops.loss_and_gradient(*call.anchors, True, call.shared, *options, own[-1])
-    if call.shared:
+    _, _, dx, dr = ops.loss_and_gradient(*call.anchors, True, call.mutual, *options, own[-1])
+    if call.mutual:
         dx = dx + call.exchange.gather_sum(dr)
     return dx if dx.numel() else torch.zeros_like(x, dtype=compute_dtype(x))

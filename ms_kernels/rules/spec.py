@@ -209,16 +209,11 @@ def _rule(packed: tuple[float, ...], known: tuple[type, ...]) -> Any:
     return rule(*packed[1 : 1 + len(fields(rule))])
 
 
-def learns(rule: Weighting) -> bool:
-    """Whether an option is a tensor."""
-    return any(isinstance(value, Tensor) for value in vars(rule).values())
-
-
 def spec_of(weighting: Weighting, mining: Mining, options: PairOptions) -> PairSpec | None:
     """What an op can be told of a pair of rules; None of rules that are not of this package."""
     if not isinstance(weighting, SummedWeighting) or not isinstance(mining, BoundedMining):
         return None
-    if type(weighting) not in WEIGHTINGS or type(mining) not in MININGS or learns(weighting):
+    if type(weighting) not in WEIGHTINGS or type(mining) not in MININGS or weighting.learned:
         return None
     return _spec_of(weighting, mining, options.max_positive_similarity, options.normalize)
 
