@@ -121,7 +121,7 @@ def test_two_processes_are_measured_and_their_bytes_counted():
     """Of 64 rows each: sizes, rows, labels and ids, a word, counts and numbers of statistics."""
     (row,) = (r for r in processes.measure((2,), 128, 64, 1, 1) if r["world"] == 2)
     assert row["kinds"] == ["strong", "weak"] and row["step"] > 0 and row["work"] > 0
-    want = [64, 64 * 128 * 4, 64 * 16, 4, 64 * 16, 64 * 20]
+    want = [72, 64 * 128 * 4, 64 * 16, 4, 64 * 16, 64 * 20]
     assert [one["given"] for one in row["forward"]] == want
     assert [one["received"] for one in row["forward"]] == want and row["backward"] == []
 
