@@ -80,12 +80,9 @@ class DistributedLoss(nn.Module):
         """The loss of (n, D) embeddings and (n,) labels of each process: see `pair_loss`."""
         memory = self.loss if isinstance(self.loss, CrossBatchMemory) else None
         counted = anchor_mask is not None or sample_weight is not None
-        if memory is not None and counted:
-            raise ValueError(
-                "anchor_mask, sample_weight: expected None with a CrossBatchMemory, got a tensor"
-            )
         if not dist.is_available() or not dist.is_initialized() or self._alone():
             if memory is not None:
+                _refuse_counting(counted)
                 return memory(embeddings, labels, ids)  # type: ignore[no-any-return]
             options = {"ids": ids, "anchor_mask": anchor_mask, "sample_weight": sample_weight}
             return self.loss(embeddings, labels, **options)  # type: ignore[no-any-return]
@@ -105,6 +102,7 @@ class DistributedLoss(nn.Module):
                     "that requires a gradient; use sample_weight.detach()"
                 )
             if memory is not None:
+                _refuse_counting(counted)
                 memory.check(embeddings)
         except (TypeError, ValueError, RuntimeError) as refused:
             error = f"{type(refused).__name__}: {refused}"
@@ -128,7 +126,8 @@ class DistributedLoss(nn.Module):
         row_labels, *row_ids = exchange.gather(torch.stack(codes, 1)).T.contiguous()
         if memory is None:
             everybody = Pairs(rows, row_labels, row_ids[0], None, None, None)
-            return _GlobalLosses(loss, pairs, everybody, weight, exchange).of_batch()
+            losses = _GlobalLosses(loss, pairs, everybody, weight, exchange, counted)
+            return losses.of_batch()
         call = memory.call_of(rows, row_labels, row_ids[0] if row_ids else None, None)
         everybody = Pairs(rows, row_labels, call.ids, None, None, None)
         return memory.step(call, _GlobalLosses(loss, pairs, everybody, weight, exchange))
@@ -168,8 +167,10 @@ class _GlobalLosses:
         everybody: Pairs,
         weight: Tensor | None,
         exchange: Exchange,
+        counted: bool = False,
     ) -> None:
-        self.loss, self.here, self.everybody = loss, here, everybody
+        """counted: the caller gave weights, or said which rows are anchors."""
+        self.loss, self.here, self.everybody, self.counted = loss, here, everybody, counted
         self.weight, self.exchange = weight, exchange
         options = loss.options
         of_all = PairOptions(
@@ -212,6 +213,8 @@ class _GlobalLosses:
         mixed = torch.cat([rows[:first], self.here.embeddings, rows[end:]])
         weight = None if self.weight is None else self.exchange.gather(self.weight)
         loss = self.loss.with_weighting(_share_of(self.loss.rule, self.exchange.size))
+        if loss.of_batch and not self.counted:  # ids leave out the rows that do not count
+            weight = None
         found = loss.compute((mixed, labels, None, None, ids, None), (None, None, weight))
         if loss.keep_statistics:
             self.loss.keep(RowStatistics(*(s[self.place] for s in loss.statistics)))
@@ -229,6 +232,13 @@ def _share_of(weighting: Weighting, size: int) -> Weighting:
     parts = {name: value / size for name, value in learned.items()}
     shares = {name: part + (learned[name] - part).detach() for name, part in parts.items()}
     return dataclasses.replace(weighting, **shares)
+
+
+def _refuse_counting(counted: bool) -> None:
+    if counted:
+        raise ValueError(
+            "anchor_mask, sample_weight: expected None with a CrossBatchMemory, got a tensor"
+        )
 
 
 def _device(embeddings: object) -> torch.device:

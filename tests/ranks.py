@@ -81,7 +81,7 @@ def cases(world):
         ms = ms_kernels.MultiSimilarityLoss(ignore_label=1, reduction="mean_valid")
         found[f"{sizes}-ids"] = sizes, ms_kernels.MultiSimilarityLoss(), ("ids",)
         found[f"{sizes}-counted"] = sizes, ms, ("sample_weight", "anchor_mask")
-        found[f"{sizes}-histogram"] = sizes, HistogramLoss(), ()
+        found[f"{sizes}-histogram"] = sizes, HistogramLoss(ignore_label=1), ()
         for reduction in ("mean", "none"):
             how = {"reduction": reduction}
             learns = rules.NTXent(torch.nn.Parameter(torch.tensor(0.3).double()))
@@ -132,6 +132,7 @@ def refusals(rank):
     """What each process hears when one of them errs, by name."""
     loss = DistributedLoss(ms_kernels.MultiSimilarityLoss())
     x, y = torch.randn(4, D), torch.arange(4)
+    mask = torch.ones(4, dtype=torch.bool)
     each = ms_kernels.MultiSimilarityLoss(reduction="none")
     other = ms_kernels.MultiSimilarityLoss(beta=40.0) if rank else ms_kernels.MultiSimilarityLoss()
     calls = {
@@ -142,6 +143,7 @@ def refusals(rank):
         "options": lambda: DistributedLoss(other)(x, y),
         "ids": lambda: loss(x, y, ids=y if rank else None),
         "memory": lambda: DistributedLoss(CrossBatchMemory(loss.loss, D + rank, 8))(x, y),
+        "mask": lambda: DistributedLoss(memory_in(True))(x, y, anchor_mask=mask if rank else None),
         "eval": lambda: DistributedLoss(memory_in(rank == 0))(x, y),
         "weight": lambda: loss(x, y, sample_weight=torch.ones(4, requires_grad=rank == 1)),
         "gradient": lambda: DistributedLoss(each)(x.clone().requires_grad_(rank == 0), y),

@@ -151,6 +151,24 @@ def test_weights_may_learn(monkeypatch, backend, reduction):
     assert gradcheck(loss, leaves, atol=1e-6)
 
 
+@pytest.mark.parametrize("weights", [[0, 1, 2, 0, 1, 1, 1, 1], [1, -1, 0, 0, 0, 0, 0, 0]], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "mean_valid"])
+def test_a_weight_of_nothing_learns(weights, reduction):
+    x, _ = batch(8)
+    y = torch.arange(8) // 2
+    found = []
+    for backend in ("cpu", "reference", "panels"):
+        weight = torch.tensor(weights, dtype=torch.float64, requires_grad=True)
+        options = {"sample_weight": weight, "reduction": reduction, "backend": backend}
+        (dw,) = torch.autograd.grad(multi_similarity_loss(x, y, **options), weight)
+        found.append(dw)
+    rows = multi_similarity_loss(x, y, reduction="none")
+    if reduction == "sum":
+        same(found[0], rows)
+    same(found[1], found[0])
+    same(found[2], found[0])
+
+
 def test_no_anchor_at_all():
     x, y = batch()
     x.requires_grad_()

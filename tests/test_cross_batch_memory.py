@@ -9,6 +9,7 @@ from torch import nn
 
 import ms_kernels
 from ms_kernels import (
+    BinLifted,
     CrossBatchMemory,
     HistogramLoss,
     MultiSimilarity,
@@ -16,10 +17,16 @@ from ms_kernels import (
     NTXentLoss,
     PairLoss,
     TripletLoss,
+    Weighting,
     multi_similarity_loss,
 )
 
 D, SIZE = 5, 20
+
+
+class Own(Weighting):
+    def row_loss(self, similarity, positive, negative):
+        return ((similarity * negative).sum(1) - (similarity * positive).sum(1)).exp()
 
 
 def batches(count=6, n=7, seed=0, dtype=torch.float64):
@@ -221,6 +228,23 @@ def test_compiled_whole_and_once(warmup):
             torch.testing.assert_close(*found)
     for a, b in zip(eager.state_dict().values(), memory.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["own", "learned", "panels", "dense", "histogram"])
+def test_streamed_losses_are_not_compiled(name):
+    """Their panels would be computed again in the backward pass, after the rows have entered."""
+    loss = {
+        "own": lambda: PairLoss(Own()),
+        "learned": lambda: PairLoss(MultiSimilarity(nn.Parameter(torch.tensor(2.0).double()))),
+        "panels": lambda: PairLoss(BinLifted(), backend="panels"),
+        "dense": lambda: MultiSimilarityLoss(backend="reference"),
+        "histogram": lambda: HistogramLoss(ignore_label=1),
+    }[name]
+    torch._dynamo.reset()
+    memory = memory_of(loss())
+    compiled = torch.compile(memory, fullgraph=True, backend="aot_eager")
+    with pytest.raises(Exception, match="expected a loss that kernels compute in torch.compile"):
+        compiled(*next(batches(1)))
 
 
 def test_no_copy_of_the_memory_is_kept_for_backward():

@@ -68,6 +68,7 @@ REFUSED = {
     "options": r"ValueError: loss: .* beta=50.0.* on rank 0 and .*beta=40.0.* on rank 1",
     "ids": "ValueError: ids: expected the same on every rank, got None on rank 0 and given on",
     "memory": r"RuntimeError: DistributedLoss: rank 1: ValueError: embeddings: .* \(N, 6\)",
+    "mask": "RuntimeError: DistributedLoss: rank 1: ValueError: anchor_mask, sample_weight: expec",
     "eval": "ValueError: memory: .* training=True, .* on rank 0 and training=False",
     "weight": "RuntimeError: DistributedLoss: rank 1: ValueError: sample_weight: expected a const",
     "gradient": "ValueError: embeddings: expected to require a gradient on every rank or on none",

@@ -159,7 +159,8 @@ class CrossBatchMemory(nn.Module):
         if ignored is not None:
             known = labels != ignored
             enters = known if enters is None else enters & known
-        weight = row_weights(pairs, ignored, anchors, None)
+        of_batch = self.loss.of_batch and anchors is None
+        weight = None if of_batch else row_weights(pairs, ignored, anchors, None)
         x, _, own, *_ = without_label(Pairs(x, labels, own, None, None, None), ignored)
         assert own is not None
         return Call(x, labels, own, ids is not None or ignored is not None, enters, weight)
@@ -265,9 +266,19 @@ class _Losses:
 
     def of_memory(self, rows: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
         x, own_labels, own, _, _, weight = self.call
-        if (
-            not self.loss.fused
-        ):  # looked at once more in the backward pass, when others have entered
+        # Looked at once more in the backward pass, when others have entered.
+        if self.loss.in_plain_pytorch(Pairs(x, own_labels, own, rows, labels, ids)):
+            _refuse_graphs()
             rows, labels, ids = rows.clone(), labels.clone(), ids.clone()
         sides = x, own_labels, rows.to(x.dtype), labels, own, ids
         return self.loss.compute(sides, (None, None, weight))
+
+
+def _refuse_graphs() -> None:
+    """Of a loss in plain PyTorch a graph computes the candidates again in its backward pass, from a
+    memory that has moved on: gradients would be wrong."""
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "CrossBatchMemory: expected a loss that kernels compute in torch.compile, got one in "
+            "plain PyTorch; call the memory outside of the graph"
+        )

@@ -8,17 +8,19 @@ from torch import Tensor, nn
 from typing_extensions import Never
 
 from ms_kernels.api.counting import check_ignore_label
-from ms_kernels.api.histogram import check_reduction
+from ms_kernels.api.histogram import Histogram, check_reduction
 from ms_kernels.api.learned import takes_in
 from ms_kernels.api.road import (
     Counting,
     Tensors,
     check_rules,
+    in_plain_pytorch,
     loss_and_statistics,
+    loss_of,
     no_statistics,
 )
 from ms_kernels.backends.dispatch import NAMES, check_known
-from ms_kernels.checks import check_choice, check_flag
+from ms_kernels.checks import Pairs, check_choice, check_flag
 from ms_kernels.reference import REDUCTIONS, RowStatistics
 from ms_kernels.rules.mining import Mining, MultiSimilarityMining, NoMining, mining_of
 from ms_kernels.rules.spec import PairOptions, spec_of
@@ -108,6 +110,7 @@ class PairLoss(nn.Module):
                 self.register_parameter(name, option)
         self.weighting, self.mining = weighting, mining
         self.fused = spec is not None
+        self.of_batch = isinstance(weighting, Histogram)  # and not of anchors
         self.options: dict[str, Any] = {
             "max_positive_similarity": shared.max_positive_similarity,
             "normalize": normalize,
@@ -169,6 +172,13 @@ class PairLoss(nn.Module):
             return self
         options = {**self.options, "keep_statistics": self.keep_statistics}
         return PairLoss(weighting, self.mining, **options)
+
+    def in_plain_pytorch(self, pairs: Pairs) -> bool:
+        """Whether autograd looks at these candidates once more in the backward pass."""
+        cap, normalize = self.options["max_positive_similarity"], self.options["normalize"]
+        shared = PairOptions(max_positive_similarity=cap, normalize=normalize)
+        given = self.rule, self.mining, shared, self.options["backend"]
+        return in_plain_pytorch(loss_of(*given), pairs)
 
     def compute(self, tensors: Tensors, counting: Counting) -> Tensor:
         """Of the tensors of `forward` in their order, and of what counts in the order of

@@ -198,6 +198,13 @@ def row_statistics(loss: Loss, pairs: Pairs) -> RowStatistics:
         return RowStatistics(*ops.row_statistics(*pairs, spec.pack(), loss.backend))
 
 
+def in_plain_pytorch(loss: Loss, pairs: Pairs) -> bool:
+    """Whether autograd looks at the candidates once more in the backward pass."""
+    if loss.spec is None or loss.backend in ("panels", "reference"):
+        return True
+    return _backend(loss, pairs) is None
+
+
 def _backend(loss: Loss, pairs: Pairs) -> str | None:
     """What the op is told; None where the loss is streamed instead."""
     spec, backend = loss.spec, loss.backend

@@ -108,8 +108,10 @@ def _of_weights(
     rows: Tensor, kept: Tensor, weight: Tensor, loss: Tensor, divisor: Tensor, reduction: str
 ) -> Tensor:
     """dloss / dweight: each counts its loss, and in a mean draws the others' down."""
-    own = torch.where(weight == 0, torch.where(rows.isnan(), 0, rows), rows)
+    own = torch.where((weight == 0) & ~rows.isfinite(), 0, rows)
     if reduction == "sum":
         return own
-    counts = torch.ones_like(kept) if reduction == "mean" else (kept > 0).to(kept.dtype)
-    return (own - counts * loss) / divisor
+    counts = torch.ones_like(weight) if reduction == "mean" else (kept > 0).to(weight.dtype)
+    # Where the weights add up to 0 the divisor is a constant.
+    drawn = torch.where((counts * weight).sum() == 0, 0, loss)
+    return (own - counts * drawn) / divisor

@@ -36,8 +36,9 @@ def reduce_rows(
 
 
 def _weighted(row_loss: Tensor, kept: Tensor, reduction: str, weight: Tensor) -> Tensor:
-    # Of weight 0 is a row that does not count, be it NaN.
-    losses = torch.where(weight == 0, 0, row_loss * weight)
+    # A row of weight 0 does not count, be it NaN; the weight may still learn what it is worth.
+    nothing = (weight == 0) & ~row_loss.isfinite()
+    losses = torch.where(nothing, 0, row_loss * weight)
     if reduction == "none":
         return losses
     return total_of(losses) / divisor_of(weight, kept, reduction)
