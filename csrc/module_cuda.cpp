@@ -114,8 +114,8 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("job"), py::arg("dtype"), py::arg("precision"), py::arg("depth"),
            py::arg("rows"), py::arg("columns"), py::arg("spec"), py::arg("skip_below"),
            py::arg("by_tiles"), py::arg("small") = false)
-      .def("write_reduced", &Call::write_reduced, py::arg("loss"), py::arg("wide"), py::arg("factor"),
-           py::arg("reduction"))
+      .def("write_reduced", &Call::write_reduced, py::arg("loss"), py::arg("wide"),
+           py::arg("factor"), py::arg("reduction"))
       .def("read_ordinals", &Call::read_ordinals, py::arg("ordinals"), py::arg("most_ranks"))
       .def("plan", &Call::plan, py::arg("budget"))
       .def("run", &Call::run, py::arg("workspace"), py::arg("device"), py::arg("stream"),

@@ -62,9 +62,9 @@ struct Small {
   bool direct;  // products read the embeddings where they are
   Reduction reduction;
   double gradient_of_row;  // incoming, of each row's loss
-  void* loss;    // null: row losses are asked for; else the reduced one
-  bool wide;     // in the compute type, not in the input's
-  void* factor;  // mean_valid: of the gradients that are written, in the compute type
+  void* loss;              // null: row losses are asked for; else the reduced one
+  bool wide;               // in the compute type, not in the input's
+  void* factor;            // mean_valid: of the gradients that are written, in the compute type
   // Of rows and columns: which are too large or too small to be multiplied as they are.
   std::int32_t *uncommon_rows, *uncommon_columns;
   // Of candidates that learn, their rows: see the plan of Problem.

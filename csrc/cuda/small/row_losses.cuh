@@ -53,9 +53,8 @@ MSK_DEVICE PairSets pair_sets(const Pass<P>& pass, std::int64_t i) {
   sets.alike = equal(pass.columns.labels, pass.rows.labels[i]);
   if (pass.rows.ids && pass.columns.ids) {
     const std::int64_t id = pass.rows.ids[i];
-    sets.self = id == kIgnored
-                    ? sets.present
-                    : equal(pass.columns.ids, id) | equal(pass.columns.ids, kIgnored);
+    sets.self = id == kIgnored ? sets.present
+                               : equal(pass.columns.ids, id) | equal(pass.columns.ids, kIgnored);
   } else if (pass.self && i % 32 == lane()) {
     sets.self = PairSet(1) << (i / 32);
   }
