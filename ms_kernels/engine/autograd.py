@@ -1,7 +1,7 @@
 """Autograd functions over the ops."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -160,7 +160,7 @@ def row_losses_of(
 class RowLoss(torch.autograd.Function):
     """Loss of each anchor, and its statistics; the gradient waits for what each of them is worth.
 
-    anew: the statistics are no help in backward: see `_anew`.
+    anew: the statistics are no help in backward: see `gradients`.
     """
 
     @staticmethod
@@ -178,7 +178,7 @@ class RowLoss(torch.autograd.Function):
             loss: Tensor = ops.row_loss_of(list(stats), embeddings, ref_emb, packed, backend)
         constants_of(ctx, *stats)
         keep(ctx, *pairs, *(() if anew else stats))
-        ctx.packed, ctx.backend, ctx.precision = packed, backend, _precision()
+        ctx.packed, ctx.backend, ctx.precision = packed, backend, precision_now()
         ctx.anew = anew
         return loss, *stats
 
@@ -188,45 +188,54 @@ class RowLoss(torch.autograd.Function):
         if dloss is None:
             return None, None, None, None, None, None
         saved = ctx.saved_tensors  # once: a checkpoint computes them for one look
-        x, labels, ids, r, ref_labels, ref_ids, *stats = saved
-        if ctx.anew or is_batch(dloss):
-            return _anew(ctx, saved[:6], dloss)
-        term = [*stats, dloss]
-        dx: Tensor | None = None
-        dr: Tensor | None = None
-        options = ctx.packed, ctx.backend
-        with _products_of(ctx.precision), below_autograd():
-            if ctx.needs_input_grad[0]:
-                both = term if r is None else []
-                dx = ops.embedding_gradient(
-                    x, labels, ids, r, ref_labels, ref_ids, term, both, *options
-                ).to(x.dtype)
-            if ctx.needs_input_grad[1]:
-                dr = ops.embedding_gradient(
-                    r, ref_labels, ref_ids, x, labels, ids, [], term, *options
-                ).to(x.dtype)
+        # Several incoming gradients go without the statistics too: PyTorch calls an op for each of
+        # them, but none that takes a list.
+        stats = () if ctx.anew or is_batch(dloss) else saved[6:]
+        need_dx, need_dr, *_ = ctx.needs_input_grad
+        with products_of(ctx.precision), below_autograd():
+            found = gradients(
+                Pairs(*saved[:6]), stats, dloss, need_dx, need_dr, ctx.packed, ctx.backend
+            )
+        dx, dr = (None if d is None else d.to(saved[0].dtype) for d in found)
         return dx, dr, None, None, None, None
 
 
-def _anew(ctx: Any, pairs: tuple[Tensor, ...], dloss: Tensor) -> tuple[Tensor | None, ...]:
-    """Without the statistics, for both sides in one call: see ANEW. Of several incoming gradients
-    too: PyTorch calls an op for each of them, but none that takes a list, as of statistics."""
-    need_dx, need_dr, *_ = ctx.needs_input_grad
-    with _products_of(ctx.precision), below_autograd():
-        _, _, dx, dr = ops.loss_and_gradient(
-            *pairs, need_dx, need_dr, ctx.packed, ctx.backend, dloss
-        )
-    dtype = pairs[0].dtype
-    dx, dr = (d.to(dtype) if need else None for d, need in ((dx, need_dx), (dr, need_dr)))
-    return dx, dr, None, None, None, None
+def gradients(
+    pairs: Pairs,
+    stats: Sequence[Tensor],
+    dloss: Tensor,
+    need_dx: bool,
+    need_dr: bool,
+    packed: list[float],
+    backend: str,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of both sides, in the compute dtype, where the loss of each anchor is worth dloss. stats: of
+    the anchors; none of rules that are better looked at anew, in one call for both sides."""
+    x, labels, ids, r, ref_labels, ref_ids = pairs
+    options = packed, backend
+    dx: Tensor | None = None
+    dr: Tensor | None = None
+    if not (need_dx or need_dr):
+        return dx, dr
+    if not stats:
+        _, _, dx, dr = ops.loss_and_gradient(*pairs, need_dx, need_dr, *options, dloss)
+        return dx if need_dx else None, dr if need_dr else None
+    term = [*stats, dloss]
+    none: list[Tensor] = []
+    if need_dx:
+        both = term if r is None else none
+        dx = ops.embedding_gradient(*pairs, term, both, *options)
+    if need_dr:
+        dr = ops.embedding_gradient(r, ref_labels, ref_ids, x, labels, ids, none, term, *options)
+    return dx, dr
 
 
-def _precision() -> str | None:
+def precision_now() -> str | None:
     """How torch takes float32 products now; None in a graph, which does not see it."""
     return None if torch.compiler.is_compiling() else torch.get_float32_matmul_precision()
 
 
-def _products_of(precision: str | None) -> contextlib.AbstractContextManager[None]:
+def products_of(precision: str | None) -> contextlib.AbstractContextManager[None]:
     """As in the forward pass: other products would mine other pairs than the statistics are of."""
     if precision is None or torch.compiler.is_compiling():
         return contextlib.nullcontext()

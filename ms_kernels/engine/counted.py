@@ -11,6 +11,7 @@ from ms_kernels.engine.autograd import (
     ANEW,
     constants_of,
     differentiable_once,
+    gradients,
     in_public_dtype,
     row_losses_of,
 )
@@ -63,7 +64,8 @@ class CountedLoss(torch.autograd.Function):
             ones = torch.ones_like(rows) if weight is None else weight
             loss = reduce_rows(rows, kept, reduction, ones)
             divisor = divisor_of(ones, kept, reduction)
-            dx, dr = _gradients(pairs, stats, ones / divisor, options, need_dx, need_dr, spec)
+            known = () if isinstance(spec.weighting, ANEW) else stats
+            dx, dr = gradients(pairs, known, ones / divisor, need_dx, need_dr, *options)
         dw = _of_weights(rows, kept, ones, loss, divisor, reduction) if need_dw else None
         ctx.dtype = embeddings.dtype
         constants_of(ctx, *stats)
@@ -78,30 +80,6 @@ class CountedLoss(torch.autograd.Function):
         dx, dr, dw = (None if d is None else d * dloss for d in ctx.saved_tensors)
         dx, dr = (None if d is None else d.to(ctx.dtype) for d in (dx, dr))
         return dx, dr, dw, None
-
-
-def _gradients(
-    pairs: Pairs,
-    stats: tuple[Tensor, ...],
-    dloss: Tensor,
-    options: tuple[list[float], str],
-    need_dx: bool,
-    need_dr: bool,
-    spec: PairSpec,
-) -> tuple[Tensor | None, Tensor | None]:
-    """In the compute dtype, of losses that count by dloss."""
-    x, labels, ids, r, ref_labels, ref_ids = pairs
-    if isinstance(spec.weighting, ANEW) and (need_dx or need_dr):
-        _, _, dx, dr = ops.loss_and_gradient(*pairs, need_dx, need_dr, *options, dloss)
-        return dx if need_dx else None, dr if need_dr else None
-    term, dx, dr = [*stats, dloss], None, None
-    none: list[Tensor] = []
-    if need_dx:
-        both = term if r is None else none
-        dx = ops.embedding_gradient(*pairs, term, both, *options)
-    if need_dr:
-        dr = ops.embedding_gradient(r, ref_labels, ref_ids, x, labels, ids, none, term, *options)
-    return dx, dr
 
 
 def _of_weights(
