@@ -74,8 +74,9 @@ def counted() -> Iterator[list[dict[str, Any]]]:
             setattr(room, name, call)
 
 
-def main(rank: int, world: int, steps: int, folder: str) -> None:
-    """What each process does: it writes what it found, or why it failed."""
+@contextlib.contextmanager
+def joined(rank: int, world: int, folder: str) -> Iterator[None]:
+    """In a group of gloo that meets in a folder, one thread; why it failed is written there."""
     try:
         torch.set_num_threads(1)
         dist.init_process_group(
@@ -85,13 +86,19 @@ def main(rank: int, world: int, steps: int, folder: str) -> None:
             world_size=world,
             timeout=datetime.timedelta(seconds=120),
         )
-        x, y = torch.load(Path(folder, f"rows{rank}.pt"))
-        found = of_rank(x.requires_grad_(), y, steps)
-        torch.save(found, Path(folder, f"found{rank}.pt"))
+        yield
         dist.destroy_process_group()
     except BaseException:
         Path(folder, f"{rank}.txt").write_text(traceback.format_exc())
         raise
+
+
+def main(rank: int, world: int, steps: int, folder: str) -> None:
+    """What each process does: it writes what it found."""
+    with joined(rank, world, folder):
+        x, y = torch.load(Path(folder, f"rows{rank}.pt"))
+        found = of_rank(x.requires_grad_(), y, steps)
+        torch.save(found, Path(folder, f"found{rank}.pt"))
 
 
 def of_rank(x: Tensor, y: Tensor, steps: int) -> dict[str, Any]:

@@ -3,10 +3,8 @@
 A case is a function of a rank's rows; one group of processes runs them all.
 """
 
-import datetime
 import os
 import sys
-import traceback
 from pathlib import Path
 
 import torch
@@ -14,6 +12,7 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 import ms_kernels
+from bench.processes import joined
 from ms_kernels import (
     CrossBatchMemory,
     HistogramLoss,
@@ -182,6 +181,26 @@ def without_gradient(rank):
     return loss.detach(), leaf.grad
 
 
+def precisions(rank):
+    """Of products in the backward pass of each row's loss, after another one was chosen."""
+    from ms_kernels.backends import cpu
+
+    seen, real = [], cpu.embedding_gradient
+    cpu.embedding_gradient = lambda *a: (
+        seen.append(torch.get_float32_matmul_precision()) or real(*a)
+    )
+    x, y, _ = batch((6, 6), dtype=torch.float32)
+    each = ms_kernels.MultiSimilarityLoss(reduction="none")
+    leaf = part(x, (6, 6), rank).requires_grad_()
+    loss = DistributedLoss(each)(leaf, part(y, (6, 6), rank)).sum()
+    torch.set_float32_matmul_precision("medium")
+    loss.backward()
+    seen.append(torch.get_float32_matmul_precision())
+    torch.set_float32_matmul_precision("highest")
+    cpu.embedding_gradient = real
+    return seen
+
+
 def fails(*_):
     raise RuntimeError("no memory")
 
@@ -205,15 +224,7 @@ def sent(rank):
 
 
 def main(rank, world, folder):
-    try:
-        torch.set_num_threads(1)
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{folder}/store",
-            rank=rank,
-            world_size=world,
-            timeout=datetime.timedelta(seconds=60),
-        )
+    with joined(rank, world, folder):
         found = {
             name: steps(DistributedLoss(loss), sizes, names, rank)
             for name, (sizes, loss, names) in cases(world).items()
@@ -221,11 +232,8 @@ def main(rank, world, folder):
         if world == 2:
             found["refusals"], found["sent"] = refusals(rank), sent(rank)
             found["without gradient"] = without_gradient(rank)
+            found["precisions"] = precisions(rank)
         torch.save(found, Path(folder) / f"{rank}.pt")
-        dist.destroy_process_group()
-    except BaseException:
-        Path(folder, f"{rank}.txt").write_text(traceback.format_exc())
-        raise
 
 
 def run(world, folder):

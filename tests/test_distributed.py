@@ -100,6 +100,11 @@ def test_a_rank_that_wants_no_gradient_takes_part(found):
     torch.testing.assert_close(dx, want[:6])
 
 
+def test_a_backward_pass_multiplies_as_the_forward_pass(found):
+    """Other products would mine other pairs than the statistics are of."""
+    assert all(mine["precisions"] == ["highest", "medium"] for mine in found(2))
+
+
 def test_without_a_group_it_is_the_loss():
     x, y, _ = ranks.batch((9,))
     assert torch.equal(DistributedLoss(MultiSimilarityLoss())(x, y), MultiSimilarityLoss()(x, y))

@@ -13,7 +13,7 @@ from torch import Tensor
 from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.checks import Pairs
 from ms_kernels.engine import ops
-from ms_kernels.engine.autograd import constants_of, keep
+from ms_kernels.engine.autograd import constants_of, keep, precision_now, products_of
 from ms_kernels.engine.exchange import Exchange
 from ms_kernels.engine.reduction import divisor_of, reduce_rows
 from ms_kernels.engine.refusals import below_autograd, refuse_second_derivative
@@ -66,6 +66,7 @@ class GlobalLoss(torch.autograd.Function):
         constants_of(ctx, *stats)
         if later:  # candidates may have changed until then, which autograd is to notice
             ctx.call = call._replace(anchors=None)  # type: ignore[arg-type]
+            ctx.precision = precision_now()
             keep(ctx, dx, worth, *everybody, *call.anchors)
         else:
             ctx.save_for_backward(dx)
@@ -80,7 +81,7 @@ class GlobalLoss(torch.autograd.Function):
         if later:
             worth, stats = later[0], RowStatistics(*later[1:8])
             call = ctx.call._replace(anchors=Pairs(*later[8:]))
-            with below_autograd():
+            with products_of(ctx.precision), below_autograd():
                 worth = torch.where(worth == 0, 0, worth * call.exchange.gather(dloss))
                 dx = _gradient(call, stats, worth, ctx.here)
         elif dx is not None:
