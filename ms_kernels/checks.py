@@ -232,11 +232,11 @@ def _labels(name: str, got: Tensor, beside: str, x: Tensor) -> Tensor:
             f"{name}: expected shape ({x.shape[0]}, K) to match {beside} {tuple(x.shape)}, "
             f"got {tuple(got.shape)}"
         )
-    _check_device(name, got, beside, x)
+    check_device(name, got, beside, x)
     return got
 
 
-def _check_device(name: str, got: Tensor, beside: str, x: Tensor) -> None:
+def check_device(name: str, got: Tensor, beside: str, x: Tensor) -> None:
     if got.device != x.device:
         raise ValueError(
             f"{name}: expected device {x.device} to match {beside}, got {got.device}; "
@@ -259,5 +259,5 @@ def _integers(name: str, got: Tensor, beside: str, x: Tensor) -> Tensor:
             f"{name}: expected shape ({x.shape[0]},) to match {beside} {tuple(x.shape)}, "
             f"got {tuple(got.shape)}"
         )
-    _check_device(name, got, beside, x)
+    check_device(name, got, beside, x)
     return got.to(torch.int64)  # one-to-one, so equality survives even for uint64

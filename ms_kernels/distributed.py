@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ms_kernels.api.counting import check_one_label, row_weights, without_label
+from ms_kernels.api.counting import check_one_label, without_label
 from ms_kernels.api.memory import CrossBatchMemory
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.checks import Pairs, check_choice, check_pairs
@@ -15,7 +15,7 @@ from ms_kernels.engine.autograd import differentiable_once, in_public_dtype
 from ms_kernels.engine.exchange import Exchange
 from ms_kernels.engine.global_loss import GlobalCall, GlobalLoss, RowsHere
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.spec import PairOptions, PairSpec, spec_of
+from ms_kernels.rules.spec import PairSpec, spec_of
 from ms_kernels.rules.weighting import Weighting
 
 __all__ = ["DistributedLoss"]
@@ -95,7 +95,7 @@ class DistributedLoss(nn.Module):
             pairs = check_pairs(embeddings, labels, None, None, ids, None)
             check_one_label("DistributedLoss", pairs.labels)
             differentiable_once(pairs, "DistributedLoss")
-            weight = row_weights(pairs, ignored, anchor_mask, sample_weight)
+            weight = loss.weights_of(pairs, anchor_mask, sample_weight)
             if weight is not None and weight.requires_grad:
                 raise ValueError(
                     "sample_weight: expected a constant in a loss of several processes, got one "
@@ -126,8 +126,7 @@ class DistributedLoss(nn.Module):
         row_labels, *row_ids = exchange.gather(torch.stack(codes, 1)).T.contiguous()
         if memory is None:
             everybody = Pairs(rows, row_labels, row_ids[0], None, None, None)
-            losses = _GlobalLosses(loss, pairs, everybody, weight, exchange, counted)
-            return losses.of_batch()
+            return _GlobalLosses(loss, pairs, everybody, weight, exchange).of_batch()
         call = memory.call_of(rows, row_labels, row_ids[0] if row_ids else None, None)
         everybody = Pairs(rows, row_labels, call.ids, None, None, None)
         return memory.step(call, _GlobalLosses(loss, pairs, everybody, weight, exchange))
@@ -167,17 +166,10 @@ class _GlobalLosses:
         everybody: Pairs,
         weight: Tensor | None,
         exchange: Exchange,
-        counted: bool = False,
     ) -> None:
-        """counted: the caller gave weights, or said which rows are anchors."""
-        self.loss, self.here, self.everybody, self.counted = loss, here, everybody, counted
+        self.loss, self.here, self.everybody = loss, here, everybody
         self.weight, self.exchange = weight, exchange
-        options = loss.options
-        of_all = PairOptions(
-            max_positive_similarity=options["max_positive_similarity"],
-            normalize=options["normalize"],
-        )
-        self.spec = spec_of(loss.rule, loss.mining, of_all)
+        self.spec = spec_of(loss.rule, loss.mining, loss.shared)
         self.place = exchange.own
 
     def of_batch(self) -> Tensor:
@@ -213,8 +205,6 @@ class _GlobalLosses:
         mixed = torch.cat([rows[:first], self.here.embeddings, rows[end:]])
         weight = None if self.weight is None else self.exchange.gather(self.weight)
         loss = self.loss.with_weighting(_share_of(self.loss.rule, self.exchange.size))
-        if loss.of_batch and not self.counted:  # ids leave out the rows that do not count
-            weight = None
         found = loss.compute((mixed, labels, None, None, ids, None), (None, None, weight))
         if loss.keep_statistics:
             self.loss.keep(RowStatistics(*(s[self.place] for s in loss.statistics)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.interface import compute_dtype
-from ms_kernels.checks import Pairs, plain_number
+from ms_kernels.checks import Pairs, check_device, plain_number
 from ms_kernels.reference import IGNORED
 
 LEAST, MOST = -(2**63), 2**63 - 1
@@ -51,11 +51,7 @@ def check_rows(name: str, got: Any, x: Tensor, flags: bool) -> None:
             f"{name}: expected shape ({x.shape[0]},) to match embeddings {tuple(x.shape)}, "
             f"got {tuple(got.shape)}"
         )
-    if got.device != x.device:
-        raise ValueError(
-            f"{name}: expected device {x.device} to match embeddings, got {got.device}; "
-            f"use {name}.to(embeddings.device)"
-        )
+    check_device(name, got, "embeddings", x)
 
 
 def row_weights(

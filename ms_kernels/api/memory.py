@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ms_kernels.api.counting import check_one_label, check_rows, row_weights, without_label
+from ms_kernels.api.counting import check_one_label, check_rows, without_label
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.api.ring import Ring, Slots
 from ms_kernels.backends.interface import compute_dtype
@@ -159,8 +159,7 @@ class CrossBatchMemory(nn.Module):
         if ignored is not None:
             known = labels != ignored
             enters = known if enters is None else enters & known
-        of_batch = self.loss.of_batch and anchors is None
-        weight = None if of_batch else row_weights(pairs, ignored, anchors, None)
+        weight = self.loss.weights_of(pairs, anchors)
         x, _, own, *_ = without_label(Pairs(x, labels, own, None, None, None), ignored)
         assert own is not None
         return Call(x, labels, own, ids is not None or ignored is not None, enters, weight)

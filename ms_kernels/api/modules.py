@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 from torch import Tensor, nn
 from typing_extensions import Never
 
-from ms_kernels.api.counting import check_ignore_label
+from ms_kernels.api.counting import check_ignore_label, row_weights
 from ms_kernels.api.histogram import Histogram, check_reduction
 from ms_kernels.api.learned import takes_in
 from ms_kernels.api.road import (
@@ -23,7 +23,7 @@ from ms_kernels.backends.dispatch import NAMES, check_known
 from ms_kernels.checks import Pairs, check_choice, check_flag
 from ms_kernels.reference import REDUCTIONS, RowStatistics
 from ms_kernels.rules.mining import Mining, MultiSimilarityMining, NoMining, mining_of
-from ms_kernels.rules.spec import PairOptions, spec_of
+from ms_kernels.rules.spec import PairOptions, options_of, spec_of
 from ms_kernels.rules.weighting import (
     MultiSimilarity,
     Weighting,
@@ -161,6 +161,11 @@ class PairLoss(nn.Module):
         )
 
     @property
+    def shared(self) -> PairOptions:
+        """What all losses share."""
+        return options_of(self.options["max_positive_similarity"], self.options["normalize"])
+
+    @property
     def rule(self) -> Weighting:
         """The weighting rule with the parameters that the module has now: they may be others than
         those that it was made of."""
@@ -175,10 +180,20 @@ class PairLoss(nn.Module):
 
     def in_plain_pytorch(self, pairs: Pairs) -> bool:
         """Whether autograd looks at these candidates once more in the backward pass."""
-        cap, normalize = self.options["max_positive_similarity"], self.options["normalize"]
-        shared = PairOptions(max_positive_similarity=cap, normalize=normalize)
-        given = self.rule, self.mining, shared, self.options["backend"]
+        given = self.rule, self.mining, self.shared, self.options["backend"]
         return in_plain_pytorch(loss_of(*given), pairs)
+
+    def weights_of(
+        self,
+        pairs: Pairs,
+        anchor_mask: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor | None:
+        """`row_weights` with its ignore_label. Of a loss of the batch there are none: ids leave out
+        the rows that do not count."""
+        if self.of_batch and anchor_mask is None and sample_weight is None:
+            return None
+        return row_weights(pairs, self.options["ignore_label"], anchor_mask, sample_weight)
 
     def compute(self, tensors: Tensors, counting: Counting) -> Tensor:
         """Of the tensors of `forward` in their order, and of what counts in the order of
