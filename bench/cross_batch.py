@@ -5,7 +5,6 @@ Both memories hold the same rows, and losses and gradients are compared before t
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from tqdm import tqdm
 import ms_kernels
 from bench.baselines import PEER, Loss
 from bench.keep import keep
+from bench.memory import printed
 from bench.timing import Turns
 from ms_kernels.tools.command_line import check_count
 from ms_kernels.tools.step_cost import peak_of
@@ -131,10 +131,7 @@ def kept(size: int, batch: int) -> float:
 
 def peak(candidate: str, size: int, batch: int) -> int | None:
     """Resident bytes at the peak of a step in a fresh process; None where it is not known."""
-    command = [sys.executable, "-m", "bench.cross_batch", candidate, str(size), str(batch)]
-    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found: int | None = json.loads(shown)
-    return found
+    return printed("bench.cross_batch", candidate, size, batch)
 
 
 def parse(arguments: list[str]) -> tuple[str, int, int]:

@@ -6,7 +6,6 @@ Settings are those that make both losses equal, and they are compared before the
 
 import functools
 import json
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from tqdm import tqdm
 import ms_kernels
 from bench.baselines import PEER, Loss, has_peer
 from bench.keep import keep
+from bench.memory import printed
 from bench.timing import Turns, rounds_for
 from ms_kernels.tools.command_line import check_count
 from ms_kernels.tools.step_cost import peak_of
@@ -163,10 +163,7 @@ def times(name: str, n: int) -> dict[str, dict[str, float]]:
 
 def peak(name: str, candidate: str, n: int) -> int | None:
     """Resident bytes at the peak of a step in a fresh process; None where it is not known."""
-    command = [sys.executable, "-m", "bench.family", name, candidate, str(n)]
-    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found: int | None = json.loads(shown)
-    return found
+    return printed("bench.family", name, candidate, n)
 
 
 def parse(arguments: list[str]) -> tuple[str, str, int]:

@@ -1,5 +1,6 @@
 """python -m bench.memory candidate N D: bytes at the peak of one step, in a fresh process."""
 
+import json
 import subprocess
 import sys
 
@@ -11,8 +12,17 @@ from ms_kernels.tools.step_cost import peak_of
 
 
 def measure(name: str, n: int, d: int) -> int:
-    command = [sys.executable, "-m", "bench.memory", name, str(n), str(d)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    found = printed("bench.memory", name, n, d)
+    assert found is not None  # on Linux, where alone this is called
+    return found
+
+
+def printed(module: str, *arguments: object) -> int | None:
+    """The number that a fresh process prints, such as bytes at a peak; None where none is known."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: int | None = json.loads(shown)
+    return found
 
 
 def main() -> None:

@@ -5,12 +5,12 @@ import warnings
 
 import pytest
 import torch
+from memories import SIZE, batches, memory_of
 from torch import nn
 
 import ms_kernels
 from ms_kernels import (
     BinLifted,
-    CrossBatchMemory,
     HistogramLoss,
     MultiSimilarity,
     MultiSimilarityLoss,
@@ -21,24 +21,10 @@ from ms_kernels import (
     multi_similarity_loss,
 )
 
-D, SIZE = 5, 20
-
 
 class Own(Weighting):
     def row_loss(self, similarity, positive, negative):
         return ((similarity * negative).sum(1) - (similarity * positive).sum(1)).exp()
-
-
-def batches(count=6, n=7, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(count):
-        x = torch.randn(n, D, generator=generator, dtype=dtype)
-        yield x, torch.randint(3, (n,), generator=generator)
-
-
-def memory_of(loss=None, size=SIZE, **options):
-    options.setdefault("dtype", torch.float64)
-    return CrossBatchMemory(loss or MultiSimilarityLoss(), D, size, **options)
 
 
 def in_dense_pytorch(loss, x, y, ids, past, weights=(1.0, 1.0)):
