@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.baselines import LABELS as CPU_LABELS
+from bench.baselines import PEER
 
 Case = dict[str, Any]
 LABELS = {
@@ -44,6 +45,7 @@ def page(cases: Sequence[Case]) -> str:
         "kernels": ("Kernels of a large step", kernel_table),
         "ncu": ("Counters of the main kernels", counter_table),
         "family": ("The family", family_table),
+        "memory": ("A cross-batch memory", memory_table),
     }
     for kind, (title, table) in tables.items():
         if kind in kinds:
@@ -175,6 +177,20 @@ def family_table(cases: Sequence[Case]) -> str:
         for name in others:
             ratio = case["candidates"].get(name, {}).get("ratio")
             line.append(f"{ratio:.2g}x" if ratio else why(case["candidates"].get(name, {})))
+        lines.append(line)
+    return rows(head, lines, 1)
+
+
+def memory_table(cases: Sequence[Case]) -> str:
+    """A step with a cross-batch memory: our GPU and host time, memory, and the peer's multiple."""
+    head = ["dtype", "memory", "N", "D", "ours", "host", "launches", "peak", LABELS[PEER]]
+    lines = []
+    for case in cases:
+        ours, peer = (case["candidates"].get(name, {}) for name in ("ours", PEER))
+        line = [case["dtype"], str(case["m"]), str(case["n"]), str(case.get("d", ""))]
+        line += [time(ours.get("gpu")) or case.get("error", ""), time(ours.get("host"))]
+        line += [str(ours.get("launches") or ""), mebibytes(ours.get("peak_bytes"))]
+        line.append(f"{peer['ratio']:.2g}x" if "ratio" in peer else why(peer))
         lines.append(line)
     return rows(head, lines, 1)
 

@@ -5,6 +5,7 @@ the stand-in driver Triton compiles what the steps of the plan launch, into TRIT
 cache's names hold Triton's version, so another Triton compiles for itself.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -13,6 +14,7 @@ import torch
 from stand_in_driver import install
 
 import ms_kernels
+from bench.family import members
 from bench.gpu_cases import DTYPES
 
 # Sizes are not specialised: a size for each kind of path stands for all. The largest is for the
@@ -25,6 +27,18 @@ def main() -> int:
         raise SystemExit("kernels_beforehand: expected TRITON_CACHE_DIR to name a folder")
     stand_in = install.install()
     start = time.monotonic()
+    for dtype in DTYPES.values():
+        x, y = torch.zeros(1024, 128, dtype=dtype, requires_grad=True), torch.arange(1024) // 8
+        memory = ms_kernels.CrossBatchMemory(
+            ms_kernels.MultiSimilarityLoss(backend="triton"), 128, 65536, dtype=dtype
+        )
+        memory(x, y).backward()
+        for member in members().values():
+            with contextlib.suppress(ValueError):  # Triton's kernels do not know the rule
+                member.on("triton")(x, y).backward()
+        assert not stand_in.refused, stand_in.refused
+        seconds = time.monotonic() - start
+        print(f"memory, family, {dtype}: {len(stand_in.compiled)}, {seconds:.0f} s", flush=True)
     for d in DEPTHS:
         for dtype in DTYPES.values():
             for n in SIZES:
