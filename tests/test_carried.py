@@ -158,3 +158,15 @@ def test_a_peer_that_cannot_be_fetched_is_no_error(tmp_path, monkeypatch, capsys
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     carry.fetch_peer(sys.executable)
     assert "will be left out" in capsys.readouterr().out and not carry.SITE.exists()
+
+
+def test_compiled_kernels_are_found_where_they_lie_now(tmp_path):
+    """Triton's cache names its files by the paths that they were written to."""
+    kernel = tmp_path / "triton" / "KEY"
+    kernel.mkdir(parents=True)
+    group = kernel / "__grp__scan.json"
+    group.write_text(json.dumps({"child_paths": {"scan.cubin": "/elsewhere/KEY/scan.cubin"}}))
+    assert carry.triton_cache(tmp_path) == tmp_path / "triton"
+    found = json.loads(group.read_text())["child_paths"]
+    assert found == {"scan.cubin": str(kernel / "scan.cubin")}
+    assert carry.triton_cache(tmp_path / "nothing carried") is None

@@ -153,10 +153,18 @@ def unusable(name: str, package: Path = PACKAGE) -> str | None:
     return None if why is None else f"ms_kernels.{name}: {why}"
 
 
-def triton_cache() -> Path | None:
-    """Triton's compiled kernels, where they were made beforehand."""
-    path = CARRIED / "triton"
-    return path if path.is_dir() and any(path.iterdir()) else None
+def triton_cache(carried: Path = CARRIED) -> Path | None:
+    """Triton's compiled kernels, where they were made beforehand.
+
+    Triton writes down where each file lay: elsewhere it would find none and compile anew.
+    """
+    folder = carried / "triton"
+    for path in folder.glob("*/__grp__*"):
+        found = json.loads(path.read_text())["child_paths"]
+        here = {name: str(path.parent / name) for name in found}
+        if found != here:
+            path.write_text(json.dumps({"child_paths": here}))
+    return folder if folder.is_dir() and any(folder.iterdir()) else None
 
 
 def compile_kernels(python: str) -> int:
