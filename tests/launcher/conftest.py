@@ -12,6 +12,8 @@ if STAND_IN:
     import torch
     from stand_in_driver import install
 
+    from ms_kernels.backends.triton import tape
+
     installed = install.install()
     if STAND_IN == "ttir":
         install.compile_to_ttir()
@@ -23,6 +25,7 @@ if STAND_IN:
     @pytest.fixture
     def stand_in():
         installed.be((9, 0))
+        tape.forget()
         installed.forget()
         yield installed
         torch.set_float32_matmul_precision("highest")

@@ -5,6 +5,7 @@ import torch
 from steps import cost_of, step
 
 import ms_kernels
+from ms_kernels.backends.triton import tape
 from ms_kernels.rules.mining import SemiHardMining
 from ms_kernels.rules.weighting import NTXent, Triplet
 
@@ -34,6 +35,22 @@ def test_launches_of_a_step(stand_in, name):
     run, ours, of_torch = COUNTS[name]
     cost = cost_of(stand_in, run)
     assert len(cost.kernels) <= ours and len(cost.torch_ops) <= of_torch, cost
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_step_from_a_tape_launches_the_same(stand_in, name):
+    """By Triton's launcher, then taken down, then played: what the driver is handed."""
+    run, *_ = COUNTS[name]
+    tape.forget()
+    found = []
+    for _ in range(4):
+        stand_in.forget()
+        run()
+        assert not stand_in.refused
+        found.append(stand_in.launches)
+    assert found[0] and all(launches == found[0] for launches in found[1:])
+    played = None not in tape._tapes.values()
+    assert played and (len(tape._tapes) > 0 or name == "triplets")
 
 
 def read_a_number(x, y):

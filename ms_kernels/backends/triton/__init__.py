@@ -111,21 +111,10 @@ def _unlaunchable() -> str | None:
 
 def row_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> RowStatistics:
     """Statistics of each anchor; candidates None means the anchors themselves."""
-    from ms_kernels.backends.triton.launch_ranked import rounds
-    from ms_kernels.backends.triton.launch_statistics import statistics
-    from ms_kernels.backends.triton.problem import Problem
+    from ms_kernels.backends.triton.launch_step import exact_statistics
 
     with _on_device_of(anchors.embeddings):
-        problem = Problem(anchors, candidates, spec, wide=True)
-        budget = options.workspace_bytes
-        first, *later = rounds(problem)
-        found = statistics(problem, budget, exact=True, passed=first).exact
-        assert found is not None
-        for passed in later:
-            more = statistics(problem, budget, exact=True, passed=passed).exact
-            assert more is not None
-            found.neg_sum.add_(more.neg_sum)
-        return found
+        return exact_statistics(anchors, candidates, spec)
 
 
 def embedding_gradient(

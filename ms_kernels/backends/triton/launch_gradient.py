@@ -10,6 +10,7 @@ from ms_kernels.backends.triton.launch_panels import by_panels
 from ms_kernels.backends.triton.launch_parts import Launch
 from ms_kernels.backends.triton.launch_statistics import Terms
 from ms_kernels.backends.triton.problem import Problem
+from ms_kernels.backends.triton.tape import launch_kernel
 from ms_kernels.backends.triton.tiles import Tile, owner_of
 
 
@@ -50,7 +51,9 @@ def _rows_whole(launch: Launch, owner: Tile) -> None:
     column_blocks = triton.cdiv(problem.columns.count, owner.block_n)
     parts = launch.parts(blocks, column_blocks)
     out = launch.partial(parts, rows.padded) if parts > 1 else launch.dx
-    gradient_kernel[(blocks * parts,)](
+    launch_kernel(
+        gradient_kernel,
+        (blocks * parts,),
         *(rows.copy, rows.scale, rows.norm, *launch.rows_read),
         *(problem.first, problem.last, rows.order),
         *launch.columns_read,
@@ -90,7 +93,9 @@ def _from_stash(launch: Launch, stash: Tensor, tile: Tile) -> None:
     constants = problem.pair_constants
     folded = constants.pop("FOLDED")
     assert folded
-    stashed_gradient_kernel[(blocks * parts * pieces,)](
+    launch_kernel(
+        stashed_gradient_kernel,
+        (blocks * parts * pieces,),
         *(rows.copy, rows.scale, rows.norm, rows.ids, launch.row_terms),
         *(problem.first, problem.last, rows.order),
         problem.coefficients,

@@ -9,6 +9,7 @@ from torch import Tensor
 from ms_kernels.backends.triton.hardest import hardest_scan_kernel, kth_hardest_kernel
 from ms_kernels.backends.triton.launch import arguments
 from ms_kernels.backends.triton.problem import BUSY, Problem
+from ms_kernels.backends.triton.tape import launch_kernel
 
 AT_ONCE = 16
 
@@ -29,7 +30,9 @@ def scan_hardest(problem: Problem, k: int) -> Tensor:
     slots = triton.next_power_of_2(k)
     lists = torch.empty(splits, rows.padded, slots, **new)
     hardest = torch.empty(rows.padded, **new)
-    hardest_scan_kernel[(row_blocks, splits)](
+    launch_kernel(
+        hardest_scan_kernel,
+        (row_blocks, splits),
         *sides,
         rows.ids,
         problem.first,
@@ -46,7 +49,15 @@ def scan_hardest(problem: Problem, k: int) -> Tensor:
         SLOTS=slots,
         **constants,
     )
-    kth_hardest_kernel[(rows.padded // AT_ONCE,)](
-        lists, hardest, splits, rows.padded, K=k, SLOTS=slots, BLOCK=AT_ONCE
+    launch_kernel(
+        kth_hardest_kernel,
+        (rows.padded // AT_ONCE,),
+        lists,
+        hardest,
+        splits,
+        rows.padded,
+        K=k,
+        SLOTS=slots,
+        BLOCK=AT_ONCE,
     )
     return hardest

@@ -11,6 +11,7 @@ from ms_kernels.backends.triton.launch_ranked import Lists, no_lists
 from ms_kernels.backends.triton.merge import CELLS, merge_kernel
 from ms_kernels.backends.triton.negatives import negative_scan_kernel
 from ms_kernels.backends.triton.problem import BUSY, Problem
+from ms_kernels.backends.triton.tape import launch_kernel
 from ms_kernels.backends.triton.tiles import Tile, owner_of
 
 MOST_TILES = 8
@@ -75,7 +76,9 @@ def scan_negatives(
     ranked = no_lists(above) if lists is None else lists
     for first_block in range(0, row_blocks, chunk):
         blocks = min(chunk, row_blocks - first_block)
-        negative_scan_kernel[(blocks * splits,)](
+        launch_kernel(
+            negative_scan_kernel,
+            (blocks * splits,),
             *sides,
             rows.ids,
             problem.first,
@@ -106,7 +109,9 @@ def scan_negatives(
             **flags,
             **common,
         )
-        merge_kernel[(rows.padded // MERGED,)](
+        launch_kernel(
+            merge_kernel,
+            (rows.padded // MERGED,),
             problem.coefficients,
             *row_partials,
             *column_partials,

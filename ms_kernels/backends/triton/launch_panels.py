@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ms_kernels.backends.triton.gradient_panels import product_kernel, weights_kernel
 from ms_kernels.backends.triton.launch_parts import Launch
+from ms_kernels.backends.triton.tape import launch_kernel
 
 
 def by_panels(launch: Launch, budget: int) -> None:
@@ -42,7 +43,9 @@ Place = tuple[int, int, int]
 
 def _weights(launch: Launch, panel: Tensor, place: Place, height: int) -> None:
     problem, rows, tile = launch.problem, launch.problem.rows, launch.problem.tiles.weights
-    weights_kernel[(height // tile.block_m * (place[2] // tile.block_n),)](
+    launch_kernel(
+        weights_kernel,
+        (height // tile.block_m * (place[2] // tile.block_n),),
         *(rows.copy, rows.scale, *launch.rows_read),
         *(problem.first, problem.last),
         *launch.columns_read,
@@ -73,7 +76,9 @@ def _product(
 ) -> None:
     problem, rows, tile = launch.problem, launch.problem.rows, launch.problem.tiles.product
     pieces = triton.cdiv(rows.stride, tile.block_k)
-    product_kernel[(height // tile.block_m * pieces * parts,)](
+    launch_kernel(
+        product_kernel,
+        (height // tile.block_m * pieces * parts,),
         panel,
         problem.columns.copy,
         rows.norm,

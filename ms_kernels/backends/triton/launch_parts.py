@@ -10,6 +10,7 @@ from ms_kernels.backends.triton.gradient_sums import sum_parts_kernel
 from ms_kernels.backends.triton.launch_statistics import Terms
 from ms_kernels.backends.triton.problem import BUSY, Problem, rows_at_once
 from ms_kernels.backends.triton.rows import project_kernel
+from ms_kernels.backends.triton.tape import launch_kernel
 
 # Weights are at most 2 in absolute value; this lifts them into the range of float16.
 FLOAT16_SCALE = 4096.0
@@ -70,7 +71,9 @@ class Launch:
     def sum_parts(self, partial: Tensor, first_row: int) -> None:
         rows, height = self.problem.rows, partial.shape[1]
         at_once, width = rows_at_once(rows.stride)
-        sum_parts_kernel[(triton.cdiv(height, at_once),)](
+        launch_kernel(
+            sum_parts_kernel,
+            (triton.cdiv(height, at_once),),
             partial,
             rows.copy,
             rows.scale,
@@ -99,7 +102,9 @@ class Launch:
         if not self.problem.spec.normalize:
             return
         height, width = rows_at_once(rows.width)
-        project_kernel[(triton.cdiv(rows.count, height),)](
+        launch_kernel(
+            project_kernel,
+            (triton.cdiv(rows.count, height),),
             self.dx,
             rows.copy,
             rows.scale,

@@ -9,6 +9,7 @@ from torch import Tensor
 from ms_kernels.backends.triton.launch import arguments
 from ms_kernels.backends.triton.problem import Problem
 from ms_kernels.backends.triton.ranked import list_kernel
+from ms_kernels.backends.triton.tape import launch_kernel
 
 # Of the lists of all anchors, and the fewest ranks there are.
 LIST_BYTES, LEAST_RANKS = 48 << 20, 64
@@ -67,7 +68,9 @@ def list_positives(problem: Problem, pos_below: Tensor, passed: int) -> Lists:
     if rows.count:
         largest = (problem.last - problem.first).amax().view(1)
         lists.in_use.copy_((largest - passed).clamp_(0, ranks))
-    list_kernel[(triton.cdiv(rows.padded, problem.tiles.scan.block_m),)](
+    launch_kernel(
+        list_kernel,
+        (triton.cdiv(rows.padded, problem.tiles.scan.block_m),),
         *sides,
         rows.ids,
         problem.first,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.triton.reduction import reduce_kernel
+from ms_kernels.backends.triton.tape import launch_kernel
 
 # Losses that the one program adds at once.
 AT_ONCE = 1024
@@ -26,7 +27,9 @@ def reduced(
     """Of (N) losses. valid: (N) of "mean_valid". dtype: of the loss; default that of the losses."""
     loss = row_loss.new_empty((), dtype=dtype or row_loss.dtype)
     scale, poison = row_loss.new_empty(1), row_loss.new_empty(1)
-    reduce_kernel[(1,)](
+    launch_kernel(
+        reduce_kernel,
+        (1,),
         *(row_loss, row_loss if valid is None else valid, loss, scale, poison),
         row_loss.shape[0],
         REDUCTION=reduction,

@@ -23,6 +23,7 @@ from ms_kernels.backends.triton.launch_ranked import (
 )
 from ms_kernels.backends.triton.positives import bounds_kernel, positive_scan_kernel
 from ms_kernels.backends.triton.problem import Problem
+from ms_kernels.backends.triton.tape import launch_kernel
 from ms_kernels.backends.triton.terms import POS_FACTOR, ROWS
 from ms_kernels.reference import RowStatistics
 
@@ -82,7 +83,9 @@ def scan_positives(problem: Problem) -> tuple[Tensor, Bounds]:
     hardest, above = torch.empty(rows.padded, **new), torch.empty(rows.padded, **new)
     below = torch.empty(rows.padded, **new) if problem.mining.two_sided else None
     pos_below = torch.empty(rows.padded, **new) if problem.ranked else None
-    positive_scan_kernel[(rows.padded // tile.block_m,)](
+    launch_kernel(
+        positive_scan_kernel,
+        (rows.padded // tile.block_m,),
         *sides,
         rows.ids,
         problem.first,
@@ -104,7 +107,9 @@ def scan_positives(problem: Problem) -> tuple[Tensor, Bounds]:
     kth_hardest = None
     if problem.hardest_negatives or (problem.ranked and mining.bounds_positives):
         kth_hardest = scan_hardest(problem, max(1, problem.hardest_negatives))
-        bounds_kernel[(rows.padded // tile.block_m,)](
+        launch_kernel(
+            bounds_kernel,
+            (rows.padded // tile.block_m,),
             hardest,
             kth_hardest,
             problem.coefficients,
@@ -139,7 +144,9 @@ def _finish(
     found = RowStatistics._make([*floats[:4], *counts, floats[4]])
     loss, valid = torch.empty(loss_count, **new), torch.empty(loss_count, **integer)
     terms = torch.empty(ROWS, 0 if exact else rows.padded, **new)
-    finish_kernel[(triton.cdiv(rows.padded, problem.tiles.scan.block_m),)](
+    launch_kernel(
+        finish_kernel,
+        (triton.cdiv(rows.padded, problem.tiles.scan.block_m),),
         *sides,
         rows.norm,
         rows.ids,

@@ -11,7 +11,10 @@ from ms_kernels.backends.triton.launch_ranked import rounds
 from ms_kernels.backends.triton.launch_reduction import Reduced, reduced
 from ms_kernels.backends.triton.launch_statistics import Statistics, statistics
 from ms_kernels.backends.triton.problem import Problem
+from ms_kernels.backends.triton.tape import Found, Run, taped
+from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.weighting import Triplet
 from ms_kernels.settings import options
 
 
@@ -34,6 +37,63 @@ def step(
     dtype: torch.dtype | None = None,
 ) -> Step:
     """dloss: (N) incoming gradient of each loss. dtype: of the loss; default the compute dtype."""
+
+    def launched() -> Step:
+        return _launched(anchors, candidates, spec, need_dx, need_dr, dloss, reduction, dtype)
+
+    if dloss is not None:
+        return launched()
+    return Step._make(
+        _taped(anchors, candidates, spec, (need_dx, need_dr, reduction, dtype), launched)
+    )
+
+
+def exact_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> RowStatistics:
+    """Of every anchor, in the caller's order."""
+
+    def launched() -> RowStatistics:
+        problem = Problem(anchors, candidates, spec, wide=True)
+        budget = options.workspace_bytes
+        first, *later = rounds(problem)
+        found = statistics(problem, budget, exact=True, passed=first).exact
+        assert found is not None
+        for passed in later:
+            more = statistics(problem, budget, exact=True, passed=passed).exact
+            assert more is not None
+            found.neg_sum.add_(more.neg_sum)
+        return found
+
+    return RowStatistics._make(_taped(anchors, candidates, spec, (), launched))
+
+
+def _taped(
+    anchors: Side, candidates: Side | None, spec: PairSpec, asked: tuple[object, ...], run: Run
+) -> Found:
+    """By a tape, but for rules that go by rounds and sides without rows."""
+    sides = [anchors] if candidates is None else [anchors, candidates]
+    inputs = [t for side in sides for t in side if t is not None]
+    if isinstance(spec.weighting, Triplet) or not all(len(t) for t in inputs):
+        return run()
+    kinds = tuple(None if t is None else _kind(t) for side in sides for t in side)
+    budgets = options.workspace_bytes, options.stash_bytes
+    around = anchors.embeddings.device, *budgets, torch.get_float32_matmul_precision()
+    return taped((spec, asked, kinds, around), inputs, run)
+
+
+def _kind(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _launched(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    need_dx: bool,
+    need_dr: bool,
+    dloss: Tensor | None,
+    reduction: str,
+    dtype: torch.dtype | None,
+) -> Step:
     # Else weights may be of any size.
     problem = Problem(anchors, candidates, spec, wide=dloss is not None)
     stash_bytes = options.stash_bytes if need_dx and problem.shares and dloss is None else 0

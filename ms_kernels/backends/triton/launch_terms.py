@@ -15,6 +15,7 @@ from ms_kernels.backends.triton.launch_ranked import (
 from ms_kernels.backends.triton.launch_reduction import reduced
 from ms_kernels.backends.triton.launch_statistics import Terms
 from ms_kernels.backends.triton.problem import Problem
+from ms_kernels.backends.triton.tape import launch_kernel
 from ms_kernels.backends.triton.terms import (
     NEG_ABOVE,
     NEG_BELOW,
@@ -75,7 +76,9 @@ def read_terms(problem: Problem, term: Term, workspace_bytes: int, passed: int =
     rows = problem.rows
     numbers = torch.empty(ROWS, rows.padded, dtype=rows.dtype, device=rows.device)
     block = problem.tiles.scan.block_m
-    read_terms_kernel[(rows.padded // block,)](
+    launch_kernel(
+        read_terms_kernel,
+        (rows.padded // block,),
         *(array.contiguous() for array in (*term.stats, term.dloss)),
         rows.order,
         problem.coefficients,

@@ -19,6 +19,7 @@ from ms_kernels.backends.triton.rule_table import (
     coefficients_of,
     is_bounded,
 )
+from ms_kernels.backends.triton.tape import launch_kernel
 from ms_kernels.backends.triton.tiles import Tiles, mode_of, tiles_of
 from ms_kernels.rules.spec import PairSpec
 
@@ -66,7 +67,9 @@ class Rows:
         self.scale = torch.empty(self.padded, dtype=self.dtype, device=self.device)
         self.norm = torch.empty_like(self.scale)
         height, width = rows_at_once(self.stride, self.dtype.itemsize)
-        copy_kernel[(triton.cdiv(self.padded, height),)](
+        launch_kernel(
+            copy_kernel,
+            (triton.cdiv(self.padded, height),),
             x,
             x.stride(0),
             x.stride(1),
@@ -96,8 +99,17 @@ class Rows:
         if sorted_labels is None and self.count > MOST_COUNTED:
             sorted_labels = labels.sort().values
         if sorted_labels is None:
-            range_kernel[(self.padded // AT_ONCE["BLOCK"],)](
-                own_labels, self.order, labels, first, last, self.count, len(labels), **AT_ONCE
+            launch_kernel(
+                range_kernel,
+                (self.padded // AT_ONCE["BLOCK"],),
+                own_labels,
+                self.order,
+                labels,
+                first,
+                last,
+                self.count,
+                len(labels),
+                **AT_ONCE,
             )
         else:
             self._search(own_labels, self.order, sorted_labels, first, last, False)
@@ -106,8 +118,11 @@ class Rows:
     def _sort(self, labels: Tensor) -> Tensor | None:
         """Fills order and ranges; the sorted labels where they were sorted."""
         if self.count <= MOST_COUNTED:
-            rank_kernel[(self.padded // AT_ONCE["BLOCK"],)](
-                *(labels, self.order, self.first, self.last, self.poisoned, self.count), **AT_ONCE
+            launch_kernel(
+                rank_kernel,
+                (self.padded // AT_ONCE["BLOCK"],),
+                *(labels, self.order, self.first, self.last, self.poisoned, self.count),
+                **AT_ONCE,
             )
             return None
         values, places = labels.sort(stable=True)
@@ -123,7 +138,9 @@ class Rows:
         last: Tensor,
         is_sorted: bool,
     ) -> None:
-        search_kernel[(self.padded // AT_ONCE["BLOCK"],)](
+        launch_kernel(
+            search_kernel,
+            (self.padded // AT_ONCE["BLOCK"],),
             *(labels, samples, self.order, sorted_labels, first, last, self.poisoned),
             *(self.count, len(sorted_labels)),
             SORTED=is_sorted,
@@ -248,5 +265,5 @@ def _coefficients_on(device: torch.device, dtype: torch.dtype, values: Coefficie
     """(9,) in the compute dtype, as `coefficients.py` reads them."""
     coefficients = torch.empty(len(values), dtype=dtype, device=device)
     bits = struct.unpack(f"{len(values)}q", struct.pack(f"{len(values)}d", *values))
-    coefficients_kernel[(1,)](coefficients, *bits)
+    launch_kernel(coefficients_kernel, (1,), coefficients, *bits)
     return coefficients

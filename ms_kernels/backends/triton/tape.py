@@ -1,0 +1,302 @@
+"""The launches of a step, taken down once and played again.
+
+Triton's launcher looks at every argument of every launch anew: on the host of an H200 150 us a
+launch, for kernels of 5 to 10 us. Of equal sizes, dtypes and options all that differs from call to
+call are addresses. So a step that is met a second time is taken down: which compiled kernels it
+launches, with which numbers, and of each address in which tensor it lies. Played again, what it
+allocates for itself is one tensor.
+"""
+
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ms_kernels.backends.triton import tiles
+
+Found = tuple[Tensor | None, ...]
+Run = Callable[[], Found]
+# Of tapes, and of steps that were met once.
+MOST_KEPT = 512
+# Addresses within the one tensor, as the allocator's; kernels are compiled for multiples of 16.
+ALIGNMENT = 256
+
+_aten = torch.ops.aten
+_ALLOCATIONS = {
+    _aten.empty.memory_format,
+    _aten.empty_like.default,
+    _aten.empty_strided.default,
+    _aten.new_empty.default,
+}
+_VIEWS = {_aten.detach.default, _aten.select.int, _aten.view.default, _aten.alias.default}
+# What is called again, of inputs alone.
+_CALLS = {_aten.sort.default, _aten.sort.stable}
+
+_local = threading.local()
+
+
+class Address(NamedTuple):
+    """Of an argument: which tensor of those of a step, and how many bytes from its beginning."""
+
+    place: int
+    source: int
+    offset: int
+
+
+class Launch(NamedTuple):
+    run: Callable[..., None]
+    arguments: list[Any]  # with something in the place of addresses
+    addresses: list[Address]
+    views: list[Tensor] | None  # of an interpreted kernel, which takes tensors: what they are like
+
+
+class Call(NamedTuple):
+    """Of PyTorch; its results are tensors of the step too."""
+
+    function: Callable[..., Any]
+    inputs: list[int | None]  # which of the step's inputs stands for each argument
+    arguments: list[Any]
+    options: dict[str, Any]
+
+
+class Tape(NamedTuple):
+    """Tensors are numbered: the workspace, outputs, inputs, results of calls."""
+
+    entries: list[Launch | Call]
+    outputs: list[tuple[torch.Size, torch.dtype] | None]
+    workspace_bytes: int
+
+    def play(self, inputs: Sequence[Tensor]) -> Found:
+        device = inputs[0].device
+        found = [
+            None if o is None else torch.empty(o[0], dtype=o[1], device=device)
+            for o in self.outputs
+        ]
+        workspace = torch.empty(self.workspace_bytes, dtype=torch.uint8, device=device)
+        tensors = [workspace, *(t for t in found if t is not None), *inputs]
+        bases = [t.data_ptr() for t in tensors]
+        stream = None if tiles.interpreted() else _stream(device)
+        for entry in self.entries:
+            if isinstance(entry, Call):
+                results = _call_again(entry, inputs)
+                tensors += results  # alive until all is launched
+                bases += [t.data_ptr() for t in results]
+                continue
+            arguments = entry.arguments.copy()
+            if entry.views is not None:
+                for (place, source, offset), like in zip(entry.addresses, entry.views, strict=True):
+                    arguments[place] = _within(tensors[source], offset, like)
+                entry.run(*arguments)
+                continue
+            for place, source, offset in entry.addresses:
+                arguments[place] = bases[source] + offset
+            entry.run(*arguments, stream=stream)
+        return tuple(found)
+
+
+def launch_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Launches a kernel of Triton; where a step is being taken down, takes it down."""
+    taking: _Taking | None = getattr(_local, "taking", None)
+    if taking is None:
+        kernel[grid](*arguments, **constants)
+    else:
+        taking.launch(kernel, grid, arguments, constants)
+
+
+_tapes: dict[Hashable, Tape | None] = {}
+_met: set[Hashable] = set()
+
+
+def forget() -> None:
+    _tapes.clear()
+    _met.clear()
+
+
+def taped(key: Hashable, inputs: Sequence[Tensor], run: Run) -> Found:
+    """What `run` finds. key: all that it depends on but the addresses of the inputs and what they
+    hold; it launches kernels of Triton and does nothing else that a tape does not know."""
+    place = tuple(t.data_ptr() for t in inputs)
+    key = key, tuple((place.index(p), p % 16 == 0) for p in place)
+    tape = _tapes.get(key)
+    if tape is not None:
+        return tape.play(inputs)
+    if key in _tapes or key not in _met:
+        _keep(_met, key)
+        return run()
+    taking = _Taking(inputs)
+    found = taking.take(run)
+    if len(_tapes) >= MOST_KEPT:
+        _tapes.clear()
+    _tapes[key] = taking.tape(found)
+    return found
+
+
+def _keep(met: set[Hashable], key: Hashable) -> None:
+    if len(met) >= MOST_KEPT:
+        met.clear()
+    met.add(key)
+
+
+def _stream(device: torch.device) -> int:
+    from triton.runtime import driver
+
+    found: int = driver.active.get_current_stream(device.index or 0)
+    return found
+
+
+def _within(source: Tensor, offset: int, like: Tensor) -> Tensor:
+    """What lies `offset` bytes from the beginning of a tensor, of another's dtype and strides."""
+    begin = source.storage_offset() * source.itemsize + offset
+    found = torch.empty(0, dtype=like.dtype, device=source.device)
+    at = begin // like.itemsize
+    return found.set_(source.untyped_storage(), at, like.shape, like.stride())
+
+
+def _call_again(entry: Call, inputs: Sequence[Tensor]) -> list[Tensor]:
+    pairs = zip(entry.inputs, entry.arguments, strict=True)
+    given = [value if index is None else inputs[index] for index, value in pairs]
+    return list(entry.function(*given, **entry.options))
+
+
+class _Taking(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees what a step asks PyTorch for; what it does not know cannot be played again."""
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.inputs = list(inputs)
+        self.made: list[Tensor] = []  # kept, so that no two have the same address
+        self.called: list[Tensor] = []
+        self.entries: list[Any] = []
+        self.unknown: str | None = None
+        self.launching = False  # what Triton itself asks for is none of the step's
+
+    def take(self, run: Run) -> Found:
+        _local.taking = self
+        try:
+            with self:
+                return run()
+        finally:
+            _local.taking = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        found = func(*args, **options)
+        if self.launching:
+            return found
+        if func in _ALLOCATIONS:
+            self.made.append(found)
+        elif func in _CALLS:
+            self._add_call(func, args, options, found)
+        elif func not in _VIEWS:
+            self.unknown = str(func)
+        return found
+
+    def _add_call(self, func: Any, args: Any, options: dict[str, Any], found: Any) -> None:
+        which = [self._input(a) if isinstance(a, Tensor) else None for a in args]
+        for argument, index in zip(args, which, strict=True):
+            if isinstance(argument, Tensor) and index is None:
+                self.unknown = f"{func} of what is no input"
+        rest = [None if isinstance(a, Tensor) else a for a in args]
+        self.entries.append(Call(func, which, rest, options))
+        self.called += found
+
+    def _input(self, tensor: Tensor) -> int | None:
+        for index, given in enumerate(self.inputs):
+            if (given.data_ptr(), given.shape, given.stride(), given.dtype) == (
+                *(tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype),
+            ):
+                return index
+        return None
+
+    def launch(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        arguments: Sequence[Any],
+        constants: dict[str, Any],
+    ) -> None:
+        self.launching = True
+        compiled = kernel[grid](*arguments, **constants)
+        self.launching = False
+        given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
+        run = kernel[grid] if compiled is None else compiled[(*grid, 1, 1)[:3]]
+        self.entries.append((run, [given[name] for name in kernel.arg_names]))
+
+    def tape(self, found: Found) -> Tape | None:
+        """None where something happened that cannot be played again."""
+        made = {t.data_ptr(): i for i, t in enumerate(self.made) if t.numel()}
+        outputs = []
+        for tensor in found:
+            index = None if tensor is None else made.get(tensor.data_ptr())
+            if tensor is not None and (index is None or self.made[index].shape != tensor.shape):
+                return None
+            outputs.append(index)
+        if self.unknown is not None:
+            return None
+        interpreted = tiles.interpreted()
+        spans, size = self._spans([i for i in outputs if i is not None])
+        entries: list[Launch | Call] = []
+        for entry in self.entries:
+            if isinstance(entry, Call):
+                entries.append(entry)
+                continue
+            run, arguments = entry
+            addresses, views = [], []
+            for place, value in enumerate(arguments):
+                if not isinstance(value, Tensor) or (interpreted and not value.numel()):
+                    continue
+                at = spans.find(value.data_ptr())
+                if at is None:
+                    return None
+                arguments[place] = 0
+                if at != NOWHERE:
+                    addresses.append(Address(place, *at))
+                    views.append(value)
+            entries.append(Launch(run, arguments, addresses, views if interpreted else None))
+        kinds = [None if i is None else (self.made[i].shape, self.made[i].dtype) for i in outputs]
+        return Tape(entries, kinds, size)
+
+    def _spans(self, outputs: list[int]) -> "tuple[_Spans, int]":
+        """Where the tensors of the step lie now, and how large the workspace is."""
+        size, spans = 0, []
+        for index, tensor in enumerate(self.made):
+            if index in outputs or not tensor.numel():
+                continue
+            spans.append((tensor.data_ptr(), tensor.nbytes, 0, size))
+            size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        rest = [*(self.made[i] for i in outputs), *self.inputs, *self.called]
+        for number, tensor in enumerate(rest, 1):
+            if tensor.numel():
+                spans.append((tensor.data_ptr(), tensor.nbytes, number, 0))
+        return _Spans(spans), size
+
+
+NOWHERE = (-1, 0)  # of a tensor without elements
+
+
+class _Spans:
+    """Tensors by their addresses; of inputs that overlap, each is known by its own beginning."""
+
+    def __init__(self, spans: list[tuple[int, int, int, int]]) -> None:
+        self.exact: dict[int, tuple[int, int]] = {}
+        for begin, _, source, offset in spans:
+            self.exact.setdefault(begin, (source, offset))
+        self.spans = sorted(spans)
+
+    def find(self, address: int) -> tuple[int, int] | None:
+        """Source and offset of an address; None if nobody knows it."""
+        if address == 0:
+            return NOWHERE
+        if address in self.exact:
+            return self.exact[address]
+        at = bisect_right(self.spans, (address, 1 << 62, 0, 0)) - 1
+        if at < 0:
+            return None
+        begin, size, source, offset = self.spans[at]
+        return (source, offset + address - begin) if address < begin + size else None
