@@ -1,11 +1,8 @@
 """Graphs: captured only where a capture can succeed; one that fails leaves nothing behind."""
 
 import contextlib
-import re
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 Run = Callable[[], object]
@@ -40,11 +37,8 @@ def why_not_captured(cuda: Any, run: Run) -> str | None:
     return None
 
 
-def capture(cuda: Any, run: Run, steps: int = 1, debug: bool = False) -> Any:
-    """A graph of several runs. torch.cuda.graph would leave its side stream current if one fails.
-
-    debug: its nodes can be listed.
-    """
+def capture(cuda: Any, run: Run, steps: int = 1) -> Any:
+    """A graph of several runs. Where one fails torch.cuda.graph would leave its stream current."""
     side = cuda.Stream()
     side.wait_stream(cuda.current_stream())
     with cuda.stream(side):  # what a first run allocates and compiles is not captured
@@ -54,8 +48,6 @@ def capture(cuda: Any, run: Run, steps: int = 1, debug: bool = False) -> Any:
     cuda.synchronize()
     cuda.empty_cache()
     graph = cuda.CUDAGraph()
-    if debug:
-        graph.enable_debug_mode()
     with cuda.stream(side):
         graph.capture_begin()
         try:
@@ -67,28 +59,3 @@ def capture(cuda: Any, run: Run, steps: int = 1, debug: bool = False) -> Any:
             raise
         graph.capture_end()
     return graph
-
-
-def nodes_of(cuda: Any, run: Run) -> list[str]:
-    """What a graph of one run is made of: names of kernels, and MEMCPY, MEMSET and the like."""
-    graph = capture(cuda, run, debug=True)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.dot"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            graph.debug_dump(str(path))
-        drawn = path.read_text()
-        found = nodes_in(drawn)
-        if not found:  # another driver may draw in another way: that is no graph without nodes
-            raise RuntimeError(f"no node is read from the driver's drawing: {drawn[:120]!r}")
-        return found
-
-
-def nodes_in(dot: str) -> list[str]:
-    """The nodes of the driver's drawing of a graph, terse or verbose."""
-    found = []
-    for label in re.findall(r'"graph_\d+_node_\d+"\s*\[[^\]]*?label="(.*?)"\s*\]', dot, re.DOTALL):
-        kernel = re.search(r"([\w$.:~]+)\s*\\<\\<\\<", label)
-        other = re.search(r"\b[A-Z][A-Z_]{2,}\b", label)
-        found.append(kernel[1] if kernel else other[0] if other else label.strip()[:60])
-    return found

@@ -16,7 +16,7 @@ from typing import Any
 import ms_kernels
 from bench import gpu_machine, gpu_report
 from bench.cases import REGIMES
-from bench.gpu_capture import nodes_of
+from bench.gpu_capture import capture
 from bench.gpu_cases import DTYPES, Batch, make_batch, ours_with
 from bench.gpu_device import BROKEN, REHEARSED, backends, broken, device, unfit
 from bench.gpu_native import native_time
@@ -103,9 +103,14 @@ def small_case(backend: str, dtype: str, n: int, timer: Timer) -> Case:
     extra(found, "launched", lambda run: by_kernel(run, 1), step)
     extra(found, "kernels_alone", timer.graph, call)
     extra(found, "graph", timer.graph, step)
-    extra(found, "nodes", lambda run: nodes_of(timer.cuda, run), step)
+    extra(found, "nodes", lambda run: nodes_of(timer, run), step)
     raise_lost(found, backend)
     return found
+
+
+def nodes_of(timer: Timer, run: Run) -> list[str]:
+    """What the graph of one run starts when it is replayed: kernels, fills and copies."""
+    return [name for name, _ in launched(capture(timer.cuda, run).replay)]
 
 
 def by_kernel(run: Run, times: int) -> list[dict[str, Any]]:

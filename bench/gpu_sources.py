@@ -45,20 +45,23 @@ def measured(root: Path = ROOT) -> str:
 def commit(root: Path = ROOT, carried: Path = CARRIED) -> dict[str, Any]:
     """The commit that is measured and whether tracked files differ from it; None: not known.
 
-    A copy of the tree may have no repository: then what make gpu-build noted where there was one,
-    and what differs from it is a change too.
+    A copy of the tree may have no repository, or one that stayed behind: what make gpu-build noted
+    holds for the same files. Without a repository what differs from its note is a change too.
     """
+    noted = [json.loads(path.read_text()) for path in sorted(carried.glob("*/manifest.json"))]
+    noted = [manifest for manifest in noted if manifest.get("commit")]
+    here = measured(root) if noted else None
+    for manifest in noted:
+        if manifest["measured"] == here:
+            return {"commit": manifest["commit"], "changed": manifest["changed"]}
     if _git(root, "rev-parse", "--show-toplevel") == str(root.resolve()):
         status = _git(root, "status", "--porcelain", "--untracked-files=no")
         return {
             "commit": _git(root, "rev-parse", "--short", "HEAD"),
             "changed": None if status is None else bool(status),
         }
-    for path in sorted(carried.glob("*/manifest.json")):
-        noted = json.loads(path.read_text())
-        if noted.get("commit"):
-            same = noted["measured"] == measured(root)
-            return {"commit": noted["commit"], "changed": noted["changed"] if same else True}
+    if noted:
+        return {"commit": noted[0]["commit"], "changed": True}
     return {"commit": None, "changed": None}
 
 

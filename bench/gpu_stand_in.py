@@ -9,7 +9,6 @@ import contextlib
 import time
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,19 +17,6 @@ import torch
 # Of a tensor, what reads a number back; torch.Tensor inherits them or has them itself.
 READERS = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")
 MODES = {"default": 0, "warn": 1, "error": 2}
-NODE = """digraph dot {
-subgraph cluster_1 {
-label="graph_1" graph[style="dashed"];
-"graph_1_node_0"[style="bold" shape="octagon" label="0
-stand_in_kernel\\<\\<\\<1,32,0\\>\\>\\>
-"];
-"graph_1_node_1"[style="solid" shape="rectangle" label="1
-MEMSET
-"];
-"graph_1_node_0" -> "graph_1_node_1";
-}
-}
-"""
 
 
 class StandIn:
@@ -166,10 +152,7 @@ class Event:
 class Graph:
     def __init__(self, cuda: StandIn) -> None:
         self.cuda = cuda
-        self.captured = self.debug = False
-
-    def enable_debug_mode(self) -> None:
-        self.debug = True
+        self.captured = False
 
     def capture_begin(self) -> None:
         self.cuda.refuse_inside("another capture")
@@ -184,11 +167,6 @@ class Graph:
         if not self.captured:
             raise RuntimeError("replay: called without a preceding successful capture")
         self.cuda.refuse_inside("a replay")
-
-    def debug_dump(self, path: str) -> None:
-        if not (self.debug and self.captured):
-            raise RuntimeError("debug_dump: enable_debug_mode comes before the capture")
-        Path(path).write_text(NODE)
 
     def reset(self) -> None:
         self.captured = False

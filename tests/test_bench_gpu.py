@@ -7,7 +7,7 @@ import torch
 
 import ms_kernels
 from bench import gpu, gpu_floor, gpu_latency, gpu_native, gpu_report
-from bench.gpu_capture import capture, no_wait, nodes_in, nodes_of, why_not_captured
+from bench.gpu_capture import capture, no_wait, why_not_captured
 from bench.gpu_cases import Batch, Judge, candidates, check_rows, cuda_by, make_batch, ours_with
 from bench.gpu_record import Record
 from bench.gpu_timing import Timer, extra, take_turns
@@ -190,25 +190,6 @@ def test_the_debug_mode_is_set_in_one_place():
         if "cuda.set_sync_debug_mode(" in path.read_text() or "cuda.graph(" in path.read_text()
     }
     assert setters - {Path(__file__).name} == {"gpu_capture.py"}
-
-
-def test_nodes_of_a_graph_are_named():
-    verbose = (
-        '"graph_0_node_0"[style="solid" shape="record" label="{KERNEL\n| {ID | 0 | '
-        "_ZN3msk12batch_kernelE\\<\\<\\<132,256,98304\\>\\>\\>}\n| {{node handle | func handle}}"
-        '}"];\n"graph_0_node_1"[style="solid" shape="record" label="{\nMEMCPY\n| (DtoD,8)}"];\n'
-        '"graph_0_node_0" -> "graph_0_node_1"[headlabel=0];'
-    )
-    assert nodes_in(verbose) == ["_ZN3msk12batch_kernelE", "MEMCPY"]
-    terse = '"graph_1_node_0"[style="bold" shape="octagon" label="0\nf\\<\\<\\<1,1,0\\>\\>\\>\n"];'
-    assert nodes_in(terse) == ["f"]
-
-
-def test_a_drawing_without_nodes_is_lost(stand_in, monkeypatch):
-    assert nodes_of(stand_in, lambda: None) == ["stand_in_kernel", "MEMSET"]
-    monkeypatch.setattr("bench.gpu_stand_in.NODE", "digraph another {}")
-    with pytest.raises(RuntimeError, match="digraph another"):
-        nodes_of(stand_in, lambda: None)
 
 
 def test_what_the_host_lost_is_lost_to_the_case():
