@@ -72,8 +72,9 @@ MSK_HOST_DEVICE inline T circle_factor(const Form<T>& form, T value) {
 template <typename T>
 MSK_HOST_DEVICE inline T exponent_of(const Form<T>& form, T value) {
   const T u = value - form.base;
-  if (form.shape == Shape::circle) return circle_factor(form, value) * (u - form.margin);
-  return form.scale * u;
+  if (form.shape == Shape::circle)
+    return rounded_product(circle_factor(form, value), u - form.margin);
+  return rounded_product(form.scale, u);
 }
 
 // z less the greatest of a sum, at most 0: also of two that overflow.

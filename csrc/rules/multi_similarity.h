@@ -22,17 +22,17 @@ struct MultiSimilarity {
   }
   // log-sum-exps of kept pairs from sum exp(scale (S - extreme)), `extreme` the hardest kept pair.
   MSK_HOST_DEVICE T neg_lse(T hardest, T sum) const {
-    return beta * (hardest - base) + std::log(sum);
+    return rounded_product(beta, hardest - base) + std::log(sum);
   }
   MSK_HOST_DEVICE T pos_lse(T hardest, T sum) const {
-    return alpha * (base - hardest) + std::log(sum);
+    return rounded_product(alpha, base - hardest) + std::log(sum);
   }
   // dl/dS of a kept pair of a row with that softplus of its log-sum-exp.
   MSK_HOST_DEVICE T neg_weight(T similarity, T offset) const {
-    return std::exp(beta * (similarity - base) - offset);
+    return std::exp(rounded_product(beta, similarity - base) - offset);
   }
   MSK_HOST_DEVICE T pos_weight(T similarity, T offset) const {
-    return -std::exp(alpha * (base - similarity) - offset);
+    return -std::exp(rounded_product(alpha, base - similarity) - offset);
   }
   MSK_HOST_DEVICE T row_loss(T pos_lse, T neg_lse) const {
     return softplus(pos_lse) / alpha + softplus(neg_lse) / beta;

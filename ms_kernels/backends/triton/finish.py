@@ -10,6 +10,7 @@ from ms_kernels.backends.triton.forms import (
     exponent,
     log_beyond_peak,
     negative_result,
+    rounded_product,
 )
 from ms_kernels.backends.triton.mining_rules import is_positive, positive_below
 from ms_kernels.backends.triton.pairs import (
@@ -124,7 +125,7 @@ def finish_kernel(
             sums += tl.sum(tl.exp(below_peak(z, peak[:, None])), 1)
             top = new
         elif POSITIVE == "sigmoid":
-            z = scale * u - offset[:, None]
+            z = rounded_product(scale, u) - offset[:, None]
             sums += tl.sum(tl.where(keep, softplus(z), 0), 1)
             if MOMENT:
                 moment += tl.sum(tl.where(keep, sigmoid(z), 0), 1)
@@ -138,7 +139,7 @@ def finish_kernel(
         count += tl.sum(keep.to(tl.int32), 1)
     if KNOWN_PEAK:
         u = beyond(reference, positive_base(coefficients), SIGN)
-        pos = log_beyond_peak(scale * u, sums)
+        pos = log_beyond_peak(rounded_product(scale, u), sums)
     elif POSITIVE == "exponential" or POSITIVE == "circle":
         pos = log_beyond_peak(tl.where(count > 0, top, 0), sums)
     elif POSITIVE == "sigmoid" or POSITIVE == "hinge":

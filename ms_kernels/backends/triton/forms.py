@@ -41,15 +41,29 @@ def circle_factor(u, scale, coefficients):
 
 
 @triton.jit
+def rounded_product(a, b):
+    """a b as its type holds it. Exponents cancel: z - offset is 0 for the only pair of a sum, which
+    the compiler misses by the rounding of z where it makes one operation of `a * b - offset`. It
+    looks through no minimum."""
+    z = a * b
+    if z.dtype == tl.float64:
+        MOST: tl.constexpr = 1.7976931348623157e308
+        return tl.minimum(z, tl.full((), MOST, tl.float64))
+    else:
+        MOST_FLOAT32: tl.constexpr = 3.4028234663852886e38
+        return tl.minimum(z, MOST_FLOAT32)
+
+
+@triton.jit
 def exponent(u, scale, coefficients, FORM: tl.constexpr):
     """z, without an offset."""
     if FORM == "circle":
-        return circle_factor(u, scale, coefficients) * (u - margin(coefficients))
+        return rounded_product(circle_factor(u, scale, coefficients), u - margin(coefficients))
     elif FORM == "hinge":
         return u
     else:
         tl.static_assert(FORM == "exponential" or FORM == "sigmoid", "exponent: unknown form")
-        return scale * u
+        return rounded_product(scale, u)
 
 
 @triton.jit
@@ -163,14 +177,14 @@ def weight_of(
     more than any pair can.
     """
     if FORM == "exponential":
-        return factor * tl.exp(tl.minimum(scale * u - offset, 0))
+        return factor * tl.exp(tl.minimum(rounded_product(scale, u) - offset, 0))
     elif FORM == "circle":
         z = exponent(u, scale, coefficients, FORM)
         a = circle_factor(u, scale, coefficients)
         return factor * a * tl.exp(tl.minimum(z - offset, 0))
     elif FORM == "sigmoid":
         if HAS_OFFSET:
-            return factor * sigmoid(scale * u - offset)
+            return factor * sigmoid(rounded_product(scale, u) - offset)
         else:
             return factor * common
     else:
