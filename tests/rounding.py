@@ -207,7 +207,9 @@ class Rounding:
 
     def gradients(self, reduction, incoming=1.0):
         """By embeddings and, if there are any, candidates, of sum(incoming * reduced loss)."""
-        d = self._incoming(reduction) * torch.as_tensor(incoming).double().reshape(-1, 1)
+        # A column, unlike a number, is not taken to the device of what it is multiplied by.
+        incoming = torch.as_tensor(incoming, dtype=torch.float64, device=self.w.device)
+        d = self._incoming(reduction) * incoming.reshape(-1, 1)
         weight, moves = d * self.w, d.abs() * self.moves
         alone = (d * self.size) ** 2 * (6 + self.operand) + (d * self.flips) ** 2
         mirrored, moved, parts = alone, torch.zeros_like(weight), []
