@@ -5,7 +5,7 @@ The one place that numbers the rules: an op of PyTorch takes numbers, the kernel
 
 import functools
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -100,8 +100,10 @@ class PairOptions:
 class PairSpec(PairOptions):
     """A loss of this package. Default: the Multi-Similarity loss with its own mining."""
 
-    weighting: SummedWeighting = MultiSimilarity()
-    mining: BoundedMining = MultiSimilarityMining()
+    # Factories: torch.compile, up to torch 2.11 at least, takes up the defaults of what a graph makes
+    # whether they are used or not, and knows of no rule that the graph has not made itself.
+    weighting: SummedWeighting = field(default_factory=MultiSimilarity)
+    mining: BoundedMining = field(default_factory=MultiSimilarityMining)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -222,7 +224,11 @@ def spec_of(weighting: Weighting, mining: Mining, options: PairOptions) -> PairS
 def _spec_of(
     weighting: SummedWeighting, mining: BoundedMining, cap: float | None, normalize: bool
 ) -> PairSpec:
-    return PairSpec(weighting, mining, max_positive_similarity=cap, normalize=normalize)
+    # By their names: torch.compile, up to torch 2.11 at least, takes the inherited fields for the
+    # first arguments.
+    return PairSpec(
+        weighting=weighting, mining=mining, max_positive_similarity=cap, normalize=normalize
+    )
 
 
 @once
