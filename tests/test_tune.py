@@ -37,12 +37,12 @@ def test_neighbours_agree_and_differ_in_one_number(major, mode):
 @pytest.mark.parametrize(
     "flawed",
     [
-        HALF._replace(scan=Tile(64, 32, 64, 8, 3)),  # kept exponentials are of 64 x 64
+        HALF._replace(scan=Tile(64, 16, 64, 8, 3)),  # rows are merged by 32
         HALF._replace(scan=Tile(32, 64, 64, 8, 3)),  # another instruction than the others
         HALF._replace(scan=Tile(16, 128, 64, 8, 3)),
         HALF._replace(scan=Tile(96, 64, 64, 8, 3)),
-        HALF._replace(stashed=Tile(64, 32, 64, 8, 3)),
-        HALF._replace(stashed=Tile(128, 128, 64, 8, 3)),
+        HALF._replace(stashed=Tile(64, 48, 64, 8, 3)),
+        HALF._replace(stashed=Tile(8, 64, 64, 8, 3)),
     ],
 )
 def test_blocks_that_do_not_fit_are_no_tiles(flawed):
@@ -80,10 +80,10 @@ def test_it_ends_in_time():
 def test_rejected_candidates_are_never_chosen():
     def time(tiles, role):
         tile = tune.tile_of(tiles, role)
-        return None if tile.stages > 3 else 1 / tile.stages
+        return None if tile.stages > 4 else 1 / tile.stages
 
     found = tune.tuned(HALF, time)
-    assert all(tune.tile_of(found, role).stages == 3 for role in tune.roles_of(found))
+    assert all(tune.tile_of(found, role).stages == 4 for role in tune.roles_of(found))
 
 
 def test_noise_and_a_slower_world_change_nothing():
@@ -162,7 +162,7 @@ def test_a_tuned_file_is_read(tmp_path):
         "[]",
         "{}",
         '{"half": 1}',
-        json.dumps({"half": pack(HALF) | {"scan": [64, 32, 64, 8, 3]}}),
+        json.dumps({"half": pack(HALF) | {"scan": [64, 16, 64, 8, 3]}}),
         json.dumps({"half": pack(HALF) | {"scan": [64, 128, 64, 8]}}),
         json.dumps({"half": pack(HALF) | {"product": ["64", 64, 64, 8, 3]}}),
         json.dumps({"half": pack(HALF) | {"weights": [64, 64, 0, 8, 3]}}),

@@ -11,7 +11,10 @@ from ms_kernels.backends.interface import Side
 from ms_kernels.backends.triton.finish import finish_kernel
 from ms_kernels.backends.triton.gradient import gradient_kernel
 from ms_kernels.backends.triton.gradient_panels import product_kernel, weights_kernel
-from ms_kernels.backends.triton.gradient_stash import stashed_gradient_kernel
+from ms_kernels.backends.triton.gradient_stash import (
+    stash_weights_kernel,
+    stashed_gradient_kernel,
+)
 from ms_kernels.backends.triton.launch_gradient import gradient
 from ms_kernels.backends.triton.launch_statistics import statistics
 from ms_kernels.backends.triton.negatives import negative_scan_kernel
@@ -25,7 +28,8 @@ from ms_kernels.settings import options
 
 KERNELS = (
     *(positive_scan_kernel, negative_scan_kernel, finish_kernel),
-    *(gradient_kernel, stashed_gradient_kernel, weights_kernel, product_kernel),
+    *(gradient_kernel, stash_weights_kernel, stashed_gradient_kernel),
+    *(weights_kernel, product_kernel),
 )
 # Of each mode: rows' dtype, matmul precision, number of rows, and how far results may be apart.
 WORK: dict[str, tuple[torch.dtype, str, int, float]] = {

@@ -1,28 +1,110 @@
 """Gradient with respect to rows too deep to be held whole, from the exponentials that the negative
-scan kept: no similarity is computed again but of tiles with positives."""
+scan kept: they become weights where they lie, and what is left is a product of matrices.
+
+A weight G_ij + G_ji is that of G_ji + G_ij, so that the tiles from the diagonal on are all there
+is. Times the scales of both rows it stays so; the row's own is taken out again at the end.
+"""
 
 import triton
 import triton.language as tl
 
-from ms_kernels.backends.triton.gradient_sums import as_operand, scaled, store_gradient
+from ms_kernels.backends.triton.gradient_sums import scaled, store_gradient
 from ms_kernels.backends.triton.pairs import positive_tiles
 from ms_kernels.backends.triton.similarity import multiply_add, similarity
-from ms_kernels.backends.triton.stash import read_stash, stashed_weights
+from ms_kernels.backends.triton.stash import stashed_tile, stashed_weights
 from ms_kernels.backends.triton.weights import pair_weights
 
 
-@triton.jit(do_not_specialize=["parts", "N", "column_blocks", "scan_columns"])
-def stashed_gradient_kernel(
+@triton.jit(do_not_specialize=["N", "column_blocks"])
+def stash_weights_kernel(
     x,
     row_scale,
-    row_norm,
     row_ids,
     terms,
     first,
     last,
-    order,
     coefficients,
-    stash,
+    stash,  # exponentials
+    weights,  # the same memory, in the dtype of x: out
+    N,
+    stride,
+    padded,
+    column_blocks,
+    MODE: tl.constexpr,
+    ID_MODE: tl.constexpr,
+    NEGATIVE: tl.constexpr,
+    POSITIVE: tl.constexpr,
+    SIGN: tl.constexpr,
+    HAS_OFFSET: tl.constexpr,
+    TWO_SIDED: tl.constexpr,
+    WEIGHT_SCALE: tl.constexpr,
+    BLOCK_M: tl.constexpr,  # of the scan, as all blocks here
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """One program turns one tile of the scan into weights; in self mode, columns are rows.
+
+    Tiles with positives, and those that the diagonal crosses, are computed anew.
+    """
+    block, tile = tl.program_id(0), tl.program_id(1)
+    if tile >= block * BLOCK_M // BLOCK_N:
+        rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
+        columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        local_row, local_column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+        begin = stashed_tile(block, tile, column_blocks, BLOCK_M, BLOCK_N)
+        at = begin + local_row[:, None] * BLOCK_N + local_column[None, :]
+        low, width = positive_tiles(first, last, rows, N, BLOCK_N)
+        positives = (tile >= low) & (tile < low + width)
+        positives |= tile * BLOCK_N < (block + 1) * BLOCK_M
+        factor = tl.load(row_scale + rows)[:, None] * tl.load(row_scale + columns)[None, :]
+        factor *= WEIGHT_SCALE
+        if positives:
+            sim = similarity(x, row_scale, rows, x, row_scale, columns, stride, MODE, BLOCK_K)
+            weight = pair_weights(
+                sim,
+                terms,
+                terms,
+                terms,
+                terms,
+                row_ids,
+                first,
+                last,
+                rows,
+                padded,
+                terms,
+                terms,
+                terms,
+                terms,
+                terms,
+                row_ids,
+                columns,
+                padded,
+                coefficients,
+                True,
+                True,
+                True,
+                True,
+                ID_MODE,
+                NEGATIVE,
+                POSITIVE,
+                SIGN,
+                HAS_OFFSET,
+                TWO_SIDED,
+            )
+            tl.store(weights + at, (weight * factor).to(weights.dtype.element_ty))
+        else:
+            kept = tl.load(stash + at).to(tl.float32)
+            weight = stashed_weights(kept, terms, rows, padded, terms, columns, padded)
+            tl.store(weights + at, (weight * factor).to(weights.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["parts", "N", "column_blocks"])
+def stashed_gradient_kernel(
+    x,
+    row_scale,
+    row_norm,
+    order,
+    weights,  # of the tiles from the diagonal on, times both rows' scales
     loss_scale,  # (1): of the loss's reduction, if SCALED
     poison,  # (1): 0, or NaN where no gradient is a number
     dx,  # (N, D) out, in the caller's order, not yet taken through the normalisation;
@@ -32,93 +114,63 @@ def stashed_gradient_kernel(
     D,
     stride,
     padded,
-    column_blocks,  # of BLOCK_M columns
-    scan_columns,  # blocks of SCAN_N columns
+    column_blocks,  # of the scan
     MODE: tl.constexpr,
-    ID_MODE: tl.constexpr,
-    NEGATIVE: tl.constexpr,
-    POSITIVE: tl.constexpr,
-    SIGN: tl.constexpr,
-    HAS_OFFSET: tl.constexpr,
-    TWO_SIDED: tl.constexpr,
     WEIGHT_SCALE: tl.constexpr,
     SCALED: tl.constexpr,
     SPLIT: tl.constexpr,
+    WHOLE: tl.constexpr,  # BLOCK_D divides the stride
     SCAN_M: tl.constexpr,
     SCAN_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    BLOCK_M: tl.constexpr,  # divides SCAN_M
+    BLOCK_N: tl.constexpr,  # divides SCAN_M and SCAN_N
     BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
 ):
-    """One program owns BLOCK_M rows and BLOCK_D of their depth; in self mode, columns are rows.
+    """One program owns BLOCK_M rows and BLOCK_D of their depth.
 
-    Tiles are square, left of those with positives, among them, right of them.
+    What lies left of the diagonal is read as its mirror image.
     """
     pieces = tl.cdiv(stride, BLOCK_D)
     piece = tl.program_id(0) % pieces
     part = tl.program_id(0) // pieces % parts
     block = tl.program_id(0) // pieces // parts
-    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    start = block * BLOCK_M
+    local_row, local = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    rows = start + local_row
     depth = piece * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = depth < stride
-    low, width = positive_tiles(first, last, rows, N, BLOCK_M)
+    scan_block = start // SCAN_M
+    diagonal = scan_block * SCAN_M // SCAN_N * (SCAN_N // BLOCK_N)
+    # Within a tile of the scan, so that the compiler sees what lies side by side.
+    direct = local_row[:, None] * SCAN_N + local[None, :]
+    mirrored = (local_row // SCAN_N * (SCAN_M * SCAN_N) + local_row % SCAN_N)[:, None]
+    mirrored += local[None, :] * SCAN_N
+    others = local[:, None] * stride + depth[None, :]
     sums = tl.zeros((BLOCK_M, BLOCK_D), row_scale.dtype.element_ty)
-    for KIND in tl.static_range(3):
-        begin, end = low, low + width
-        if KIND == 0:
-            begin, end = low * 0, low
-        elif KIND == 2:
-            begin, end = low + width, column_blocks
+    for MIRRORED in tl.static_range(2):
+        begin, end = diagonal, column_blocks * (SCAN_N // BLOCK_N)
+        if MIRRORED:
+            begin, end = diagonal * 0, diagonal
         # The part's first tile at or after the beginning.
         begin += (part - begin % parts + parts) % parts
         for tile in range(begin, end, parts):
-            columns = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-            factor = tl.load(row_scale + columns)
-            other = tl.load(
-                x + columns.to(tl.int64)[:, None] * stride + depth[None, :],
-                mask=inside[None, :],
-                other=0,
-            )
-            if KIND == 1:
-                sim = similarity(x, row_scale, rows, x, row_scale, columns, stride, MODE, BLOCK_K)
-                weight = pair_weights(
-                    sim,
-                    terms,
-                    terms,
-                    terms,
-                    terms,
-                    row_ids,
-                    first,
-                    last,
-                    rows,
-                    padded,
-                    terms,
-                    terms,
-                    terms,
-                    terms,
-                    terms,
-                    row_ids,
-                    columns,
-                    padded,
-                    coefficients,
-                    True,
-                    True,
-                    True,
-                    True,
-                    ID_MODE,
-                    NEGATIVE,
-                    POSITIVE,
-                    SIGN,
-                    HAS_OFFSET,
-                    TWO_SIDED,
-                )
+            column = tile * BLOCK_N
+            if MIRRORED:
+                at = stashed_tile(column // SCAN_M, start // SCAN_N, column_blocks, SCAN_M, SCAN_N)
+                at += column % SCAN_M * SCAN_N + start % SCAN_N
+                weight = tl.load(weights + tl.multiple_of(at, 16) + mirrored)
             else:
-                kept = read_stash(
-                    stash, block, tile, scan_columns, KIND == 0, BLOCK_M, SCAN_M, SCAN_N
-                )
-                weight = stashed_weights(kept, terms, rows, padded, terms, columns, padded)
-            weight = as_operand(weight, factor, other.dtype, MODE, WEIGHT_SCALE)
+                at = stashed_tile(scan_block, column // SCAN_N, column_blocks, SCAN_M, SCAN_N)
+                at += start % SCAN_M * SCAN_N + column % SCAN_N
+                weight = tl.load(weights + tl.multiple_of(at, 16) + direct)
+            source = x + column.to(tl.int64) * stride + others
+            if WHOLE:
+                other = tl.load(source)
+            else:
+                other = tl.load(source, mask=inside[None, :], other=0)
             sums = multiply_add(weight, other, sums, MODE)
+    factor = tl.load(row_scale + rows)
+    sums /= tl.where(factor == 0, 1, factor)[:, None]
     sums = scaled(sums, loss_scale, WEIGHT_SCALE, SCALED and not SPLIT)
     if SPLIT:
         at = (part.to(tl.int64) * padded + rows)[:, None] * stride + depth[None, :]

@@ -5,13 +5,19 @@ import triton
 from torch import Tensor
 
 from ms_kernels.backends.triton.gradient import gradient_kernel
-from ms_kernels.backends.triton.gradient_stash import stashed_gradient_kernel
+from ms_kernels.backends.triton.gradient_stash import (
+    stash_weights_kernel,
+    stashed_gradient_kernel,
+)
 from ms_kernels.backends.triton.launch_panels import by_panels
 from ms_kernels.backends.triton.launch_parts import Launch
 from ms_kernels.backends.triton.launch_statistics import Terms
 from ms_kernels.backends.triton.problem import Problem
 from ms_kernels.backends.triton.tape import launch_kernel
 from ms_kernels.backends.triton.tiles import Tile, owner_of
+
+# Weights are at most 2, and scales at most 1.
+STASHED_FLOAT16_SCALE = 2.0**14
 
 
 def gradient(
@@ -86,20 +92,44 @@ def _rows_whole(launch: Launch, owner: Tile) -> None:
 def _from_stash(launch: Launch, stash: Tensor, tile: Tile) -> None:
     problem, rows = launch.problem, launch.problem.rows
     scan = problem.tiles.scan
-    pieces = triton.cdiv(rows.stride, tile.block_k)
-    blocks = triton.cdiv(rows.count, tile.block_m)
-    parts = launch.parts(blocks * pieces, blocks)
-    out = launch.partial(parts, rows.padded) if parts > 1 else launch.dx
+    # Of float16 a weight times two scales is small.
+    lifted = STASHED_FLOAT16_SCALE if rows.copy.dtype == torch.float16 else 1.0
+    column_blocks = triton.cdiv(rows.count, scan.block_n)
+    weights = stash.view(rows.copy.dtype) if rows.copy.itemsize == 2 else stash
     constants = problem.pair_constants
     folded = constants.pop("FOLDED")
     assert folded
     launch_kernel(
-        stashed_gradient_kernel,
-        (blocks * parts * pieces,),
-        *(rows.copy, rows.scale, rows.norm, rows.ids, launch.row_terms),
-        *(problem.first, problem.last, rows.order),
+        stash_weights_kernel,
+        (triton.cdiv(rows.count, scan.block_m), column_blocks),
+        *(rows.copy, rows.scale, rows.ids, launch.row_terms),
+        *(problem.first, problem.last),
         problem.coefficients,
         stash,
+        weights,
+        rows.count,
+        rows.stride,
+        rows.padded,
+        column_blocks,
+        MODE=problem.mode,
+        WEIGHT_SCALE=lifted,
+        BLOCK_M=scan.block_m,
+        BLOCK_N=scan.block_n,
+        BLOCK_K=problem.piece(scan.block_k),
+        num_warps=8,
+        num_stages=scan.stages,
+        **constants,
+    )
+    block_m, block_n = min(tile.block_m, scan.block_m), min(tile.block_n, *scan[:2])
+    pieces = triton.cdiv(rows.stride, tile.block_k)
+    blocks = triton.cdiv(rows.count, block_m)
+    parts = launch.parts(blocks * pieces, triton.cdiv(rows.count, block_n))
+    out = launch.partial(parts, rows.padded) if parts > 1 else launch.dx
+    launch_kernel(
+        stashed_gradient_kernel,
+        (blocks * parts * pieces,),
+        *(rows.copy, rows.scale, rows.norm, rows.order),
+        weights,
         launch.scale,
         launch.poison,
         out,
@@ -108,19 +138,19 @@ def _from_stash(launch: Launch, stash: Tensor, tile: Tile) -> None:
         rows.width,
         rows.stride,
         rows.padded,
-        blocks,
-        triton.cdiv(rows.count, scan.block_n),
+        column_blocks,
+        MODE=problem.mode,
+        WEIGHT_SCALE=lifted,
         SPLIT=parts > 1,
         SCALED=launch.scaled,
+        WHOLE=rows.stride % tile.block_k == 0,
         SCAN_M=scan.block_m,
         SCAN_N=scan.block_n,
-        BLOCK_M=tile.block_m,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
         BLOCK_D=tile.block_k,
-        BLOCK_K=problem.piece(scan.block_k),
         num_warps=tile.warps,
         num_stages=tile.stages,
-        **launch.common,
-        **constants,
     )
     if parts > 1:
         launch.sum_parts(out, 0)

@@ -18,20 +18,25 @@ def rank_kernel(
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,  # labels that are compared at once
 ):
-    """One program ranks BLOCK samples by counting lesser labels, and equal ones before them."""
+    """One program ranks BLOCK samples by counting lesser labels, and equal ones before them.
+
+    Threads count for themselves and are added up once; two counts of up to MOST_COUNTED samples
+    share a number.
+    """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     own = tl.load(labels + i, mask=i < N, other=0)
-    less = tl.zeros((BLOCK,), tl.int32)
-    equal = less
-    before = less
+    places = tl.zeros((BLOCK, WIDE), tl.int32)
+    equals = places
     for start in range(0, N, WIDE):
         j = start + tl.arange(0, WIDE)
         valid = j < N
         other = tl.load(labels + j, mask=valid, other=0)
         same = (other[None, :] == own[:, None]) & valid[None, :]
-        less += tl.sum(((other[None, :] < own[:, None]) & valid[None, :]).to(tl.int32), 1)
-        equal += tl.sum(same.to(tl.int32), 1)
-        before += tl.sum((same & (j[None, :] < i[:, None])).to(tl.int32), 1)
+        lesser = (other[None, :] < own[:, None]) & valid[None, :]
+        places += tl.where(lesser, 1, 0) + tl.where(same & (j[None, :] < i[:, None]), 1 << 16, 0)
+        equals += same.to(tl.int32)
+    counts, equal = tl.sum(places, 1), tl.sum(equals, 1)
+    less, before = counts & 0xFFFF, counts >> 16
     present = i < N
     place = tl.where(present, less + before, i)
     tl.store(order + place, tl.where(present, i, 0))
@@ -56,14 +61,15 @@ def range_kernel(
     """One program counts the lesser and the equal labels of the other side for BLOCK samples."""
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     own = tl.load(labels + tl.load(order + k), mask=k < N, other=0)
-    less = tl.zeros((BLOCK,), tl.int32)
-    equal = less
+    lessers = tl.zeros((BLOCK, WIDE), tl.int32)
+    equals = lessers
     for start in range(0, M, WIDE):
         j = start + tl.arange(0, WIDE)
         valid = j < M
         other = tl.load(others + j, mask=valid, other=0)
-        less += tl.sum(((other[None, :] < own[:, None]) & valid[None, :]).to(tl.int32), 1)
-        equal += tl.sum(((other[None, :] == own[:, None]) & valid[None, :]).to(tl.int32), 1)
+        lessers += ((other[None, :] < own[:, None]) & valid[None, :]).to(tl.int32)
+        equals += ((other[None, :] == own[:, None]) & valid[None, :]).to(tl.int32)
+    less, equal = tl.sum(lessers, 1), tl.sum(equals, 1)
     tl.store(first + k, tl.where(k < N, less, 0))
     tl.store(last + k, tl.where(k < N, less + equal, 0))
 

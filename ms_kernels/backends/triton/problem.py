@@ -20,14 +20,17 @@ from ms_kernels.backends.triton.rule_table import (
     is_bounded,
 )
 from ms_kernels.backends.triton.tape import launch_kernel
-from ms_kernels.backends.triton.tiles import Tiles, mode_of, tiles_of
+from ms_kernels.backends.triton.tiles import Tiles, interpreted, mode_of, tiles_of
 from ms_kernels.rules.spec import PairSpec
 
 # Two programs for each processor of a large GPU; a constant, as bits depend on it.
 BUSY = 264
-# Above this, sorting is cheaper than comparing all labels with all.
+# Above this, sorting is cheaper than comparing all labels with all; less than 2^15.
 MOST_COUNTED = 8192
-AT_ONCE = {"BLOCK": 32, "WIDE": 256}
+# Few samples of each program, so that a batch of a thousand keeps a GPU busy; the interpreter, which
+# takes its time for each program, more.
+AT_ONCE = {"BLOCK": 32 if interpreted() else 8, "WIDE": 256}
+SEARCHED = 32
 # exp of +-75 and sums of 2^17 of them are normal float32 numbers; of +-600, float64.
 BOUND = {torch.float32: 75.0, torch.float64: 600.0}
 
@@ -140,11 +143,11 @@ class Rows:
     ) -> None:
         launch_kernel(
             search_kernel,
-            (self.padded // AT_ONCE["BLOCK"],),
+            (self.padded // SEARCHED,),
             *(labels, samples, self.order, sorted_labels, first, last, self.poisoned),
             *(self.count, len(sorted_labels)),
             SORTED=is_sorted,
-            BLOCK=AT_ONCE["BLOCK"],
+            BLOCK=SEARCHED,
         )
 
     def _integers(self) -> Tensor:

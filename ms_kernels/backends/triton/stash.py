@@ -39,33 +39,6 @@ def write_stash(stash, by_row, by_column, block, tile, column_blocks, BLOCK_M, B
 
 
 @triton.jit
-def read_stash(
-    stash,
-    row_block,  # of BLOCK rows, as of columns
-    column_block,
-    column_blocks,  # of the scan, of SCAN_N
-    BELOW: tl.constexpr,  # the block lies below the diagonal: it was scanned as its mirror image
-    BLOCK: tl.constexpr,  # divides SCAN_M and SCAN_N
-    SCAN_M: tl.constexpr,
-    SCAN_N: tl.constexpr,
-):
-    """(BLOCK, BLOCK) of a block of rows and one of columns, off the diagonal."""
-    row, column = row_block, column_block
-    if BELOW:
-        row, column = column_block, row_block
-    ROWS: tl.constexpr = SCAN_M // BLOCK
-    COLUMNS: tl.constexpr = SCAN_N // BLOCK
-    at = stash + stashed_tile(row // ROWS, column // COLUMNS, column_blocks, SCAN_M, SCAN_N)
-    at += row % ROWS * (BLOCK * SCAN_N) + column % COLUMNS * BLOCK
-    local = tl.arange(0, BLOCK)
-    kept = tl.load(at + local[:, None] * SCAN_N + local[None, :])
-    if BELOW:
-        return tl.trans(kept).to(tl.float32)
-    else:
-        return kept.to(tl.float32)
-
-
-@triton.jit
 def stashed_weights(kept, row_terms, rows, row_padded, column_terms, columns, column_padded):
     """Weights of both sides from what `write_stash` kept; see `terms.py`."""
     row_above = term(row_terms, NEG_ABOVE, rows, row_padded, True)

@@ -32,7 +32,8 @@ _ALLOCATIONS = {
     _aten.empty_strided.default,
     _aten.new_empty.default,
 }
-_VIEWS = {_aten.detach.default, _aten.select.int, _aten.view.default, _aten.alias.default}
+_VIEWS = {_aten.detach.default, _aten.select.int, _aten.alias.default}
+_VIEWS |= {_aten.view.default, _aten.view.dtype}
 # What is called again, of inputs alone.
 _CALLS = {_aten.sort.default, _aten.sort.stable}
 

@@ -47,7 +47,8 @@ class Tiles(NamedTuple):
     weights: Tile  # of a panel
     product: Tile  # panel by embeddings
     owner: dict[int, Tile]  # greatest depth -> the kernel that holds rows whole
-    # The gradient from kept exponentials, of half rows: square blocks, which divide the scan's.
+    # The gradient from kept exponentials, of half rows: its rows, columns and piece of the depth.
+    # Of rows and columns as many as the scan has, if it has fewer.
     stashed: Tile | None = None
     # The scans of a step of the Multi-Similarity loss, whose kernels need the fewest registers.
     lean: Tile | None = None
@@ -77,7 +78,7 @@ _HALF_SM90 = _HALF._replace(
     lean=Tile(128, 64, 64, 4, 3),
     product=Tile(128, 64, 128, 8, 3),
     owner={**_HALF.owner, 256: Tile(64, 32, 256, 4, 2)},
-    stashed=Tile(64, 64, 256, 8, 3),
+    stashed=Tile(128, 64, 256, 8, 4),
 )
 _TF32X3 = Tiles(
     scan=Tile(64, 64, 32, 8, 2),
@@ -257,7 +258,6 @@ def agree(tiles: Tiles) -> bool:
         and all(_is_power(tile.warps, 1, 16) and 1 <= tile.stages <= 8 for tile in every)
         and all(_is_power(depth, 16, 1024) for depth in tiles.owner)
         and least >= 32  # rows that one program copies, or merges, at once
-        and (stashed is None or stashed.block_m == stashed.block_n <= least)
         and len({tile.block_m >= 64 and tile.warps >= 4 for tile in similar}) == 1
     )
 
