@@ -12,6 +12,7 @@ from ms_kernels.backends.triton.finish import finish_kernel
 from ms_kernels.backends.triton.gradient import gradient_kernel
 from ms_kernels.backends.triton.gradient_panels import product_kernel, weights_kernel
 from ms_kernels.backends.triton.gradient_stash import (
+    positive_weights_kernel,
     stash_weights_kernel,
     stashed_gradient_kernel,
 )
@@ -28,8 +29,8 @@ from ms_kernels.settings import options
 
 KERNELS = (
     *(positive_scan_kernel, negative_scan_kernel, finish_kernel),
-    *(gradient_kernel, stash_weights_kernel, stashed_gradient_kernel),
-    *(weights_kernel, product_kernel),
+    *(gradient_kernel, stash_weights_kernel, positive_weights_kernel),
+    *(stashed_gradient_kernel, weights_kernel, product_kernel),
 )
 # Of each mode: rows' dtype, matmul precision, number of rows, and how far results may be apart.
 WORK: dict[str, tuple[torch.dtype, str, int, float]] = {

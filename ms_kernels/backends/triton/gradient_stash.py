@@ -15,8 +15,44 @@ from ms_kernels.backends.triton.stash import stashed_tile, stashed_weights
 from ms_kernels.backends.triton.weights import pair_weights
 
 
-@triton.jit(do_not_specialize=["N", "column_blocks"])
+@triton.jit
+def both_scales(row_scale, rows, columns, WEIGHT_SCALE: tl.constexpr):
+    factor = tl.load(row_scale + rows)[:, None] * tl.load(row_scale + columns)[None, :]
+    return factor * WEIGHT_SCALE
+
+
+@triton.jit
+def within_tile(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    return tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+
+
+@triton.jit(do_not_specialize=["column_blocks"])
 def stash_weights_kernel(
+    row_scale,
+    terms,
+    stash,  # exponentials
+    weights,  # the same memory, in the dtype of the copies: out
+    padded,
+    column_blocks,
+    WEIGHT_SCALE: tl.constexpr,
+    BLOCK_M: tl.constexpr,  # of the scan, as BLOCK_N
+    BLOCK_N: tl.constexpr,
+):
+    """One program turns one tile of the scan into weights, as if it held negatives alone."""
+    block, tile = tl.program_id(1), tl.program_id(0)
+    if tile >= block * BLOCK_M // BLOCK_N:
+        rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
+        columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        begin = tl.multiple_of(stashed_tile(block, tile, column_blocks, BLOCK_M, BLOCK_N), 16)
+        at = within_tile(BLOCK_M, BLOCK_N)
+        kept = tl.load(stash + begin + at).to(tl.float32)
+        weight = stashed_weights(kept, terms, rows, padded, terms, columns, padded)
+        weight *= both_scales(row_scale, rows, columns, WEIGHT_SCALE)
+        tl.store(weights + begin + at, weight.to(weights.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["N", "column_blocks"])
+def positive_weights_kernel(
     x,
     row_scale,
     row_ids,
@@ -24,8 +60,7 @@ def stash_weights_kernel(
     first,
     last,
     coefficients,
-    stash,  # exponentials
-    weights,  # the same memory, in the dtype of x: out
+    weights,  # in and out
     N,
     stride,
     padded,
@@ -38,64 +73,56 @@ def stash_weights_kernel(
     HAS_OFFSET: tl.constexpr,
     TWO_SIDED: tl.constexpr,
     WEIGHT_SCALE: tl.constexpr,
+    PARTS: tl.constexpr,  # programs that share a block of rows
     BLOCK_M: tl.constexpr,  # of the scan, as all blocks here
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One program turns one tile of the scan into weights; in self mode, columns are rows.
-
-    Tiles with positives, and those that the diagonal crosses, are computed anew.
-    """
-    block, tile = tl.program_id(0), tl.program_id(1)
-    if tile >= block * BLOCK_M // BLOCK_N:
-        rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    """Writes the tiles with positives of a block of rows, and those that the diagonal crosses, from
+    similarities that are computed anew. In self mode columns are rows."""
+    block, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
+    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    low, width = positive_tiles(first, last, rows, N, BLOCK_N)
+    diagonal = block * BLOCK_M // BLOCK_N
+    end = tl.maximum(low + width, tl.cdiv((block + 1) * BLOCK_M, BLOCK_N))
+    for tile in range(diagonal + part, tl.minimum(end, column_blocks), PARTS):
         columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        local_row, local_column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+        sim = similarity(x, row_scale, rows, x, row_scale, columns, stride, MODE, BLOCK_K)
+        weight = pair_weights(
+            sim,
+            terms,
+            terms,
+            terms,
+            terms,
+            row_ids,
+            first,
+            last,
+            rows,
+            padded,
+            terms,
+            terms,
+            terms,
+            terms,
+            terms,
+            row_ids,
+            columns,
+            padded,
+            coefficients,
+            True,
+            True,
+            True,
+            True,
+            ID_MODE,
+            NEGATIVE,
+            POSITIVE,
+            SIGN,
+            HAS_OFFSET,
+            TWO_SIDED,
+        )
+        weight *= both_scales(row_scale, rows, columns, WEIGHT_SCALE)
         begin = stashed_tile(block, tile, column_blocks, BLOCK_M, BLOCK_N)
-        at = begin + local_row[:, None] * BLOCK_N + local_column[None, :]
-        low, width = positive_tiles(first, last, rows, N, BLOCK_N)
-        positives = (tile >= low) & (tile < low + width)
-        positives |= tile * BLOCK_N < (block + 1) * BLOCK_M
-        factor = tl.load(row_scale + rows)[:, None] * tl.load(row_scale + columns)[None, :]
-        factor *= WEIGHT_SCALE
-        if positives:
-            sim = similarity(x, row_scale, rows, x, row_scale, columns, stride, MODE, BLOCK_K)
-            weight = pair_weights(
-                sim,
-                terms,
-                terms,
-                terms,
-                terms,
-                row_ids,
-                first,
-                last,
-                rows,
-                padded,
-                terms,
-                terms,
-                terms,
-                terms,
-                terms,
-                row_ids,
-                columns,
-                padded,
-                coefficients,
-                True,
-                True,
-                True,
-                True,
-                ID_MODE,
-                NEGATIVE,
-                POSITIVE,
-                SIGN,
-                HAS_OFFSET,
-                TWO_SIDED,
-            )
-            tl.store(weights + at, (weight * factor).to(weights.dtype.element_ty))
-        else:
-            kept = tl.load(stash + at).to(tl.float32)
-            weight = stashed_weights(kept, terms, rows, padded, terms, columns, padded)
-            tl.store(weights + at, (weight * factor).to(weights.dtype.element_ty))
+        at = weights + begin + within_tile(BLOCK_M, BLOCK_N)
+        tl.store(at, weight.to(weights.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["parts", "N", "column_blocks"])

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ms_kernels.backends.triton.gradient import gradient_kernel
 from ms_kernels.backends.triton.gradient_stash import (
+    positive_weights_kernel,
     stash_weights_kernel,
     stashed_gradient_kernel,
 )
@@ -16,6 +17,8 @@ from ms_kernels.backends.triton.problem import Problem
 from ms_kernels.backends.triton.tape import launch_kernel
 from ms_kernels.backends.triton.tiles import Tile, owner_of
 
+# Programs that share the tiles with positives of a block of rows: mostly two to four.
+POSITIVE_PARTS = 4
 # Weights are at most 2, and scales at most 1.
 STASHED_FLOAT16_SCALE = 2.0**14
 
@@ -42,10 +45,10 @@ def gradient(
         return dx.zero_()
     launch = Launch(problem, row_terms, column_terms, poison, scale, dx)
     owner = owner_of(problem.tiles, rows.stride)
-    if owner is not None:
-        _rows_whole(launch, owner)
-    elif stash is not None and problem.tiles.stashed is not None:
+    if stash is not None and problem.tiles.stashed is not None:
         _from_stash(launch, stash, problem.tiles.stashed)
+    elif owner is not None:
+        _rows_whole(launch, owner)
     else:
         by_panels(launch, workspace_bytes)
     return dx
@@ -99,13 +102,24 @@ def _from_stash(launch: Launch, stash: Tensor, tile: Tile) -> None:
     constants = problem.pair_constants
     folded = constants.pop("FOLDED")
     assert folded
+    row_blocks = triton.cdiv(rows.count, scan.block_m)
     launch_kernel(
         stash_weights_kernel,
-        (triton.cdiv(rows.count, scan.block_m), column_blocks),
+        (column_blocks, row_blocks),
+        *(rows.scale, launch.row_terms, stash, weights),
+        rows.padded,
+        column_blocks,
+        WEIGHT_SCALE=lifted,
+        BLOCK_M=scan.block_m,
+        BLOCK_N=scan.block_n,
+        num_warps=8,
+    )
+    launch_kernel(
+        positive_weights_kernel,
+        (row_blocks * POSITIVE_PARTS,),
         *(rows.copy, rows.scale, rows.ids, launch.row_terms),
         *(problem.first, problem.last),
         problem.coefficients,
-        stash,
         weights,
         rows.count,
         rows.stride,
@@ -113,6 +127,7 @@ def _from_stash(launch: Launch, stash: Tensor, tile: Tile) -> None:
         column_blocks,
         MODE=problem.mode,
         WEIGHT_SCALE=lifted,
+        PARTS=POSITIVE_PARTS,
         BLOCK_M=scan.block_m,
         BLOCK_N=scan.block_n,
         BLOCK_K=problem.piece(scan.block_k),
@@ -123,7 +138,8 @@ def _from_stash(launch: Launch, stash: Tensor, tile: Tile) -> None:
     block_m, block_n = min(tile.block_m, scan.block_m), min(tile.block_n, *scan[:2])
     pieces = triton.cdiv(rows.stride, tile.block_k)
     blocks = triton.cdiv(rows.count, block_m)
-    parts = launch.parts(blocks * pieces, triton.cdiv(rows.count, block_n))
+    # Its tiles fill the shared memory of a processor.
+    parts = launch.parts(2 * blocks * pieces, triton.cdiv(rows.count, block_n))
     out = launch.partial(parts, rows.padded) if parts > 1 else launch.dx
     launch_kernel(
         stashed_gradient_kernel,

@@ -27,8 +27,8 @@ from ms_kernels.rules.spec import PairSpec
 BUSY = 264
 # Above this, sorting is cheaper than comparing all labels with all; less than 2^15.
 MOST_COUNTED = 8192
-# Few samples of each program, so that a batch of a thousand keeps a GPU busy; the interpreter, which
-# takes its time for each program, more.
+# Few samples of each program, so that a batch of a thousand keeps a GPU busy; in the interpreter,
+# which takes its time for each program, more.
 AT_ONCE = {"BLOCK": 32 if interpreted() else 8, "WIDE": 256}
 SEARCHED = 32
 # exp of +-75 and sums of 2^17 of them are normal float32 numbers; of +-600, float64.

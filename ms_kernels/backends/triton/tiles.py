@@ -77,7 +77,11 @@ _HALF = Tiles(
 _HALF_SM90 = _HALF._replace(
     lean=Tile(128, 64, 64, 4, 3),
     product=Tile(128, 64, 128, 8, 3),
-    owner={**_HALF.owner, 256: Tile(64, 32, 256, 4, 2)},
+    owner={
+        **_HALF.owner,
+        128: Tile(64, 128, 128, 4, 2),
+        256: Tile(64, 64, 256, 4, 2),
+    },
     stashed=Tile(128, 64, 256, 8, 4),
 )
 _TF32X3 = Tiles(
