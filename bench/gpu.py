@@ -83,7 +83,7 @@ def run_case(shape: Shape, compiled: bool, timer: Timer) -> Case:
     batch = make_batch(*shape)
     judge = Judge(batch, fits("dense", n, memory))
     runs, skipped = {}, {}
-    for name, function in candidates(n, compiled, has_peer()).items():
+    for name, function in candidates(n, shape.dtype, compiled, has_peer()).items():
         if not fits(name, n, memory):
             skipped[name] = {"why": "memory"}
             continue
@@ -105,7 +105,7 @@ def run_case(shape: Shape, compiled: bool, timer: Timer) -> Case:
     found: dict[str, Any] = take_turns(runs, timer, n <= MOST_IN_GRAPH) if runs else {}
     return {
         "kept": batch.kept,
-        "backend": chosen_backend(n),
+        "backend": chosen_backend(n, shape.dtype),
         "errors": errors,
         "candidates": {**found, **skipped},
     }

@@ -31,7 +31,7 @@ class Checked(NamedTuple):
 @functools.lru_cache(maxsize=1)  # both looks at a batch share its making and its check
 def checked(shape: tuple[Any, ...]) -> Checked:
     batch = make_batch(*shape)
-    backend = chosen_backend(len(batch.x))
+    backend = chosen_backend(len(batch.x), shape[2])
     return Checked(batch, backend, check_rows(batch, lambda: _row_losses(batch, backend)))
 
 

@@ -53,11 +53,13 @@ def test_candidates_run_where_they_fit():
 def test_both_paths_of_the_cuda_kernels_are_candidates(monkeypatch):
     monkeypatch.setattr("bench.gpu_cases.backends", lambda: ["cuda", "triton"])
     monkeypatch.setattr(
-        "bench.gpu_cases.chosen_backend", lambda n: "cuda" if n <= 1024 else "triton"
+        "bench.gpu_cases.chosen_backend", lambda n, dtype: "cuda" if n <= 1024 else "triton"
     )
-    assert {"triton", "tiles"} <= set(candidates(256, False, False))
-    assert {"cuda", "one_launch"} <= set(candidates(4096, False, False))
-    assert {"cuda", "compiled", "replayed", "autotuned"} <= set(candidates(16384, True, False))
+    assert {"triton", "tiles"} <= set(candidates(256, "bfloat16", False, False))
+    assert {"cuda", "one_launch"} <= set(candidates(4096, "bfloat16", False, False))
+    assert {"cuda", "compiled", "replayed", "autotuned"} <= set(
+        candidates(16384, "bfloat16", True, False)
+    )
     sizes = {shape.n for shape in gpu.shapes_of(gpu.parse(["quick"]))}
     assert sizes == {256, 1024, 4096, 16384}
 

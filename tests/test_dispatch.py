@@ -27,6 +27,15 @@ def test_small_batches_take_the_single_launch():
     assert dispatch.choose("cuda", everything, 1024) == "cuda"
     assert dispatch.choose("cuda", everything, 1025) == "triton"
     assert dispatch.choose("cuda", everything - {"triton"}, 10**6) == "cuda"
+    large = "cuda", everything, 10**6
+    assert dispatch.choose(*large, PairSpec(), torch.float32) == "cuda"
+    assert dispatch.choose(*large, PairSpec(), torch.bfloat16) == "triton"
+    assert dispatch.choose(*large, PairSpec(NTXent()), torch.float32) == "triton"
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert dispatch.choose(*large, PairSpec(), torch.float32) == "triton"
+    finally:
+        torch.set_float32_matmul_precision("highest")
     assert dispatch.choose("cpu", everything) == "cpu"
 
 

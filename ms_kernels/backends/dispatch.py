@@ -30,11 +30,21 @@ class Availability(NamedTuple):
     note: str
 
 
-def choose(device: str, built: frozenset[str], samples: int = 0) -> str:
-    """The fastest of the built backends on a device type, for `samples` on the larger side."""
+def choose(
+    device: str,
+    built: frozenset[str],
+    samples: int = 0,
+    spec: PairSpec | None = None,
+    dtype: torch.dtype | None = None,
+) -> str:
+    """The fastest of the built backends on a device type, for `samples` on the larger side, and for
+    rules and embeddings of a dtype if they are known."""
     here = [name for name, only in DEVICE_OF.items() if name in built and only in (None, device)]
     for name in here:
-        most = MODULES[name].MOST_SAMPLES
+        module = MODULES[name]
+        most = module.MOST_SAMPLES
+        if hasattr(module, "fastest_at_any_size") and module.fastest_at_any_size(spec, dtype):
+            return name
         # Others serve more samples faster, but not plain PyTorch, which serves any device.
         if most is None or samples <= most or not _others_of(device, name, here):
             return name
@@ -71,7 +81,7 @@ def resolve(
         found = serving(built(device), spec, dtype)
         if device == "cuda":
             remark_on_panels(found, spec, dtype)
-        return choose(device, found, samples)
+        return choose(device, found, samples, spec, dtype)
     if name in DEVICE_OF:
         only = DEVICE_OF[name]
         if only not in (None, device) and not _interpreted(MODULES[name]):

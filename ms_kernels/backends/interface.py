@@ -10,6 +10,8 @@ float64 embeddings, else float32:
         What it is, for `backends()`.
     MOST_SAMPLES: int | None
         Of the larger side: beyond it others that are made for the device are faster. None: any.
+    fastest_at_any_size(spec, dtype) -> bool
+        Only beside a number: whether it is none for these rules and this dtype, None if unknown.
     CROWD: Crowd | None
         Beyond it a triplet loss goes faster by panels, which sort the positives of an anchor.
     missing() -> str | None

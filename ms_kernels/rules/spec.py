@@ -100,8 +100,8 @@ class PairOptions:
 class PairSpec(PairOptions):
     """A loss of this package. Default: the Multi-Similarity loss with its own mining."""
 
-    # Factories: torch.compile, up to torch 2.11 at least, takes up the defaults of what a graph makes
-    # whether they are used or not, and knows of no rule that the graph has not made itself.
+    # Factories: torch.compile, up to torch 2.11 at least, takes up the defaults of what a graph
+    # makes whether they are used or not, and knows no rule that the graph has not made itself.
     weighting: SummedWeighting = field(default_factory=MultiSimilarity)
     mining: BoundedMining = field(default_factory=MultiSimilarityMining)
 
