@@ -199,13 +199,15 @@ class Problem:
         tiles = self.tiles
         if self.ranked:  # lists are read by many warps
             owner = {
-                d: t._replace(warps=max(t.warps, t.block_m // 8)) for d, t in tiles.owner.items()
+                d: t._replace(block_n=min(t.block_n, 64), warps=max(t.warps, t.block_m // 8))
+                for d, t in tiles.owner.items()
             }
             return tiles._replace(owner=owner)
         simple = self.folded and self.shares and not self.mining.two_sided and not wide
-        if simple and tiles.lean is not None:
-            return tiles._replace(scan=tiles.lean)
-        return tiles
+        if not simple:
+            owner = {d: t._replace(block_n=min(t.block_n, 64)) for d, t in tiles.owner.items()}
+            return tiles._replace(owner=owner)
+        return tiles if tiles.lean is None else tiles._replace(scan=tiles.lean)
 
     @property
     def ranked(self) -> bool:

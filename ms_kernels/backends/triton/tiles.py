@@ -80,7 +80,7 @@ _HALF_SM90 = _HALF._replace(
     owner={
         **_HALF.owner,
         128: Tile(64, 128, 128, 4, 2),
-        256: Tile(64, 64, 256, 4, 2),
+        256: Tile(64, 32, 256, 4, 2),
     },
     stashed=Tile(128, 64, 256, 8, 4),
 )
