@@ -112,7 +112,7 @@ def histogram_loss(
         else:
             loss = _StreamedHistogram.apply(  # type: ignore[no-untyped-call]
                 x, refs, pairs, weighting.bins, mining, shared.max_positive_similarity
-            )
+            ).to(x.dtype)
     return in_public_dtype(loss, pairs.embeddings)
 
 
@@ -158,8 +158,10 @@ class _StreamedHistogram(torch.autograd.Function):
         keep(ctx, x, refs, *pairs, nodes)
         ctx.options = bins, mining, max_positive_similarity
         positive_share, negative_share = _shares(nodes)
+        # In float64, and cast outside: a cast to the same dtype is the same tensor, and where torch
+        # 2.11 traces a forward pass that returns it, its gradient is 0.
         loss: Tensor = (negative_share * positive_share.cumsum(0)).sum()
-        return loss.to(x.dtype)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
