@@ -44,14 +44,15 @@ class Loss(NamedTuple):
     backend: str
     spec: PairSpec | None
 
-    @property
-    def dense(self) -> bool:
-        return self.backend == "reference"
 
-    @property
-    def of_batch(self) -> bool:
-        """A loss that is no sum over anchors."""
-        return isinstance(self.weighting, Histogram)
+# Functions: torch.compile of torch 2.6 traces no property and no _replace of a named tuple.
+def is_dense(loss: Loss) -> bool:
+    return loss.backend == "reference"
+
+
+def is_of_batch(loss: Loss) -> bool:
+    """A loss that is no sum over anchors."""
+    return isinstance(loss.weighting, Histogram)
 
 
 Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -73,27 +74,27 @@ def loss_and_statistics(
     check_choice("reduction", reduction, REDUCTIONS)
     shared = options_of(max_positive_similarity, normalize)
     loss = loss_of(weighting, mining, shared, backend)
-    if not loss.dense:
+    if not is_dense(loss):
         refuse_tracing("ms_kernels")
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
     if pairs.labels.ndim == 2:
         loss = _of_sets(loss)
     weight = None
     if ignore_label is not None or anchor_mask is not None or sample_weight is not None:
-        if loss.of_batch and (anchor_mask is not None or sample_weight is not None):
+        if is_of_batch(loss) and (anchor_mask is not None or sample_weight is not None):
             raise ValueError(
                 f"anchor_mask, sample_weight: expected None with {weighting!r}, whose loss is of "
                 "the whole batch and not of anchors; ignore_label leaves rows out"
             )
         weight = row_weights(pairs, ignore_label, anchor_mask, sample_weight)
         pairs = without_label(pairs, ignore_label)
-    if loss.spec is None and not loss.dense and weighting.learned:
+    if loss.spec is None and not is_dense(loss) and weighting.learned:
         if pairs.labels.ndim == 1 and takes_in(weighting, mining, shared):
             how = reduction, weight, return_statistics
             return _with_temperature(loss, pairs, *how)
         if backend not in ("auto", "panels"):
             raise ValueError(way_out(weighting, backend))
-    if not return_statistics and (weight is None or loss.of_batch):
+    if not return_statistics and (weight is None or is_of_batch(loss)):
         return reduced(loss, pairs, reduction), None
     check_flag("return_statistics", return_statistics)
     found, statistics = counted(loss, pairs, reduction, weight, return_statistics)
@@ -107,7 +108,7 @@ def _of_sets(loss: Loss) -> Loss:
             "backend: expected 'auto', 'panels' or 'reference' with sets of labels, got "
             f"{loss.backend!r}"
         )
-    return loss._replace(spec=None)
+    return Loss(loss.weighting, loss.mining, loss.shared, loss.backend, None)
 
 
 def _with_temperature(
@@ -146,12 +147,12 @@ def no_statistics(name: str, weighting: Weighting, mining: Mining) -> str:
 
 def reduced(loss: Loss, pairs: Pairs, reduction: str) -> Tensor:
     """Of the whole batch, in the public dtype."""
-    if loss.dense:
+    if is_dense(loss):
         pairs = savable_pairs(pairs)
-    if loss.of_batch and loss.backend in ("auto", "panels", "reference"):
-        given = loss.weighting, pairs, loss.mining, loss.shared, reduction, loss.dense
+    if is_of_batch(loss) and loss.backend in ("auto", "panels", "reference"):
+        given = loss.weighting, pairs, loss.mining, loss.shared, reduction, is_dense(loss)
         return histogram_loss(*given)  # type: ignore[arg-type]
-    if loss.dense:
+    if is_dense(loss):
         rows, kept = _dense_rows(loss, pairs)
         return in_public_dtype(reduce_rows(rows, kept, reduction), pairs.embeddings)
     backend = _backend(loss, pairs)
@@ -168,10 +169,10 @@ def counted(
     x, found = pairs.embeddings, None
     if statistics and loss.spec is None:
         raise ValueError(no_statistics("return_statistics", loss.weighting, loss.mining))
-    backend = None if loss.dense else _backend(loss, pairs)
+    backend = None if is_dense(loss) else _backend(loss, pairs)
     if loss.spec is not None and backend is not None:
         return fused_counted_loss(pairs, loss.spec, reduction, backend, weight)
-    if loss.dense:
+    if is_dense(loss):
         pairs = savable_pairs(pairs)
         rows, kept = _dense_rows(loss, pairs)
     else:

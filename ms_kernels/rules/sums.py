@@ -1,6 +1,6 @@
 """What a weighting rule is: a loss for each anchor, of a package's own rule by way of sums."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -36,7 +36,7 @@ class Weighting:
     @property
     def learned(self) -> dict[str, Tensor]:
         """The options that are tensors: their derivatives are wanted, their values not known."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values = {option.name: getattr(self, option.name) for option in fields(self)}
         return {name: v for name, v in values.items() if isinstance(v, Tensor)}
 
     def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
