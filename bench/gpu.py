@@ -2,8 +2,8 @@
 
 Ours by every backend (the CUDA kernels by one launch and by tiles, Triton), dense PyTorch as it
 comes and compiled in three ways, pytorch-metric-learning. Two looks at each list of cases: what
-needs no torch.compile first, for every case, then all candidates, the telling cases first, so that
-a run that is cut off has measured the most. Cases found before, of the same sources on the same
+needs no torch.compile first, for every case, then torch.compile, the telling cases first, so that a
+run that is cut off has measured the most. Cases found before, of the same sources on the same
 machine, are not measured again.
 
 Memory rule: a candidate runs where its bytes for each pair (gpu_floor.BYTES_PER_PAIR), times N
@@ -15,6 +15,7 @@ import argparse
 import itertools
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from bench.baselines import has_peer
 from bench.cases import REGIMES
 from bench.gpu_cases import (
     DTYPES,
+    MODES,
     OURS,
     Judge,
     candidates,
@@ -35,7 +37,7 @@ from bench.gpu_record import Case, Record
 from bench.gpu_timing import GRAPH_STEPS, Timer, reason, step_of, take_turns
 
 MOST_IN_GRAPH = 1024
-LOOKS = ("eager", "compiled")  # without and with the candidates of torch.compile
+LOOKS = ("eager", "compiled")  # ours against all but torch.compile, and against that
 # The sizes and depths that say most, first; a run that is cut off has measured those.
 ORDER = ((4096, 512), (16384, 512), (256, 512), (1024, 512))
 
@@ -76,14 +78,14 @@ def known_rate(record: Record, options: argparse.Namespace) -> Rate | None:
     )
 
 
-def run_case(shape: Shape, compiled: bool, timer: Timer) -> Case:
+def run_case(shape: Shape, modes: Sequence[str], timer: Timer) -> Case:
     """Checks, then times; a candidate that is not timed says why."""
     n = shape.n
     memory = device().cuda.get_device_properties(0).total_memory
     batch = make_batch(*shape)
     judge = Judge(batch, fits("dense", n, memory))
     runs, skipped = {}, {}
-    for name, function in candidates(n, shape.dtype, compiled, has_peer()).items():
+    for name, function in candidates(n, shape.dtype, modes, has_peer()).items():
         if not fits(name, n, memory):
             skipped[name] = {"why": "memory"}
             continue
@@ -119,6 +121,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtypes", choices=list(DTYPES), nargs="+")
     parser.add_argument("--regimes", choices=list(REGIMES), nargs="+")
     parser.add_argument("--looks", choices=LOOKS, nargs="+", default=list(LOOKS))
+    parser.add_argument("--modes", choices=list(MODES), nargs="+", default=list(MODES))
     parser.add_argument("--flops", type=float, help="bfloat16 operations a second")
     parser.add_argument("--flops-float32", type=float, help="a sixth of --flops if not given")
     parser.add_argument("--bandwidth", type=float, help="bytes a second")
@@ -155,7 +158,8 @@ def main(arguments: list[str]) -> int:
             if huge:
                 found = gpu_huge.run_huge(look, shape, timer)
             else:
-                found = run_case(shape, look == "compiled", timer)
+                modes = options.modes if look == "compiled" else ()
+                found = run_case(shape, modes, timer)
         except Exception as error:  # one case must not cost the others their figures
             found = {"error": reason(error), "candidates": {}}
         wrong = "error" in found or any("refusal" in found["candidates"].get(c, {}) for c in OURS)

@@ -1,7 +1,7 @@
 """Batches made on the device, the candidates, and the check that comes before timing."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -94,13 +94,19 @@ def chosen_backend(n: int, dtype: str) -> str:
     )
 
 
-def candidates(n: int, dtype: str, compiled: bool, with_metric_learning: bool) -> dict[str, Loss]:
-    """Ours first, by the backend that `auto` takes; then our other backends and paths.
+def candidates(
+    n: int, dtype: str, modes: Sequence[str], with_metric_learning: bool
+) -> dict[str, Loss]:
+    """Ours first, by the backend that `auto` takes; then our other backends and paths, or, of given
+    modes, dense PyTorch compiled by these.
 
     Each is a function of embeddings and labels that returns the mean loss.
     """
     first = chosen_backend(n, dtype)
     found: dict[str, Loss] = {"ours": ours_with(first)}
+    if modes:
+        compiler = device().compiler
+        return found | {mode: compiled_with(compiler, MODES[mode]) for mode in modes}
     found.update({name: ours_with(name) for name in backends() if name != first})
     if "cuda" in backends():
         if n <= cuda_backend.ONE_LAUNCH:
@@ -108,9 +114,6 @@ def candidates(n: int, dtype: str, compiled: bool, with_metric_learning: bool) -
         elif n <= MOST_ONE_LAUNCH:
             found["one_launch"] = cuda_by(n)
     found["dense"] = dense
-    if compiled:
-        compiler = device().compiler
-        found.update({name: compiled_with(compiler, mode) for name, mode in MODES.items()})
     if with_metric_learning:
         found["metric_learning"] = metric_learning
     return found

@@ -55,11 +55,10 @@ def test_both_paths_of_the_cuda_kernels_are_candidates(monkeypatch):
     monkeypatch.setattr(
         "bench.gpu_cases.chosen_backend", lambda n, dtype: "cuda" if n <= 1024 else "triton"
     )
-    assert {"triton", "tiles"} <= set(candidates(256, "bfloat16", False, False))
-    assert {"cuda", "one_launch"} <= set(candidates(4096, "bfloat16", False, False))
-    assert {"cuda", "compiled", "replayed", "autotuned"} <= set(
-        candidates(16384, "bfloat16", True, False)
-    )
+    assert {"triton", "tiles"} <= set(candidates(256, "bfloat16", (), False))
+    assert {"cuda", "one_launch"} <= set(candidates(4096, "bfloat16", (), False))
+    modes = ("compiled", "replayed", "autotuned")
+    assert set(candidates(16384, "bfloat16", modes, False)) == {"ours", *modes}
     sizes = {shape.n for shape in gpu.shapes_of(gpu.parse(["quick"]))}
     assert sizes == {256, 1024, 4096, 16384}
 
