@@ -166,3 +166,16 @@ def test_memory_grows_with_the_batch_not_with_its_square(record_property):
         peaks.append(peak_of(lambda x=x, y=y: step(x, y)))
     record_property("peak_bytes", peaks)
     assert peaks[1] < 2.2 * peaks[0]
+
+
+@pytest.mark.parametrize("far", [{"alpha": 1e30}, {"beta": 1e30}, {"alpha": 1e-30}], ids=str)
+@pytest.mark.parametrize("shape", tiny([(97, 3), (1500, 5)], [(40, 20)]), ids=case_id)
+def test_exponents_cancel_whatever_their_size(shape, far):
+    """A pair that is all of its sum weighs exp(0): no compiler may fuse its product away."""
+    if torch.float64 not in DTYPES:
+        pytest.skip("these kernels are not built for float64")
+    x, y = on_device(shape, torch.float64)
+    want = reference.multi_similarity_loss(x, y, **far)
+    want = want.detach(), torch.autograd.grad(want, x)[0]
+    for got, exact in zip(step(x, y, **far), want, strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-12)
