@@ -133,22 +133,18 @@ def random_rows(n, d, classes, spec, generator):
 def unsettled(batch, spec):
     """Rows with a pair so near its mining threshold that float32 rounding may flip it."""
     x, y, r, z = batch
-    self_mode = r is None
-    r, z = (x, y) if r is None else (r, z)
-    stats = reference.row_statistics(x, y, None if self_mode else r, z, **vars(spec))
-    if spec.normalize:
-        x, r = (torch.nn.functional.normalize(v, dim=1) for v in (x, r))
-    s = x @ r.T
+    options = {"max_positive_similarity": spec.max_positive_similarity, "normalize": spec.normalize}
+    s, *kinds = reference.labelled_similarities(*batch, ids=None, ref_ids=None, **options)
     margin = 3e-6 * max(1.0, float(s.abs().max())) if s.numel() else 0.0
-    same = y[:, None] == z[None, :]
+    same = y[:, None] == (y if z is None else z)[None, :]
     near = torch.zeros_like(same)
     if spec.max_positive_similarity is not None:
         near |= same & ((s - spec.max_positive_similarity).abs() < margin)
     if spec.epsilon is not None:
-        low = stats.hardest_positive[:, None] - spec.epsilon
-        high = stats.hardest_negative[:, None] + spec.epsilon
-        near |= torch.where(same, (s - high).abs() < margin, (s - low).abs() < margin)
-    if self_mode:
+        least, most = reference.hardest(s, *kinds)
+        threshold = torch.where(same, most + spec.epsilon, least - spec.epsilon)
+        near |= threshold.sub_(s).abs_() < margin
+    if r is None:
         near.fill_diagonal_(False)
     return near.any(1)
 
@@ -158,7 +154,7 @@ def make_batch(n, m, d, spec, dtype, seed=0):
     """n anchors and m candidates (None: self mode) without unsettled pairs, rounded to dtype."""
     generator = torch.Generator().manual_seed(1000 * n + d + seed)
     classes = max(2, min(n, 1 + (n if m is None else max(n, m)) // 6))
-    extra = n // 2 + 8
+    extra = n // 2 * max(1, n // 1000) + 8  # pairs near a threshold grow as n squared
     x, y = random_rows(n + extra, d, classes, spec, generator)
     x = x.to(dtype).double()
     r = z = None
