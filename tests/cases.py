@@ -11,6 +11,7 @@ from torch import Tensor
 
 import ms_kernels
 from ms_kernels import reference
+from ms_kernels.backends.triton.tiles import tiles_of
 from ms_kernels.rules.mining import mining_of
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import MultiSimilarity
@@ -172,6 +173,12 @@ def make_batch(n, m, d, spec, dtype, seed=0):
         assert len(take.x) - int(drop.sum()) >= n, "more rows were unsettled than are spare"
         take = take._replace(x=take.x[~drop], y=take.y[~drop])
     raise AssertionError("no settled batch was found")
+
+
+def deeper_than_held_whole(device):
+    """A ragged depth of half rows of which no program of the Triton kernels holds any whole there:
+    70 in the interpreter, 262 by the table of every GPU."""
+    return max(tiles_of("half", torch.device(device)).owner) + 6
 
 
 def case_id(value):

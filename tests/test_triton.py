@@ -8,7 +8,14 @@ import pytest
 import rounding
 import tf32
 import torch
-from cases import SPECS, Batch, assert_within_budget, case_id, make_batch
+from cases import (
+    SPECS,
+    Batch,
+    assert_within_budget,
+    case_id,
+    deeper_than_held_whole,
+    make_batch,
+)
 from judge import floors_of, gradients
 from torch import library
 
@@ -138,7 +145,7 @@ def test_gradcheck_with_refs_and_ids():
 )
 def test_kept_exponentials_stay_within_the_budget(monkeypatch, name, dtype):
     """And tell which side keeps a pair: a wrong side would be far outside."""
-    x, y, _, _ = make_batch(97, None, 70, SPECS[name], dtype).to(DEVICE)
+    x, y, _, _ = make_batch(97, None, deeper_than_held_whole(DEVICE), SPECS[name], dtype).to(DEVICE)
     arguments = (y, None, None, "mean", vars(SPECS[name]))
     exact = gradients(reference.multi_similarity_loss, x.double(), *arguments)
     same = [None] if interpreted() else gradients(reference.multi_similarity_loss, x, *arguments)

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from cases import SPECS, Batch, MultiSimilarityOptions, assert_within_budget, make_batch
+from cases import (
+    SPECS,
+    Batch,
+    MultiSimilarityOptions,
+    assert_within_budget,
+    deeper_than_held_whole,
+    make_batch,
+)
 from judge import floors_of, gradients
 
 import ms_kernels
@@ -151,7 +158,9 @@ def test_kept_exponentials_give_the_gradient_of_computed_ones(monkeypatch, lean)
     weighs, kept by one side or by both, so that a pair out of its place shows."""
     with_lean_scans(monkeypatch, lean)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(100, 80, generator=generator).to(DEVICE, torch.bfloat16)
+    x = torch.randn(100, deeper_than_held_whole(DEVICE), generator=generator).to(
+        DEVICE, torch.bfloat16
+    )
     y = (torch.arange(100) // 2).to(DEVICE)
     taken = []
     real = launch_gradient._from_stash
