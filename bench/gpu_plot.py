@@ -36,6 +36,14 @@ def plot(cases: Sequence[Case], path: Path) -> None:
                 color = {**COLORS, **MORE_COLORS}[name]
                 label = "ms_kernels" if name == "ours" else LABELS[name]
                 axes.plot(*zip(*points, strict=True), "o-", color=color, label=label)
+        in_graph = [
+            (c["n"], 1e3 * c["candidates"]["ours"]["graph"])
+            for c in shown
+            if "graph" in c["candidates"].get("ours", {})
+        ]
+        if in_graph:
+            label = "ms_kernels in a CUDA graph"
+            axes.plot(*zip(*in_graph, strict=True), "o--", color=COLORS["ours"], label=label)
         floor = [(c["n"], 1e3 * c["floor"]["t3"]) for c in shown]
         if floor:
             axes.plot(*zip(*floor, strict=True), ":", color="#999999", label="3 t1, all products")

@@ -52,7 +52,10 @@ def page(cases: Sequence[Case]) -> str:
             parts += [f"## {title}", table(kinds[kind])]
     if "step" in kinds:
         parts.append("![Time of a training step](bench_gpu.png)")
-    parts += ["## What ran", outcome_table(kinds.get("outcome", []))]
+    if "outcome" in kinds:
+        parts += ["## What ran", outcome_table(kinds["outcome"])]
+    if "test" in kinds:
+        parts += ["## Tests", test_table(kinds["test"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -61,12 +64,55 @@ def headline(cases: Sequence[Case]) -> str:
     machine = next(case for case in reversed(cases) if case["kind"] == "machine")
     steps = [c for c in cases if c["kind"] == "step" and (c["d"], c["regime"]) == (512, "mid")]
     more = "All of it: [docs/benchmark_gpu.md](docs/benchmark_gpu.md)."
-    return f"One training step on an {machine_line(machine)}\n\n{step_table(steps)}\n\n{more}"
+    where = f"{machine['gpu']}, torch {machine['torch']}, commit {machine['commit']}"
+    what = (
+        f"One training step at D = 512 on an {where}: loss and gradient, called as anybody calls "
+        "them. Up to some 4,096 rows the time is the host's, which a CUDA graph does without."
+    )
+    return f"{what}\n\n{headline_table(steps)}\n\n{more}"
+
+
+def headline_table(cases: Sequence[Case]) -> str:
+    """Ours, ours in a graph, and what else one would call; peaks of memory."""
+    others = ("dense", PEER)
+    names = ("dense PyTorch", "pytorch-metric-learning")
+    head = ["dtype", "N", "ms_kernels", "in a CUDA graph", *names]
+    head += ["peak", *(f"peak, {name}" for name in names)]
+    lines = []
+    for case in by_shape(cases):
+        ours, *rest = (case["candidates"].get(name, {}) for name in ("ours", *others))
+        line = [case["dtype"], f"{case['n']:,}", time(ours.get("gpu")), time(ours.get("graph"))]
+        for found in rest:
+            ratio = f" ({found['ratio']:.2g}x)" if "ratio" in found else ""
+            line.append((time(found.get("gpu")) or why(found)) + ratio)
+        line += [mebibytes(found.get("peak_bytes")) for found in (ours, *rest)]
+        lines.append(line)
+    return rows(head, lines, 1)
 
 
 def outcome_table(cases: Sequence[Case]) -> str:
     lines = [[c["step"], c["state"], c["detail"], f"{c['seconds']:.0f} s"] for c in cases]
     return rows(["step", "state", "detail", "time"], lines, 3)
+
+
+def test_table(cases: Sequence[Case]) -> str:
+    """Tests of each file by outcome, and below it those that failed."""
+    outcomes = ("passed", "failed", "cut off", "skipped")
+    files: dict[str, dict[str, int]] = {}
+    for case in cases:
+        counts = files.setdefault(case["key"][1].partition("::")[0], dict.fromkeys(outcomes, 0))
+        counts[case["outcome"]] += 1
+    lines = [[f"`{file}`", *map(str, counts.values())] for file, counts in sorted(files.items())]
+    table = rows(["file", *outcomes], lines, 1)
+    failed = [case for case in cases if case["outcome"] == "failed"]
+    told = [f"- `{case['key'][1]}`: {_error_of(case)}" for case in failed]
+    return "\n".join([table, "", *told]).rstrip()
+
+
+def _error_of(case: Case) -> str:
+    """What pytest says that went wrong, in one line."""
+    said = [line[1:].strip() for line in case["text"].splitlines() if line.startswith("E ")]
+    return (said or [case.get("when", "")])[0][:200]
 
 
 def counter_table(cases: Sequence[Case]) -> str:

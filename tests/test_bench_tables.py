@@ -113,10 +113,16 @@ def test_a_page_is_made_of_a_file_of_results(tmp_path):
     record.add(
         "outcome", ("bench",), {"step": "bench", "state": "KILLED", "detail": "d", "seconds": 9}
     )
+    for place, outcome in enumerate(("passed", "passed", "failed")):
+        test = {"outcome": outcome, "text": "x = 1\nE   AssertionError: off by 1\nE   more"}
+        record.add("test", ("triton", f"tests/test_a.py::test_{place}"), test)
     found = json.loads(json.dumps(tables.pages(tmp_path)))
     page, readme = found[tables.GPU_PAGE], found["README.md"]
     row = "| bfloat16 | mid | cuda | 256 | 512 | 5.00% | 20 us | 1 us | 3 us | 100 us | 10 us | 9 |"
-    assert row in page and row in readme and "2x | 3x |" in page
-    assert "NVIDIA H100, driver x" in readme and "commit abc" in readme
+    assert row in page and "2x | 3x |" in page
+    assert "| bfloat16 | 256 | 20 us | 10 us | 40 us (2x) |  | 1.0 MiB |  |  |" in readme
+    assert "NVIDIA H100, torch x, commit abc" in readme
     assert "| bench | KILLED | d | 9 s |" in page
+    assert "| `tests/test_a.py` | 2 | 1 | 0 | 0 |" in page
+    assert "- `tests/test_a.py::test_2`: AssertionError: off by 1\n" in page
     assert "docs/bench_gpu.png" in tables.plots(tmp_path)

@@ -165,6 +165,7 @@ def test_a_group_of_one_process_is_the_loss_itself(group, tmp_path):
         dist.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32")  # the compiler's advice
 def test_head_loss_and_memory_compiled_as_a_whole():
     torch._dynamo.reset()
     torch.manual_seed(0)
