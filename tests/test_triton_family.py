@@ -81,6 +81,13 @@ def test_errors_stay_within_the_budget(weighting, dtype):
     assert_step(sides, "triton", "mean", weighting=weighting)
 
 
+@pytest.mark.parametrize("weighting", [weigh.Circle(), weigh.Contrastive()], ids=name_of)
+def test_long_sums_of_a_tensor_core_do_not_drift(weighting):
+    """It cuts each of them: of 400 numbers of the depth 50 times."""
+    sides = on_device(batch(100, None, 400, torch.float32))
+    assert_step(sides, "triton", "mean", weighting=weighting)
+
+
 @pytest.mark.parametrize(
     "weighting", [weigh.NTXent(0.005), weigh.BinLifted(2.0, 400.0)], ids=name_of
 )

@@ -16,39 +16,48 @@ def round_to_tf32(x):
 
 
 @triton.jit
+def apart(product):
+    """A product of matrices whose sums are not those of what it is added to: times a 1 that the
+    compiler does not know. A tensor core cuts each of its sums to float32 instead of rounding it,
+    and a long chain of such drifts: so stages are added up in float32, outside of it."""
+    return product * (tl.num_programs(0) > 0).to(product.dtype)
+
+
+@triton.jit
 def multiply_add(a, b, sums, MODE: tl.constexpr):
     """sums + a @ b, with products as accurate as MODE (`tiles.py`) says."""
     if MODE == "half_in_float32":
         a, b = a.to(tl.float32), b.to(tl.float32)
     if MODE == "tf32x3":
-        return tl.dot(a, b, sums, input_precision="tf32x3", out_dtype=sums.dtype)
+        zero = tl.zeros(sums.shape, sums.dtype)
+        return sums + apart(tl.dot(a, b, zero, input_precision="tf32x3", out_dtype=sums.dtype))
     if MODE == "tf32":
         return tl.dot(a, b, sums, input_precision="tf32", out_dtype=sums.dtype)
     return tl.dot(a, b, sums, input_precision="ieee", out_dtype=sums.dtype)
 
 
 @triton.jit
-def split_product(a, b, high, low_high, high_low):
-    """Each operand as a tf32 number and what is left of it.
+def split_product(a, b):
+    """a @ b, each operand as a tf32 number and what is left of it.
 
     The two mixed products have a sum each: exchanging a and b exchanges them, not their total.
     """
+    zero = tl.zeros((a.shape[0], b.shape[1]), a.dtype)
     a_high, b_high = round_to_tf32(a), round_to_tf32(b)
     a_low, b_low = round_to_tf32(a - a_high), round_to_tf32(b - b_high)
-    high = tl.dot(a_high, b_high, high, input_precision="tf32")
-    low_high = tl.dot(a_low, b_high, low_high, input_precision="tf32")
-    high_low = tl.dot(a_high, b_low, high_low, input_precision="tf32")
-    return high, low_high, high_low
+    high = tl.dot(a_high, b_high, zero, input_precision="tf32")
+    low_high = tl.dot(a_low, b_high, zero, input_precision="tf32")
+    high_low = tl.dot(a_high, b_low, zero, input_precision="tf32")
+    return apart(high) + (apart(low_high) + apart(high_low))
 
 
 @triton.jit
 def similarity_of(own, other, row_scale, column_scale, MODE: tl.constexpr):
     """Of rows `own` (BLOCK_M, depth) and columns `other` (depth, BLOCK_N), held whole."""
-    zero = tl.zeros((own.shape[0], other.shape[1]), row_scale.dtype)
     if MODE == "tf32x3":
-        high, low_high, high_low = split_product(own, other, zero, zero, zero)
-        sums = high + (low_high + high_low)
+        sums = split_product(own, other)
     else:
+        zero = tl.zeros((own.shape[0], other.shape[1]), row_scale.dtype)
         sums = multiply_add(own, other, zero, MODE)
     return sums * (row_scale[:, None] * column_scale[None, :])
 
@@ -70,17 +79,13 @@ def similarity(
     a_at = x + rows.to(tl.int64)[:, None] * depth + k[None, :]
     b_at = r + columns.to(tl.int64)[None, :] * depth + k[:, None]
     row_factor, column_factor = tl.load(row_scale + rows), tl.load(column_scale + columns)
-    high = tl.zeros((rows.shape[0], columns.shape[0]), row_factor.dtype)
-    low_high = high
-    high_low = high
+    sums = tl.zeros((rows.shape[0], columns.shape[0]), row_factor.dtype)
     for _ in range(0, depth, BLOCK_K):
         a, b = tl.load(a_at), tl.load(b_at)
         if MODE == "tf32x3":
-            high, low_high, high_low = split_product(a, b, high, low_high, high_low)
+            sums += split_product(a, b)
         else:
-            high = multiply_add(a, b, high, MODE)
+            sums = multiply_add(a, b, sums, MODE)
         a_at += BLOCK_K
         b_at += BLOCK_K
-    if MODE == "tf32x3":
-        high += low_high + high_low
-    return high * (row_factor[:, None] * column_factor[None, :])
+    return sums * (row_factor[:, None] * column_factor[None, :])
