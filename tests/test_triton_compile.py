@@ -23,19 +23,25 @@ MOST_SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 # of the stores of kept exponentials, which deeper rows have.
 MOST_SCANNED = 26
 SCANS = [f"negative_scan/bf16-D{depth}" for depth in (32, 64, 128, 256)]
-# For 64 x 64 pairs, a warp's instructions times warps: a third of what 8 warps issued that computed
-# every row twice.
-MOST_OF_GRADIENT = 962 * 8 / 3
+# For a pair, a warp's instructions times warps: a third of what 8 warps issued that computed every
+# row of 64 x 64 twice.
+MOST_OF_GRADIENT = 962 * 8 / 3 / 64**2
 MATRIX_KERNELS = {
     "positive_scan",
     "negative_scan",
     "finish",
     "gradient",
+    "positive_weights",
     "stashed_gradient",
     "hardest_scan",
 }
-# Given ids are two more registers for each row and column of a tile: too many for this compiler.
-SPILLS = {"sm_100": {"finish/bf16-D256-ids": 4, "gradient/tf32-D32": 2}}
+# Loads and stores of what did not fit the registers. Given ids are two more for each row and column
+# of a tile. The gradient of 128 columns is faster on an H200 than that of 64, which spills nothing.
+SPILLS = {
+    "sm_80": {"gradient/bf16-D32": 4, "gradient/tf32x3-D64": 4},
+    "sm_90": {"gradient/bf16-D128": 8},
+    "sm_100": {"finish/bf16-D256-ids": 4, "positive_scan/tf32x3-D128-hardest": 5},
+}
 MATRIX = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}
 
 
@@ -74,8 +80,8 @@ def test_kernels_compile_without_spills(architecture, pytestconfig):
         gradient = kernels["gradient/bf16-D128"]
         of_thread = scan["tile"] / (32 * scan["warps"])
         assert scan["loop_instructions"] / of_thread <= MOST_SCANNED
-        assert gradient["loop_instructions"] * gradient["warps"] <= MOST_OF_GRADIENT
-        assert gradient["tile"] == 64 * 64
+        issued = gradient["loop_instructions"] * gradient["warps"]
+        assert issued <= MOST_OF_GRADIENT * gradient["tile"]
     table = json.loads(TABLE.read_text())
     if table["triton"] != found["triton"]:
         pytest.skip(f"the table is of Triton {table['triton']}, this is {found['triton']}")

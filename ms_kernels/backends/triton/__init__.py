@@ -152,8 +152,9 @@ def loss_and_gradient(
     from ms_kernels.backends.triton.launch_step import step
 
     with _on_device_of(anchors.embeddings):
-        found = step(anchors, candidates, spec, need_dx, need_dr, dloss)
-        return found.row_loss, found.valid, found.dx, found.dr
+        losses, valid, dx, dr = step(anchors, candidates, spec, need_dx, need_dr, dloss)
+        assert losses is not None and valid is not None
+        return losses, valid, dx, dr
 
 
 def reduced_loss_and_gradient(
@@ -166,13 +167,15 @@ def reduced_loss_and_gradient(
     need_dr: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
     """The loss in `dtype` and its gradients; None of a rule that goes by rounds."""
-    from ms_kernels.backends.triton.launch_step import step
+    from ms_kernels.backends.triton.launch_step import reduced_step
 
     if isinstance(spec.weighting, Triplet):
         return None
+    sides = anchors, candidates, spec
     with _on_device_of(anchors.embeddings):
-        found = step(anchors, candidates, spec, need_dx, need_dr, None, reduction, dtype)
-        return found.loss, found.dx, found.dr
+        loss, dx, dr = reduced_step(*sides, reduction, dtype, need_dx, need_dr)
+        assert loss is not None
+        return loss, dx, dr
 
 
 def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:

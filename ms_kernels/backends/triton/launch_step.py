@@ -33,19 +33,35 @@ def step(
     need_dx: bool,
     need_dr: bool,
     dloss: Tensor | None,
-    reduction: str = "sum",
-    dtype: torch.dtype | None = None,
-) -> Step:
-    """dloss: (N) incoming gradient of each loss. dtype: of the loss; default the compute dtype."""
+) -> Found:
+    """Losses (N), valid (N), dx and dr. dloss: (N) incoming gradient of each loss."""
 
-    def launched() -> Step:
-        return _launched(anchors, candidates, spec, need_dx, need_dr, dloss, reduction, dtype)
+    def launched() -> Found:
+        found = _launched(anchors, candidates, spec, need_dx, need_dr, dloss, "sum", None)
+        return found.row_loss, found.valid, found.dx, found.dr
 
     if dloss is not None:
         return launched()
-    return Step._make(
-        _taped(anchors, candidates, spec, (need_dx, need_dr, reduction, dtype), launched)
-    )
+    return _taped(anchors, candidates, spec, (need_dx, need_dr), launched)
+
+
+def reduced_step(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    reduction: str,
+    dtype: torch.dtype,
+    need_dx: bool,
+    need_dr: bool,
+) -> Found:
+    """The loss in `dtype`, dx and dr."""
+
+    def launched() -> Found:
+        found = _launched(anchors, candidates, spec, need_dx, need_dr, None, reduction, dtype)
+        return found.loss, found.dx, found.dr
+
+    asked = reduction, dtype, need_dx, need_dr
+    return _taped(anchors, candidates, spec, asked, launched)
 
 
 def exact_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> RowStatistics:

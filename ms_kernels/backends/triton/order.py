@@ -58,18 +58,20 @@ def range_kernel(
     BLOCK: tl.constexpr,
     WIDE: tl.constexpr,  # labels that are compared at once
 ):
-    """One program counts the lesser and the equal labels of the other side for BLOCK samples."""
+    """One program counts the lesser and the equal labels of the other side for BLOCK samples, as
+    `rank_kernel` does."""
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     own = tl.load(labels + tl.load(order + k), mask=k < N, other=0)
-    lessers = tl.zeros((BLOCK, WIDE), tl.int32)
-    equals = lessers
+    places = tl.zeros((BLOCK, WIDE), tl.int32)
     for start in range(0, M, WIDE):
         j = start + tl.arange(0, WIDE)
         valid = j < M
         other = tl.load(others + j, mask=valid, other=0)
-        lessers += ((other[None, :] < own[:, None]) & valid[None, :]).to(tl.int32)
-        equals += ((other[None, :] == own[:, None]) & valid[None, :]).to(tl.int32)
-    less, equal = tl.sum(lessers, 1), tl.sum(equals, 1)
+        same = (other[None, :] == own[:, None]) & valid[None, :]
+        lesser = (other[None, :] < own[:, None]) & valid[None, :]
+        places += tl.where(lesser, 1, 0) + tl.where(same, 1 << 16, 0)
+    counts = tl.sum(places, 1)
+    less, equal = counts & 0xFFFF, counts >> 16
     tl.store(first + k, tl.where(k < N, less, 0))
     tl.store(last + k, tl.where(k < N, less + equal, 0))
 
