@@ -150,7 +150,13 @@ class DistributedLoss(nn.Module):
         return facts
 
     def _alone(self) -> bool:
-        return dist.get_world_size(self.group) == 1
+        size = dist.get_world_size(self.group)
+        if size < 1:
+            raise ValueError(
+                f"group: expected a group of this process, got {self.group!r}, which rank "
+                f"{dist.get_rank()} is not in; call the loss in the processes of its group alone"
+            )
+        return size == 1
 
     def extra_repr(self) -> str:
         return f"schedule={self.schedule!r}"

@@ -181,6 +181,16 @@ def without_gradient(rank):
     return loss.detach(), leaf.grad
 
 
+def of_a_group(rank):
+    """Of the first process alone; what the other hears that calls it too."""
+    group = dist.new_group([0])
+    x, y, _ = batch((6,))
+    try:
+        return DistributedLoss(ms_kernels.MultiSimilarityLoss(), group)(x, y)
+    except ValueError as error:
+        return str(error)
+
+
 def precisions(rank):
     """Of products in the backward pass of each row's loss, after another one was chosen."""
     from ms_kernels.backends import cpu
@@ -233,6 +243,7 @@ def main(rank, world, folder):
             found["refusals"], found["sent"] = refusals(rank), sent(rank)
             found["without gradient"] = without_gradient(rank)
             found["precisions"] = precisions(rank)
+            found["of a group"] = of_a_group(rank)
         torch.save(found, Path(folder) / f"{rank}.pt")
 
 

@@ -100,6 +100,13 @@ def test_a_rank_that_wants_no_gradient_takes_part(found):
     torch.testing.assert_close(dx, want[:6])
 
 
+def test_a_process_outside_of_the_group_is_told(found):
+    inside, outside = (mine["of a group"] for mine in found(2))
+    x, y, _ = ranks.batch((6,))
+    assert torch.equal(inside, MultiSimilarityLoss()(x, y))
+    assert outside.startswith("group: expected a group of this process, got")
+
+
 def test_a_backward_pass_multiplies_as_the_forward_pass(found):
     """Other products would mine other pairs than the statistics are of."""
     assert all(mine["precisions"] == ["highest", "medium"] for mine in found(2))

@@ -109,6 +109,20 @@ def test_a_temperature_learns_in_the_kernels(monkeypatch, backend, rule, mining)
             torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("backend", ["reference", "panels", "cpu"])
+def test_statistics_of_a_temperature_that_learns(monkeypatch, backend):
+    """As of the number that it is; of other options that learn there are none."""
+    backend = served(monkeypatch, backend)
+    x, y = batch(30)
+    asked = {"backend": backend, "return_statistics": True}
+    want = pair_loss(x, y, weighting=rules.NTXent(0.3), **asked)
+    got = pair_loss(x, y, weighting=rules.NTXent(scalar(0.3)), **asked)
+    for g, w in zip((got[0], *got[1]), (want[0], *want[1]), strict=True):
+        torch.testing.assert_close(g.detach(), w, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match="return_statistics: expected options that are numbers"):
+        multi_similarity_loss(x, y, alpha=scalar(2.0), **asked)
+
+
 def test_its_road_is_a_kernel_and_others_say_so(monkeypatch):
     from ms_kernels.backends import cpu
 

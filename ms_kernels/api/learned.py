@@ -71,7 +71,20 @@ def way_out(weighting: Weighting, backend: str) -> str:
     names = ", ".join(weighting.learned)
     return (
         f"backend: expected 'auto', 'panels' or 'reference' because {names} of {weighting!r} "
-        f"learns, got {backend!r}; kernels learn the temperature of "
-        f"{', '.join(rule.__name__ for rule in SCALED)} alone, with mining by rank and without "
-        "max_positive_similarity"
+        f"learns, got {backend!r}; {_of_kernels()}"
+    )
+
+
+def way_out_of_statistics(weighting: Weighting) -> str:
+    names = ", ".join(weighting.learned)
+    return (
+        f"return_statistics: expected options that are numbers, got {weighting!r}, whose {names} "
+        f"learns; {_of_kernels()}. row_statistics takes the options as numbers"
+    )
+
+
+def _of_kernels() -> str:
+    return (
+        f"kernels learn the temperature of {', '.join(rule.__name__ for rule in SCALED)} alone, "
+        "with mining by rank, without max_positive_similarity and of one label a row"
     )

@@ -8,7 +8,13 @@ from torch import Tensor
 from ms_kernels import reference
 from ms_kernels.api.counting import row_weights, without_label
 from ms_kernels.api.histogram import Histogram, histogram_loss
-from ms_kernels.api.learned import take_in, takes_in, unscaled, way_out
+from ms_kernels.api.learned import (
+    take_in,
+    takes_in,
+    unscaled,
+    way_out,
+    way_out_of_statistics,
+)
 from ms_kernels.api.streaming import streamed, streamed_rows
 from ms_kernels.backends import dispatch
 from ms_kernels.backends.crowd import is_crowded
@@ -88,10 +94,12 @@ def loss_and_statistics(
             )
         weight = row_weights(pairs, ignore_label, anchor_mask, sample_weight)
         pairs = without_label(pairs, ignore_label)
-    if loss.spec is None and not is_dense(loss) and weighting.learned:
+    if loss.spec is None and weighting.learned and (return_statistics or not is_dense(loss)):
         if pairs.labels.ndim == 1 and takes_in(weighting, mining, shared):
             how = reduction, weight, return_statistics
             return _with_temperature(loss, pairs, *how)
+        if return_statistics:
+            raise ValueError(way_out_of_statistics(weighting))
         if backend not in ("auto", "panels"):
             raise ValueError(way_out(weighting, backend))
     if not return_statistics and (weight is None or is_of_batch(loss)):
