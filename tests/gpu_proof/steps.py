@@ -121,7 +121,7 @@ FIRST = (
     Step(
         "triton",
         "tests of Triton and the family",
-        200,
+        160,
         testing(TRITON_TESTS, "not cuda and not million", 14),
         no_triton_tests,
         tests=True,
