@@ -92,8 +92,17 @@ def test_views_that_negate_are_resolved(backend):
     x, y = unit(60, 12), torch.arange(60) // 4
     view = torch.complex(torch.zeros_like(x), -x).conj().imag
     assert view.is_neg() and torch.equal(view, x)
-    want = multi_similarity_loss(x, y, backend=backend)
-    assert torch.equal(multi_similarity_loss(view, y, backend=backend), want)
+    # Of rows that are all negated the loss is the same: not the gradient, and not that of refs.
+    for refs in ((), (unit(40, 12), torch.arange(40) // 4)):
+        found = []
+        for given in (view, x):
+            leaf = given.detach().requires_grad_()
+            loss = multi_similarity_loss(leaf, y, *refs, backend=backend)
+            found.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
+        assert all(map(torch.equal, *found))
+    negated = torch._neg_view(-y)
+    want = multi_similarity_loss(x, y, *refs, backend=backend)
+    assert torch.equal(multi_similarity_loss(x, negated, *refs, backend=backend), want)
 
 
 def test_autocast_gives_float32_and_rounds_nothing(backend):

@@ -71,13 +71,18 @@ def _reduced(
     dispatcher takes as long as the kernels of a small batch."""
     pairs, reduction, wide, spec, backend = call
     seen = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-    seen |= any(t is not None and type(t) not in PLAIN_TENSORS for t in pairs)
+    seen = seen or any(t is not None and _means_more(t) for t in pairs)
     how = reduction, wide, need_dx, need_dr
     with below_autograd():
         if not seen:
             return ops.reduce_pairs(pairs, *how, spec, backend)
         loss, dx, dr = ops.reduced_loss(*pairs, *how, spec.pack(), backend)
     return loss, dx, dr
+
+
+def _means_more(tensor: Tensor) -> bool:
+    """Than its memory says: the dispatcher resolves a view that negates."""
+    return type(tensor) not in PLAIN_TENSORS or tensor.is_neg()
 
 
 def _scaled(gradient: Tensor, dloss: Tensor, dtype: torch.dtype) -> Tensor:
