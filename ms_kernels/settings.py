@@ -1,5 +1,7 @@
 """Memory budgets and one tolerance, as attributes of `ms_kernels.options`."""
 
+import torch
+
 from ms_kernels.checks import plain_number, shown
 
 # With so many samples on the larger side, or fewer, the cost of a GPU is launches: the cuda backend
@@ -97,3 +99,13 @@ def _bytes(name: str, value: int, least: int) -> int:
 
 
 options = Options()
+
+
+def float32_products() -> str:
+    """torch.get_float32_matmul_precision(), which refuses to say what torch.backends was told by
+    its newer names, fp32_precision: then what that is of products on a GPU."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        is_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+        return "high" if is_tf32 else "highest"

@@ -180,3 +180,33 @@ def test_one_large_incoming_gradient_leaves_other_rows_alone(largest, refs):
     assert fits.sum() == 39 if refs else fits.sum() > 0
     got, want = found["triton"][fits], found["reference"][fits]
     torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-3 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_precision_of_products_may_have_its_newer_name(reduction):
+    """torch.get_float32_matmul_precision() raises then."""
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this torch has the earlier name only")
+    x, y, *_ = make_batch(40, None, 20, SPECS["default"], torch.float32).to(DEVICE)
+
+    def step(x):
+        leaf = x.clone().requires_grad_()
+        loss = multi_similarity_loss(leaf, y, reduction=reduction, backend="triton")
+        return loss.detach(), *torch.autograd.grad(loss.sum(), leaf)
+
+    half = step(x.bfloat16())
+    torch.set_float32_matmul_precision("high")
+    want = step(x)
+    torch.set_float32_matmul_precision("highest")
+    exact = step(x)
+    try:
+        matmul.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError):
+            torch.get_float32_matmul_precision()
+        assert all(map(torch.equal, step(x), want)) and not torch.equal(want[1], exact[1])
+        assert all(map(torch.equal, step(x.bfloat16()), half))
+        matmul.fp32_precision = "ieee"
+        assert all(map(torch.equal, step(x), exact))
+    finally:
+        torch.set_float32_matmul_precision("highest")

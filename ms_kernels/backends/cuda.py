@@ -18,7 +18,7 @@ from ms_kernels.backends.native import (
 )
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet
-from ms_kernels.settings import ONE_LAUNCH, options
+from ms_kernels.settings import ONE_LAUNCH, float32_products, options
 
 DEVICE = "cuda"
 NOTE = "CUDA C++ kernels, one launch for small batches"
@@ -41,9 +41,8 @@ REBUILD = "MSK_CUDA=ON pip install -v --no-deps . in the source folder"
 def fastest_at_any_size(spec: PairSpec | None, dtype: torch.dtype | None) -> bool:
     """Measured on an H200, kernels alone: the MS loss of float32 4,096 x 512 in 1.15 ms against 2.2
     of Triton's, 16,384 x 512 in 17 against 31."""
-    accurate = torch.get_float32_matmul_precision() == "highest"
     known = spec is not None and spec.is_multi_similarity
-    return known and dtype == torch.float32 and accurate
+    return known and dtype == torch.float32 and float32_products() == "highest"
 
 
 def missing() -> str | None:
@@ -187,7 +186,7 @@ class _Call(NativeCall):
         self.native = module.Call(
             getattr(module.Job, job),
             native_dtype(module, rows.embeddings),
-            getattr(module.Precision, torch.get_float32_matmul_precision()),
+            getattr(module.Precision, float32_products()),
             rows.embeddings.shape[1],
             self._side(rows),
             None if columns is None else self._side(columns),

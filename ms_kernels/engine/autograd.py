@@ -18,6 +18,7 @@ from ms_kernels.engine.refusals import (
 )
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Contrastive, Triplet
+from ms_kernels.settings import float32_products
 
 # Triplets are compared once more in any case. Of hinges few are active, and a scan lists them for
 # the gradient, which with finished statistics would look at every pair.
@@ -237,7 +238,7 @@ def gradients(
 
 def precision_now() -> str | None:
     """How torch takes float32 products now; None in a graph, which does not see it."""
-    return None if torch.compiler.is_compiling() else torch.get_float32_matmul_precision()
+    return None if torch.compiler.is_compiling() else float32_products()
 
 
 def products_of(precision: str | None) -> contextlib.AbstractContextManager[None]:
@@ -249,7 +250,7 @@ def products_of(precision: str | None) -> contextlib.AbstractContextManager[None
 
 @contextlib.contextmanager
 def _set_precision(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
+    before = float32_products()
     if precision == before:
         yield
         return

@@ -15,7 +15,7 @@ from ms_kernels.backends.triton.tape import Found, Run, taped
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet
-from ms_kernels.settings import options
+from ms_kernels.settings import float32_products, options
 
 
 class Step(NamedTuple):
@@ -92,7 +92,8 @@ def _taped(
         return run()
     kinds = tuple(None if t is None else _kind(t) for side in sides for t in side)
     budgets = options.workspace_bytes, options.stash_bytes
-    around = anchors.embeddings.device, *budgets, torch.get_float32_matmul_precision()
+    x = anchors.embeddings
+    around = x.device, *budgets, float32_products() if x.dtype == torch.float32 else None
     return taped((spec, asked, kinds, around), inputs, run)
 
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ms_kernels.settings import float32_products
+
 # How products are formed: operands, and what they cost in accuracy.
 #   float64, half       exact products, accumulated in float64, float32
 #   half_in_float32     the same for the interpreter, whose bfloat16 products are wrong
@@ -155,7 +157,7 @@ def mode_of(dtype: torch.dtype, depth: int, wide: bool = False) -> tuple[str, to
     if dtype == torch.float64:
         return "float64", dtype
     if dtype == torch.float32:
-        precision = torch.get_float32_matmul_precision()
+        precision = float32_products()
         if precision == "highest":
             return "float32" if depth <= SHALLOW else "tf32x3", dtype
         if precision == "high":
