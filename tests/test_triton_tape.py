@@ -1,8 +1,11 @@
 """Steps that are played again from a tape: the bits of a call, whatever lies where."""
 
+import threading
+
 import pytest
 import torch
 from cases import SPECS, make_batch
+from torch.utils import _python_dispatch
 
 import ms_kernels
 
@@ -199,3 +202,45 @@ def test_tapes_are_not_kept_for_ever(monkeypatch):
     for key in [k for k in range(20) for _ in range(3)]:
         tape.taped(key, [x], lambda: (torch.empty(2, device=DEVICE),))
         assert len(tape._tapes) <= 3 and len(tape._met) <= 3
+
+
+def test_a_tape_keeps_nothing_of_what_was_taken_down():
+    for batch in batches(3, (40, None, 20)):
+        step(*batch)
+    (kept,) = tape._tapes.values()
+    held = [a for e in kept.entries for a in (*e.arguments, *(e.views or ()))]
+    assert not any(t.numel() and not t.is_meta for t in held if isinstance(t, torch.Tensor))
+
+
+def test_two_threads_that_take_down_at_once_leave_no_mode_behind():
+    """torch keeps one number for all threads of whether a mode is active."""
+    first, second, left = (threading.Event() for _ in range(3))
+    x = torch.ones(3, device=DEVICE)
+
+    def empty():
+        return (torch.empty(2, device=DEVICE),)
+
+    def one():
+        def run():
+            first.set()
+            second.wait(5)
+            return empty()
+
+        tape.taped("one", [x], empty), tape.taped("one", [x], run)
+        left.set()
+
+    def other():
+        def run():
+            second.set()
+            left.wait(5)
+            return empty()
+
+        tape.taped("other", [x], empty), tape.taped("other", [x], run)
+
+    threads = [threading.Thread(target=one), threading.Thread(target=other)]
+    threads[0].start()
+    first.wait(5)
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert not _python_dispatch.is_in_torch_dispatch_mode()

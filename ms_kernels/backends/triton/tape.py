@@ -38,6 +38,7 @@ _VIEWS |= {_aten.view.default, _aten.view.dtype}
 _CALLS = {_aten.sort.default, _aten.sort.stable}
 
 _local = threading.local()
+_free = threading.Lock()
 
 
 class Address(NamedTuple):
@@ -128,8 +129,14 @@ def taped(key: Hashable, inputs: Sequence[Tensor], run: Run) -> Found:
     if key in _tapes or key not in _met:
         _keep(_met, key)
         return run()
-    taking = _Taking(inputs)
-    found = taking.take(run)
+    # One at a time: of modes that overlap in two threads torch would take one for active for ever.
+    if not _free.acquire(blocking=False):
+        return run()
+    try:
+        taking = _Taking(inputs)
+        found = taking.take(run)
+    finally:
+        _free.release()
     if len(_tapes) >= MOST_KEPT:
         _tapes.clear()
     _tapes[key] = taking.tape(found)
@@ -157,6 +164,12 @@ def _within(source: Tensor, offset: int, like: Tensor) -> Tensor:
     return found.set_(source.untyped_storage(), at, like.shape, like.stride())
 
 
+def _like(tensor: Tensor) -> Tensor:
+    """Of its dtype and strides, without its memory: a tape is kept, what was taken down is not."""
+    shape, strides = tensor.shape, tensor.stride()
+    return torch.empty_strided(shape, strides, dtype=tensor.dtype, device="meta")
+
+
 def _call_again(entry: Call, inputs: Sequence[Tensor]) -> list[Tensor]:
     pairs = zip(entry.inputs, entry.arguments, strict=True)
     given = [value if index is None else inputs[index] for index, value in pairs]
@@ -174,6 +187,11 @@ class _Taking(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.entries: list[Any] = []
         self.unknown: str | None = None
         self.launching = False  # what Triton itself asks for is none of the step's
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing compiles what this mode sees; to say so would import the compiler."""
+        return False
 
     def take(self, run: Run) -> Found:
         _local.taking = self
@@ -258,7 +276,8 @@ class _Taking(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 arguments[place] = 0
                 if at != NOWHERE:
                     addresses.append(Address(place, *at))
-                    views.append(value)
+                    if interpreted:
+                        views.append(_like(value))
             entries.append(Launch(run, arguments, addresses, views if interpreted else None))
         kinds = [None if i is None else (self.made[i].shape, self.made[i].dtype) for i in outputs]
         return Tape(entries, kinds, size)
