@@ -244,3 +244,43 @@ def test_two_threads_that_take_down_at_once_leave_no_mode_behind():
     for thread in threads:
         thread.join()
     assert not _python_dispatch.is_in_torch_dispatch_mode()
+
+
+def test_tensors_that_live_at_other_times_share_their_place():
+    from ms_kernels.backends.triton.workspace import Life, lives_of, placed
+
+    sizes = {0: 1000, 1: 300, 2: 900, 3: 10}
+    lives = {0: Life(0, 1), 1: Life(1, 3), 2: Life(2, 3), 3: Life(4, 4)}
+    offsets, total = placed(sizes, lives)
+    assert offsets == {0: 0, 1: 1024, 2: 0, 3: 0} and total == 1536
+    a, b, c = torch.zeros(8), torch.zeros(8), torch.zeros(8)
+    lives = lives_of([a, b, c], [(a, 3), (), (a[2:], b)])
+    assert lives == {0: Life(0, 2), 1: Life(2, 2)}
+
+
+def test_a_tape_takes_less_room_than_all_that_a_step_allocates(monkeypatch):
+    """What both gradients of refs that learn add up by parts lies in one place."""
+    seen, real = [], tape.placed
+    monkeypatch.setattr(
+        tape, "placed", lambda sizes, lives: seen.append(sizes) or real(sizes, lives)
+    )
+    batch = next(batches(1, (40, 50, 100)))
+    for _ in range(2):
+        step(*batch, learn=True)
+    (found,) = tape._tapes.values()
+    assert found.workspace_bytes < 0.9 * sum(seen[0].values())
+
+
+def test_a_step_that_fits_only_once_is_not_taken_down(monkeypatch):
+    x = torch.ones(3, device=DEVICE)
+    calls = []
+
+    def run():
+        calls.append(tape._local.__dict__.get("taking"))
+        if calls[-1] is not None:
+            raise torch.OutOfMemoryError("too much at once")
+        return (x,)
+
+    for _ in range(4):
+        assert tape.taped("large", [x], run)[0] is x
+    assert [c is not None for c in calls] == [False, True, False, False, False]

@@ -18,6 +18,7 @@ MOST_TILES = 8
 # The depth up to which similarities are computed again for the gradient, not kept. On an H200, at
 # N = 16,384, scan and gradient so take 0.63 ms at a depth of 128; at 256 1.18, kept 0.86.
 RECOMPUTED = 128
+DEEPEST_FLOAT16 = 1024
 # Anchors of one program of the merge.
 MERGED = 32
 
@@ -147,6 +148,9 @@ def _stash(problem: Problem, row_blocks: int, column_blocks: int, budget: int) -
     owner = owner_of(problem.tiles, problem.rows.stride)
     held_whole = owner is not None and owner.block_k <= RECOMPUTED
     half = problem.rows.copy.element_size() == 2
+    # Times the scales of two such rows float16 weights are too small.
+    if problem.rows.copy.dtype == torch.float16 and problem.rows.stride > DEEPEST_FLOAT16:
+        return None
     # With one bound on each side the lower one tells who keeps a pair: see `stash.py`.
     known = problem.folded and not problem.mining.two_sided
     if not (problem.symmetric and known and half) or held_whole or problem.tiles.stashed is None:

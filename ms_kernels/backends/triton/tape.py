@@ -8,7 +8,6 @@ allocates for itself is one tensor.
 """
 
 import threading
-from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,13 +16,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ms_kernels.backends.triton import tiles
+from ms_kernels.backends.triton.workspace import NOWHERE, Spans, lives_of, placed, span_of
 
 Found = tuple[Tensor | None, ...]
 Run = Callable[[], Found]
 # Of tapes, and of steps that were met once.
 MOST_KEPT = 512
-# Addresses within the one tensor, as the allocator's; kernels are compiled for multiples of 16.
-ALIGNMENT = 256
 
 _aten = torch.ops.aten
 _ALLOCATIONS = {
@@ -132,15 +130,19 @@ def taped(key: Hashable, inputs: Sequence[Tensor], run: Run) -> Found:
     # One at a time: of modes that overlap in two threads torch would take one for active for ever.
     if not _free.acquire(blocking=False):
         return run()
+    found: Found | None = None
     try:
         taking = _Taking(inputs)
         found = taking.take(run)
+        tape = taking.tape(found)
+    except torch.OutOfMemoryError:  # all that it allocates is alive at once
+        pass
     finally:
         _free.release()
     if len(_tapes) >= MOST_KEPT:
         _tapes.clear()
-    _tapes[key] = taking.tape(found)
-    return found
+    _tapes[key] = tape
+    return run() if found is None else found
 
 
 def _keep(met: set[Hashable], key: Hashable) -> None:
@@ -282,41 +284,13 @@ class _Taking(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kinds = [None if i is None else (self.made[i].shape, self.made[i].dtype) for i in outputs]
         return Tape(entries, kinds, size)
 
-    def _spans(self, outputs: list[int]) -> "tuple[_Spans, int]":
-        """Where the tensors of the step lie now, and how large the workspace is."""
-        size, spans = 0, []
-        for index, tensor in enumerate(self.made):
-            if index in outputs or not tensor.numel():
-                continue
-            spans.append((tensor.data_ptr(), tensor.nbytes, 0, size))
-            size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    def _spans(self, outputs: list[int]) -> tuple[Spans, int]:
+        """Where the tensors of the step lie when it is played, and how large the workspace is."""
+        launches = [() if isinstance(entry, Call) else entry[1] for entry in self.entries]
+        lives = lives_of(self.made, launches)
+        sizes = {i: self.made[i].nbytes for i in lives if i not in outputs}
+        offsets, size = placed(sizes, lives)
+        spans = [span_of(self.made[i], 0, offset) for i, offset in offsets.items()]
         rest = [*(self.made[i] for i in outputs), *self.inputs, *self.called]
-        for number, tensor in enumerate(rest, 1):
-            if tensor.numel():
-                spans.append((tensor.data_ptr(), tensor.nbytes, number, 0))
-        return _Spans(spans), size
-
-
-NOWHERE = (-1, 0)  # of a tensor without elements
-
-
-class _Spans:
-    """Tensors by their addresses; of inputs that overlap, each is known by its own beginning."""
-
-    def __init__(self, spans: list[tuple[int, int, int, int]]) -> None:
-        self.exact: dict[int, tuple[int, int]] = {}
-        for begin, _, source, offset in spans:
-            self.exact.setdefault(begin, (source, offset))
-        self.spans = sorted(spans)
-
-    def find(self, address: int) -> tuple[int, int] | None:
-        """Source and offset of an address; None if nobody knows it."""
-        if address == 0:
-            return NOWHERE
-        if address in self.exact:
-            return self.exact[address]
-        at = bisect_right(self.spans, (address, 1 << 62, 0, 0)) - 1
-        if at < 0:
-            return None
-        begin, size, source, offset = self.spans[at]
-        return (source, offset + address - begin) if address < begin + size else None
+        spans += [span_of(t, number) for number, t in enumerate(rest, 1) if t.numel()]
+        return Spans(spans), size

@@ -29,7 +29,7 @@ MODES = ("half", "tf32x3", "tf32", "float64")  # those that can be tuned
 SHALLOW = 16
 
 # Of the kernels: a tuned file of other kernels is not read.
-VERSION = 2
+VERSION = 3
 # Of the compute capability: earlier GPUs have no bfloat16 and no asynchronous copies.
 LEAST_MAJOR = 8
 
