@@ -197,17 +197,12 @@ class Problem:
     def _fitting(self, wide: bool) -> Tiles:
         """The tiles that the registers of these rules allow."""
         tiles = self.tiles
+        if self.folded and self.shares and not self.mining.two_sided and not wide:
+            return tiles if tiles.lean is None else tiles._replace(scan=tiles.lean)
+        owner = {d: t._replace(block_n=min(t.block_n, 64)) for d, t in tiles.owner.items()}
         if self.ranked:  # lists are read by many warps
-            owner = {
-                d: t._replace(block_n=min(t.block_n, 64), warps=max(t.warps, t.block_m // 8))
-                for d, t in tiles.owner.items()
-            }
-            return tiles._replace(owner=owner)
-        simple = self.folded and self.shares and not self.mining.two_sided and not wide
-        if not simple:
-            owner = {d: t._replace(block_n=min(t.block_n, 64)) for d, t in tiles.owner.items()}
-            return tiles._replace(owner=owner)
-        return tiles if tiles.lean is None else tiles._replace(scan=tiles.lean)
+            owner = {d: t._replace(warps=max(t.warps, t.block_m // 8)) for d, t in owner.items()}
+        return tiles._replace(owner=owner)
 
     @property
     def ranked(self) -> bool:
