@@ -123,7 +123,7 @@ class Judge:
     """Compares results with float64: the norm of a gradient's error over the gradient's norm.
 
     A pair within rounding of a threshold is kept by one and not by the other, which changes the
-    gradients of its two rows: the few rows that are furthest off are left out, and counted.
+    gradients of its two rows: MOST_FLIPPED of the rows, those that are furthest off, are left out.
     """
 
     def __init__(self, batch: Batch, dense_fits: bool) -> None:

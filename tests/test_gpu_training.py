@@ -148,6 +148,7 @@ def test_rows_that_count_as_on_the_cpu_and_without_a_wait(backend):
 
 @pytest.mark.parametrize("group", ["gloo", "nccl"])
 def test_a_group_of_one_process_is_the_loss_itself(group, tmp_path):
+    """It sends nothing: of collectives on a GPU this says nothing."""
     if group == "nccl" and (REHEARSED or not dist.is_nccl_available()):
         pytest.skip("no NCCL here")
     dist.init_process_group(group, init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
