@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import gpu_floor, gpu_huge, gpu_machine, gpu_report
+from bench import gpu_compile, gpu_floor, gpu_huge, gpu_machine, gpu_report
 from bench.baselines import has_peer
 from bench.cases import REGIMES
 from bench.gpu_cases import (
@@ -126,6 +126,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--flops-float32", type=float, help="a sixth of --flops if not given")
     parser.add_argument("--bandwidth", type=float, help="bytes a second")
     parser.add_argument("--seconds", type=float, help="begin no case later than this")
+    parser.add_argument(
+        "--ahead", type=float, default=0.0, help="seconds for torch.compile by many processes"
+    )
     parser.add_argument("--results", type=Path, help="a file of JSON lines")
     return parser.parse_args(arguments)
 
@@ -146,6 +149,9 @@ def main(arguments: list[str]) -> int:
     timer = Timer((2, 3), 0.0) if REHEARSED else Timer()
     looks = gpu_huge.LOOKS if huge else options.looks
     works = [(look, shape) for look in looks for shape in shapes_of(options)]
+    if options.ahead and not huge and "compiled" in looks:
+        new = [s for look, s in works if look == "compiled" and not record.has("step", (look, *s))]
+        gpu_compile.compile_ahead(list(gpu_compile.works_of(new, options.modes)), options.ahead)
     failed = left = 0
     for look, shape in works:
         if record.has("step", (look, *shape)):

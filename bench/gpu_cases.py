@@ -28,11 +28,11 @@ MOST_FLIPPED = 1e-3
 # Baselines are not ours to judge: refused only if they compute something else.
 LOOSE = {"bfloat16": 0.5, "float32": 1e-2}
 OURS = ("ours", "cuda", "triton", "one_launch", "tiles", "panels")
-# torch.compile as it comes, replaying a graph of its own, and choosing products by trial.
+# torch.compile as it comes, replaying a graph of its own, and that with products chosen by trial.
 MODES = {
     "compiled": None,
     "replayed": "reduce-overhead",
-    "autotuned": "max-autotune-no-cudagraphs",
+    "autotuned": "max-autotune",
 }
 
 

@@ -17,7 +17,7 @@ Run = Callable[[], object]
 # One replay of a single step would be timed with the 2 to 4 microseconds of its two events.
 GRAPH_STEPS = 2 if REHEARSED else 20
 # They replay graphs of their own: a capture around them would be one inside another.
-REPLAYING = ("replayed",)
+REPLAYING = ("replayed", "autotuned")
 
 
 class Timer:
