@@ -25,6 +25,7 @@ from ms_kernels.backends import dispatch
 from ms_kernels.backends import triton as backend
 
 SOURCE = Path(__file__).parent / "triton_driver.c"
+SCRATCH = (8, 8)  # addresses that Triton adds to those of a kernel
 HEADERS = Path(nvidia.__file__).parent / "include"
 
 
@@ -33,6 +34,7 @@ class Launch(NamedTuple):
     grid: tuple[int, int, int]
     threads: int
     shared: int
+    parameters: int  # a digest of what they hold
 
 
 class _Launch(ctypes.Structure):
@@ -42,6 +44,7 @@ class _Launch(ctypes.Structure):
         ("block", ctypes.c_uint),
         ("shared", ctypes.c_uint),
         ("stream", ctypes.c_ulonglong),
+        ("digest", ctypes.c_ulonglong),
     ]
 
 
@@ -63,7 +66,7 @@ class StandIn:
     @property
     def launches(self) -> list[Launch]:
         rows = (self.driver.stand_in_launch(i)[0] for i in range(self.driver.stand_in_launched()))
-        return [Launch(r.name.decode(), tuple(r.grid), r.block, r.shared) for r in rows]
+        return [Launch(r.name.decode(), tuple(r.grid), r.block, r.shared, r.digest) for r in rows]
 
     @property
     def waits(self) -> int:
@@ -145,8 +148,11 @@ def compile_to_ttir() -> None:
 
 
 def _no_cubin(options, source, metadata) -> bytes:
-    metadata["name"] = re.search(r"tt\.func public @(\w+)", str(source))[1]
+    name, given = re.search(r"tt\.func public @(\w+)\((.*?)\) attributes", str(source)).groups()
+    metadata["name"] = name
     metadata.update(num_warps=options.num_warps, shared=0, tmem_size=0)
     for scratch in ("global_scratch", "profile_scratch"):
         metadata.update({f"{scratch}_size": 0, f"{scratch}_align": 1})
-    return b"no cubin"
+    kinds = re.findall(r"%\w+: (!tt\.ptr|[if]\d+)", given)
+    sizes = [8 if kind == "!tt.ptr" else max(1, int(kind[1:]) // 8) for kind in kinds]
+    return f"parameters of {' '.join(map(str, (*sizes, *SCRATCH)))}\0".encode()

@@ -13,6 +13,8 @@
 typedef struct {
   char name[128];
   int dynamic_limit;  // of shared memory; what a function may ask for before it is raised
+  int sizes[64];      // of its parameters in bytes
+  int parameters;     // how many; none are known of a real cubin
 } Function;
 
 typedef struct {
@@ -21,6 +23,7 @@ typedef struct {
   unsigned block;
   unsigned shared;
   unsigned long long stream;
+  unsigned long long digest;  // of what the parameters hold
 } Launch;
 
 enum { kMostLaunches = 1 << 20, kDefaultShared = 48 << 10, kProcessors = 132 };
@@ -29,6 +32,7 @@ static int major = 9, minor = 0, version = 13000;
 static int current_context;
 static Launch launches[kMostLaunches];
 static long launched, waits;
+static long refuse_at = -1;  // how many launches to take before one is refused
 static char refused[256];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -51,6 +55,7 @@ EXPORT const Launch* stand_in_launch(long i) { return &launches[i]; }
 EXPORT long stand_in_waits(void) { return waits; }
 EXPORT const char* stand_in_refused(void) { return refused; }
 EXPORT void stand_in_forget(void) { launched = waits = 0, refused[0] = 0; }
+EXPORT void stand_in_refuse(long after) { refuse_at = after; }
 
 EXPORT CUresult cuInit(unsigned flags) { return flags ? refuse("cuInit: flags") : CUDA_SUCCESS; }
 EXPORT CUresult cuDriverGetVersion(int* out) { return *out = version, CUDA_SUCCESS; }
@@ -114,9 +119,22 @@ EXPORT CUresult cuModuleLoadData(CUmodule* out, const void* image) {
   return *out = (CUmodule)image, CUDA_SUCCESS;
 }
 EXPORT CUresult cuModuleUnload(CUmodule module) { return (void)module, CUDA_SUCCESS; }
+// An image of the tests says the sizes of its kernel's parameters.
+static void read_sizes(Function* function, const char* image) {
+  static const char mark[] = "parameters of";
+  if (strncmp(image, mark, sizeof mark - 1) != 0) return;
+  const char* at = image + sizeof mark - 1;
+  for (int size, used; sscanf(at, "%d%n", &size, &used) == 1; at += used)
+    function->sizes[function->parameters++] = size;
+}
+EXPORT CUresult cuFuncGetParamInfo(CUfunction handle, size_t index, size_t* offset, size_t* size) {
+  const Function* function = (const Function*)handle;
+  if ((int)index >= function->parameters) return CUDA_ERROR_INVALID_VALUE;
+  return *offset = 0, *size = function->sizes[index], CUDA_SUCCESS;
+}
 EXPORT CUresult cuModuleGetFunction(CUfunction* out, CUmodule module, const char* name) {
-  (void)module;
   Function* function = calloc(1, sizeof *function);
+  read_sizes(function, (const char*)module);
   snprintf(function->name, sizeof function->name, "%s", name);
   function->dynamic_limit = kDefaultShared;
   return *out = (CUfunction)function, CUDA_SUCCESS;
@@ -144,10 +162,20 @@ EXPORT CUresult cuPointerGetAttribute(void* out, CUpointer_attribute attribute,
   return *(CUdeviceptr*)out = address, CUDA_SUCCESS;
 }
 
+// What a GPU would read, FNV-1a.
+static unsigned long long digest_of(const Function* function, void** parameters) {
+  unsigned long long digest = 14695981039346656037ull;
+  for (int k = 0; k < function->parameters; ++k)
+    for (int byte = 0; byte < function->sizes[k]; ++byte)
+      digest = (digest ^ ((unsigned char*)parameters[k])[byte]) * 1099511628211ull;
+  return digest;
+}
+
 static CUresult record(const unsigned grid[3], const unsigned block[3], unsigned shared,
                        CUstream stream, CUfunction handle, void** parameters) {
   Function* function = (Function*)handle;
   if (!function || !parameters) return refuse("a launch without function or parameters");
+  if (refuse_at >= 0 && refuse_at-- == 0) return CUDA_ERROR_INVALID_CONTEXT;
   if (!grid[0] || !grid[1] || !grid[2]) return refuse("an empty grid");
   if (grid[0] > 0x7fffffffu || grid[1] > 65535 || grid[2] > 65535)
     return refuse("a grid too large");
@@ -159,7 +187,8 @@ static CUresult record(const unsigned grid[3], const unsigned block[3], unsigned
                                     {grid[0], grid[1], grid[2]},
                                     block[0] * block[1] * block[2],
                                     shared,
-                                    (unsigned long long)stream};
+                                    (unsigned long long)stream,
+                                    digest_of(function, parameters)};
   }
   pthread_mutex_unlock(&lock);
   return CUDA_SUCCESS;

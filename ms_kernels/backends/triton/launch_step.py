@@ -10,8 +10,9 @@ from ms_kernels.backends.triton.launch_gradient import gradient
 from ms_kernels.backends.triton.launch_ranked import rounds
 from ms_kernels.backends.triton.launch_reduction import Reduced, reduced
 from ms_kernels.backends.triton.launch_statistics import Statistics, statistics
+from ms_kernels.backends.triton.played import Found
 from ms_kernels.backends.triton.problem import Problem
-from ms_kernels.backends.triton.tape import Found, Run, taped
+from ms_kernels.backends.triton.tape import Run, taped
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet

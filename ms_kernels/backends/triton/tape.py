@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ms_kernels.backends.triton import tiles
+from ms_kernels.backends.triton import driver, tiles
+from ms_kernels.backends.triton.played import Address, Call, Found, Launch, Tape
 from ms_kernels.backends.triton.workspace import NOWHERE, Spans, lives_of, placed, span_of
 
-Found = tuple[Tensor | None, ...]
 Run = Callable[[], Found]
 # Of tapes, and of steps that were met once.
 MOST_KEPT = 512
@@ -37,65 +37,6 @@ _CALLS = {_aten.sort.default, _aten.sort.stable}
 
 _local = threading.local()
 _free = threading.Lock()
-
-
-class Address(NamedTuple):
-    """Of an argument: which tensor of those of a step, and how many bytes from its beginning."""
-
-    place: int
-    source: int
-    offset: int
-
-
-class Launch(NamedTuple):
-    run: Callable[..., None]
-    arguments: list[Any]  # with something in the place of addresses
-    addresses: list[Address]
-    views: list[Tensor] | None  # of an interpreted kernel, which takes tensors: what they are like
-
-
-class Call(NamedTuple):
-    """Of PyTorch; its results are tensors of the step too."""
-
-    function: Callable[..., Any]
-    inputs: list[int | None]  # which of the step's inputs stands for each argument
-    arguments: list[Any]
-    options: dict[str, Any]
-
-
-class Tape(NamedTuple):
-    """Tensors are numbered: the workspace, outputs, inputs, results of calls."""
-
-    entries: list[Launch | Call]
-    outputs: list[tuple[torch.Size, torch.dtype] | None]
-    workspace_bytes: int
-
-    def play(self, inputs: Sequence[Tensor]) -> Found:
-        device = inputs[0].device
-        found = [
-            None if o is None else torch.empty(o[0], dtype=o[1], device=device)
-            for o in self.outputs
-        ]
-        workspace = torch.empty(self.workspace_bytes, dtype=torch.uint8, device=device)
-        tensors = [workspace, *(t for t in found if t is not None), *inputs]
-        bases = [t.data_ptr() for t in tensors]
-        stream = None if tiles.interpreted() else _stream(device)
-        for entry in self.entries:
-            if isinstance(entry, Call):
-                results = _call_again(entry, inputs)
-                tensors += results  # alive until all is launched
-                bases += [t.data_ptr() for t in results]
-                continue
-            arguments = entry.arguments.copy()
-            if entry.views is not None:
-                for (place, source, offset), like in zip(entry.addresses, entry.views, strict=True):
-                    arguments[place] = _within(tensors[source], offset, like)
-                entry.run(*arguments)
-                continue
-            for place, source, offset in entry.addresses:
-                arguments[place] = bases[source] + offset
-            entry.run(*arguments, stream=stream)
-        return tuple(found)
 
 
 def launch_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -151,31 +92,36 @@ def _keep(met: set[Hashable], key: Hashable) -> None:
     met.add(key)
 
 
-def _stream(device: torch.device) -> int:
-    from triton.runtime import driver
-
-    found: int = driver.active.get_current_stream(device.index or 0)
-    return found
-
-
-def _within(source: Tensor, offset: int, like: Tensor) -> Tensor:
-    """What lies `offset` bytes from the beginning of a tensor, of another's dtype and strides."""
-    begin = source.storage_offset() * source.itemsize + offset
-    found = torch.empty(0, dtype=like.dtype, device=source.device)
-    at = begin // like.itemsize
-    return found.set_(source.untyped_storage(), at, like.shape, like.stride())
-
-
 def _like(tensor: Tensor) -> Tensor:
     """Of its dtype and strides, without its memory: a tape is kept, what was taken down is not."""
     shape, strides = tensor.shape, tensor.stride()
     return torch.empty_strided(shape, strides, dtype=tensor.dtype, device="meta")
 
 
-def _call_again(entry: Call, inputs: Sequence[Tensor]) -> list[Tensor]:
-    pairs = zip(entry.inputs, entry.arguments, strict=True)
-    given = [value if index is None else inputs[index] for index, value in pairs]
-    return list(entry.function(*given, **entry.options))
+class _Launched(NamedTuple):
+    kernel: Any  # compiled, or interpreted
+    grid: tuple[int, ...]
+    arguments: list[Any]
+
+
+def _launch_of(launched: _Launched, spans: Spans) -> Launch | None:
+    """None if an argument is of a tensor that nobody knows."""
+    interpreted = tiles.interpreted()
+    arguments, addresses, views = launched.arguments.copy(), [], []
+    for place, value in enumerate(arguments):
+        if not isinstance(value, Tensor) or (interpreted and not value.numel()):
+            continue
+        at = spans.find(value.data_ptr())
+        if at is None:
+            return None
+        arguments[place] = 0
+        if at != NOWHERE:
+            addresses.append(Address(place, *at))
+            if interpreted:
+                views.append(_like(value))
+    grid = launched.grid if interpreted else (*launched.grid, 1, 1)[:3]
+    run = launched.kernel[grid]
+    return Launch(run, arguments, addresses, views if interpreted else None)
 
 
 class _Taking(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -186,7 +132,7 @@ class _Taking(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.inputs = list(inputs)
         self.made: list[Tensor] = []  # kept, so that no two have the same address
         self.called: list[Tensor] = []
-        self.entries: list[Any] = []
+        self.entries: list[_Launched | Call] = []
         self.unknown: str | None = None
         self.launching = False  # what Triton itself asks for is none of the step's
 
@@ -246,8 +192,8 @@ class _Taking(TorchDispatchMode):  # type: ignore[no-untyped-call]
         compiled = kernel[grid](*arguments, **constants)
         self.launching = False
         given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
-        run = kernel[grid] if compiled is None else compiled[(*grid, 1, 1)[:3]]
-        self.entries.append((run, [given[name] for name in kernel.arg_names]))
+        ordered = [given[name] for name in kernel.arg_names]
+        self.entries.append(_Launched(kernel if compiled is None else compiled, grid, ordered))
 
     def tape(self, found: Found) -> Tape | None:
         """None where something happened that cannot be played again."""
@@ -260,33 +206,28 @@ class _Taking(TorchDispatchMode):  # type: ignore[no-untyped-call]
             outputs.append(index)
         if self.unknown is not None:
             return None
-        interpreted = tiles.interpreted()
         spans, size = self._spans([i for i in outputs if i is not None])
-        entries: list[Launch | Call] = []
+        entries: list[list[Launch] | Call] = []
+        requests = []
         for entry in self.entries:
             if isinstance(entry, Call):
                 entries.append(entry)
                 continue
-            run, arguments = entry
-            addresses, views = [], []
-            for place, value in enumerate(arguments):
-                if not isinstance(value, Tensor) or (interpreted and not value.numel()):
-                    continue
-                at = spans.find(value.data_ptr())
-                if at is None:
-                    return None
-                arguments[place] = 0
-                if at != NOWHERE:
-                    addresses.append(Address(place, *at))
-                    if interpreted:
-                        views.append(_like(value))
-            entries.append(Launch(run, arguments, addresses, views if interpreted else None))
+            launch = _launch_of(entry, spans)
+            if launch is None:
+                return None
+            if entries and isinstance(entries[-1], list):
+                entries[-1].append(launch)
+            else:
+                entries.append([launch])
+            requests.append(driver.Request(entry.kernel, entry.grid, *launch[1:3]))
         kinds = [None if i is None else (self.made[i].shape, self.made[i].dtype) for i in outputs]
-        return Tape(entries, kinds, size)
+        native = None if tiles.interpreted() else driver.native(requests)
+        return Tape(entries, kinds, size, native)
 
     def _spans(self, outputs: list[int]) -> tuple[Spans, int]:
         """Where the tensors of the step lie when it is played, and how large the workspace is."""
-        launches = [() if isinstance(entry, Call) else entry[1] for entry in self.entries]
+        launches = [() if isinstance(e, Call) else e.arguments for e in self.entries]
         lives = lives_of(self.made, launches)
         sizes = {i: self.made[i].nbytes for i in lives if i not in outputs}
         offsets, size = placed(sizes, lives)
