@@ -1,5 +1,5 @@
 """Host seconds that a backend's call spends in what is compiled: the module of the CUDA kernels, or
-the launcher that Triton compiles for each of its kernels."""
+the one that plays a tape, or the launcher that Triton compiles for each of its kernels."""
 
 import contextlib
 import time
@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.gpu_timing import Run
+from ms_kernels.api import known
 from ms_kernels.backends import cuda as cuda_backend
 
 # What the module compiles to is known by these; everything else of a call is Python.
-COMPILED = ("plan", "run")
+COMPILED = ("plan", "run", "run_again", "play")
 
 
 class Clock:
@@ -64,10 +65,32 @@ def timed_module(clock: Clock) -> Iterator[None]:
     saved = cuda_backend._module
     module = TimedModule(saved(), clock)
     cuda_backend._module = lambda: module  # type: ignore[assignment]
+    known.forget()  # plans keep calls of the module that made them
     try:
         yield
     finally:
         cuda_backend._module = saved
+        known.forget()
+
+
+def timed_steps(clock: Clock) -> contextlib.AbstractContextManager[None]:
+    """By tapes, where there are some that need no launcher of Triton."""
+    from ms_kernels.backends.triton import tape
+
+    native = {k: t for k, t in tape._tapes.items() if t is not None and t.native is not None}
+    return _timed_tapes(native, clock) if native else timed_launches(clock)
+
+
+@contextlib.contextmanager
+def _timed_tapes(tapes: dict[Any, Any], clock: Clock) -> Iterator[None]:
+    from ms_kernels.backends.triton import tape
+
+    timed = {k: t._replace(native=Timed(t.native, clock)) for k, t in tapes.items()}
+    tape._tapes.update(timed)
+    try:
+        yield
+    finally:
+        tape._tapes.update(tapes)
 
 
 @contextlib.contextmanager
@@ -90,7 +113,7 @@ def timed_launches(clock: Clock) -> Iterator[None]:
 def native_time(backend: str, run: Run, calls: int) -> float:
     """Seconds of one run inside what is compiled."""
     clock = Clock()
-    watched = {"cuda": timed_module, "triton": timed_launches}.get(backend)
+    watched = {"cuda": timed_module, "triton": timed_steps}.get(backend)
     if watched is None:
         raise ValueError(f"{backend} has nothing compiled")
     with watched(clock):

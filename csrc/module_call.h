@@ -25,6 +25,9 @@ using TermIntegers = std::array<std::int64_t, 8>;
 // max_positive_similarity)): see rules/rules.h and call.h. pybind11 takes no float for an int.
 using SpecNumbers = std::pair<std::array<int, 3>, std::array<double, 6>>;
 
+// Of both sides: embeddings, labels, ids.
+using InputIntegers = std::array<std::int64_t, 6>;
+
 template <typename P = const void>
 P* pointer(std::int64_t address) {
   return reinterpret_cast<P*>(static_cast<std::intptr_t>(address));
@@ -97,6 +100,22 @@ class ModuleCall {
     if (columns) problem_.columns = *columns;
     problem_.options = options_of(spec);
     problem_.rules = rules_of(spec);
+  }
+
+  // The problem of tensors of the same shapes that lie elsewhere. This one stays as it is, so that
+  // several threads may ask at once.
+  Problem moved(const InputIntegers& in, std::int64_t d_rows, std::int64_t d_columns) const {
+    const auto move = [&in](Side& side, int from) {
+      side.x = pointer(in[from]);
+      side.labels = pointer<const std::int64_t>(in[from + 1]);
+      side.ids = pointer<const std::int64_t>(in[from + 2]);
+    };
+    Problem problem = problem_;
+    move(problem.rows, 0);
+    if (!problem.self) move(problem.columns, 3);
+    problem.d_rows = pointer<void>(d_rows);
+    problem.d_columns = pointer<void>(d_columns);
+    return problem;
   }
 
   // Before any work: a workspace of another plan, or of none, would be written past its end.

@@ -13,6 +13,7 @@ namespace py = pybind11;
 
 namespace {
 
+using msk::InputIntegers;
 using msk::pointer;
 
 // (embeddings, row stride, count, labels, ids)
@@ -95,12 +96,25 @@ class Call : public msk::ModuleCall<msk::Problem> {
   }
   void run(std::int64_t workspace) {
     check_workspace(workspace, 64);
-    problem_.workspace = pointer<std::byte>(workspace);
-    prefer_huge_pages(problem_.workspace, problem_.workspace_bytes);
-    build_.solve(problem_);
+    solve(problem_, workspace);
+  }
+  // Of a call that was planned: outputs are the total loss, the losses of rows and the gradients.
+  void run_again(const InputIntegers& inputs, const std::array<std::int64_t, 4>& outputs,
+                 std::int64_t workspace) const {
+    check_workspace(workspace, 64);
+    msk::Problem problem = moved(inputs, outputs[2], outputs[3]);
+    problem.total_loss = pointer<void>(outputs[0]);
+    problem.row_loss = pointer<void>(outputs[1]);
+    solve(problem, workspace);
   }
 
  private:
+  void solve(msk::Problem& problem, std::int64_t workspace) const {
+    problem.workspace = pointer<std::byte>(workspace);
+    prefer_huge_pages(problem.workspace, problem.workspace_bytes);
+    build_.solve(problem);
+  }
+
   msk::Kernels build_ = kernels();
 };
 
@@ -134,5 +148,7 @@ PYBIND11_MODULE(_cpu, m) {
            py::arg("spec"))
       .def("write_total", &Call::write_total, py::arg("total_loss"), py::arg("scale"))
       .def("plan", &Call::plan, py::arg("threads"), py::arg("budget"))
-      .def("run", &Call::run, py::arg("workspace"), py::call_guard<py::gil_scoped_release>());
+      .def("run", &Call::run, py::arg("workspace"), py::call_guard<py::gil_scoped_release>())
+      .def("run_again", &Call::run_again, py::arg("inputs"), py::arg("outputs"),
+           py::arg("workspace"), py::call_guard<py::gil_scoped_release>());
 }

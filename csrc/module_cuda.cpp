@@ -12,6 +12,7 @@ namespace {
 
 using namespace msk::gpu;
 using msk::DType;
+using msk::InputIntegers;
 using msk::Job;
 using msk::pointer;
 
@@ -72,6 +73,18 @@ class Call : public msk::ModuleCall<Problem> {
     place(problem_, pointer<std::byte>(workspace), budget_);
     launch(problem_, device, pointer<void>(stream));
   }
+  // Of a reduced call that was planned: outputs are the loss, the factor and the gradients.
+  void run_again(const InputIntegers& inputs, const std::array<std::int64_t, 4>& outputs,
+                 std::int64_t workspace, int device, std::int64_t stream) const {
+    check_workspace(workspace, 16);
+    if (!problem_.is_small)
+      throw std::invalid_argument("run_again: expected a call with small=True, got False");
+    Problem problem = moved(inputs, outputs[2], outputs[3]);
+    problem.small.loss = pointer<void>(outputs[0]);
+    problem.small.factor = pointer<void>(outputs[1]);
+    place(problem, pointer<std::byte>(workspace), budget_);
+    launch(problem, device, pointer<void>(stream));
+  }
 
  private:
   void be_small() {
@@ -119,5 +132,8 @@ PYBIND11_MODULE(_cuda, m) {
       .def("read_ordinals", &Call::read_ordinals, py::arg("ordinals"), py::arg("most_ranks"))
       .def("plan", &Call::plan, py::arg("budget"))
       .def("run", &Call::run, py::arg("workspace"), py::arg("device"), py::arg("stream"),
+           py::call_guard<py::gil_scoped_release>())
+      .def("run_again", &Call::run_again, py::arg("inputs"), py::arg("outputs"),
+           py::arg("workspace"), py::arg("device"), py::arg("stream"),
            py::call_guard<py::gil_scoped_release>());
 }

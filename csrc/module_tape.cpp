@@ -1,9 +1,8 @@
 // Python module that plays a tape: launches of a step, handed to the CUDA driver one after another.
 // It is built without CUDA; the driver is whichever this process has loaded.
+#include <dlfcn.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-
-#include <dlfcn.h>
 
 #include <array>
 #include <cstdint>
@@ -92,8 +91,8 @@ class Tape {
                                    std::int64_t stream) const {
     if (begin > end || end > launches_.size())
       throw std::out_of_range("play: expected launches of 0 to " +
-                              std::to_string(launches_.size()) + ", got " +
-                              std::to_string(begin) + " to " + std::to_string(end));
+                              std::to_string(launches_.size()) + ", got " + std::to_string(begin) +
+                              " to " + std::to_string(end));
     const py::gil_scoped_release others_run;
     std::vector<std::uint64_t> values;
     std::vector<void*> pointers;

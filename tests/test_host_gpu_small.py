@@ -220,6 +220,33 @@ def reduced_without_a_result(x, y):
     cuda.reduced_loss_and_gradient(Side(x, y, None), None, PairSpec(), "mean", x.dtype, True, False)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_plan_serves_other_tensors_of_its_kinds(backend, dtype, reduction):
+    batches = [make_batch(33, 20, 40, SPECS["default"], dtype) for _ in range(3)]
+    sides = []
+    for k, given in enumerate(batches):
+        x, y, r, z = given.to("cpu")
+        sides.append((Side(x * (1 + k), y.flip(0), None), Side(r.roll(k, 0), z, None)))
+    how = PairSpec(), reduction, dtype, True, True
+    plan = cuda.plan_reduced(*sides[0], *how)
+    for anchors, candidates in sides:
+        want = cuda.reduced_loss_and_gradient(anchors, candidates, *how)
+        for _ in range(2):
+            assert all(map(torch.equal, plan(anchors, candidates), want))
+
+
+def test_a_plan_of_aligned_rows_serves_rows_that_lie_askew(backend):
+    """They are copied first."""
+    y, how = torch.arange(40) // 4, (PairSpec(), "mean", torch.float32, True, False)
+    askew = torch.randn(1601)[1:].view(40, 40)
+    assert askew.data_ptr() % 16
+    want = cuda.reduced_loss_and_gradient(Side(askew.clone(), y, None), None, *how)
+    got = cuda.plan_reduced(Side(askew.clone(), y, None), None, *how)(Side(askew, y, None), None)
+    for found, wanted in zip(got[:2], want[:2], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8)
+
+
 def test_other_batches_go_another_road(backend):
     x, y = torch.zeros(1025, 2), torch.zeros(1025, dtype=torch.int64)
     small = Side(x[:9], y[:9], None)

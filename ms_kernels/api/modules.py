@@ -9,10 +9,10 @@ from typing_extensions import Never
 
 from ms_kernels.api.counting import check_ignore_label, row_weights
 from ms_kernels.api.histogram import Histogram, check_reduction
+from ms_kernels.api.known import Tensors
 from ms_kernels.api.learned import takes_in
 from ms_kernels.api.road import (
     Counting,
-    Tensors,
     check_rules,
     in_plain_pytorch,
     loss_and_statistics,
@@ -201,13 +201,15 @@ class PairLoss(nn.Module):
         shared = self.options
         names = "max_positive_similarity", "normalize", "reduction", "backend"
         cap, normalize, reduction, backend = (shared[name] for name in names)
-        loss, self._statistics = loss_and_statistics(
+        loss, statistics = loss_and_statistics(
             tensors,
             (self.rule, self.mining),
             (cap, normalize, reduction, backend),
             counting,
             self.keep_statistics,
         )
+        if statistics is not self._statistics:  # a module takes its time to set an attribute
+            self._statistics = statistics
         return loss
 
     def extra_repr(self) -> str:

@@ -1,5 +1,6 @@
 """The road of a loss: dense, streamed, or fused on a backend; reduced at once or row by row."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from ms_kernels import reference
 from ms_kernels.api.counting import row_weights, without_label
 from ms_kernels.api.histogram import Histogram, histogram_loss
+from ms_kernels.api.known import Known, Tensors, keep, key_of, known
 from ms_kernels.api.learned import (
     take_in,
     takes_in,
@@ -61,7 +63,6 @@ def is_of_batch(loss: Loss) -> bool:
     return isinstance(loss.weighting, Histogram)
 
 
-Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 Counting = tuple[int | None, Tensor | None, Tensor | None]
 
 
@@ -76,6 +77,11 @@ def loss_and_statistics(
     embeddings, labels, ref_emb, ref_labels, ids, ref_ids = tensors
     weighting, mining = rules
     max_positive_similarity, normalize, reduction, backend = options
+    key = None if return_statistics else key_of(tensors, rules, options, counting)
+    before = known(key)
+    if before is not None:
+        pairs = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
+        return fused_loss(pairs, before.spec, reduction, before.backend, before.plans), None
     ignore_label, anchor_mask, sample_weight = counting
     check_choice("reduction", reduction, REDUCTIONS)
     shared = options_of(max_positive_similarity, normalize)
@@ -103,7 +109,7 @@ def loss_and_statistics(
         if backend not in ("auto", "panels"):
             raise ValueError(way_out(weighting, backend))
     if not return_statistics and (weight is None or is_of_batch(loss)):
-        return reduced(loss, pairs, reduction), None
+        return reduced(loss, pairs, reduction, lambda found: keep(key, tensors, pairs, found)), None
     check_flag("return_statistics", return_statistics)
     found, statistics = counted(loss, pairs, reduction, weight, return_statistics)
     return found, statistics if return_statistics else None
@@ -153,8 +159,14 @@ def no_statistics(name: str, weighting: Weighting, mining: Mining) -> str:
     )
 
 
-def reduced(loss: Loss, pairs: Pairs, reduction: str) -> Tensor:
-    """Of the whole batch, in the public dtype."""
+def reduced(
+    loss: Loss,
+    pairs: Pairs,
+    reduction: str,
+    remember: Callable[[Known], None] = lambda found: None,
+) -> Tensor:
+    """Of the whole batch, in the public dtype. remember: what to do with the road of a fused one,
+    for calls like this."""
     if is_dense(loss):
         pairs = savable_pairs(pairs)
     if is_of_batch(loss) and loss.backend in ("auto", "panels", "reference"):
@@ -166,6 +178,7 @@ def reduced(loss: Loss, pairs: Pairs, reduction: str) -> Tensor:
     backend = _backend(loss, pairs)
     if loss.spec is None or backend is None:
         return streamed(loss.weighting.row_loss, pairs, loss.mining, loss.shared, reduction)
+    remember(Known((loss.weighting, loss.mining), loss.spec, backend, {}))
     return fused_loss(pairs, loss.spec, reduction, backend)
 
 

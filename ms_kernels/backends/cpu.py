@@ -2,22 +2,26 @@
 
 import functools
 import importlib
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import MOST_EXPONENT, Crowd, Side
+from ms_kernels.backends.interface import MOST_EXPONENT, Crowd, Reduced, ReducedPlan, Side
 from ms_kernels.backends.native import (
+    LATER,
     NativeBackend,
     NativeCall,
+    Output,
     check_array,
     native_dtype,
     native_spec,
 )
+from ms_kernels.backends.plan import Plan
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
-from ms_kernels.rules.weighting import Circle
+from ms_kernels.rules.weighting import Circle, Triplet
 from ms_kernels.settings import options
 
 DEVICE = "cpu"
@@ -92,15 +96,14 @@ class _Call(NativeCall):
         workspace = torch.empty(size, dtype=torch.uint8)
         self.native.run(workspace.data_ptr())
 
-    def reduced(
-        self, scale: float, dtype: torch.dtype, need_dx: bool, need_dr: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        loss, row_loss = self.empty(torch.Size()), self.empty(self.rows.labels.shape[0])
-        dx, dr = self.write_gradients(need_dx, need_dr)
-        self.native.write_loss(row_loss.data_ptr(), 0)
-        self.native.write_total(loss.data_ptr(), scale)
-        self.run()
-        return loss if loss.dtype == dtype else loss.to(dtype), dx, dr
+    def plan(self, scale: float, need_dx: bool, need_dr: bool) -> Plan:
+        """Of the sum of losses times `scale`."""
+        total, rows = Output(torch.Size(), self.dtype), Output(self.rows.labels.shape, self.dtype)
+        self.native.write_loss(LATER, 0)
+        self.native.write_total(LATER, scale)
+        gradients = self.expect_gradients(need_dx, need_dr)
+        size = self.native.plan(torch.get_num_threads(), options.workspace_bytes)
+        return Plan(self, size, (total, rows, *gradients), self.native.run_again)
 
     def _side(self, side: Side) -> tuple[int, ...]:
         return *self.embeddings(side), self.address(side.labels), self.address(side.ids)
@@ -124,6 +127,47 @@ def reduced_loss_and_gradient(
     """The loss and its gradients; None of "mean_valid", whose divisor is known at the end."""
     if reduction == "mean_valid":
         return None
-    call = _Call("loss_and_gradient", anchors, candidates, spec)
+    return _planned(anchors, candidates, spec, reduction, dtype, need_dx, need_dr)(
+        anchors, candidates
+    )
+
+
+def plan_reduced(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    reduction: str,
+    dtype: torch.dtype,
+    need_dx: bool,
+    need_dr: bool,
+) -> ReducedPlan | None:
+    """What reduced_loss_and_gradient does, for all tensors of these kinds. None too of triplets,
+    whose plan looks at the labels."""
+    if reduction == "mean_valid" or isinstance(spec.weighting, Triplet):
+        return None
+    return _planned(anchors, candidates, spec, reduction, dtype, need_dx, need_dr)
+
+
+def plans_depend_on() -> Hashable:
+    """Beside the arguments of plan_reduced."""
+    return _module().instruction_set(), torch.get_num_threads(), options.workspace_bytes
+
+
+def _planned(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    reduction: str,
+    dtype: torch.dtype,
+    need_dx: bool,
+    need_dr: bool,
+) -> ReducedPlan:
     scale = 1.0 if reduction == "sum" else 1.0 / max(anchors.labels.shape[0], 1)
-    return call.reduced(scale, dtype, need_dx, need_dr)
+    plan = _Call("loss_and_gradient", anchors, candidates, spec).plan(scale, need_dx, need_dr)
+
+    def run(anchors: Side, candidates: Side | None) -> Reduced:
+        loss, _, dx, dr = plan(anchors, candidates)
+        assert loss is not None
+        return loss if loss.dtype == dtype else loss.to(dtype), dx, dr
+
+    return run

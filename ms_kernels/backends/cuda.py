@@ -3,19 +3,23 @@ one with all its pairs at hand, of a large one by tiles in label order."""
 
 import functools
 import importlib
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ms_kernels.backends import gpu
-from ms_kernels.backends.interface import Crowd, Side
+from ms_kernels.backends.interface import Crowd, Reduced, ReducedPlan, Side
 from ms_kernels.backends.native import (
+    LATER,
     NativeBackend,
     NativeCall,
+    Output,
     native_dtype,
     native_spec,
 )
+from ms_kernels.backends.plan import Plan
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet
 from ms_kernels.settings import ONE_LAUNCH, float32_products, options
@@ -210,25 +214,22 @@ class _Call(NativeCall):
         else:
             self.native.run(workspace.data_ptr(), 0, 0)
 
-    def reduced(
-        self, reduction: str, dtype: torch.dtype, need_dx: bool, need_dr: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Of a small batch: see reduced_loss_and_gradient."""
-        loss = self.empty(torch.Size(), dtype)
-        factor = self.empty(torch.Size()) if reduction == "mean_valid" else None
-        dx, dr = self.write_gradients(need_dx, need_dr)
+    def plan(self, reduction: str, dtype: torch.dtype, need_dx: bool, need_dr: bool) -> Plan:
+        """Of a small batch. How many anchors keep a pair is known when the gradients are written:
+        those of "mean_valid" are still to be multiplied by the second output."""
+        scalar = torch.Size()
+        factor = Output(scalar, self.dtype) if reduction == "mean_valid" else None
         self.native.write_reduced(
-            loss.data_ptr(),
+            LATER,
             dtype == self.dtype,
-            0 if factor is None else factor.data_ptr(),
+            0 if factor is None else LATER,
             getattr(_module().Reduction, reduction),
         )
-        self.run()
-        for gradient in (dx, dr):
-            # How many anchors keep a pair is known when the gradients are written.
-            if gradient is not None and factor is not None:
-                gradient.mul_(factor)
-        return loss, dx, dr
+        gradients = self.expect_gradients(need_dx, need_dr)
+        size = self.native.plan(options.workspace_bytes)
+        # It is kept, and must not keep this call, whose tensors would never be freed.
+        run = functools.partial(_run_again, self.native, self.device)
+        return Plan(self, size, (Output(scalar, dtype), factor, *gradients), run)
 
     def _side(self, side: Side) -> tuple[int, ...]:
         labels, ids, order = side.labels, side.ids, None
@@ -236,6 +237,17 @@ class _Call(NativeCall):
             labels, order = labels.sort(stable=True)
             ids = None if ids is None else ids[order]
         return *self.embeddings(side), *(self.address(a) for a in (labels, ids, order))
+
+
+def _run_again(
+    native: Any, device: torch.device, inputs: list[int], outputs: list[int], workspace: int
+) -> None:
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            stream = torch.cuda.current_stream().cuda_stream
+            native.run_again(inputs, outputs, workspace, device.index, stream)
+    else:
+        native.run_again(inputs, outputs, workspace, 0, 0)
 
 
 _backend = NativeBackend(_Call)
@@ -254,7 +266,37 @@ def reduced_loss_and_gradient(
     need_dr: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
     """The loss and its gradients from one launch; None of a batch that is not small."""
+    given = anchors, candidates, spec, reduction, dtype, need_dx, need_dr
+    plan = plan_reduced(*given)
+    return None if plan is None else plan(anchors, candidates)
+
+
+def plan_reduced(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    reduction: str,
+    dtype: torch.dtype,
+    need_dx: bool,
+    need_dr: bool,
+) -> ReducedPlan | None:
+    """What reduced_loss_and_gradient does, for all tensors of these kinds."""
     if not _is_small(anchors, candidates, spec):
         return None
     call = _Call("loss_and_gradient", anchors, candidates, spec)
-    return call.reduced(reduction, dtype, need_dx, need_dr)
+    plan = call.plan(reduction, dtype, need_dx, need_dr)
+
+    def run(anchors: Side, candidates: Side | None) -> Reduced:
+        loss, factor, dx, dr = plan(anchors, candidates)
+        assert loss is not None
+        for gradient in (dx, dr):
+            if gradient is not None and factor is not None:
+                gradient.mul_(factor)
+        return loss, dx, dr
+
+    return run
+
+
+def plans_depend_on() -> Hashable:
+    """Beside the arguments of plan_reduced."""
+    return ONE_LAUNCH, SMALL, options.workspace_bytes, float32_products()

@@ -36,6 +36,13 @@ and, where it reduces by itself,
         The loss, of any reduction but "none", in `dtype`, and its gradients; None of what it leaves
         to loss_and_gradient and torch.
 
+and, where that can be planned once for all tensors of the same kinds (see api/known.py),
+
+    plan_reduced(anchors, candidates, spec, reduction, dtype, need_dx, need_dr)
+        -> ReducedPlan | None
+    plans_depend_on() -> Hashable
+        What a plan depends on besides.
+
 and, where torch's own bits would depend on its threads,
 
     loss_of_statistics(stats, spec) -> Tensor
@@ -50,6 +57,7 @@ A row with a similarity that is not finite has a NaN loss; in self mode every gr
 with candidates that of the row and those of all candidates.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -67,6 +75,11 @@ class Side(NamedTuple):
     embeddings: Tensor
     labels: Tensor
     ids: Tensor | None
+
+
+# A reduced loss and its gradients, and what computes them.
+Reduced = tuple[Tensor, Tensor | None, Tensor | None]
+ReducedPlan = Callable[[Side, Side | None], Reduced]
 
 
 class Crowd(NamedTuple):

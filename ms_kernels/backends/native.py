@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def check_array(name: str, array: Tensor, count: int, device: torch.device) -> N
             f"{name}: expected shape ({count},) on {device}, "
             f"got {tuple(array.shape)} on {array.device}"
         )
-    _check_storage(name, array)
+    check_storage(name, array)
 
 
 def _check_side(name: str, side: Side, device: torch.device) -> None:
@@ -47,7 +47,7 @@ def _check_side(name: str, side: Side, device: torch.device) -> None:
         raise ValueError(
             f"{name}: expected embeddings (N, D) on {device}, got {tuple(x.shape)} on {x.device}"
         )
-    _check_storage(name, x)
+    check_storage(name, x)
     for kind, codes in (("labels", side.labels), ("ids", side.ids)):
         if codes is None:
             continue
@@ -66,7 +66,7 @@ def _check_columns(rows: Side, columns: Side) -> None:
         raise ValueError("ids: expected them on both sides or on neither, got one")
 
 
-def _check_storage(name: str, x: Tensor) -> None:
+def check_storage(name: str, x: Tensor) -> None:
     if not x.numel():
         return
     if x.is_contiguous():
@@ -79,6 +79,17 @@ def _check_storage(name: str, x: Tensor) -> None:
         raise ValueError(
             f"{name}: expected a storage of {wanted} bytes, got {got}; it was resized or freed"
         )
+
+
+class Output(NamedTuple):
+    """Of a plan."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+# An address that is not known when a call is planned.
+LATER = 256
 
 
 class NativeCall:
@@ -128,6 +139,17 @@ class NativeCall:
         self.native.write_loss(row_loss.data_ptr(), kept.data_ptr())
         self.run()
         return row_loss, kept, dx, dr
+
+    def expect_gradients(self, need_dx: bool, need_dr: bool) -> tuple[Output | None, Output | None]:
+        """As write_gradients, for a plan."""
+        need_dr = need_dr and self.columns is not None
+        self.native.write_gradients(LATER if need_dx else 0, LATER if need_dr else 0)
+        sides = (need_dx, self.rows), (need_dr, self.columns)
+        dx, dr = (
+            Output(side.embeddings.shape, self.dtype) if needed and side is not None else None
+            for needed, side in sides
+        )
+        return dx, dr
 
     def write_gradients(self, need_dx: bool, need_dr: bool) -> tuple[Tensor | None, Tensor | None]:
         """Where the call writes those of both sides, if they are wanted."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ms_kernels.checks import Pairs, savable
 from ms_kernels.engine import ops
+from ms_kernels.engine.plans import Plans
 from ms_kernels.engine.refusals import (
     WAY_OUT,
     below_autograd,
@@ -63,6 +64,7 @@ class Call(NamedTuple):
     wide: bool
     spec: PairSpec
     backend: str
+    plans: Plans | None
 
 
 def _reduced(
@@ -70,13 +72,14 @@ def _reduced(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Loss and gradients through the op; where nobody is there to see it, by what it runs: the
     dispatcher takes as long as the kernels of a small batch."""
-    pairs, reduction, wide, spec, backend = call
+    pairs, reduction, wide, spec, backend, plans = call
     seen = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-    seen = seen or any(t is not None and _means_more(t) for t in pairs)
+    # Plans are of tensors that were looked at.
+    seen = seen or (plans is None and any(t is not None and _means_more(t) for t in pairs))
     how = reduction, wide, need_dx, need_dr
     with below_autograd():
         if not seen:
-            return ops.reduce_pairs(pairs, *how, spec, backend)
+            return ops.reduce_pairs(pairs, *how, spec, backend, plans)
         loss, dx, dr = ops.reduced_loss(*pairs, *how, spec.pack(), backend)
     return loss, dx, dr
 
@@ -88,6 +91,8 @@ def _means_more(tensor: Tensor) -> bool:
 
 def _scaled(gradient: Tensor, dloss: Tensor, dtype: torch.dtype) -> Tensor:
     """In one launch: a product that is cast as it is written."""
+    if gradient.dtype == dtype == dloss.dtype:
+        return gradient * dloss
     if gradient.dtype == dtype or torch.compiler.is_compiling() or is_batch(dloss):
         return (gradient * dloss).to(dtype)
     return torch.mul(gradient, dloss, out=torch.empty_like(gradient, dtype=dtype))
@@ -137,12 +142,19 @@ def differentiable_once(
     return x, r
 
 
-def fused_loss(pairs: Pairs, spec: PairSpec, reduction: str, backend: str) -> Tensor:
-    """The reduced loss through the ops, in the dtype of the embeddings, or wide."""
+def fused_loss(
+    pairs: Pairs,
+    spec: PairSpec,
+    reduction: str,
+    backend: str,
+    plans: Plans | None = None,
+) -> Tensor:
+    """The reduced loss through the ops, in the dtype of the embeddings, or wide. plans: see
+    ops.reduce_pairs."""
     x, r = differentiable_once(pairs)
     wide = is_wide(x)
     wanted = torch.is_grad_enabled() and (x.requires_grad or (r is not None and r.requires_grad))
-    call = Call(pairs, reduction, wide, spec, backend)
+    call = Call(pairs, reduction, wide, spec, backend, plans)
     if reduction != "none":
         if wanted:
             return ReducedLoss.apply(x, r, call)  # type: ignore[no-any-return, no-untyped-call]

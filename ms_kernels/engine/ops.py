@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, library
 
 from ms_kernels.backends import dispatch
-from ms_kernels.backends.interface import Side, Term, compute_dtype
+from ms_kernels.backends.interface import Reduced, Side, Term, compute_dtype
 from ms_kernels.checks import Pairs
+from ms_kernels.engine.plans import Plans, plan_of
 from ms_kernels.engine.reduction import total_of
 from ms_kernels.engine.refusals import differentiate_once, refuse_derivatives
 from ms_kernels.reference import RowStatistics, count_valid
@@ -139,13 +140,18 @@ def reduce_pairs(
     need_dr: bool,
     spec: PairSpec,
     backend: str,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What the op `reduced_loss` runs."""
+    plans: Plans | None = None,
+) -> Reduced:
+    """What the op `reduced_loss` runs. plans: of earlier calls with tensors of these kinds."""
     embeddings = pairs.embeddings
     module, sides = _module(backend, embeddings, pairs.ref_emb, spec), _sides(*pairs)
     dtype = compute_dtype(embeddings) if wide else embeddings.dtype
+    if plans is not None:
+        plan = plan_of(plans, module, sides, spec, (reduction, dtype, need_dx, need_dr))
+        if plan is not None:
+            return plan(*sides)
     if hasattr(module, "reduced_loss_and_gradient"):
-        found: tuple[Tensor, Tensor | None, Tensor | None] | None
+        found: Reduced | None
         found = module.reduced_loss_and_gradient(*sides, spec, reduction, dtype, need_dx, need_dr)
         if found is not None:
             return found

@@ -70,6 +70,9 @@ def elsewhere(module, device, stream):
         def run(self, workspace, _device, _stream):
             super().run(workspace, device, stream)
 
+        def run_again(self, inputs, outputs, workspace, _device, _stream):
+            super().run_again(inputs, outputs, workspace, device, stream)
+
     return SimpleNamespace(**{**vars(module), "Call": Call})
 
 

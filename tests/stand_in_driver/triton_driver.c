@@ -183,12 +183,9 @@ static CUresult record(const unsigned grid[3], const unsigned block[3], unsigned
   if ((int)shared > function->dynamic_limit) return refuse("shared memory above its limit");
   pthread_mutex_lock(&lock);
   if (launched < kMostLaunches) {
-    launches[launched++] = (Launch){function->name,
-                                    {grid[0], grid[1], grid[2]},
-                                    block[0] * block[1] * block[2],
-                                    shared,
-                                    (unsigned long long)stream,
-                                    digest_of(function, parameters)};
+    launches[launched++] =
+        (Launch){function->name, {grid[0], grid[1], grid[2]}, block[0] * block[1] * block[2],
+                 shared,         (unsigned long long)stream,  digest_of(function, parameters)};
   }
   pthread_mutex_unlock(&lock);
   return CUDA_SUCCESS;

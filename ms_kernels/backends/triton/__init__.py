@@ -7,17 +7,26 @@ at the few tiles with positives; the gradient visits the tiles that mining left.
 import contextlib
 import importlib
 import importlib.util
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 
 from ms_kernels.backends import gpu
-from ms_kernels.backends.interface import MOST_EXPONENT, Crowd, Found, Side, Term
+from ms_kernels.backends.interface import (
+    MOST_EXPONENT,
+    Crowd,
+    Found,
+    Reduced,
+    ReducedPlan,
+    Side,
+    Term,
+)
 from ms_kernels.backends.triton import tiles
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Circle, Triplet
-from ms_kernels.settings import options
+from ms_kernels.settings import float32_products, options
 
 DEVICE = "cuda"
 NOTE = "fused Triton kernels for CUDA tensors"
@@ -167,15 +176,39 @@ def reduced_loss_and_gradient(
     need_dr: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
     """The loss in `dtype` and its gradients; None of a rule that goes by rounds."""
-    from ms_kernels.backends.triton.launch_step import reduced_step
+    plan = plan_reduced(anchors, candidates, spec, reduction, dtype, need_dx, need_dr)
+    return None if plan is None else plan(anchors, candidates)
+
+
+def plan_reduced(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    reduction: str,
+    dtype: torch.dtype,
+    need_dx: bool,
+    need_dr: bool,
+) -> ReducedPlan | None:
+    """What reduced_loss_and_gradient does, for all tensors of these kinds."""
+    from ms_kernels.backends.triton.launch_step import key_of_reduced, reduced_step
 
     if isinstance(spec.weighting, Triplet):
         return None
-    sides = anchors, candidates, spec
-    with _on_device_of(anchors.embeddings):
-        loss, dx, dr = reduced_step(*sides, reduction, dtype, need_dx, need_dr)
-        assert loss is not None
-        return loss, dx, dr
+    how = spec, reduction, dtype, need_dx, need_dr
+    key = key_of_reduced(anchors, candidates, *how)
+
+    def run(anchors: Side, candidates: Side | None) -> Reduced:
+        with _on_device_of(anchors.embeddings):
+            loss, dx, dr = reduced_step(anchors, candidates, *how, key)
+            assert loss is not None
+            return loss, dx, dr
+
+    return run
+
+
+def plans_depend_on() -> Hashable:
+    """Beside the arguments of plan_reduced."""
+    return options.workspace_bytes, options.stash_bytes, float32_products()
 
 
 def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -1,5 +1,6 @@
 """Launches a training step: from two sides to the loss and its gradients."""
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
@@ -54,15 +55,29 @@ def reduced_step(
     dtype: torch.dtype,
     need_dx: bool,
     need_dr: bool,
+    key: Hashable | None = None,
 ) -> Found:
-    """The loss in `dtype`, dx and dr."""
+    """The loss in `dtype`, dx and dr. key: `key_of_reduced`, where it is known."""
 
     def launched() -> Found:
         found = _launched(anchors, candidates, spec, need_dx, need_dr, None, reduction, dtype)
         return found.loss, found.dx, found.dr
 
     asked = reduction, dtype, need_dx, need_dr
-    return _taped(anchors, candidates, spec, asked, launched)
+    return _taped(anchors, candidates, spec, asked, launched, key)
+
+
+def key_of_reduced(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    reduction: str,
+    dtype: torch.dtype,
+    need_dx: bool,
+    need_dr: bool,
+) -> Hashable:
+    """What a tape of reduced_step is known by, but for where its tensors lie."""
+    return _key(anchors, candidates, spec, (reduction, dtype, need_dx, need_dr))
 
 
 def exact_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> RowStatistics:
@@ -84,18 +99,28 @@ def exact_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> 
 
 
 def _taped(
-    anchors: Side, candidates: Side | None, spec: PairSpec, asked: tuple[object, ...], run: Run
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    asked: tuple[object, ...],
+    run: Run,
+    key: Hashable | None = None,
 ) -> Found:
     """By a tape, but for rules that go by rounds and sides without rows."""
-    sides = [anchors] if candidates is None else [anchors, candidates]
-    inputs = [t for side in sides for t in side if t is not None]
-    if isinstance(spec.weighting, Triplet) or not all(len(t) for t in inputs):
+    inputs = [t for t in (*anchors, *(candidates or ())) if t is not None]
+    if isinstance(spec.weighting, Triplet) or not all(t.shape[0] for t in inputs):
         return run()
-    kinds = tuple(None if t is None else _kind(t) for side in sides for t in side)
+    return taped(_key(anchors, candidates, spec, asked) if key is None else key, inputs, run)
+
+
+def _key(
+    anchors: Side, candidates: Side | None, spec: PairSpec, asked: tuple[object, ...]
+) -> Hashable:
+    kinds = tuple(None if t is None else _kind(t) for t in (*anchors, *(candidates or ())))
     budgets = options.workspace_bytes, options.stash_bytes
     x = anchors.embeddings
     around = x.device, *budgets, float32_products() if x.dtype == torch.float32 else None
-    return taped((spec, asked, kinds, around), inputs, run)
+    return spec, asked, kinds, around
 
 
 def _kind(tensor: Tensor) -> tuple[object, ...]:

@@ -1,0 +1,34 @@
+"""Plans of reduced losses, kept beside the calls that they are of."""
+
+from collections.abc import Hashable
+from types import ModuleType
+
+import torch
+
+from ms_kernels.backends.interface import ReducedPlan, Side
+from ms_kernels.rules.spec import PairSpec
+
+Plans = dict[Hashable, ReducedPlan | None]
+# Of one call, as precision, threads and budgets change.
+MOST_KEPT = 32
+
+
+def plan_of(
+    plans: Plans,
+    module: ModuleType,
+    sides: tuple[Side, Side | None],
+    spec: PairSpec,
+    how: tuple[str, torch.dtype, bool, bool],
+) -> ReducedPlan | None:
+    """Of that backend, made when it is first asked for; None where it makes none.
+
+    how: the reduction, the dtype of the loss, whether dx and dr are needed.
+    """
+    if not hasattr(module, "plan_reduced"):
+        return None
+    key = module, *how, module.plans_depend_on()
+    if key not in plans:
+        if len(plans) >= MOST_KEPT:
+            plans.clear()
+        plans[key] = module.plan_reduced(*sides, spec, *how)
+    return plans.get(key)
