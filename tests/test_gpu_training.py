@@ -1,6 +1,7 @@
 """What training loops do with a loss, on a GPU: memories, processes, rows that count, compiling."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -166,8 +167,8 @@ def test_a_group_of_one_process_is_the_loss_itself(group, tmp_path):
         dist.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore:TensorFloat32")  # the compiler's advice
 def test_head_loss_and_memory_compiled_as_a_whole():
+    warnings.filterwarnings("ignore", "TensorFloat32")  # the compiler's advice
     torch._dynamo.reset()
     torch.manual_seed(0)
     head = nn.Linear(D, D).to(DEVICE)

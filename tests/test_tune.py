@@ -1,5 +1,6 @@
 """How the tuner chooses, with made-up times."""
 
+import functools
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import torch
 
 from ms_kernels.backends.triton import tiles as table
 from ms_kernels.backends.triton.tiles import TABLE, Tile, agree, pack, unpack
-from ms_kernels.tools import tune
+from ms_kernels.tools import tune, tune_ahead
 
 ALL = [(major, mode) for major in TABLE for mode in table.MODES]
 HALF = TABLE[9]["half"]
@@ -75,6 +76,49 @@ def test_it_ends_in_time():
     found = tune.climb(HALF, "scan", limit, lambda: seen.append(1), lambda: len(seen) >= 3)
     assert len(seen) == 3 and limit(found, "scan") <= limit(HALF, "scan")
     assert tune.tuned(HALF, limit, seconds=0.0) == HALF
+
+
+def test_candidates_are_compiled_before_they_are_timed():
+    compiled, timed = [], []
+
+    def time(tiles, role):
+        assert tiles == HALF or repr(tiles) in compiled
+        timed.append(repr(tiles))
+        return far_from(Tile(128, 256, 32, 4, 4))(tiles, role)
+
+    def compile(candidates, role):
+        compiled.extend(map(repr, candidates))
+
+    tune.climb(HALF, "scan", time, lambda: None, lambda: False, compile)
+    assert set(timed[1:]) == set(compiled) and len(compiled) == len(set(compiled)) > 5
+
+
+class Writes:
+    """In the place of a trial."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def compile(self, tiles, role):
+        if role == "crash":
+            os._exit(1)
+        (self.folder / f"{tiles.scan.block_m}-{role}-{os.getpid()}").touch()
+
+
+def writes(folder):
+    tune_ahead.use(Writes(folder))
+
+
+def test_processes_of_their_own_compile(tmp_path):
+    given = [HALF._replace(scan=HALF.scan._replace(block_m=m)) for m in (16, 32, 64, 128)]
+    with tune_ahead.Ahead(functools.partial(writes, tmp_path), 2) as ahead:
+        ahead.compile(given, "scan", 60.0)
+        found = [path.name.split("-") for path in tmp_path.iterdir()]
+        assert sorted(name[0] for name in found) == sorted(["16", "32", "64", "128"])
+        assert all(int(pid) != os.getpid() for *_, pid in found)
+        ahead.compile(given, "crash", 60.0)  # and none compiles ahead from then on
+        assert ahead.pool is None
+        ahead.compile(given, "scan", 60.0)
 
 
 def test_rejected_candidates_are_never_chosen():

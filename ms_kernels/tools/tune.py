@@ -4,6 +4,7 @@ From the standard tiles uphill: of all tiles one step away the fastest is taken,
 or two minutes are over. Each kernel's blocks, warps and stages are its own.
 """
 
+import functools
 import json
 import math
 import sys
@@ -27,9 +28,12 @@ from ms_kernels.backends.triton.tiles import (
     unpack,
 )
 from ms_kernels.tools.command_line import check_output
+from ms_kernels.tools.tune_ahead import Ahead
 
 # Seconds of a candidate, None if it cannot run, spills or computes something else.
 Time = Callable[[Tiles, str], float | None]
+# Compiles candidates of a role that are about to be timed.
+Compile = Callable[[list[Tiles], str], None]
 GAIN = 0.98  # less than this share of the time, or it is noise
 LEAST = Tile(16, 16, 16, 2, 1)
 MOST = Tile(256, 256, 256, 16, 5)
@@ -73,7 +77,12 @@ def neighbours(tiles: Tiles, role: str) -> Iterator[Tiles]:
 
 
 def climb(
-    start: Tiles, role: str, time: Time, seen: Callable[[], object], over: Callable[[], bool]
+    start: Tiles,
+    role: str,
+    time: Time,
+    seen: Callable[[], object],
+    over: Callable[[], bool],
+    compile: Compile = lambda candidates, role: None,
 ) -> Tiles:
     """The fastest tiles of one role, of those tried before time is `over`; `seen` is called for
     each candidate."""
@@ -83,11 +92,12 @@ def climb(
     tried = {repr(start)}
     while True:
         found = best
-        for candidate in neighbours(best, role):
+        candidates = [tiles for tiles in neighbours(best, role) if repr(tiles) not in tried]
+        if not over():
+            compile(candidates, role)
+        for candidate in candidates:
             if over():
                 return found
-            if repr(candidate) in tried:
-                continue
             tried.add(repr(candidate))
             seconds = time(candidate, role)
             seen()
@@ -103,6 +113,7 @@ def tuned(
     time: Time,
     seen: Callable[[], object] = lambda: None,
     seconds: float = math.inf,
+    compile: Compile = lambda candidates, role: None,
 ) -> Tiles:
     """Every role in turn, each beside what was found for those before it, and with a like share of
     the time that they left."""
@@ -110,8 +121,13 @@ def tuned(
     for place, role in enumerate(roles):
         now = monotonic()
         until = now + (end - now) / (len(roles) - place)
-        best = climb(best, role, time, seen, lambda until=until: monotonic() > until)  # type: ignore[misc]
+        over = functools.partial(_is_past, until)
+        best = climb(best, role, time, seen, over, compile)
     return best
+
+
+def _is_past(moment: float) -> bool:
+    return monotonic() > moment
 
 
 def table(chosen: dict[str, Tiles]) -> str:
@@ -161,9 +177,17 @@ def _tune(mode: str, device: torch.device, seconds: float) -> Tiles:
         from tqdm import tqdm
     except ImportError:
         sys.exit("tune needs tqdm: pip install tqdm")
-    from ms_kernels.tools.tune_trial import Trial
+    from ms_kernels.tools.tune_trial import Trial, prepare
 
     standard = standard_tiles(mode, torch.cuda.get_device_capability(device)[0])
-    with tqdm(desc=f"tune {mode}", unit="tile") as bar:
-        found = tuned(standard, Trial(mode, device, standard).time, bar.update, seconds)
+    trial = functools.partial(Trial, mode, device, standard)
+    with (
+        Ahead(functools.partial(prepare, trial)) as ahead,
+        tqdm(desc=f"tune {mode}", unit="tile") as bar,
+    ):
+
+        def compile(candidates: list[Tiles], role: str) -> None:
+            ahead.compile(candidates, role, seconds / 4)
+
+        found = tuned(standard, trial().time, bar.update, seconds, compile)
     return unpack(pack(found), standard)

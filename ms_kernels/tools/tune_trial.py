@@ -1,6 +1,7 @@
 """One candidate of the tuner on a GPU: whether its results hold, and how long it takes."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from ms_kernels.rules.mining import NO_MINING
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import NTXent
 from ms_kernels.settings import options
+from ms_kernels.tools import tune_ahead
 
 KERNELS = (
     *(positive_scan_kernel, negative_scan_kernel, finish_kernel),
@@ -45,6 +47,11 @@ SPEC = PairSpec(mining=NO_MINING)
 PER_CLASS = 8
 
 
+def prepare(trial: "Callable[[], Trial]") -> None:
+    """Of a process that compiles candidates."""
+    tune_ahead.use(trial())
+
+
 class Trial:
     """Times candidates of one mode against the standard tiles' results."""
 
@@ -56,11 +63,21 @@ class Trial:
 
     def time(self, tiles: Tiles, role: str) -> float | None:
         """Milliseconds of the kernels of a role; None if a candidate is out of the question."""
+        with self._here():
+            return self._time(tiles, role)
+
+    def compile(self, tiles: Tiles, role: str) -> None:
+        """What is wrong with a candidate shows when it is timed."""
+        with contextlib.suppress(Exception), self._here():
+            self._run_of(tiles, role)()
+
+    @contextlib.contextmanager
+    def _here(self) -> Iterator[None]:
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.precision)
         try:
             with torch.cuda.device(self.device):
-                return self._time(tiles, role)
+                yield
         finally:
             torch.set_float32_matmul_precision(precision)
 
