@@ -21,7 +21,7 @@ class Options:
         triton backend may spend on partial sums, and on a panel of weights. Default 40 MiB: all
         similarities up to N = 4096 on the CPU, less than the L2 cache of a large GPU.
         The cuda backend holds similarities, partial sums and weights of as many rows as fit, 64 at
-        least.
+        least; by tiles it takes up to four times as much.
     panel_bytes: one panel of similarities of the panels backend. Default 16 MiB.
     stash_bytes: what the triton backend may spend on exponentials kept from the forward pass for
         the gradient of half embeddings deeper than 256. Default 288 MiB: up to N = 16384.

@@ -252,7 +252,7 @@ def test_the_workspace_is_the_budget_and_little_a_row(module):
     """Nothing is launched: these batches are too large for the machine."""
     for n in (2**12, 2**16, 2**20):
         # A tile of rows with partial sums for all columns is the least, and 2^24 bounds the most.
-        assert workspace(module, n, 40 << 20) < (40 << 20) + (64 << 20) + 256 * n
+        assert workspace(module, n, 40 << 20) < 4 * (40 << 20) + (64 << 20) + 256 * n
         assert workspace(module, n, 0) < (64 << 20) + 1024 * n
     # The most rows there may be: more tiles of them than bounds.
     assert workspace(module, 2**31 - 2048, 0) < 1024 * 2**31

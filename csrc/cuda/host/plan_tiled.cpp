@@ -1,5 +1,6 @@
 // How the tiled path divides its work and its workspace.
 #include <algorithm>
+#include <limits>
 
 #include "cuda/core/geometry.h"
 #include "cuda/host/plan.h"
@@ -15,11 +16,15 @@ constexpr std::int64_t kManyBlocks = 1056;
 constexpr std::int64_t kMostTilesPerBlock = 8;
 // Bounds of weights that are kept: above N = 262,144 several tiles share one.
 constexpr std::int64_t kMostBounds = std::int64_t(1) << 24;
+// How many budgets weights and partial sums may take. A launch of one budget has 2.4 times the
+// blocks that an H200 holds at once, and its multiprocessors wait for the last of them.
+constexpr std::int64_t kBudgets = 4;
 
 }  // namespace
 
 std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget) {
   Tiled& t = p.tiled;
+  budget = std::min(budget, std::numeric_limits<std::int64_t>::max() / kBudgets) * kBudgets;
   const std::int64_t scalar = scalar_bytes(p), operand = operand_bytes(p);
   const std::int64_t n = padded(p, p.rows.count), m = padded(p, p.columns.count);
   const std::int64_t tile = tile_of(p).rows;  // and columns
@@ -49,8 +54,10 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
   const std::int64_t scale = p.dtype == DType::float16 ? scalar : 0;
   const std::int64_t listed_bytes =
       t.width * 4 + tile * (kSegment * (tile * operand + scalar + scale) + 2 * scalar);
-  t.panel = std::clamp<std::int64_t>(budget / std::max<std::int64_t>(listed_bytes, 1), 1,
-                                     std::max<std::int64_t>(height, 1));
+  const std::int64_t fitting = std::clamp<std::int64_t>(
+      budget / std::max<std::int64_t>(listed_bytes, 1), 1, std::max<std::int64_t>(height, 1));
+  const std::int64_t panels = divided(std::max<std::int64_t>(height, 1), fitting);
+  t.panel = divided(std::max<std::int64_t>(height, 1), panels);  // of like height
 
   Carver carver(workspace);
   carve_sides(p, carver);

@@ -80,12 +80,10 @@ def similarity(
     b_at = r + columns.to(tl.int64)[None, :] * depth + k[:, None]
     row_factor, column_factor = tl.load(row_scale + rows), tl.load(column_scale + columns)
     sums = tl.zeros((rows.shape[0], columns.shape[0]), row_factor.dtype)
-    for _ in range(0, depth, BLOCK_K):
-        a, b = tl.load(a_at), tl.load(b_at)
+    for first in range(0, depth, BLOCK_K):
+        a, b = tl.load(a_at + first), tl.load(b_at + first)
         if MODE == "tf32x3":
             sums += split_product(a, b)
         else:
             sums = multiply_add(a, b, sums, MODE)
-        a_at += BLOCK_K
-        b_at += BLOCK_K
     return sums * (row_factor[:, None] * column_factor[None, :])
