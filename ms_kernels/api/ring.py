@@ -1,7 +1,8 @@
 """A ring of detached rows with their labels and ids, on the device: what a memory is made of.
 
 How many rows enter is known to the device alone, which is never waited for: every write has the
-shape of its batch, and rows that do not enter write again what their slots hold.
+shape of its batch, and rows that do not enter write again what a slot holds. On a GPU each
+operation is a launch, which costs more than what it computes here: there are few.
 """
 
 from typing import Any, NamedTuple
@@ -13,14 +14,13 @@ from ms_kernels.reference import IGNORED
 
 
 class Slots(NamedTuple):
-    """Some slots of a ring and what they hold."""
+    """Some slots of a ring and what they hold; state: position and filled, (2,)."""
 
     at: Tensor
     rows: Tensor
     labels: Tensor
     ids: Tensor
-    position: Tensor
-    filled: Tensor
+    state: Tensor
 
 
 class Ring(nn.Module):
@@ -53,41 +53,39 @@ class Ring(nn.Module):
 
     def write(self, rows: Tensor, labels: Tensor, ids: Tensor, enters: Tensor) -> Slots:
         """Takes the rows that enter, a mask, the newest if they are too many; returns what was
-        there."""
-        size, some = self.rows.shape[0], min(rows.shape[0], self.rows.shape[0])
-        # Those that enter last, in their order; of each how many of its kind follow.
-        order = enters.to(torch.uint8).argsort(stable=True)[rows.shape[0] - some :]
-        enters = enters[order]
-        count = enters.sum()
-        later = torch.arange(some - 1, -1, -1, device=rows.device)
-        at = (self.position + count - 1 - later) % size
-        before = Slots(
-            at,
-            self.rows[at],
-            self.labels[at],
-            self.ids[at],
-            self.position.clone(),
-            self.filled.clone(),
-        )
-        # Whatever may fail comes before the first write.
-        after = Slots(
-            at,
-            torch.where(enters[:, None], rows[order].to(self.rows.dtype), before.rows),
-            torch.where(enters, labels[order], before.labels),
-            torch.where(enters, ids[order], before.ids),
-            (before.position + count) % size,
-            (before.filled + count).clamp(max=size),
-        )
-        self.restore(after)
+        there. Rows have the dtype of the ring."""
+        size = self.rows.shape[0]
+        if rows.shape[0] > size:
+            # Those that enter last, in their order.
+            newest = enters.to(torch.uint8).argsort(stable=True)[-size:]
+            rows, labels, ids, enters = rows[newest], labels[newest], ids[newest], enters[newest]
+        places = enters.cumsum(0)  # among the rows that enter, from 1
+        # Those that do not enter have the place 0: the slot before the next row's, where all write
+        # what it holds. A row that enters comes round to it only if all of a ring's size enter.
+        at = torch.addcmul(self.position, places, enters).sub_(1).remainder_(size)
+        state = torch.stack((self.position, self.filled))
+        before = Slots(at, self.rows[at], self.labels[at], self.ids[at], state)
+        # Whatever may fail comes before the first write, and no write allocates.
+        rows = torch.where(enters[:, None], rows, before.rows)
+        labels = torch.where(enters, labels, before.labels)
+        ids = torch.where(enters, ids, before.ids)
+        position, filled = state + (places[-1] if places.shape[0] else 0)
+        self._put(at, rows, labels, ids)
+        torch.remainder(position, size, out=self.position)
+        torch.clamp(filled, max=size, out=self.filled)
         return before
 
     def restore(self, slots: Slots) -> None:
-        """What slots hold, where the next row goes, and how many there are."""
-        self.rows[slots.at] = slots.rows
-        self.labels[slots.at] = slots.labels
-        self.ids[slots.at] = slots.ids
-        self.position.copy_(slots.position)
-        self.filled.copy_(slots.filled)
+        """What slots held, where the next row went, and how many there were."""
+        self._put(slots.at, slots.rows, slots.labels, slots.ids)
+        position, filled = slots.state
+        self.position.copy_(position)
+        self.filled.copy_(filled)
+
+    def _put(self, at: Tensor, rows: Tensor, labels: Tensor, ids: Tensor) -> None:
+        self.rows[at] = rows
+        self.labels[at] = labels
+        self.ids[at] = ids
 
     def progress(self) -> str:
         """How far it has come; a GPU is waited for."""
