@@ -6,7 +6,10 @@ import pytest
 import torch
 
 import ms_kernels
-from ms_kernels.api.ring import Ring
+from ms_kernels.api.ring import Ring, held
+from ms_kernels.reference import unit_rows
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.1, 0.9, 1.0])
@@ -32,3 +35,24 @@ def test_rows_that_enter_and_others(size, chance):
             assert torch.equal(ring.rows[slot], row)
             assert ring.labels[slot] == label and ring.ids[slot] == own
         assert (ring.ids == ms_kernels.IGNORED).sum() == size - len(past)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("given", DTYPES, ids=str)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_rows_as_they_are_held(given, dtype, normalize):
+    """To the bit those of the oracle, among them rows without direction and of any length."""
+    x = torch.randn(100, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[:40] *= 10.0 ** torch.arange(-40, 0, dtype=torch.float64)[:, None]
+    x[40:50] *= 10.0 ** torch.arange(10, dtype=torch.float64)[:, None]
+    x[50:53] = torch.tensor([0.0, -0.0, math.nan], dtype=torch.float64)[:, None]
+    x[53, 3], x[54, 39], x[55, 0] = math.inf, -math.inf, math.nan
+    x[56:58] *= 1e30  # whose squares overflow in float32
+    x = x.to(given)
+    wide = x.double() if given == torch.float64 else x.float()
+    want = (unit_rows(wide) if normalize else wide).to(dtype)
+    rows, finite = held(x, dtype, normalize)
+    assert rows.dtype == dtype and torch.equal(finite, want.isfinite().all(1))
+    long = finite & (torch.arange(100) // 2 == 28)
+    assert torch.equal(rows[finite & ~long], want[finite & ~long])
+    torch.testing.assert_close(rows[long], want[long])

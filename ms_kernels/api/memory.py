@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from ms_kernels.api.counting import check_one_label, check_rows, without_label
 from ms_kernels.api.modules import PairLoss
-from ms_kernels.api.ring import Ring, Slots
-from ms_kernels.backends.interface import compute_dtype
+from ms_kernels.api.ring import Ring, Slots, held
 from ms_kernels.checks import DTYPES, Pairs, check_number, check_pairs, check_whole
 from ms_kernels.engine.refusals import constants
-from ms_kernels.reference import IGNORED, unit_rows
+from ms_kernels.reference import IGNORED
 
 MOST = 2**31 - 1
 
@@ -200,12 +199,8 @@ class CrossBatchMemory(nn.Module):
 
     def _enter(self, call: "Call", warm: bool | Tensor | None) -> Slots:
         with constants(), torch.autocast(call.embeddings.device.type, enabled=False):
-            rows = call.embeddings.detach()
-            rows = rows.to(compute_dtype(rows))
-            if self.loss.options["normalize"]:
-                rows = unit_rows(rows)
-            rows = rows.to(self.ring.rows.dtype)
-            enters = rows.isfinite().all(1)
+            x, dtype = call.embeddings.detach(), self.ring.rows.dtype
+            rows, enters = held(x, dtype, self.loss.options["normalize"])
             if call.enters is not None:
                 enters = enters & call.enters
             if isinstance(warm, Tensor):

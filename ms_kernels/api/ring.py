@@ -5,12 +5,18 @@ shape of its batch, and rows that do not enter write again what a slot holds. On
 operation is a launch, which costs more than what it computes here: there are few.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
-from ms_kernels.reference import IGNORED
+from ms_kernels.backends.interface import compute_dtype
+from ms_kernels.reference import IGNORED, NORM_FLOOR
+
+# The squares of 2^31 numbers up to this, the most that a row has, add up to a number of float32.
+NO_OVERFLOW = 2.0**40
 
 
 class Slots(NamedTuple):
@@ -116,3 +122,16 @@ class Ring(nn.Module):
                 )
         if before == (len(missing), len(errors)):
             super()._load_from_state_dict(state_dict, prefix, *rest, **options)
+
+
+def held(x: Tensor, dtype: torch.dtype, normalize: bool) -> tuple[Tensor, Tensor]:
+    """Constant rows as a ring of this dtype holds them, and which of them are finite there."""
+    if not normalize:
+        rows = x.to(dtype)
+        return rows, vector_norm(rows, math.inf, dim=1) < math.inf
+    # `unit_rows` without the detours of its derivative, to the bit up to NO_OVERFLOW. Longer rows
+    # are divided by their greatest number first, all others by 1.
+    greatest = vector_norm(x, math.inf, dim=1, keepdim=True, dtype=compute_dtype(x))
+    rows = x / torch.threshold(greatest, NO_OVERFLOW, 1.0)
+    norm = vector_norm(rows, dim=1, keepdim=True).clamp_min_(NORM_FLOOR)
+    return (rows / norm).to(dtype), greatest[:, 0] < math.inf
