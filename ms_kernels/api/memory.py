@@ -150,7 +150,7 @@ class CrossBatchMemory(nn.Module):
             check_rows("enqueue_mask", enqueue_mask, embeddings, flags=True)
         x, labels, own, *_ = pairs
         if own is None:
-            own = -2 - self.ring.serial - torch.arange(labels.shape[0], device=x.device)
+            own = torch.arange(-2, -2 - labels.shape[0], -1, device=x.device) - self.ring.serial
         ignored, anchors = self.loss.options["ignore_label"], None
         enters = enqueue_mask
         if enters is not None:
@@ -172,9 +172,10 @@ class CrossBatchMemory(nn.Module):
         try:
             parts: list[Tensor] = []  # None is asked that weighs nothing
             if self.batch_weight != 0 or warm is False:
-                parts.append(self.batch_weight * losses.of_batch())
+                parts.append(_weighed(self.batch_weight, losses.of_batch()))
             if self.memory_weight != 0 and warm is not False:
-                of_memory = self.memory_weight * losses.of_memory(*self.ring.candidates())
+                of_memory = losses.of_memory(*self.ring.candidates())
+                of_memory = _weighed(self.memory_weight, of_memory)
                 if isinstance(warm, Tensor):
                     of_memory = torch.where(warm, of_memory, 0)
                 parts.append(of_memory)
@@ -266,6 +267,11 @@ class _Losses:
             rows, labels, ids = rows.clone(), labels.clone(), ids.clone()
         sides = x, own_labels, rows.to(x.dtype), labels, own, ids
         return self.loss.compute(sides, (None, None, weight))
+
+
+def _weighed(weight: float, loss: Tensor) -> Tensor:
+    # On a GPU a product is a launch, and one more of its derivative.
+    return loss if weight == 1 else weight * loss
 
 
 def _refuse_graphs() -> None:
