@@ -34,13 +34,14 @@ def main() -> None:
     tune = commands.add_parser("tune", help="find this GPU's fastest tiles and keep them")
     tune.add_argument("--show", action="store_true", help="only print the tiles in use")
     tune.add_argument("--modes", nargs="+", metavar="MODE", help="half, tf32x3, tf32, float64")
+    tune.add_argument("--seconds", type=float, default=120.0, help="of all modes; default 120")
     arguments = parser.parse_args()
     if arguments.command == "info":
         info()
     elif arguments.command == "tune":
         from ms_kernels.tools import tune as tuner
 
-        tuner.run(arguments.show, arguments.modes)
+        tuner.run(arguments.show, arguments.modes, arguments.seconds)
     elif arguments.command == "explain":
         from ms_kernels.tools import explain as explainer
 

@@ -109,11 +109,13 @@ def compiled(kernel, args, keywords, capability):
     loop = {}
     if looked:
         pairs = keywords["BLOCK_M"] * keywords.get("BLOCK_N", keywords["BLOCK_M"])
+        of_tile, of_depth = inner_loop(assembly)
         loop = {
             "warps": keywords["num_warps"],
             "products": shapes(result.asm["ttgir"]),
             "tile": pairs,
-            "loop_instructions": inner_loop(assembly),
+            "loop_instructions": of_tile,
+            "depth_instructions": of_depth,
         }
     ptx = result.asm["ptx"]
     return {

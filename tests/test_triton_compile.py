@@ -21,7 +21,10 @@ TABLE = HERE / "triton_resources.json"
 MOST_SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 # Instructions of a warp for each pair of one thread: beside those of the loop over the depth, and
 # of the stores of kept exponentials, which deeper rows have.
-MOST_SCANNED = 26
+MOST_SCANNED = 24
+# Of the loop over the depth, 64 of it: addresses that change in it took 134, and waited for each
+# other.
+MOST_OF_DEPTH = 88
 SCANS = [f"negative_scan/bf16-D{depth}" for depth in (32, 64, 128, 256)]
 # For a pair, a warp's instructions times warps: a third of what 8 warps issued that computed every
 # row of 64 x 64 twice.
@@ -37,10 +40,24 @@ MATRIX_KERNELS = {
 }
 # Loads and stores of what did not fit the registers. Given ids are two more for each row and column
 # of a tile. The gradient of 128 columns is faster on an H200 than that of 64, which spills nothing.
+# For sm_100 the compiler gives some kernels 128 registers instead of 171, for more blocks at once.
+_FINISH = ("bf16-D64", "fp16-D256", "tf32-D32")
+_SCAN = (*_FINISH, "tf32x3-D32", "bf16-D1024-NTXent", "bf16-D1024-Triplet")
 SPILLS = {
     "sm_80": {"gradient/bf16-D32": 4, "gradient/tf32x3-D64": 4},
-    "sm_90": {"gradient/bf16-D128": 8},
-    "sm_100": {"finish/bf16-D256-ids": 4, "positive_scan/tf32x3-D128-hardest": 5},
+    # A kernel of several cases bears the name of the first.
+    "sm_90": {
+        "gradient/bf16-D128": 8,
+        **{f"negative_scan/{case}": 3 for case in ("fp64-D32", "fp64-D64")},
+    },
+    "sm_100": {
+        "finish/bf16-D256-ids": 12,
+        "finish/ffma-D16": 2,
+        "negative_scan/fp64-D32": 7,
+        "positive_scan/tf32x3-D128-hardest": 5,
+        **{f"finish/{case}": 8 for case in _FINISH},
+        **{f"positive_scan/{case}": 5 for case in _SCAN},
+    },
 }
 MATRIX = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05"}
 
@@ -80,6 +97,8 @@ def test_kernels_compile_without_spills(architecture, pytestconfig):
         gradient = kernels["gradient/bf16-D128"]
         of_thread = scan["tile"] / (32 * scan["warps"])
         assert scan["loop_instructions"] / of_thread <= MOST_SCANNED
+        deep = kernels["negative_scan/bf16-D256"]
+        assert 0 < deep["depth_instructions"] <= MOST_OF_DEPTH
         issued = gradient["loop_instructions"] * gradient["warps"]
         assert issued <= MOST_OF_GRADIENT * gradient["tile"]
     table = json.loads(TABLE.read_text())

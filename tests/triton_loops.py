@@ -12,15 +12,16 @@ SHAPE = re.compile(r"warpsPerCTA = \[([^\]]*)\], instrShape = \[([^\]]*)\]")
 
 
 def inner_loop(assembly):
-    """Instructions of a warp for one tile without a mask, without those of the loop over the depth;
-    None where no loop multiplies matrices."""
+    """Instructions of a warp for one tile without a mask, without those of the loop over the depth,
+    and those of that loop, 0 where it is unrolled; None where no loop multiplies matrices."""
     code = Code(assembly)
     whole = [loop for loop in code.loops if code.matrix(loop)]
     outer = [loop for loop in whole if not any(other.holds(loop) for other in whole)]
     if not outer:
-        return None
+        return None, None
     tile = min(outer, key=lambda loop: loop.size)
-    return tile.size - sum(loop.size for loop in whole if tile.holds(loop))
+    of_depth = sum(loop.size for loop in whole if tile.holds(loop))
+    return tile.size - of_depth, of_depth
 
 
 def shapes(ttgir):

@@ -1,7 +1,7 @@
 """Finds the fastest tiles of every kernel on the present GPU and keeps them for its model.
 
 From the standard tiles uphill: of all tiles one step away the fastest is taken, until none gains,
-or two minutes are over. Each kernel's blocks, warps and stages are its own.
+or the time is over. Each kernel's blocks, warps and stages are its own.
 """
 
 import functools
@@ -37,7 +37,6 @@ Compile = Callable[[list[Tiles], str], None]
 GAIN = 0.98  # less than this share of the time, or it is noise
 LEAST = Tile(16, 16, 16, 2, 1)
 MOST = Tile(256, 256, 256, 16, 5)
-SECONDS = 120.0  # of all modes together
 
 
 def roles_of(tiles: Tiles) -> list[str]:
@@ -139,8 +138,11 @@ def table(chosen: dict[str, Tiles]) -> str:
     return "\n".join(lines)
 
 
-def run(show: bool, modes: list[str] | None = None) -> None:
-    """Prints the tiles in use; unless `show`, finds them first and writes `tuned_file`."""
+def run(show: bool, modes: list[str] | None = None, seconds: float = 120.0) -> None:
+    """Prints the tiles in use; unless `show`, finds them first and writes `tuned_file`.
+
+    seconds: of all modes together.
+    """
     unknown = sorted(set(modes or ()) - set(MODES))
     if unknown:
         sys.exit(f"tune: expected modes of {', '.join(MODES)}, got {', '.join(unknown)}")
@@ -164,7 +166,7 @@ def run(show: bool, modes: list[str] | None = None) -> None:
         check_output("tune", "XDG_CACHE_HOME", file)
         chosen = {mode: tiles_of(mode, device) for mode in MODES}
         for mode in modes or MODES:
-            chosen[mode] = _tune(mode, device, SECONDS / len(modes or MODES))
+            chosen[mode] = _tune(mode, device, seconds / len(modes or MODES))
             file.write_text(json.dumps({m: pack(t) for m, t in chosen.items()}, indent=1) + "\n")
         tiles_of.cache_clear()
     where = file if file.exists() else "the standard table (`tune` has not run)"
