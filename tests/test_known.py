@@ -166,9 +166,11 @@ def test_a_storage_that_was_freed_is_refused():
         step(own, y, None, None)
 
 
-def test_rules_that_are_gone_are_not_taken_for_others():
-    """A call is known by which objects its rules are: they live as long as it is known."""
+def test_rules_are_known_by_what_they_are():
     x, y, *_ = next(batches(1, SHAPES[0]))
+    for _ in range(3):
+        step(x, y, None, None, weighting=weigh.NTXent(0.3))
+    assert len(known._known) == 1
     for beta in range(20, 60):
         rule = weigh.MultiSimilarity(beta=float(beta))
         found = step(x, y, None, None, weighting=rule)
@@ -197,4 +199,5 @@ def test_a_learned_temperature_is_not_kept():
     loss = ms_kernels.NTXentLoss(torch.nn.Parameter(torch.tensor(0.5)))
     for _ in range(3):
         loss(x, y).backward()
-    assert all(not kept.rules[0].learned for kept in known._known.values())
+    assert all(not kept.spec.weighting.learned for kept in known._known.values())
+    assert len(known._known) <= 1

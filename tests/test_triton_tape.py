@@ -286,3 +286,13 @@ def test_a_step_that_fits_only_once_is_not_taken_down(monkeypatch):
     for _ in range(4):
         assert tape.taped("large", [x], run)[0] is x
     assert [c is not None for c in calls] == [False, True, False, False, False]
+
+
+@pytest.mark.skipif(interpreted(), reason="there is no driver")
+def test_the_driver_is_given_the_launches_of_a_tape():
+    """Where the module is built and the driver says what a kernel takes, since CUDA 12.4."""
+    pytest.importorskip("ms_kernels._tape")
+    for batch in batches(3, (300, None, 40), torch.bfloat16):
+        step(*batch)
+    (taken,) = tape._tapes.values()
+    assert taken.native is not None and len(taken.native) > 5

@@ -25,7 +25,6 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Known(NamedTuple):
-    rules: Rules  # held, for a call is known by their identity
     spec: PairSpec
     backend: str
     plans: Plans
@@ -55,7 +54,7 @@ def key_of(
             return None
         kinds.append(kind)
     # True is 1 to a dictionary, and no flag if it is given as a number.
-    return id(rules[0]), id(rules[1]), options, *map(type, options), *kinds
+    return rules, options, *map(type, options), *kinds
 
 
 def _kind(t: Tensor) -> Hashable | None:
@@ -71,7 +70,7 @@ def _kind(t: Tensor) -> Hashable | None:
 def known(key: Hashable | None) -> Known | None:
     try:
         return None if key is None else _known.get(key)
-    except TypeError:  # an option that is no number; the checks say which
+    except TypeError:  # an option that is no number, which the checks will name; a rule of a user's
         return None
 
 
@@ -82,7 +81,7 @@ def keep(key: Hashable | None, tensors: Tensors, pairs: Pairs, found: Known) -> 
     given = embeddings, labels, ids, ref_emb, ref_labels, ref_ids
     if key is None or any(a is not b for a, b in zip(given, pairs, strict=True)):
         return
-    if found.rules[0].learned or isinstance(found.spec.weighting, Triplet):
+    if isinstance(found.spec.weighting, Triplet):
         return
     if len(_known) >= MOST_KEPT:
         _known.clear()

@@ -178,7 +178,7 @@ def reduced(
     backend = _backend(loss, pairs)
     if loss.spec is None or backend is None:
         return streamed(loss.weighting.row_loss, pairs, loss.mining, loss.shared, reduction)
-    remember(Known((loss.weighting, loss.mining), loss.spec, backend, {}))
+    remember(Known(loss.spec, backend, {}))
     return fused_loss(pairs, loss.spec, reduction, backend)
 
 
