@@ -103,6 +103,7 @@ def small_case(backend: str, dtype: str, n: int, timer: Timer) -> Case:
     extra(found, "launched", lambda run: by_kernel(run, 1), step)
     extra(found, "kernels_alone", timer.graph, call)
     extra(found, "graph", timer.graph, step)
+    extra(found, "cold", timer.cold, step)
     extra(found, "nodes", lambda run: nodes_of(timer, run), step)
     raise_lost(found, backend)
     return found

@@ -182,14 +182,15 @@ def by_shape(cases: Sequence[Case]) -> list[Case]:
 
 def latency_table(cases: Sequence[Case]) -> str:
     """Where the microseconds of a small step go."""
-    head = ["backend", "dtype", "N", "D", "kernels alone", "step in a graph", "eager", "host"]
-    head += ["host CPU", "of it the module", "of it native", "graph nodes"]
+    head = ["backend", "dtype", "N", "D", "kernels alone", "step in a graph", "in a cold graph"]
+    head += ["eager", "host", "host CPU", "of it the module", "of it native", "graph nodes"]
     lines = []
     for case in cases:
         host = case.get("host", {})
         line = [case["backend"], case["dtype"], str(case["n"]), str(case["d"])]
         line += [time(case.get("kernels_alone")) or case.get("error", ""), time(case.get("graph"))]
-        line += [time(case.get("eager")), time(host.get("step")), time(host.get("step_cpu"))]
+        line += [time(case.get("cold")), time(case.get("eager"))]
+        line += [time(host.get("step")), time(host.get("step_cpu"))]
         line += [time(host.get("module")), time(host.get("native"))]
         line.append(str(len(case["nodes"])) if "nodes" in case else "")
         lines.append(line)

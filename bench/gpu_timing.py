@@ -58,6 +58,13 @@ class Timer:
             self.gpu(graph.replay, GRAPH_STEPS) for _ in range(3 if REHEARSED else 20)
         )
 
+    def cold(self, run: Run) -> float:
+        """Median seconds of one step in a graph, whose data and code no cache holds: what it takes
+        between the layers of a network, without the host's time."""
+        graph = capture(self.cuda, run, 1)
+        graph.replay()
+        return statistics.median(self.gpu(graph.replay) for _ in range(3 if REHEARSED else 20))
+
     def peak(self, run: Run) -> int:
         """Bytes at the peak of a call, beyond what was there before it."""
         self.cuda.synchronize()
@@ -112,10 +119,13 @@ def take_turns(
     host: dict[str, list[float]] = {name: [] for name in runs}
     slowest = max(timer.gpu(run) for run in runs.values())
     rounds = max(timer.rounds[0], min(timer.rounds[1], int(timer.seconds / max(slowest, 1e-9))))
-    for _ in range(rounds):
-        for name, run in runs.items():
-            gpu[name].append(timer.gpu(run))
-            host[name].append(timer.host(run))
+    names = list(runs)
+    for turn in range(rounds):
+        # Whoever comes after the slowest finds the host's caches full of it: each in its turn.
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            gpu[name].append(timer.gpu(runs[name]))
+            host[name].append(timer.host(runs[name]))
     found: dict[str, dict[str, Any]] = {}
     for name, run in runs.items():
         times = sorted(gpu[name])
