@@ -154,6 +154,16 @@ def test_an_old_triton_is_named(monkeypatch):
     assert "Triton 3.3 or newer is needed, this is 3.2.0" in backend.missing()
 
 
+def test_a_tape_without_its_module_is_named(monkeypatch):
+    monkeypatch.setattr(triton, "missing", lambda: None)
+    monkeypatch.setattr(triton.tiles, "interpreted", lambda: False)
+    assert ms_kernels.backends()["triton"].note == triton.NOTE
+    monkeypatch.setattr(triton.driver, "_module", lambda: None)
+    assert "ms_kernels._tape is not built; reinstall" in ms_kernels.backends()["triton"].note
+    monkeypatch.undo()
+    dispatch.forget()
+
+
 def test_float64_passes_an_old_triton_by(monkeypatch):
     """Before 3.5 it has no float64 products: auto goes on, an explicit backend says so."""
     triton = pytest.importorskip("triton")

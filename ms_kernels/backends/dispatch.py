@@ -209,6 +209,7 @@ def backends() -> dict[str, Availability]:
     found = {}
     for name, module in MODULES.items():
         reason = why_missing(name)
-        found[name] = Availability(reason is None, module.NOTE if reason is None else reason)
+        note = module.note() if hasattr(module, "note") else module.NOTE
+        found[name] = Availability(reason is None, note if reason is None else reason)
     found["reference"] = Availability(True, "dense PyTorch, O(N * M) memory, any derivative")
     return found

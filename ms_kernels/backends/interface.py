@@ -7,7 +7,7 @@ float64 embeddings, else float32:
     DEVICE: str | None
         The only type of device that it serves, None for any.
     NOTE: str
-        What it is, for `backends()`.
+        What it is, for `backends()`; a function note() too where there is more to say.
     MOST_SAMPLES: int | None
         Of the larger side: beyond it others that are made for the device are faster. None: any.
     fastest_at_any_size(spec, dtype) -> bool

@@ -36,6 +36,10 @@ def _module() -> Any:
         return None
 
 
+def is_built() -> bool:
+    return _module() is not None
+
+
 def native(requests: Sequence[Request]) -> Any:
     """A native tape of all these launches, or None."""
     module = _module()
