@@ -159,6 +159,9 @@ def check_pairs(
     ids: Tensor | None,
     ref_ids: Tensor | None,
 ) -> Pairs:
+    # The batch itself: a row is no pair of its own, as without candidates.
+    if ref_emb is embeddings and ref_labels is labels and ids is ref_ids:
+        ref_emb = ref_labels = ref_ids = None
     _check_embeddings("embeddings", embeddings)
     labels = _labels("labels", labels, "embeddings", embeddings)
     if ids is not None:

@@ -210,3 +210,36 @@ def test_options_are_checked():
 def test_a_spec_is_of_rules_of_this_package(rules, message):
     with pytest.raises(TypeError, match=message):
         ms_kernels.PairSpec(**rules)
+
+
+@pytest.mark.parametrize(
+    ("call", "way_out"),
+    [
+        (lambda: ms_kernels.ContrastiveLoss(neg_margin=0.3), "positive_margin and negative_margin"),
+        (lambda: ms_kernels.MultiSimilarityLoss(distance=None), "normalize=False"),
+        (lambda: ms_kernels.PairLoss(ms_kernels.NTXent(), reducer=None), "reduction= is"),
+        (
+            lambda: ms_kernels.NTXentLoss()(X, Y, indices_tuple=()),
+            "mining=MultiSimilarityMining",
+        ),
+    ],
+)
+def test_arguments_of_other_libraries_name_the_way(call, way_out):
+    with pytest.raises(TypeError, match=r"expected options among .*, got \w+; ") as found:
+        call()
+    assert way_out in str(found.value)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_batch_as_its_own_candidates_is_the_batch(reduction, backend):
+    """A row is no pair of its own; of equal tensors that are others nobody knows it."""
+    x, y = torch.randn(12, 4, requires_grad=True), torch.arange(12) // 3
+    found = []
+    for refs in ((), (x, y), (x.clone(), y)):
+        options = {"reduction": reduction, "backend": backend, "epsilon": None}
+        loss = ms_kernels.multi_similarity_loss(x, y, *refs, **options).sum()
+        found.append((loss.detach(), *torch.autograd.grad(loss, x)))
+    assert all(map(torch.equal, found[0], found[1]))
+    assert not torch.equal(found[0][0], found[2][0])
+    stats = ms_kernels.row_statistics(x, y, x, y, backend=backend)
+    assert all(map(torch.equal, stats, ms_kernels.row_statistics(x, y, backend=backend)))

@@ -34,7 +34,23 @@ __all__ = [
 ]
 
 
-class ContrastiveLoss(PairLoss, rule=Contrastive):
+_CONTRASTIVE = """\
+    Not pytorch-metric-learning's ContrastiveLoss by default, whose margins are distances and
+    whose mean is of the pairs that cost something.
+
+"""
+_LIFTED = """\
+    pytorch-metric-learning's GeneralizedLiftedStructureLoss; its LiftedStructureLoss looks at
+    both ends of a pair.
+
+"""
+_TRIPLET = """\
+    Not torch's TripletMarginLoss, of distances and of triplets that are given.
+
+"""
+
+
+class ContrastiveLoss(PairLoss, rule=Contrastive, beside=_CONTRASTIVE):
     """`Contrastive` with any mining rule."""
 
     def __init__(
@@ -72,7 +88,7 @@ class BinLiftedLoss(PairLoss, rule=BinLifted):
         super().__init__(BinLifted(alpha, beta, base), **options)
 
 
-class LiftedStructureLoss(PairLoss, rule=LiftedStructure):
+class LiftedStructureLoss(PairLoss, rule=LiftedStructure, beside=_LIFTED):
     """`LiftedStructure` with any mining rule."""
 
     def __init__(
@@ -83,7 +99,7 @@ class LiftedStructureLoss(PairLoss, rule=LiftedStructure):
         super().__init__(LiftedStructure(margin), **options)
 
 
-class TripletLoss(PairLoss, rule=Triplet):
+class TripletLoss(PairLoss, rule=Triplet, beside=_TRIPLET):
     """`Triplet` with any mining rule."""
 
     def __init__(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import Never
 
 from ms_kernels.api.counting import check_ignore_label, row_weights
+from ms_kernels.api.hints import refuse_unknown
 from ms_kernels.api.histogram import Histogram, check_reduction
 from ms_kernels.api.known import Tensors
 from ms_kernels.api.learned import takes_in
@@ -27,6 +28,12 @@ from ms_kernels.rules.spec import PairOptions, options_of, spec_of
 from ms_kernels.rules.weighting import (
     MultiSimilarity,
     Weighting,
+)
+
+# Of a call.
+ARGUMENTS = (
+    *("embeddings", "labels", "ref_emb", "ref_labels"),
+    *("ids", "ref_ids", "anchor_mask", "sample_weight"),
 )
 
 
@@ -52,8 +59,11 @@ class PairLoss(nn.Module):
     keep_statistics: have `statistics` of the last call. Default False.
     """
 
-    def __init_subclass__(cls, rule: type[Weighting] | None = None) -> None:
-        """Of a module named after a rule, help() shows the rule's formula and all options."""
+    def __init_subclass__(cls, rule: type[Weighting] | None = None, beside: str = "") -> None:
+        """Of a module named after a rule, help() shows the rule's formula and all options.
+
+        beside: a sentence about what other libraries call so.
+        """
         super().__init_subclass__()
         if rule is None:
             return
@@ -67,7 +77,7 @@ class PairLoss(nn.Module):
         cls.__signature__ = inspect.Signature([*own, *others])  # type: ignore[attr-defined]
         cls.__doc__ = (
             f"`PairLoss` of the weighting rule {rule.__name__}; every pair is kept unless mining\n"
-            f"is given, such as mining=MultiSimilarityMining().\n\n    {rule.__doc__}"
+            f"is given, such as mining=MultiSimilarityMining().\n\n{beside}    {rule.__doc__}"
         )
 
     def __init__(
@@ -86,11 +96,8 @@ class PairLoss(nn.Module):
         super().__init__()
         if unknown:
             parameters = inspect.signature(type(self)).parameters
-            known = ", ".join(name for name in parameters if name != "unknown")
-            raise TypeError(
-                f"{type(self).__name__}: expected options among {known}, "
-                f"got {', '.join(sorted(unknown))}"
-            )
+            known = [name for name in parameters if name != "unknown"]
+            refuse_unknown(type(self).__name__, unknown, known)
         mining = NoMining() if mining is None else mining
         check_rules(weighting, mining)
         check_choice("reduction", reduction, REDUCTIONS)
@@ -153,8 +160,11 @@ class PairLoss(nn.Module):
         ref_ids: Tensor | None = None,
         anchor_mask: Tensor | None = None,
         sample_weight: Tensor | None = None,
+        **unknown: Never,
     ) -> Tensor:
         """The reduced loss of (N, D) embeddings and their (N,) labels: see `pair_loss`."""
+        if unknown:
+            refuse_unknown(f"{type(self).__name__}()", unknown, ARGUMENTS)
         return self.compute(
             (embeddings, labels, ref_emb, ref_labels, ids, ref_ids),
             (self.options["ignore_label"], anchor_mask, sample_weight),
@@ -218,7 +228,10 @@ class PairLoss(nn.Module):
 
 
 class MultiSimilarityLoss(PairLoss):
-    """`multi_similarity_loss` with its options fixed; see there for formula and arguments."""
+    """`multi_similarity_loss` with its options fixed; see there for formula and arguments.
+
+    It mines its pairs: pytorch-metric-learning's class of this name does with a miner beside it.
+    """
 
     def __init__(
         self,
@@ -232,6 +245,7 @@ class MultiSimilarityLoss(PairLoss):
         backend: str = "auto",
         ignore_label: int | None = None,
         keep_statistics: bool = False,
+        **unknown: Never,
     ) -> None:
         super().__init__(
             MultiSimilarity(alpha, beta, base),
@@ -242,6 +256,7 @@ class MultiSimilarityLoss(PairLoss):
             backend=backend,
             ignore_label=ignore_label,
             keep_statistics=keep_statistics,
+            **unknown,
         )
 
     @classmethod

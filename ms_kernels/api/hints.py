@@ -1,0 +1,27 @@
+"""What names of other libraries' arguments are called here."""
+
+from collections.abc import Iterable, Mapping
+
+_MINING = "pairs are mined inside the loss, by mining=, such as mining=MultiSimilarityMining()"
+_MARGINS = "margins are similarities: Contrastive has positive_margin and negative_margin"
+_HINTS = {
+    "indices_tuple": _MINING,
+    "miner": _MINING,
+    "distance": "similarities are cosines, or with normalize=False dot products",
+    "reducer": "reduction= is 'mean', 'sum', 'none', or 'mean_valid' over anchors that keep a pair",
+    "collect_stats": "keep_statistics=True has what mining kept",
+    "pos_margin": _MARGINS,
+    "neg_margin": _MARGINS,
+    "embedding_regularizer": "add it to the loss",
+}
+
+
+def refuse_unknown(name: str, unknown: Mapping[str, object], known: Iterable[str]) -> None:
+    """With the way out where another library has such an argument."""
+    if not unknown:
+        return
+    ways = dict.fromkeys(_HINTS[option] for option in sorted(unknown) if option in _HINTS)
+    raise TypeError(
+        f"{name}: expected options among {', '.join(known)}, got {', '.join(sorted(unknown))}"
+        + "".join(f"; {way}" for way in ways)
+    )
