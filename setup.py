@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -42,6 +43,14 @@ class CMakeBuild(build_ext):
                 subprocess.run(command, check=True)
             except (OSError, subprocess.CalledProcessError) as error:
                 sys.exit(f"ms_kernels: building the kernels failed ({error}); {WAY_OUT}")
+
+    def copy_extensions_to_source(self) -> None:
+        """Of an editable install: all modules of the build, of which setuptools knows one."""
+        super().copy_extensions_to_source()
+        package = self.get_finalized_command("build_py").get_package_dir("ms_kernels")
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        for module in (Path(self.build_lib) / "ms_kernels").glob(f"_*{suffix}"):
+            shutil.copy2(module, Path(package) / module.name)
 
 
 skip = os.environ.get("MS_KERNELS_SKIP_BUILD") == "1"

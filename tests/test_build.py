@@ -252,3 +252,24 @@ def test_kernels_that_fail_leave_the_rest(outer, tmp_path):
     assert code == 0, told
     code, told = outer.build()
     assert code != 0 and "MSK_CUDA=ON, but" in told and "failed on the kernels" in told
+
+
+def test_an_editable_install_has_every_module_of_the_build(tmp_path):
+    """setuptools knows one of them; what CMake makes beside it comes along."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    names = [f"{name}{suffix}" for name in ("_cpu", "_cuda", "_tape")]
+    makes = " ".join(f'"$into/{name}"' for name in names)
+    program(
+        tmp_path / "bin" / "cmake",
+        'for a in "$@"; do case $a in -DMSK_OUTPUT=*) into=${a#-DMSK_OUTPUT=};'
+        f' mkdir -p "$into"; touch {makes};; esac; done',
+    )
+    project = tmp_path / "project"
+    (project / "ms_kernels").mkdir(parents=True)
+    shutil.copy(ROOT / "setup.py", project)
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    environment.pop("MS_KERNELS_SKIP_BUILD", None)
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(path.name for path in (project / "ms_kernels").iterdir()) == names

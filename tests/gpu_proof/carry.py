@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from bench.gpu_sources import CARRIED, PACKAGE, ROOT
 # Not carried, and of this checkout alone: CMake refuses a tree that was moved.
 TREES = ROOT / "build" / f"gpu-tree-{hashlib.sha256(bytes(ROOT)).hexdigest()[:8]}"
 PEER, SITE = "pytorch-metric-learning", CARRIED / "site"
+GPU_MODULES = "_cuda", "_tape"
 ASK = (
     "import json, sys, sysconfig; v = sys.version_info; print(json.dumps({"
     "'tag': f'cp{v[0]}{v[1]}', 'suffix': sysconfig.get_config_var('EXT_SUFFIX')}))"
@@ -43,11 +45,11 @@ def build(
     python: str,
     architectures: str,
     into: Path,
-    only: str = "",
+    only: Sequence[str] = (),
     cuda: bool = True,
     dry: bool = False,
 ) -> Path:
-    """The modules for that Python, or one; dry: what would run is listed. The folder of it."""
+    """The modules for that Python, or some; dry: what would run is listed. The folder of it."""
     tag = python_of(python)["tag"]
     tree = TREES / f"{tag}-{architectures.replace(';', '_')}"
     configure = [
@@ -58,7 +60,7 @@ def build(
         f"-DCMAKE_CUDA_ARCHITECTURES={architectures}",
         "-DCMAKE_BUILD_TYPE=Release",
     ]
-    target = ["--target", only] if only else []
+    target = ["--target", *only] if only else []
     make = ["cmake", "--build", str(tree), *target, *(["--", "-n"] if dry else [])]
     into.mkdir(parents=True, exist_ok=True)
     for command in (configure, make):
@@ -212,7 +214,7 @@ def main(arguments: list[str]) -> int:
         return compile_kernels(options.python)
     if options.dry:
         has_nvcc = shutil.which("nvcc") is not None
-        only = "_cuda" if has_nvcc else ""
+        only = GPU_MODULES if has_nvcc else ()
         build(options.python, options.architectures, TREES / "dry", only, has_nvcc, dry=True)
         return 0
     claim = folder / (gpu_sources.NOTE if options.here else "manifest.json")
@@ -220,7 +222,7 @@ def main(arguments: list[str]) -> int:
     (folder / f"_cuda{found['suffix']}").unlink(missing_ok=True)
     before = state()
     # On the GPU machine seconds count: the kernels of the CPU prove nothing there.
-    only = "_cuda" if options.here else ""
+    only = GPU_MODULES if options.here else ()
     tree = build(options.python, options.architectures, folder, only)
     manifest = manifest_of(options.python, options.architectures, before, tree)
     text = json.dumps(manifest, indent=1)
