@@ -26,14 +26,14 @@ class Timer:
         self.device: Device = device()
         self.cuda = self.device.cuda
         self.rounds, self.seconds = rounds, seconds
-        self.cold = torch.empty(self.device.cold_bytes, dtype=torch.int8, device=self.device.type)
+        self.flush = torch.empty(self.device.cold_bytes, dtype=torch.int8, device=self.device.type)
 
     def gpu(self, run: Run, steps: int = 1) -> float:
         """Seconds a step between two events around a call that finds its inputs outside the caches.
 
         Of a small batch this is the host's time too, as far as its launches outlast the flush.
         """
-        self.cold.zero_()
+        self.flush.zero_()
         start, end = (self.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         run()

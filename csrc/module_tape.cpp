@@ -4,7 +4,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -29,7 +28,7 @@ struct Driver {
   ParameterInfo parameter = nullptr;  // since CUDA 12.4
 
   Driver() {
-    if (void* library = dlopen("libcuda.so.1", RTLD_LAZY)) {
+    if (void* library = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD)) {
       launch = reinterpret_cast<LaunchKernel>(dlsym(library, "cuLaunchKernel"));
       parameter = reinterpret_cast<ParameterInfo>(dlsym(library, "cuFuncGetParamInfo"));
     }
@@ -79,7 +78,6 @@ class Tape {
       if (place >= parameters.size() || std::string(parameters[place]).size() != sizeof(void*))
         throw std::invalid_argument("addresses: expected places of pointers, got " +
                                     std::to_string(place));
-      bases_ = std::max(bases_, source + 1);
     }
     launches_.push_back(std::move(launch));
     return true;
@@ -102,7 +100,7 @@ class Tape {
       values = launch.parameters;
       for (const auto& [place, source, bytes] : launch.addresses) {
         if (source >= bases.size())
-          throw std::out_of_range("bases: expected " + std::to_string(bases_) + ", got " +
+          throw std::out_of_range("bases: expected more than " + std::to_string(source) + ", got " +
                                   std::to_string(bases.size()));
         values[place] = static_cast<std::uint64_t>(bases[source] + bytes);
       }
@@ -121,7 +119,6 @@ class Tape {
 
  private:
   std::vector<Launch> launches_;
-  std::size_t bases_ = 0;
 };
 
 }  // namespace

@@ -208,7 +208,8 @@ def test_refs_equal_to_the_batch_need_ids_to_skip_themselves(backend):
     own = multi_similarity_loss(x, y, backend=backend)
     as_refs = multi_similarity_loss(x, y, x, y, ids=i, ref_ids=i, backend=backend)
     torch.testing.assert_close(own, as_refs, rtol=1e-12, atol=0)
-    assert multi_similarity_loss(x, y, x, y, backend=backend) != own
+    assert multi_similarity_loss(x, y, x.clone(), y, backend=backend) != own
+    assert multi_similarity_loss(x, y, x, y, backend=backend) == own  # the very batch
 
 
 @pytest.mark.parametrize("wanted", ["embeddings", "ref_emb"])

@@ -157,6 +157,25 @@ def test_tensors_of_no_known_kind_are_looked_at(monkeypatch):
         torch.func.grad(lambda t: pair_loss(t, y, weighting=MS, mining=MINED))(x)
 
 
+def test_the_batch_as_its_own_candidates_is_no_copy_of_it():
+    x, y, *_ = next(batches(1, SHAPES[0]))
+    options = {"weighting": weigh.NTXent(), "mining": mine.NoMining()}
+    own = step(x, y, None, None, **options)
+    leaf = x.clone().requires_grad_()
+    for _ in range(3):
+        copy = pair_loss(leaf, y, x.clone(), y.clone(), **options)
+        same = pair_loss(leaf, y, leaf, y, **options)
+        assert torch.equal(same, own[0]) and not torch.equal(copy, own[0])
+
+
+def test_zeros_without_memory_are_zeros():
+    y = torch.arange(30) // 3
+    want = step(torch.zeros(30, 16), y, None, None)
+    for _ in range(2):
+        got = step(torch._efficientzerotensor((30, 16)), y, None, None)
+        assert all(map(torch.equal, got, want))
+
+
 def test_a_storage_that_was_freed_is_refused():
     x, y, *_ = next(batches(1, SHAPES[0]))
     own = x.clone()

@@ -2,9 +2,11 @@
 
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
+from time import sleep
 
 import pytest
 import torch
@@ -70,12 +72,19 @@ def test_it_climbs_to_the_fastest():
 
 
 def test_it_ends_in_time():
-    """With what it has found so far."""
+    """With what it has found so far: steps that were begun are ended, none is begun."""
     seen = []
     limit = far_from(Tile(128, 256, 32, 4, 4))
-    found = tune.climb(HALF, "scan", limit, lambda: seen.append(1), lambda: len(seen) >= 3)
-    assert len(seen) == 3 and limit(found, "scan") <= limit(HALF, "scan")
-    assert tune.tuned(HALF, limit, seconds=0.0) == HALF
+    found = tune.climb(HALF, "scan", limit, lambda: seen.append(1), lambda: True)
+    assert len(seen) == len(list(tune.neighbours(HALF, "scan")))
+    assert limit(found, "scan") == limit(HALF, "scan") - 1
+    timed = {role: 0 for role in tune.roles_of(HALF)}
+
+    def time(tiles, role):
+        timed[role] += 1
+        return 1.0
+
+    assert tune.tuned(HALF, time, seconds=0.0) == HALF and min(timed.values()) > 3
 
 
 def test_candidates_are_compiled_before_they_are_timed():
@@ -102,23 +111,38 @@ class Writes:
     def compile(self, tiles, role):
         if role == "crash":
             os._exit(1)
+        if role == "hang":
+            sleep(600.0)
         (self.folder / f"{tiles.scan.block_m}-{role}-{os.getpid()}").touch()
 
 
 def writes(folder):
-    tune_ahead.use(Writes(folder))
+    tune_ahead.use({"half": Writes(folder)})
 
 
 def test_processes_of_their_own_compile(tmp_path):
     given = [HALF._replace(scan=HALF.scan._replace(block_m=m)) for m in (16, 32, 64, 128)]
     with tune_ahead.Ahead(functools.partial(writes, tmp_path), 2) as ahead:
-        ahead.compile(given, "scan", 60.0)
+        ahead.start(60.0)
+        ahead.compile("half", given, "scan", math.inf)
         found = [path.name.split("-") for path in tmp_path.iterdir()]
         assert sorted(name[0] for name in found) == sorted(["16", "32", "64", "128"])
         assert all(int(pid) != os.getpid() for *_, pid in found)
-        ahead.compile(given, "crash", 60.0)  # and none compiles ahead from then on
+        ahead.compile("half", given, "crash", 60.0)  # and none compiles ahead from then on
         assert ahead.pool is None
-        ahead.compile(given, "scan", 60.0)
+        ahead.compile("half", given, "scan", 60.0)
+
+
+@pytest.mark.parametrize("role", ["hang", "unknown mode"])
+def test_a_process_that_hangs_or_fails_is_ended(tmp_path, role):
+    with tune_ahead.Ahead(functools.partial(writes, tmp_path), 2) as ahead:
+        ahead.start(60.0)
+        workers = list(ahead.pool._processes.values())
+        ahead.compile("half" if role == "hang" else "none", [HALF] * 3, role, 1.0)
+        assert ahead.pool is None
+        for worker in workers:
+            worker.join(10.0)
+            assert worker.exitcode is not None
 
 
 def test_rejected_candidates_are_never_chosen():

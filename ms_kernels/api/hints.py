@@ -1,6 +1,7 @@
 """What names of other libraries' arguments are called here."""
 
 from collections.abc import Iterable, Mapping
+from typing import NoReturn
 
 _MINING = "pairs are mined inside the loss, by mining=, such as mining=MultiSimilarityMining()"
 _MARGINS = "margins are similarities: Contrastive has positive_margin and negative_margin"
@@ -16,10 +17,8 @@ _HINTS = {
 }
 
 
-def refuse_unknown(name: str, unknown: Mapping[str, object], known: Iterable[str]) -> None:
+def refuse_unknown(name: str, unknown: Mapping[str, object], known: Iterable[str]) -> NoReturn:
     """With the way out where another library has such an argument."""
-    if not unknown:
-        return
     ways = dict.fromkeys(_HINTS[option] for option in sorted(unknown) if option in _HINTS)
     raise TypeError(
         f"{name}: expected options among {', '.join(known)}, got {', '.join(sorted(unknown))}"

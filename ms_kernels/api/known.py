@@ -53,13 +53,17 @@ def key_of(
         if kind is None and t is not None:
             return None
         kinds.append(kind)
+    # The batch as its own candidates is another call than a copy of it.
+    itself = tensors[2] is tensors[0], tensors[3] is tensors[1], tensors[4] is tensors[5]
     # True is 1 to a dictionary, and no flag if it is given as a number.
-    return rules, options, *map(type, options), *kinds
+    return rules, options, *map(type, options), *itself, *kinds
 
 
 def _kind(t: Tensor) -> Hashable | None:
     # A subclass may answer anything, and some have no strides.
     if type(t) not in PLAIN or t.layout is not torch.strided or t.is_nested or t.is_neg():
+        return None
+    if t._is_zerotensor():  # has no memory
         return None
     device = t.device
     if device.type not in ("cpu", "cuda"):
@@ -70,7 +74,7 @@ def _kind(t: Tensor) -> Hashable | None:
 def known(key: Hashable | None) -> Known | None:
     try:
         return None if key is None else _known.get(key)
-    except TypeError:  # an option that is no number, which the checks will name; a rule of a user's
+    except Exception:  # an option that is no number, which the checks will name; a rule of a user's
         return None
 
 

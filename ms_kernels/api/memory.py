@@ -206,7 +206,8 @@ class CrossBatchMemory(nn.Module):
                 enters = enters & call.enters
             if isinstance(warm, Tensor):
                 enters = enters & warm
-            if rows.shape[0] > self.size and not self._told:
+            told = self._told or torch.compiler.is_compiling()  # a graph cannot warn
+            if rows.shape[0] > self.size and not told:
                 self._told = True
                 warnings.warn(
                     f"CrossBatchMemory: a batch of {rows.shape[0]} rows is more than size="

@@ -1,6 +1,7 @@
 """Losses as modules: any weighting rule with any mining rule, and the Multi-Similarity loss."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypedDict
 
@@ -30,11 +31,10 @@ from ms_kernels.rules.weighting import (
     Weighting,
 )
 
-# Of a call.
-ARGUMENTS = (
-    *("embeddings", "labels", "ref_emb", "ref_labels"),
-    *("ids", "ref_ids", "anchor_mask", "sample_weight"),
-)
+
+def _names_of(function: Callable[..., Any]) -> list[str]:
+    names = inspect.signature(function).parameters
+    return [name for name in names if name not in ("self", "unknown")]
 
 
 class LossOptions(TypedDict, total=False):
@@ -95,9 +95,7 @@ class PairLoss(nn.Module):
     ) -> None:
         super().__init__()
         if unknown:
-            parameters = inspect.signature(type(self)).parameters
-            known = [name for name in parameters if name != "unknown"]
-            refuse_unknown(type(self).__name__, unknown, known)
+            refuse_unknown(type(self).__name__, unknown, _names_of(type(self)))
         mining = NoMining() if mining is None else mining
         check_rules(weighting, mining)
         check_choice("reduction", reduction, REDUCTIONS)
@@ -164,7 +162,7 @@ class PairLoss(nn.Module):
     ) -> Tensor:
         """The reduced loss of (N, D) embeddings and their (N,) labels: see `pair_loss`."""
         if unknown:
-            refuse_unknown(f"{type(self).__name__}()", unknown, ARGUMENTS)
+            refuse_unknown(f"{type(self).__name__}()", unknown, _names_of(self.forward))
         return self.compute(
             (embeddings, labels, ref_emb, ref_labels, ids, ref_ids),
             (self.options["ignore_label"], anchor_mask, sample_weight),

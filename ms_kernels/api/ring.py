@@ -71,7 +71,8 @@ class Ring(nn.Module):
         at = torch.addcmul(self.position, places, enters).sub_(1).remainder_(size)
         state = torch.stack((self.position, self.filled))
         before = Slots(at, self.rows[at], self.labels[at], self.ids[at], state)
-        # Whatever may fail comes before the first write, and no write allocates.
+        # Whatever may fail comes before the first write. Writes allocate nothing, but on a GPU that
+        # is to use deterministic algorithms.
         rows = torch.where(enters[:, None], rows, before.rows)
         labels = torch.where(enters, labels, before.labels)
         ids = torch.where(enters, ids, before.ids)

@@ -209,7 +209,10 @@ def backends() -> dict[str, Availability]:
     found = {}
     for name, module in MODULES.items():
         reason = why_missing(name)
-        note = module.note() if hasattr(module, "note") else module.NOTE
-        found[name] = Availability(reason is None, note if reason is None else reason)
+        if reason is not None:
+            found[name] = Availability(False, reason)
+        else:
+            note = module.note() if hasattr(module, "note") else module.NOTE
+            found[name] = Availability(True, note)
     found["reference"] = Availability(True, "dense PyTorch, O(N * M) memory, any derivative")
     return found

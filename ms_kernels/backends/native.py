@@ -66,14 +66,22 @@ def _check_columns(rows: Side, columns: Side) -> None:
         raise ValueError("ids: expected them on both sides or on neither, got one")
 
 
-def check_storage(name: str, x: Tensor) -> None:
-    if not x.numel():
-        return
+def extent_of(x: Tensor) -> int:
+    """Elements from the first of a tensor to behind its last."""
     if x.is_contiguous():
-        last = x.numel() - 1
-    else:
-        last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
-    wanted = (x.storage_offset() + last + 1) * x.element_size()
+        return x.numel()
+    if not x.numel():
+        return 0
+    return 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+
+
+def lies_as_read(x: Tensor) -> bool:
+    """Whether the elements of a row, or of an array, are neighbours."""
+    return x.is_contiguous() or (x.ndim == 2 and (x.shape[1] <= 1 or x.stride(1) == 1))
+
+
+def check_storage(name: str, x: Tensor) -> None:
+    wanted = (x.storage_offset() + extent_of(x)) * x.element_size() if x.numel() else 0
     got = x.untyped_storage().nbytes()
     if got < wanted:
         raise ValueError(
@@ -82,13 +90,14 @@ def check_storage(name: str, x: Tensor) -> None:
 
 
 class Output(NamedTuple):
-    """Of a plan."""
+    """What a plan allocates for each call."""
 
     shape: torch.Size
     dtype: torch.dtype
 
 
-# An address that is not known when a call is planned.
+# Stands for an address that is not known when a call is planned: not null, and as aligned as those
+# of an allocator.
 LATER = 256
 
 
@@ -184,7 +193,7 @@ class NativeCall:
     def embeddings(self, side: Side) -> tuple[int, int, int]:
         """Address, stride of a row, number of rows; the elements of a row are neighbours."""
         x = side.embeddings
-        if x.shape[1] > 1 and x.stride(1) != 1:
+        if not lies_as_read(x):
             x = x.contiguous()
         self.read.append(x)
         return x.data_ptr(), x.stride(0), len(x)

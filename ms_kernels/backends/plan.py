@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.interface import Side
-from ms_kernels.backends.native import NativeCall, Output, check_storage
+from ms_kernels.backends.native import (
+    NativeCall,
+    Output,
+    check_storage,
+    extent_of,
+    lies_as_read,
+)
 
 NOTHING = Side(None, None, None)  # type: ignore[arg-type]
 
@@ -21,7 +27,7 @@ class Input(NamedTuple):
 
     name: str
     is_copied: bool  # its elements do not lie as the kernels read them
-    last: int  # elements from the first to the last
+    extent: int  # elements from its first to behind its last
 
 
 class Plan:
@@ -38,7 +44,7 @@ class Plan:
         sides = call.rows, NOTHING if call.columns is None else call.columns
         names = [f"{side}, {kind}" for side in ("rows", "columns") for kind in Side._fields]
         self.inputs = [
-            None if t is None else input_of(name, t)
+            None if t is None else Input(name, not lies_as_read(t), extent_of(t))
             for name, t in zip(names, (*sides[0], *sides[1]), strict=True)
         ]
         self.outputs = outputs
@@ -54,7 +60,7 @@ class Plan:
             if known is None or t is None:
                 inputs.append(0)
                 continue
-            wanted = (t.storage_offset() + known.last) * t.itemsize
+            wanted = (t.storage_offset() + known.extent) * t.itemsize
             if t.untyped_storage().nbytes() < wanted:
                 check_storage(known.name, t)
             if known.is_copied:
@@ -69,10 +75,3 @@ class Plan:
         outputs = [0 if t is None else t.data_ptr() for t in made]
         self.run(inputs, outputs, workspace.data_ptr())
         return made
-
-
-def input_of(name: str, t: Tensor) -> Input:
-    rows_apart = t.ndim == 2 and (t.shape[1] <= 1 or t.stride(1) == 1)
-    pairs = zip(t.shape, t.stride(), strict=True)
-    last = sum((n - 1) * step for n, step in pairs) + 1 if t.numel() else 0
-    return Input(name, not (rows_apart or t.is_contiguous()), last)

@@ -85,14 +85,12 @@ def _reduced(
 
 
 def _means_more(tensor: Tensor) -> bool:
-    """Than its memory says: the dispatcher resolves a view that negates."""
-    return type(tensor) not in PLAIN_TENSORS or tensor.is_neg()
+    """Than its memory says: the dispatcher resolves a view that negates, and zeros without any."""
+    return type(tensor) not in PLAIN_TENSORS or tensor.is_neg() or tensor._is_zerotensor()
 
 
 def _scaled(gradient: Tensor, dloss: Tensor, dtype: torch.dtype) -> Tensor:
     """In one launch: a product that is cast as it is written."""
-    if gradient.dtype == dtype == dloss.dtype:
-        return gradient * dloss
     if gradient.dtype == dtype or torch.compiler.is_compiling() or is_batch(dloss):
         return (gradient * dloss).to(dtype)
     return torch.mul(gradient, dloss, out=torch.empty_like(gradient, dtype=dtype))

@@ -27,8 +27,10 @@ def plan_of(
     if not hasattr(module, "plan_reduced"):
         return None
     key = module, *how, module.plans_depend_on()
-    if key not in plans:
-        if len(plans) >= MOST_KEPT:
-            plans.clear()
-        plans[key] = module.plan_reduced(*sides, spec, *how)
-    return plans.get(key)
+    if key in plans:
+        return plans.get(key)  # None too if another thread has cleared them meanwhile
+    if len(plans) >= MOST_KEPT:
+        plans.clear()
+    plan: ReducedPlan | None = module.plan_reduced(*sides, spec, *how)
+    plans[key] = plan
+    return plan

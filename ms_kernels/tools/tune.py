@@ -28,12 +28,15 @@ from ms_kernels.backends.triton.tiles import (
     unpack,
 )
 from ms_kernels.tools.command_line import check_output
-from ms_kernels.tools.tune_ahead import Ahead
+from ms_kernels.tools.tune_ahead import Ahead, use
 
 # Seconds of a candidate, None if it cannot run, spills or computes something else.
 Time = Callable[[Tiles, str], float | None]
 # Compiles candidates of a role that are about to be timed.
 Compile = Callable[[list[Tiles], str], None]
+# Seconds for all processes to be there, and for a step's candidates to be compiled: on an H200 17
+# and 1 to 5. Who takes longer hangs.
+MOST_TO_START, MOST_TO_COMPILE = 90.0, 60.0
 GAIN = 0.98  # less than this share of the time, or it is noise
 LEAST = Tile(16, 16, 16, 2, 1)
 MOST = Tile(256, 256, 256, 16, 5)
@@ -83,8 +86,8 @@ def climb(
     over: Callable[[], bool],
     compile: Compile = lambda candidates, role: None,
 ) -> Tiles:
-    """The fastest tiles of one role, of those tried before time is `over`; `seen` is called for
-    each candidate."""
+    """The fastest tiles of one role; `seen` is called for each candidate. What is one step away is
+    tried in any case, what is further while time is not `over`."""
     best, fastest = start, time(start, role)
     if fastest is None:
         return start  # the standard tiles do not run here: nothing to compare with
@@ -92,18 +95,15 @@ def climb(
     while True:
         found = best
         candidates = [tiles for tiles in neighbours(best, role) if repr(tiles) not in tried]
-        if not over():
-            compile(candidates, role)
+        compile(candidates, role)
         for candidate in candidates:
-            if over():
-                return found
             tried.add(repr(candidate))
             seconds = time(candidate, role)
             seen()
             if seconds is not None and seconds < fastest * GAIN:
                 found, fastest = candidate, seconds
-        if found is best:
-            return best
+        if found is best or over():
+            return found
         best = found
 
 
@@ -141,8 +141,10 @@ def table(chosen: dict[str, Tiles]) -> str:
 def run(show: bool, modes: list[str] | None = None, seconds: float = 120.0) -> None:
     """Prints the tiles in use; unless `show`, finds them first and writes `tuned_file`.
 
-    seconds: of all modes together.
+    seconds: of all modes together, after which no step is begun.
     """
+    if not 0 < seconds < math.inf:
+        sys.exit(f"tune: expected a number of seconds above 0, got {seconds:g}")
     unknown = sorted(set(modes or ()) - set(MODES))
     if unknown:
         sys.exit(f"tune: expected modes of {', '.join(MODES)}, got {', '.join(unknown)}")
@@ -165,31 +167,41 @@ def run(show: bool, modes: list[str] | None = None, seconds: float = 120.0) -> N
             sys.exit(f"tune: cannot make {file.parent}: {error.strerror}; set XDG_CACHE_HOME")
         check_output("tune", "XDG_CACHE_HOME", file)
         chosen = {mode: tiles_of(mode, device) for mode in MODES}
-        for mode in modes or MODES:
-            chosen[mode] = _tune(mode, device, seconds / len(modes or MODES))
-            file.write_text(json.dumps({m: pack(t) for m, t in chosen.items()}, indent=1) + "\n")
+        wanted = list(modes or MODES)
+        standard = {
+            m: standard_tiles(m, torch.cuda.get_device_capability(device)[0]) for m in wanted
+        }
+        with Ahead(functools.partial(_prepare, device, standard)) as ahead:
+            print("tune: starting processes that compile", flush=True)
+            ahead.start(MOST_TO_START)
+            for mode, start in standard.items():
+                chosen[mode] = _tune(mode, device, start, seconds / len(wanted), ahead)
+                found = {m: pack(t) for m, t in chosen.items()}
+                file.write_text(json.dumps(found, indent=1) + "\n")
         tiles_of.cache_clear()
     where = file if file.exists() else "the standard table (`tune` has not run)"
     print(f"{gpu}: tiles of {where}")
     print(table({mode: tiles_of(mode, device) for mode in MODES}))
 
 
-def _tune(mode: str, device: torch.device, seconds: float) -> Tiles:
+def _prepare(device: torch.device, standard: dict[str, Tiles]) -> None:
+    """Of a process that compiles."""
+    from ms_kernels.tools.tune_trial import Trial
+
+    use({mode: Trial(mode, device, tiles) for mode, tiles in standard.items()})
+
+
+def _tune(mode: str, device: torch.device, standard: Tiles, seconds: float, ahead: Ahead) -> Tiles:
     try:
         from tqdm import tqdm
     except ImportError:
         sys.exit("tune needs tqdm: pip install tqdm")
-    from ms_kernels.tools.tune_trial import Trial, prepare
+    from ms_kernels.tools.tune_trial import Trial
 
-    standard = standard_tiles(mode, torch.cuda.get_device_capability(device)[0])
-    trial = functools.partial(Trial, mode, device, standard)
-    with (
-        Ahead(functools.partial(prepare, trial)) as ahead,
-        tqdm(desc=f"tune {mode}", unit="tile") as bar,
-    ):
+    def compile(candidates: list[Tiles], role: str) -> None:
+        ahead.compile(mode, candidates, role, MOST_TO_COMPILE)
 
-        def compile(candidates: list[Tiles], role: str) -> None:
-            ahead.compile(candidates, role, seconds / 4)
-
-        found = tuned(standard, trial().time, bar.update, seconds, compile)
+    time = Trial(mode, device, standard).time
+    with tqdm(desc=f"tune {mode}", unit="tile") as bar:
+        found = tuned(standard, time, bar.update, seconds, compile)
     return unpack(pack(found), standard)

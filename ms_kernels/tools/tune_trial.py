@@ -27,7 +27,6 @@ from ms_kernels.rules.mining import NO_MINING
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import NTXent
 from ms_kernels.settings import options
-from ms_kernels.tools import tune_ahead
 
 KERNELS = (
     *(positive_scan_kernel, negative_scan_kernel, finish_kernel),
@@ -45,11 +44,6 @@ SCANNED_DEPTH = 512
 # Without mining no rounding decides which pairs count, and every tile is visited.
 SPEC = PairSpec(mining=NO_MINING)
 PER_CLASS = 8
-
-
-def prepare(trial: "Callable[[], Trial]") -> None:
-    """Of a process that compiles candidates."""
-    tune_ahead.use(trial())
 
 
 class Trial:

@@ -70,12 +70,10 @@ def missing() -> str | None:
 
 def note() -> str:
     """NOTE, and what would make a step faster."""
-    if tiles.interpreted() or driver.is_built():
+    reason = None if tiles.interpreted() else driver.missing()
+    if reason is None:
         return NOTE
-    return (
-        f"{NOTE}, by Triton's launcher, which keeps the host busy for some 0.2 ms a step more: "
-        "ms_kernels._tape is not built; reinstall with a C++ compiler"
-    )
+    return f"{NOTE}, by its launcher, which takes the host some 0.2 ms a step longer: {reason}"
 
 
 def refuses(spec: PairSpec, dtype: torch.dtype | None) -> str | None:

@@ -36,30 +36,38 @@ def _module() -> Any:
         return None
 
 
-def is_built() -> bool:
-    return _module() is not None
+def missing() -> str | None:
+    """Why launches go by Triton's launcher, or None."""
+    if _module() is None:
+        return "ms_kernels._tape is not built; reinstall with a C++ compiler"
+    return None if _knobs() is not None else "Triton is older than 3.4; update torch"
 
 
 def native(requests: Sequence[Request]) -> Any:
     """A native tape of all these launches, or None."""
     module = _module()
-    if module is None:
+    if module is None or _knobs() is None:
         return None
     tape = module.Tape()
-    return tape if all(_add(tape, request) for request in requests) else None
+    try:
+        return tape if all(_add(tape, request) for request in requests) else None
+    except (struct.error, OverflowError, AttributeError):  # of a type that none of ours has
+        return None
 
 
 def is_watched() -> bool:
     """Whether somebody asked Triton to be told of each launch, as a profiler does."""
-    hooks = _hooks()
-    return hooks is None or any(getattr(hook, "calls", hook) for hook in hooks)
+    runtime = _knobs().runtime
+    hooks = runtime.launch_enter_hook, runtime.launch_exit_hook
+    return any(getattr(hook, "calls", hook) for hook in hooks)
 
 
-def _hooks() -> tuple[Any, Any] | None:
+@functools.cache
+def _knobs() -> Any:
+    """None before Triton 3.4, which keeps its hooks elsewhere."""
     try:
-        knobs = importlib.import_module("triton.knobs")
-        return knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    except (ImportError, AttributeError):  # before Triton 3.4
+        return importlib.import_module("triton.knobs")
+    except ImportError:
         return None
 
 
