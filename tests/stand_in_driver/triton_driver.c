@@ -1,6 +1,7 @@
 // Stands in for libcuda.so.1 under Triton's launcher: takes every call a launch makes, checks what
 // a driver would refuse, writes down what was launched, and computes nothing.
 
+#include <elf.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +15,7 @@ typedef struct {
   char name[128];
   int dynamic_limit;  // of shared memory; what a function may ask for before it is raised
   int sizes[64];      // of its parameters in bytes
-  int parameters;     // how many; none are known of a real cubin
+  int parameters;     // how many
 } Function;
 
 typedef struct {
@@ -119,9 +120,36 @@ EXPORT CUresult cuModuleLoadData(CUmodule* out, const void* image) {
   return *out = (CUmodule)image, CUDA_SUCCESS;
 }
 EXPORT CUresult cuModuleUnload(CUmodule module) { return (void)module, CUDA_SUCCESS; }
-// An image of the tests says the sizes of its kernel's parameters.
+// A cubin lists its kernel's parameters in the section .nv.info.NAME: entries of 16 bytes, format 4
+// and attribute 0x17, with the parameter's place at byte 4 and its size in the upper 14 bits of the
+// last word.
+static void read_cubin(Function* function, const char* image) {
+  const Elf64_Ehdr* header = (const Elf64_Ehdr*)image;
+  const Elf64_Shdr* sections = (const Elf64_Shdr*)(image + header->e_shoff);
+  const char* names = image + sections[header->e_shstrndx].sh_offset;
+  char wanted[160];
+  snprintf(wanted, sizeof wanted, ".nv.info.%s", function->name);
+  for (int k = 0; k < header->e_shnum; ++k) {
+    if (strcmp(names + sections[k].sh_name, wanted) != 0) continue;
+    const char* at = image + sections[k].sh_offset;
+    const char* end = at + sections[k].sh_size;
+    for (unsigned short size; at + 4 <= end; at += 4 + (at[0] == 4 ? size : 0)) {
+      memcpy(&size, at + 2, sizeof size);
+      if (at[0] != 4 || at[1] != 0x17) continue;
+      unsigned place, packed;
+      memcpy(&place, at + 8, 2), place &= 0xffff;
+      memcpy(&packed, at + 12, sizeof packed);
+      if (place >= 64) continue;
+      function->sizes[place] = (int)(packed >> 18);
+      if ((int)place >= function->parameters) function->parameters = (int)place + 1;
+    }
+  }
+}
+
+// An image of the tests says the sizes of its kernel's parameters in words.
 static void read_sizes(Function* function, const char* image) {
   static const char mark[] = "parameters of";
+  if (memcmp(image, ELFMAG, SELFMAG) == 0) read_cubin(function, image);
   if (strncmp(image, mark, sizeof mark - 1) != 0) return;
   const char* at = image + sizeof mark - 1;
   for (int size, used; sscanf(at, "%d%n", &size, &used) == 1; at += used)
@@ -134,8 +162,8 @@ EXPORT CUresult cuFuncGetParamInfo(CUfunction handle, size_t index, size_t* offs
 }
 EXPORT CUresult cuModuleGetFunction(CUfunction* out, CUmodule module, const char* name) {
   Function* function = calloc(1, sizeof *function);
-  read_sizes(function, (const char*)module);
   snprintf(function->name, sizeof function->name, "%s", name);
+  read_sizes(function, (const char*)module);
   function->dynamic_limit = kDefaultShared;
   return *out = (CUfunction)function, CUDA_SUCCESS;
 }
