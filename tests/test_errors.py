@@ -230,6 +230,13 @@ def test_arguments_of_other_libraries_name_the_way(call, way_out):
     assert way_out in str(found.value)
 
 
+def test_no_pairs_of_another_library_are_no_argument():
+    """As its training loops pass None."""
+    x, y = torch.randn(6, 4), torch.arange(6) // 2
+    loss = ms_kernels.MultiSimilarityLoss()
+    assert torch.equal(loss(x, y, indices_tuple=None), loss(x, y))
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_batch_as_its_own_candidates_is_the_batch(reduction, backend):
     """A row is no pair of its own; of equal tensors that are others nobody knows it."""
