@@ -67,8 +67,9 @@ def headline(cases: Sequence[Case]) -> str:
     where = f"{machine['gpu']}, torch {machine['torch']}, commit {machine['commit']}"
     what = (
         f"One training step at D = 512 on an {where}: loss and gradient, in ordinary eager calls. "
-        "Up to about 4,096 rows most of it is launch overhead on the host, which a CUDA graph avoids. "
-        "Ratios are medians of per-round ratios, so they need not be the quotient of two medians."
+        "Up to about 4,096 rows most of it is launch overhead on the host, which a CUDA graph "
+        "avoids. Ratios are medians of per-round ratios, so they need not be the quotient of two "
+        "medians."
     )
     return f"{what}\n\n{headline_table(steps)}\n\n{more}"
 
