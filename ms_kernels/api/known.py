@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.checks import Pairs
+from ms_kernels.engine.autograd import means_more
 from ms_kernels.engine.plans import Plans
 from ms_kernels.rules.mining import Mining
 from ms_kernels.rules.spec import PairSpec
@@ -21,7 +22,6 @@ from ms_kernels.rules.weighting import Triplet, Weighting
 Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 Rules = tuple[Weighting, Mining]
 MOST_KEPT = 256
-PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Known(NamedTuple):
@@ -61,9 +61,7 @@ def key_of(
 
 def _kind(t: Tensor) -> Hashable | None:
     # A subclass may answer anything, and some have no strides.
-    if type(t) not in PLAIN or t.layout is not torch.strided or t.is_nested or t.is_neg():
-        return None
-    if t._is_zerotensor():  # has no memory
+    if means_more(t) or t.layout is not torch.strided or t.is_nested:
         return None
     device = t.device
     if device.type not in ("cpu", "cuda"):

@@ -75,7 +75,7 @@ def _reduced(
     pairs, reduction, wide, spec, backend, plans = call
     seen = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
     # Plans are of tensors that were looked at.
-    seen = seen or (plans is None and any(t is not None and _means_more(t) for t in pairs))
+    seen = seen or (plans is None and any(t is not None and means_more(t) for t in pairs))
     how = reduction, wide, need_dx, need_dr
     with below_autograd():
         if not seen:
@@ -84,7 +84,7 @@ def _reduced(
     return loss, dx, dr
 
 
-def _means_more(tensor: Tensor) -> bool:
+def means_more(tensor: Tensor) -> bool:
     """Than its memory says: the dispatcher resolves a view that negates, and zeros without any."""
     return type(tensor) not in PLAIN_TENSORS or tensor.is_neg() or tensor._is_zerotensor()
 
