@@ -11,6 +11,9 @@ constexpr double kNormFloor = 1e-12;
 // The id of a sample that is in no pair, whatever the other's is.
 constexpr std::int64_t kIgnored = INT64_MIN;
 
+// What a similarity is: the product of two rows, or less their distance or its square.
+enum class Distance : int { none, euclidean, squared_euclidean, count };
+
 enum class Job : int { statistics, gradient, loss_and_gradient };
 
 // Statistics of a side's rows, in the compute type, and the gradient of their losses: what the side
@@ -25,6 +28,7 @@ struct TermInput {
 struct Options {
   double max_positive_similarity;  // +inf: keep every positive
   bool normalize;
+  Distance distance;
 };
 
 struct StatisticsOutput {

@@ -21,9 +21,9 @@ namespace msk {
 // of the row losses besides. Address 0 stands for what is absent.
 using StatisticsIntegers = std::array<std::int64_t, 7>;
 using TermIntegers = std::array<std::int64_t, 8>;
-// ((weighting rule, mining rule, normalize), (the weighting's three options, the mining's two,
-// max_positive_similarity)): see rules/rules.h and call.h. pybind11 takes no float for an int.
-using SpecNumbers = std::pair<std::array<int, 3>, std::array<double, 6>>;
+// ((weighting rule, mining rule, normalize, distance), (the weighting's three options, the mining's
+// two, max_positive_similarity)): see rules/rules.h and call.h. pybind11 takes no float for an int.
+using SpecNumbers = std::pair<std::array<int, 4>, std::array<double, 6>>;
 
 // Of both sides: embeddings, labels, ids.
 using InputIntegers = std::array<std::int64_t, 6>;
@@ -47,7 +47,13 @@ inline TermInput term(const std::optional<TermIntegers>& given) {
           count(4),      count(5),      pointer(a[6]), pointer(a[7])};
 }
 
-inline Options options_of(const SpecNumbers& spec) { return {spec.second[5], spec.first[2] != 0}; }
+inline Options options_of(const SpecNumbers& spec) {
+  const int distance = spec.first[3];
+  if (!(distance >= 0 && distance < int(Distance::count)))
+    throw std::invalid_argument("distance: expected a code that exists, got " +
+                                std::to_string(distance));
+  return {spec.second[5], spec.first[2] != 0, Distance(distance)};
+}
 
 inline Rules rules_of(const SpecNumbers& spec) {
   const int weighting = spec.first[0], mining = spec.first[1];

@@ -41,8 +41,8 @@ def savable_pairs(pairs: Pairs) -> Pairs:
     return Pairs(*map(savable, pairs))  # type: ignore[arg-type]
 
 
-def check_choice(name: str, got: str, wanted: tuple[str, ...]) -> None:
-    if got not in wanted:
+def check_choice(name: str, got: object, wanted: tuple[str | None, ...]) -> None:
+    if not isinstance(got, (str, type(None))) or got not in wanted:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, wanted))}, got {got!r}")
 
 

@@ -1,6 +1,7 @@
 """The Multi-Similarity loss in dense PyTorch: the oracle that judges every kernel.
 
-It stores the N x M similarity matrix and is differentiable as often as you like.
+It stores the N x M similarity matrix, of distances all N x M x D differences, and is differentiable
+as often as you like.
 """
 
 import math
@@ -73,6 +74,7 @@ def row_statistics(
     epsilon: float | None = EPSILON,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
+    distance: str | None = None,
 ) -> RowStatistics:
     """Hardest pairs, log-sum-exps and kept counts of each anchor.
 
@@ -89,6 +91,7 @@ def row_statistics(
         ref_ids=ref_ids,
         max_positive_similarity=max_positive_similarity,
         normalize=normalize,
+        distance=distance,
     )
 
     least, most = hardest(sim, positive, negative)
@@ -120,6 +123,7 @@ def labelled_similarities(
     ref_ids: Tensor | None,
     max_positive_similarity: float | None,
     normalize: bool,
+    distance: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All similarities (N, M), and which of them are of positives and of negatives."""
     if ref_emb is None:
@@ -130,7 +134,7 @@ def labelled_similarities(
         raise ValueError("ref_labels: expected a tensor because ref_emb was given, got None")
     if normalize:
         embeddings, ref_emb = unit_rows(embeddings), unit_rows(ref_emb)
-    sim = embeddings @ ref_emb.T  # (N, M)
+    sim = similarities(embeddings, ref_emb, distance)
 
     same_label = shares_label(labels, ref_labels)
     negative = ~same_label
@@ -143,6 +147,18 @@ def labelled_similarities(
     if max_positive_similarity is not None:
         positive = positive & (sim < max_positive_similarity)
     return sim, positive, negative
+
+
+def similarities(x: Tensor, r: Tensor, distance: str | None) -> Tensor:
+    """(N, M): x . r, or less the distance or its square, by N x M x D differences."""
+    if distance is None:
+        return x @ r.T
+    squares = (x[:, None] - r[None]).square().sum(2)
+    if distance == "squared_euclidean":
+        return -squares
+    # Equal rows, where the root has no slope, take a detour that has slope 0.
+    equal = squares == 0
+    return -torch.where(equal, 0, torch.where(equal, 1, squares).sqrt())
 
 
 def shares_label(labels: Tensor, others: Tensor) -> Tensor:
@@ -215,11 +231,13 @@ def multi_similarity_loss(
     epsilon: float | None = EPSILON,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
+    distance: str | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """Multi-Similarity loss of a batch (Wang et al., CVPR 2019, equation 15).
 
-    For S = embeddings @ ref_emb.T and the pairs kept by mining, anchor i costs
+    For S = embeddings @ ref_emb.T, or the negative distances of their rows ("euclidean" or
+    "squared_euclidean"), and the pairs kept by mining, anchor i costs
         log(1 + sum_pos exp(-alpha (S - base))) / alpha
       + log(1 + sum_neg exp( beta (S - base))) / beta
     reduction: "mean" over all N anchors, "sum", "none" gives (N,), "mean_valid" divides by the
@@ -240,6 +258,7 @@ def multi_similarity_loss(
         epsilon=epsilon,
         max_positive_similarity=max_positive_similarity,
         normalize=normalize,
+        distance=distance,
     )
     loss = row_loss(stats, alpha, beta)
     if reduction == "none":

@@ -53,6 +53,8 @@ def run(
         r = torch.randn(m, d, device=where).to(dtype).requires_grad_()
         refs = (r, torch.randint(max(1, n // 6), (m,), device=where))
     rules: tuple[dict, ...] = ({}, {"epsilon": None}, {"normalize": False, "beta": 3.0})
+    if backend == "cpu":
+        rules += ({"distance": "euclidean", "base": -1.0}, {"distance": "squared_euclidean"})
     for chosen in rules if thorough else rules[:1]:
         for reduction in ("mean", "none"):
             loss = multi_similarity_loss(

@@ -216,7 +216,7 @@ def test_a_spec_is_of_rules_of_this_package(rules, message):
     ("call", "way_out"),
     [
         (lambda: ms_kernels.ContrastiveLoss(neg_margin=0.3), "positive_margin and negative_margin"),
-        (lambda: ms_kernels.MultiSimilarityLoss(distance=None), "normalize=False"),
+        (lambda: ms_kernels.MultiSimilarityLoss(miner=None), "mining=MultiSimilarityMining"),
         (lambda: ms_kernels.PairLoss(ms_kernels.NTXent(), reducer=None), "reduction= is"),
         (
             lambda: ms_kernels.NTXentLoss()(X, Y, indices_tuple=()),

@@ -135,11 +135,18 @@ def test_a_call_runs_only_in_the_workspace_it_planned():
 
 @pytest.mark.parametrize(
     ("codes", "error"),
-    [((5.5, 0, 1), TypeError), ((5, 0.0, 1), TypeError), ((99, 0, 1), ValueError)],
+    [
+        ((5.5, 0, 1, 0), TypeError),
+        ((5, 0.0, 1, 0), TypeError),
+        ((99, 0, 1, 0), ValueError),
+        ((5, 0, 1, 99), ValueError),
+    ],
     ids=str,
 )
 def test_a_code_is_a_whole_number_that_exists(codes, error):
     """A code cut to a whole number would be that of another rule."""
     spec = codes, (0.2, 0.0, 0.0, 0.0, 0.0, 1.0)
-    with pytest.raises(error, match="incompatible constructor arguments|codes that exist, got 99"):
+    with pytest.raises(
+        error, match="incompatible constructor arguments|codes? that exists?, got 99"
+    ):
         cpu.Call(cpu.Job.statistics, cpu.DType.float32, 3, (0, 3, 0, 0, 0), None, spec)

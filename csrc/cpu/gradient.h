@@ -1,4 +1,5 @@
-// Gradient with respect to the embeddings: dX = W R and dR = W' X in tiles, W the pair weights.
+// Gradient with respect to the embeddings: dX = W R and dR = W' X in tiles, W the pair weights; of
+// distances the same sums over differences of rows.
 #pragma once
 
 #include <type_traits>
@@ -41,8 +42,16 @@ class Gradient {
   using Entry = typename Wave<T>::Entry;
   using Touch = typename Wave<T>::Touch;
 
+  // The rows of a block that sums are for, and the rows of the sums.
+  struct Receivers {
+    T* sums;
+    const T* x;
+    std::int64_t stride;
+  };
+
   void weigh(Entry& entry, Scratch<T>& scratch) {
-    const TileWeights<T> weights(rows_, columns_, entry.tile, w_.loss, scratch);
+    const TileWeights<T> weights(rows_, columns_, entry.tile, w_.loss, w_.problem.options.distance,
+                                 scratch);
     const int columns = columns_.axis.block;
     TileState* state = entry.state;
     if (state && state->holds == TileState::Holds::pairs) {
@@ -83,32 +92,39 @@ class Gradient {
     const std::int32_t* order = own.order + own.first(block);
     for (int r = 0; r < own.axis.valid(block); ++r)
       std::memcpy(scratch.sum_row(r), out + order[r] * w_.depth, width * sizeof(T));
-    for (std::int32_t k = from; k < to; ++k) add_tile(wave_.touches[k], d, width, scratch.sums);
+    const Receivers into{scratch.sums, own.block(block) + d, own.stride};
+    for (std::int32_t k = from; k < to; ++k)
+      if (w_.problem.options.distance == Distance::none)
+        add_tile<Sum::products>(wave_.touches[k], d, width, into);
+      else
+        add_tile<Sum::weighted_differences>(wave_.touches[k], d, width, into);
     for (int r = 0; r < own.axis.valid(block); ++r)
       std::memcpy(out + order[r] * w_.depth, scratch.sum_row(r), width * sizeof(T));
   }
 
-  void add_tile(Touch touch, std::int64_t d, int width, T* sums) {
+  template <Sum of>
+  void add_tile(Touch touch, std::int64_t d, int width, const Receivers& into) {
     const Entry& e = wave_.entries[touch.entry];
     const bool transposed = touch.transposed;
     const Side<T>& other = transposed ? rows_ : columns_;
     const int other_block = transposed ? e.tile.row : e.tile.column;
     const T* x = other.block(other_block) + d;
     if (e.pairs) {
-      add_pairs(e, transposed, x, other.stride, width, sums);
+      add_pairs<of>(e, transposed, x, other.stride, width, into);
       return;
     }
     const std::int64_t stride = grid_.columns.block;
     const int height =
         transposed ? columns_.axis.valid(e.tile.column) : rows_.axis.valid(e.tile.row);
-    multiply<T>({e.weights, transposed ? 1 : stride, transposed ? stride : 1, x, other.stride, sums,
-                 Scratch<T>::kChunk},
-                height, width, other.axis.valid(other_block), true);
+    multiply<T, of>({e.weights, transposed ? 1 : stride, transposed ? stride : 1, x, other.stride,
+                     into.sums, Scratch<T>::kChunk, into.x, into.stride},
+                    height, width, other.axis.valid(other_block), true);
   }
 
   // Pairs come in runs of one receiving row, which stays in registers for its run.
+  template <Sum of>
   static void add_pairs(const Entry& e, bool transposed, const T* x, std::int64_t stride, int width,
-                        T* sums) {
+                        const Receivers& receivers) {
     const auto pair = [&](std::int32_t k) -> const Pair<T>& {
       return e.pairs[transposed ? e.pairs[k].by_column : k];
     };
@@ -116,15 +132,19 @@ class Gradient {
     for (std::int32_t k = 0; k < e.listed;) {
       std::int32_t end = k + 1;
       while (end < e.listed && receiver(end) == receiver(k)) ++end;
-      T* into = sums + receiver(k) * Scratch<T>::kChunk;
+      T* into = receivers.sums + receiver(k) * Scratch<T>::kChunk;
+      const T* own = receivers.x + receiver(k) * receivers.stride;
       const auto add = [&](auto vectors, int c) {
         Vec<T> sum[vectors] = {};
         for (std::int32_t i = k; i < end; ++i) {
           const Pair<T>& p = pair(i);
           const T* from = x + (transposed ? p.row : p.column) * stride + c;
           const Vec<T> weight = broadcast(p.value);
-          for (int v = 0; v < vectors; ++v)
-            sum[v] = multiply_add<T>(weight, load(from + v * kLanes<T>), sum[v]);
+          for (int v = 0; v < vectors; ++v) {
+            Vec<T> other = load(from + v * kLanes<T>);
+            if constexpr (of == Sum::weighted_differences) other -= load(own + c + v * kLanes<T>);
+            sum[v] = multiply_add<T>(weight, other, sum[v]);
+          }
         }
         for (int v = 0; v < vectors; ++v) {
           T* at = into + c + v * kLanes<T>;

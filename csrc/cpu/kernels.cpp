@@ -76,13 +76,15 @@ class Solver {
       copy_row(side, k, in, p_.dtype, p_.depth, p_.options.normalize);
   }
 
-  // A product is at most |x| |r|: with unit rows, or short ones, nothing can overflow.
+  // A product is at most |x| |r|, a squared distance (|x| + |r|)^2: with unit rows, or short ones,
+  // nothing can overflow.
   void look_for_overflow() {
     rows_not_finite_ = any_poisoned(rows_);
     columns_not_finite_ = any_poisoned(columns_);
     if (p_.options.normalize) return;
     const double most = std::numeric_limits<T>::max() / 4;
-    w_.may_overflow = double(longest(rows_)) * longest(columns_) >= most;
+    const double x = longest(rows_), r = longest(columns_);
+    w_.may_overflow = (p_.options.distance == Distance::none ? x * r : (x + r) * (x + r)) >= most;
   }
   static bool any_poisoned(const Side<T>& side) {
     for (std::int64_t k = 0; k < side.axis.count; ++k)

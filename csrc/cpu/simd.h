@@ -4,6 +4,7 @@
 // two builds of one inline function under one name would be merged by the linker.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -92,6 +93,34 @@ inline Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) {
     return (Vec<T>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
+#endif
+}
+// With a mask of all lanes: GCC warns of what it leaves undefined without one.
+template <typename T>
+inline Vec<T> square_root(Vec<T> x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 8)
+    return (Vec<T>)_mm512_maskz_sqrt_pd(__mmask8(-1), (__m512d)x);
+  else
+    return (Vec<T>)_mm512_maskz_sqrt_ps(__mmask16(-1), (__m512)x);
+#elif defined(__AVX__)
+  if constexpr (sizeof(T) == 8)
+    return (Vec<T>)_mm256_sqrt_pd((__m256d)x);
+  else
+    return (Vec<T>)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+  if constexpr (sizeof(T) == 8)
+    return (Vec<T>)_mm_sqrt_pd((__m128d)x);
+  else
+    return (Vec<T>)_mm_sqrt_ps((__m128)x);
+#elif defined(__aarch64__)
+  if constexpr (sizeof(T) == 8)
+    return (Vec<T>)vsqrtq_f64((float64x2_t)x);
+  else
+    return (Vec<T>)vsqrtq_f32((float32x4_t)x);
+#else
+  for (int i = 0; i < kLanes<T>; ++i) x[i] = std::sqrt(x[i]);
+  return x;
 #endif
 }
 template <typename V>

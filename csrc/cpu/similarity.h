@@ -51,9 +51,9 @@ void pack(const Side<T>& columns, int block, std::int64_t depth, T* packed) {
 
 // Valid rows and columns of the tile, rounded up to whole register blocks; of a tile on the
 // diagonal only blocks that reach the diagonal or lie right of it.
-template <typename T>
-void similarity(const Side<T>& rows, const Side<T>& columns, const Grid& grid, Tile t,
-                std::int64_t depth, Scratch<T>& scratch, T* out) {
+template <typename T, Sum of>
+void sum_tile(const Side<T>& rows, const Side<T>& columns, const Grid& grid, Tile t,
+              std::int64_t depth, Scratch<T>& scratch, T* out) {
   if (scratch.packed_block != t.column) {
     pack(columns, t.column, depth, scratch.packed);
     scratch.packed_block = t.column;
@@ -65,12 +65,30 @@ void similarity(const Side<T>& rows, const Side<T>& columns, const Grid& grid, T
     const int piece = int(depth - k0 < kDepth ? depth - k0 : kDepth);
     for (int c = 0; c < width; c += kColumns<T>) {
       const int reach = c + kColumns<T>;
-      multiply<T>(
+      multiply<T, of>(
           {rows.block(t.row) + k0, rows.stride, 1,
            scratch.packed + k0 * stride + std::int64_t(c) * piece, kColumns<T>, out + c, stride},
           grid.on_diagonal(t) && reach < height ? reach : height, kColumns<T>, piece, k0 > 0);
     }
   }
+}
+
+// From the sums of squared differences of a tile.
+template <typename T>
+void negate_distances(Distance distance, T* tile, std::int64_t size) {
+  for (std::int64_t i = 0; i < size; i += kLanes<T>) {
+    const Vec<T> square = load(tile + i);
+    store(tile + i, -(distance == Distance::euclidean ? square_root<T>(square) : square));
+  }
+}
+
+template <typename T>
+void similarity(const Side<T>& rows, const Side<T>& columns, const Grid& grid, Tile t,
+                std::int64_t depth, Distance distance, Scratch<T>& scratch, T* out) {
+  if (distance == Distance::none)
+    return sum_tile<T, Sum::products>(rows, columns, grid, t, depth, scratch, out);
+  sum_tile<T, Sum::squared_differences>(rows, columns, grid, t, depth, scratch, out);
+  negate_distances(distance, out, std::int64_t(rows.axis.valid(t.row)) * grid.columns.block);
 }
 
 // Norms of finite rows may still overflow a product: such similarities poison their samples and

@@ -6,13 +6,26 @@
 
 namespace msk::MSK_ISA {
 
-// dl/dS of the pairs of one tile.
+// What dl/dS of a pair is on the product of its rows, or on their difference: a distance's dS/dx is
+// 2 (r - x), or (r - x) / |r - x|, which has no direction at 0.
+template <typename T>
+inline Vec<T> through_distance(Distance distance, Vec<T> weight, Vec<T> s) {
+  if (distance == Distance::euclidean) return s < T(0) ? weight / -s : Vec<T>{};
+  return distance == Distance::none ? weight : weight + weight;
+}
+
+// dl/dS of the pairs of one tile, through what S is of their rows.
 template <typename T>
 class TileWeights {
  public:
   TileWeights(const Side<T>& rows, const Side<T>& columns, Tile t, const PairLoss<T>& loss,
-              const Scratch<T>& scratch)
-      : rows_(rows), columns_(columns), tile_(t), loss_(loss), scratch_(scratch) {}
+              Distance distance, const Scratch<T>& scratch)
+      : rows_(rows),
+        columns_(columns),
+        tile_(t),
+        loss_(loss),
+        distance_(distance),
+        scratch_(scratch) {}
 
   // Of a whole tile; `out` may be the similarities themselves. Returns the number of kept pairs.
   std::int32_t weigh(const TileView<T>& tile, bool positives, T* out) const {
@@ -28,7 +41,9 @@ class TileWeights {
     each_kind([&](auto negative, auto) {
       for (std::int32_t k = 0; k < count; k += kLanes<T>) {
         const int filled = count - k < kLanes<T> ? count - k : kLanes<T>;
-        const Vec<T> weight = negative(pairs + k, filled);
+        Vec<T> s = {};
+        for (int i = 0; i < filled; ++i) s[i] = pairs[k + i].value;
+        const Vec<T> weight = through_distance<T>(distance_, negative(pairs + k, filled), s);
         for (int i = 0; i < filled; ++i) pairs[k + i].value = weight[i];
       }
     });
@@ -57,7 +72,7 @@ class TileWeights {
           weight = pulled ? pull : weight;
           pushed |= pulled;
         }
-        store(out + at, weight);
+        store(out + at, through_distance<T>(distance_, weight, s));
         kept += __builtin_popcount(bits<T>(pushed));
       }
     return kept;
@@ -106,6 +121,7 @@ class TileWeights {
   const Side<T>& columns_;
   Tile tile_;
   const PairLoss<T>& loss_;
+  Distance distance_;
   const Scratch<T>& scratch_;
 };
 

@@ -63,7 +63,7 @@ struct Workspace {
     return Scratch<T>(grid, depth, own);
   }
   void similarity(Tile t, Scratch<T>& scratch, T* out) {
-    MSK_ISA::similarity(rows, columns(), grid, t, depth, scratch, out);
+    MSK_ISA::similarity(rows, columns(), grid, t, depth, problem.options.distance, scratch, out);
     if (may_overflow) remove_overflow(rows, columns(), grid, t, out);
   }
   Cells<T> cells_of(int super, std::int64_t row) const {

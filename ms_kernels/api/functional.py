@@ -19,6 +19,7 @@ class Options(TypedDict, total=False):
     ref_ids: Tensor | None
     max_positive_similarity: float | None
     normalize: bool
+    distance: str | None
     reduction: str
     backend: str
     ignore_label: int | None
@@ -74,6 +75,7 @@ def pair_loss(
     ref_ids: Tensor | None = None,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
+    distance: str | None = None,
     reduction: str = "mean",
     backend: str = "auto",
     ignore_label: int | None = None,
@@ -105,7 +107,7 @@ def pair_loss(
     loss, statistics = loss_and_statistics(
         (embeddings, labels, ref_emb, ref_labels, ids, ref_ids),
         (weighting, mining),
-        (max_positive_similarity, normalize, reduction, backend),
+        (max_positive_similarity, normalize, distance, reduction, backend),
         (ignore_label, anchor_mask, sample_weight),
         return_statistics,
     )
@@ -150,6 +152,7 @@ def multi_similarity_loss(
     epsilon: float | None = MultiSimilarityMining.epsilon,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
+    distance: str | None = None,
     reduction: str = "mean",
     backend: str = "auto",
     ignore_label: int | None = None,
@@ -183,6 +186,10 @@ def multi_similarity_loss(
         max_positive_similarity: positives at or above it are no pairs. Default None: all are.
         normalize: divide rows by their L2 norm. A row of norm under 1e-12, such as one of zeros,
             has no direction: it is divided by 1e-12 and its gradient is 0. Default True.
+        distance: what S is of two rows: None, their product; "euclidean", -|x - r|;
+            "squared_euclidean", -|x - r|^2. Margins and base are then on that scale, so mostly
+            below 0. Of differences, so exact near together and far from 0; equal rows have no
+            gradient. Kernels: "cpu"; a GPU streams them. Default None.
         reduction: "mean" over all N anchors, "sum", "none" for (N,), "mean_valid" over the anchors
             that keep a pair.
         backend: "auto", or a name of `backends()`; an explicit one never falls back to another.
@@ -211,7 +218,7 @@ def multi_similarity_loss(
     loss, statistics = loss_and_statistics(
         (embeddings, labels, ref_emb, ref_labels, ids, ref_ids),
         multi_similarity_rules(alpha, beta, base, epsilon),
-        (max_positive_similarity, normalize, reduction, backend),
+        (max_positive_similarity, normalize, distance, reduction, backend),
         (ignore_label, anchor_mask, sample_weight),
         return_statistics,
     )

@@ -8,7 +8,6 @@ _MARGINS = "margins are similarities: Contrastive has positive_margin and negati
 _HINTS = {
     "indices_tuple": _MINING,
     "miner": _MINING,
-    "distance": "similarities are cosines, or with normalize=False dot products",
     "reducer": "reduction= is 'mean', 'sum', 'none', or 'mean_valid' over anchors that keep a pair",
     "collect_stats": "keep_statistics=True has what mining kept",
     "pos_margin": _MARGINS,

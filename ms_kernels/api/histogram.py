@@ -71,8 +71,16 @@ class Histogram(Weighting):
         return nodes / max(len(similarity), 1)
 
 
-def check_reduction(weighting: Weighting, reduction: str) -> None:
-    if isinstance(weighting, Histogram) and reduction != "mean":
+def check_of_batch(weighting: Weighting, reduction: str, distance: str | None) -> None:
+    """What a loss of the whole batch leaves no choice of."""
+    if not isinstance(weighting, Histogram):
+        return
+    if distance is not None:
+        raise ValueError(
+            "distance: expected None with Histogram, whose bins are of similarities from -1 to 1, "
+            f"got {distance!r}"
+        )
+    if reduction != "mean":
         raise ValueError(
             "reduction: expected 'mean' of Histogram, whose loss is one number of the whole batch "
             f"and no sum over anchors, got {reduction!r}; use 'mean' and scale the loss itself"
@@ -88,7 +96,7 @@ def histogram_loss(
     dense: bool,
 ) -> Tensor:
     """`pair_loss` of the rule Histogram: all similarities at once if dense, else in panels."""
-    check_reduction(weighting, reduction)
+    check_of_batch(weighting, reduction, shared.distance)
     x, refs = pairs.embeddings, pairs.ref_emb
     if not dense:
         x, refs = differentiable_once(pairs, "Histogram")

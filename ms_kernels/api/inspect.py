@@ -15,7 +15,7 @@ from ms_kernels.backends.plain.sweep import TEMPORARIES, panel_loss
 from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.engine.refusals import refuse_tracing
 from ms_kernels.rules.mining import NO_MINING, Mining, kept_pairs
-from ms_kernels.rules.spec import PairOptions
+from ms_kernels.rules.spec import options_of
 from ms_kernels.rules.weighting import Weighting
 
 
@@ -46,6 +46,7 @@ class Rules(NamedTuple):
     mining: Mining
     max_positive_similarity: float | None = None
     normalize: bool = True
+    distance: str | None = None
     ignore_label: int | None = None
 
 
@@ -87,9 +88,7 @@ def pair_weights(
     """
     _refuse_graphs()
     rules = rules_of(loss)
-    shared = PairOptions(
-        max_positive_similarity=rules.max_positive_similarity, normalize=rules.normalize
-    )
+    shared = options_of(rules.max_positive_similarity, rules.normalize, rules.distance)
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
     index = _check_anchors(anchors, embeddings)
     pairs = without_label(pairs, rules.ignore_label)

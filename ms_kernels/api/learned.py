@@ -40,6 +40,7 @@ def takes_in(weighting: Weighting, mining: Mining, shared: PairOptions) -> bool:
         type(weighting) in SCALED
         and type(mining) in OF_ANY_SCALE
         and shared.max_positive_similarity is None
+        and shared.distance is None
     )
 
 
@@ -86,5 +87,5 @@ def way_out_of_statistics(weighting: Weighting) -> str:
 def _of_kernels() -> str:
     return (
         f"kernels learn the temperature of {', '.join(rule.__name__ for rule in SCALED)} alone, "
-        "with mining by rank, without max_positive_similarity and of one label a row"
+        "with mining by rank, without max_positive_similarity or distance, and of one label a row"
     )

@@ -9,7 +9,7 @@ from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.engine.ops import sides_of
 from ms_kernels.engine.refusals import is_batched, refuse_tracing
 from ms_kernels.rules.mining import Mining, MultiSimilarityMining, kept_pairs, mining_of
-from ms_kernels.rules.spec import PairOptions
+from ms_kernels.rules.spec import options_of
 
 EPSILON = MultiSimilarityMining.epsilon
 
@@ -25,6 +25,7 @@ def mined_pairs(
     epsilon: float | None = EPSILON,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
+    distance: str | None = None,
     mining: Mining | None = None,
     ignore_label: int | None = None,
     anchor_mask: Tensor | None = None,
@@ -43,7 +44,7 @@ def mined_pairs(
     >>> anchor, positive, also_anchor, negative = mined_pairs(embeddings, labels)
     >>> mined_pairs(embeddings, labels, mining=HardestMining())
     """
-    shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
+    shared = options_of(max_positive_similarity, normalize, distance)
     if mining is None:
         mining = mining_of(epsilon)
     elif epsilon != EPSILON:

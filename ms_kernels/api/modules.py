@@ -10,7 +10,7 @@ from typing_extensions import Never
 
 from ms_kernels.api.counting import check_ignore_label, row_weights
 from ms_kernels.api.hints import refuse_unknown
-from ms_kernels.api.histogram import Histogram, check_reduction
+from ms_kernels.api.histogram import Histogram, check_of_batch
 from ms_kernels.api.known import Tensors
 from ms_kernels.api.learned import takes_in
 from ms_kernels.api.road import (
@@ -43,6 +43,7 @@ class LossOptions(TypedDict, total=False):
     mining: Mining | None
     max_positive_similarity: float | None
     normalize: bool
+    distance: str | None
     reduction: str
     backend: str
     ignore_label: int | None
@@ -54,8 +55,8 @@ class PairLoss(nn.Module):
 
     weighting: a weighting rule; options of it that are parameters are the module's own. mining: a
         mining rule; default NoMining(), which keeps every pair.
-    max_positive_similarity, normalize, reduction, backend, ignore_label: default None, True,
-        "mean", "auto", None.
+    max_positive_similarity, normalize, distance, reduction, backend, ignore_label: default None,
+        True, None, "mean", "auto", None.
     keep_statistics: have `statistics` of the last call. Default False.
     """
 
@@ -87,6 +88,7 @@ class PairLoss(nn.Module):
         *,
         max_positive_similarity: float | None = None,
         normalize: bool = True,
+        distance: str | None = None,
         reduction: str = "mean",
         backend: str = "auto",
         ignore_label: int | None = None,
@@ -99,11 +101,11 @@ class PairLoss(nn.Module):
         mining = NoMining() if mining is None else mining
         check_rules(weighting, mining)
         check_choice("reduction", reduction, REDUCTIONS)
-        check_reduction(weighting, reduction)
+        check_of_batch(weighting, reduction, distance)
         check_choice("backend", backend, NAMES)
         check_ignore_label(ignore_label)
         check_flag("keep_statistics", keep_statistics)
-        shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
+        shared = options_of(max_positive_similarity, normalize, distance)
         spec = spec_of(weighting, mining, shared)
         temperature = bool(weighting.learned) and takes_in(weighting, mining, shared)
         if not temperature:
@@ -119,6 +121,7 @@ class PairLoss(nn.Module):
         self.options: dict[str, Any] = {
             "max_positive_similarity": shared.max_positive_similarity,
             "normalize": normalize,
+            "distance": distance,
             "reduction": reduction,
             "backend": backend,
             "ignore_label": ignore_label,
@@ -171,7 +174,8 @@ class PairLoss(nn.Module):
     @property
     def shared(self) -> PairOptions:
         """What all losses share."""
-        return options_of(self.options["max_positive_similarity"], self.options["normalize"])
+        names = "max_positive_similarity", "normalize", "distance"
+        return options_of(*(self.options[name] for name in names))
 
     @property
     def rule(self) -> Weighting:
@@ -206,13 +210,11 @@ class PairLoss(nn.Module):
     def compute(self, tensors: Tensors, counting: Counting) -> Tensor:
         """Of the tensors of `forward` in their order, and of what counts in the order of
         `pair_loss`."""
-        shared = self.options
-        names = "max_positive_similarity", "normalize", "reduction", "backend"
-        cap, normalize, reduction, backend = (shared[name] for name in names)
+        cap, normalize, distance, reduction, backend, _ = self.options.values()
         loss, statistics = loss_and_statistics(
             tensors,
             (self.rule, self.mining),
-            (cap, normalize, reduction, backend),
+            (cap, normalize, distance, reduction, backend),
             counting,
             self.keep_statistics,
         )
@@ -239,6 +241,7 @@ class MultiSimilarityLoss(PairLoss):
         epsilon: float | None = MultiSimilarityMining.epsilon,
         max_positive_similarity: float | None = None,
         normalize: bool = True,
+        distance: str | None = None,
         reduction: str = "mean",
         backend: str = "auto",
         ignore_label: int | None = None,
@@ -250,6 +253,7 @@ class MultiSimilarityLoss(PairLoss):
             mining_of(epsilon),
             max_positive_similarity=max_positive_similarity,
             normalize=normalize,
+            distance=distance,
             reduction=reduction,
             backend=backend,
             ignore_label=ignore_label,

@@ -69,14 +69,14 @@ Counting = tuple[int | None, Tensor | None, Tensor | None]
 def loss_and_statistics(
     tensors: Tensors,
     rules: tuple[Weighting, Mining],
-    options: tuple[float | None, bool, str, str],
+    options: tuple[float | None, bool, str | None, str, str],
     counting: Counting,
     return_statistics: bool,
 ) -> tuple[Tensor, RowStatistics | None]:
     """`pair_loss`, whose arguments these are in their order; the statistics if asked."""
     embeddings, labels, ref_emb, ref_labels, ids, ref_ids = tensors
     weighting, mining = rules
-    max_positive_similarity, normalize, reduction, backend = options
+    max_positive_similarity, normalize, distance, reduction, backend = options
     key = None if return_statistics else key_of(tensors, rules, options, counting)
     before = known(key)
     if before is not None:
@@ -84,7 +84,7 @@ def loss_and_statistics(
         return fused_loss(pairs, before.spec, reduction, before.backend, before.plans), None
     ignore_label, anchor_mask, sample_weight = counting
     check_choice("reduction", reduction, REDUCTIONS)
-    shared = options_of(max_positive_similarity, normalize)
+    shared = options_of(max_positive_similarity, normalize, distance)
     loss = loss_of(weighting, mining, shared, backend)
     if not is_dense(loss):
         refuse_tracing("ms_kernels")
@@ -291,4 +291,5 @@ def _similarities(pairs: Pairs, shared: PairOptions) -> tuple[Tensor, Tensor, Te
         ref_ids=pairs.ref_ids,
         max_positive_similarity=shared.max_positive_similarity,
         normalize=shared.normalize,
+        distance=shared.distance,
     )

@@ -7,7 +7,7 @@ from ms_kernels.api.counting import check_ignore_label, without_label
 from ms_kernels.checks import check_pairs
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining, mining_of
-from ms_kernels.rules.spec import PairOptions
+from ms_kernels.rules.spec import options_of
 from ms_kernels.rules.weighting import MultiSimilarity, Weighting
 
 
@@ -27,6 +27,7 @@ def row_statistics(
     epsilon: float | None = MultiSimilarityMining.epsilon,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
+    distance: str | None = None,
     backend: str = "auto",
     ignore_label: int | None = None,
 ) -> RowStatistics:
@@ -64,7 +65,7 @@ def row_statistics(
         mining = mining_of(epsilon) if weighting is None else NO_MINING
     if weighting is None:
         weighting = MultiSimilarity(alpha, beta, base)
-    shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
+    shared = options_of(max_positive_similarity, normalize, distance)
     loss = road.loss_of(weighting, mining, shared, backend)
     if loss.spec is None:
         raise ValueError(road.no_statistics("weighting, mining", weighting, mining))

@@ -36,7 +36,7 @@ from ms_kernels.engine.refusals import (
 )
 from ms_kernels.reference import REDUCTIONS, count_valid
 from ms_kernels.rules.mining import NO_MINING, Mining
-from ms_kernels.rules.spec import PairOptions
+from ms_kernels.rules.spec import PairOptions, options_of
 
 Given = tuple[RowFunction, Mining, PairOptions]
 
@@ -53,6 +53,7 @@ def streamed_loss(
     mining: Mining = NO_MINING,
     max_positive_similarity: float | None = None,
     normalize: bool = True,
+    distance: str | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """A pair loss written in plain PyTorch, panel by panel: never all N x M similarities at once.
@@ -83,7 +84,7 @@ def streamed_loss(
     check_choice("reduction", reduction, REDUCTIONS)
     check_rule("mining", mining, Mining)
     refuse_tracing("streamed_loss")
-    shared = PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
+    shared = options_of(max_positive_similarity, normalize, distance)
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
     return streamed(row_loss, pairs, mining, shared, reduction)
 

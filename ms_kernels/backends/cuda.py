@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ms_kernels.backends import gpu
 from ms_kernels.backends.fit import REBUILD, unfit
-from ms_kernels.backends.interface import Crowd, Reduced, ReducedPlan, Side
+from ms_kernels.backends.interface import NO_DISTANCE, Crowd, Reduced, ReducedPlan, Side
 from ms_kernels.backends.native import (
     LATER,
     NativeBackend,
@@ -72,7 +72,7 @@ def missing() -> str | None:
 
 def refuses(spec: PairSpec, dtype: torch.dtype | None) -> str | None:
     """None when the kernels take these rules, else why not."""
-    return spec.unfit_options()
+    return NO_DISTANCE if spec.distance is not None else spec.unfit_options()
 
 
 @functools.cache

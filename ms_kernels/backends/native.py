@@ -11,7 +11,7 @@ from torch import Tensor
 from ms_kernels.backends.interface import Found, Side, Term, compute_dtype
 from ms_kernels.backends.listing import gradient_of_anchors
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.spec import DISTANCES, PairSpec
 from ms_kernels.rules.weighting import Triplet
 
 
@@ -22,12 +22,13 @@ def native_dtype(module: Any, x: Tensor) -> Any:
 @functools.lru_cache(maxsize=64)
 def native_spec(
     spec: PairSpec, dtype: torch.dtype
-) -> tuple[tuple[int, int, int], tuple[float, ...]]:
+) -> tuple[tuple[int, int, int, int], tuple[float, ...]]:
     """Codes and a flag, then options, in the order of csrc/module_call.h; what is not given is
     infinite."""
     weighting, a, b, c, mining, d, e = spec.native_rules(torch.finfo(dtype).max)
     cap = spec.max_positive_similarity
-    codes = int(weighting), int(mining), int(spec.normalize)
+    distance = DISTANCES.index(spec.distance)
+    codes = int(weighting), int(mining), int(spec.normalize), distance
     return codes, (a, b, c, d, e, math.inf if cap is None else cap)
 
 

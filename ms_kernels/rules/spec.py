@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ms_kernels.checks import MOST_OPTION, check_flag, check_number, check_rule, take_numbers
+from ms_kernels.checks import (
+    MOST_OPTION,
+    check_choice,
+    check_flag,
+    check_number,
+    check_rule,
+    take_numbers,
+)
 from ms_kernels.once import once
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import (
@@ -65,6 +72,8 @@ MININGS: tuple[type[BoundedMining], ...] = (
     ThresholdMining,
     TopKMining,
 )
+# In the order of their codes, as csrc/call.h has them.
+DISTANCES = (None, "euclidean", "squared_euclidean")
 MOST_OPTIONS = 3
 MOST_BOUNDS = 2  # options of a mining rule, as csrc/rules/rules.h has them
 
@@ -85,15 +94,18 @@ class PairOptions:
 
     max_positive_similarity: positives at or above it are no pairs; None keeps them.
     normalize: divide each row by its L2 norm first.
+    distance: None, "euclidean" or "squared_euclidean": S is x . y, -|x - y| or -|x - y|^2.
     """
 
     max_positive_similarity: float | None = None
     normalize: bool = True
+    distance: str | None = None
 
     def __post_init__(self) -> None:
         take_numbers(self, "max_positive_similarity")
         check_number("max_positive_similarity", self.max_positive_similarity, optional=True)
         check_flag("normalize", self.normalize)
+        check_choice("distance", self.distance, DISTANCES)
 
 
 @dataclass(frozen=True)
@@ -119,8 +131,8 @@ class PairSpec(PairOptions):
         # Looked up at every call: once is enough to go through the rules.
         found: int | None = vars(self).get("_hash")
         if found is None:
-            rules = self.weighting, self.mining, self.max_positive_similarity, self.normalize
-            found = hash(rules)
+            shared = self.max_positive_similarity, self.normalize, self.distance
+            found = hash((self.weighting, self.mining, *shared))
             object.__setattr__(self, "_hash", found)
         return found
 
@@ -154,6 +166,7 @@ class PairSpec(PairOptions):
             *_numbers(self.mining, MININGS),
             math.inf if cap is None else float(cap),
             float(self.normalize),
+            float(DISTANCES.index(self.distance)),
         ]
 
     def unfit_options(self) -> str | None:
@@ -203,6 +216,7 @@ def _unpacked(packed: tuple[float, ...]) -> PairSpec:
         _rule(packed[one : 2 * one], MININGS),
         max_positive_similarity=None if math.isinf(cap) else cap,
         normalize=bool(packed[2 * one + 1]),
+        distance=DISTANCES[int(packed[2 * one + 2])],
     )
 
 
@@ -217,24 +231,37 @@ def spec_of(weighting: Weighting, mining: Mining, options: PairOptions) -> PairS
         return None
     if type(weighting) not in WEIGHTINGS or type(mining) not in MININGS or weighting.learned:
         return None
-    return _spec_of(weighting, mining, options.max_positive_similarity, options.normalize)
+    shared = options.max_positive_similarity, options.normalize, options.distance
+    return _spec_of(weighting, mining, *shared)
 
 
 @once
 def _spec_of(
-    weighting: SummedWeighting, mining: BoundedMining, cap: float | None, normalize: bool
+    weighting: SummedWeighting,
+    mining: BoundedMining,
+    cap: float | None,
+    normalize: bool,
+    distance: str | None,
 ) -> PairSpec:
     # By their names: torch.compile, up to torch 2.11 at least, takes the inherited fields for the
     # first arguments.
     return PairSpec(
-        weighting=weighting, mining=mining, max_positive_similarity=cap, normalize=normalize
+        weighting=weighting,
+        mining=mining,
+        max_positive_similarity=cap,
+        normalize=normalize,
+        distance=distance,
     )
 
 
 @once
-def options_of(max_positive_similarity: float | None, normalize: bool) -> PairOptions:
+def options_of(
+    max_positive_similarity: float | None, normalize: bool, distance: str | None = None
+) -> PairOptions:
     """Checked."""
-    return PairOptions(max_positive_similarity=max_positive_similarity, normalize=normalize)
+    return PairOptions(
+        max_positive_similarity=max_positive_similarity, normalize=normalize, distance=distance
+    )
 
 
 @once

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.interface import Side, compute_dtype
+from ms_kernels.backends.plain.distance import by_product, similarities
 from ms_kernels.reference import IGNORED, is_floored, row_scale, shares_label, unit_rows
 from ms_kernels.rules.spec import PairOptions
 from ms_kernels.settings import options
@@ -39,6 +40,11 @@ class Sides:
         self.rows, self.columns, self.spec = rows, columns, spec
         self.x = computed(rows.embeddings, spec.normalize)
         self.r = self.x if self_mode else computed(columns.embeddings, spec.normalize)
+        if spec.distance is not None and not spec.normalize:
+            # Far from the origin the products of the gradient would cancel.
+            middle = (self.r.detach() / max(len(self.r), 1)).sum(0)
+            self.x = self.x - middle
+            self.r = self.x if self_mode else self.r - middle
 
     def panels(self, arrays: int = 1) -> Iterator[Panel]:
         """Blocks of rows, so that `arrays` of a panel's size fit options.panel_bytes; of many
@@ -55,7 +61,7 @@ class Sides:
     def panel(self, block: slice, x: Tensor, r: Tensor) -> Panel:
         """Of some rows: x and r are those of this object, or stand for them in a derivative."""
         rows, columns = self.rows, self.columns
-        sim = x[block] @ r.T
+        sim = similarities(x[block], r, self.spec.distance)
         positive = shares_label(rows.labels[block], columns.labels)
         negative = ~positive
         if rows.ids is not None and columns.ids is not None:
@@ -65,6 +71,24 @@ class Sides:
         if self.spec.max_positive_similarity is not None:
             positive = positive & (sim < self.spec.max_positive_similarity)
         return Panel(block, sim, positive, negative)
+
+    def add_gradient(
+        self, panel: Panel, weight: Tensor, dx: Tensor | None, dr: Tensor | None
+    ) -> None:
+        """Of pairs that weigh dl / dS, into the rows of dx and into dr: of what `panel` computes
+        with."""
+        x, r = self.x[panel.rows], self.r
+        if self.spec.distance is None:
+            if dx is not None:
+                dx[panel.rows] += weight @ r
+            if dr is not None:
+                dr += weight.T @ x
+            return
+        weight = by_product(weight, panel.sim, self.spec.distance)
+        if dx is not None:
+            dx[panel.rows] += weight @ r - weight.sum(1)[:, None] * x
+        if dr is not None:
+            dr += weight.T @ x - weight.sum(0)[:, None] * r
 
 
 def full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:

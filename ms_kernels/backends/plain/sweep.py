@@ -43,10 +43,7 @@ def sweep(
         for panel in sides.panels(arrays):
             some, count, weight = of_panel(panel, dx is not None or into_columns is not None)
             loss[panel.rows], kept[panel.rows] = some, count
-            if dx is not None:
-                dx[panel.rows] += weight @ r
-            if into_columns is not None:
-                into_columns += weight.T @ x[panel.rows]
+            sides.add_gradient(panel, weight, dx, into_columns)
     if dx is not None:
         dx = through_normalisation(dx, x, anchors.embeddings, spec)
     if dr is not None and candidates is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ms_kernels.backends import gpu
 from ms_kernels.backends.interface import (
     MOST_EXPONENT,
+    NO_DISTANCE,
     Crowd,
     Found,
     Reduced,
@@ -80,6 +81,8 @@ def refuses(spec: PairSpec, dtype: torch.dtype | None) -> str | None:
     """None when the kernels take these rules, and embeddings of this dtype with the Triton that is
     here; else why not."""
     rule = spec.weighting
+    if spec.distance is not None:
+        return NO_DISTANCE
     # A circle's exponentials are added as they are.
     if isinstance(rule, Circle):
         square = rule.m**2
