@@ -74,7 +74,10 @@ def dense_sums(spec, sim, positive, negative):
 
     if rule.negative == "ranked":
         zero = sim.new_zeros(len(sim))
-        return zero, spec.weighting.row_loss(sim, positive, negative), zero
+        over = sim[:, None, :] - sim[:, :, None] + spec.weighting.margin
+        triplets = positive[:, :, None] & negative[:, None, :] & (over >= 0)
+        number = triplets.sum((1, 2)).to(sim.dtype)
+        return zero, spec.weighting.row_loss(sim, positive, negative), number
     u = sim - numbers.negative_base
     neg = of_form(rule.negative, u, numbers.negative_scale, negative, 0)
     offset = -neg[:, None] if rule.has_offset else 0

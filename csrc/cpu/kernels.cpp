@@ -125,6 +125,7 @@ class Solver {
   void write_statistics() {
     const bool all_nan =
         (p_.self ? rows_not_finite_ : columns_not_finite_) && columns_.axis.count > 0;
+    const bool has_moment = w_.loss.needs_moment() || w_.loss.ranked();
 #pragma omp for schedule(static)
     for (std::int64_t k = 0; k < rows_.axis.count; ++k) {
       if (all_nan || (rows_.poisoned[k] && columns_.axis.count > 0)) rows_.poisoned[k] = 1;
@@ -138,7 +139,7 @@ class Solver {
         write(p_.statistics.hardest_negative, rows_.hardest_negative[k]);
         write(p_.statistics.pos_sum, rows_.pos_sum[k]);
         write(p_.statistics.neg_sum, rows_.neg_sum[k]);
-        write(p_.statistics.pos_moment, w_.loss.needs_moment() ? rows_.moment[k] : T(0));
+        write(p_.statistics.pos_moment, has_moment ? rows_.moment[k] : T(0));
         p_.statistics.pos_kept[at] = nan ? 0 : rows_.pos_kept[k];
         p_.statistics.neg_kept[at] = nan ? 0 : rows_.neg_kept[k];
         continue;

@@ -41,6 +41,12 @@ struct RankBlock {
       least = threshold[at(k, anchor)] < least ? threshold[at(k, anchor)] : least;
     return least;
   }
+  // Of all its thresholds, in this round.
+  T all_reached(int anchor) const {
+    T number = T(0);
+    for (int k = 0; k < slots; ++k) number += T(reached[at(k, anchor)]);
+    return number;
+  }
   void clear() const {
     for (std::int64_t i = 0; i < slots * stride; ++i) threshold[i] = kInfinity<T>, reached[i] = 0;
   }

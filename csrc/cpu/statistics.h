@@ -208,6 +208,12 @@ class Statistics {
       if (w_.active[grid_.super_index(super, s)])
         merge(total, w_.cells_of(s, first), grid_.rows.block, form<kind>());
     for (int r = 0; r < grid_.rows.block; ++r) finish_row<kind>(first + r, total.at(r));
+    if (kind == Scan::negatives && w_.loss.ranked()) {
+      const RankBlock<T> ranks = rows_.ranks.block_at(first);
+      for (int r = 0; r < grid_.rows.block; ++r)
+        rows_.moment[first + r] =
+            (ranks.passed ? rows_.moment[first + r] : T(0)) + ranks.all_reached(r);
+    }
     if (kind == Scan::positives && w_.problem.rank_capacity)
       for (int r = 0; r < grid_.rows.block; ++r)
         rows_.least_threshold[first + r] = rows_.ranks.block_at(first).least(r);
@@ -238,7 +244,7 @@ class Statistics {
     } else {
       rows_.pos_kept[k] = *total.kept;
       rows_.pos_sum[k] = sum_of(w_.loss.positive, total);
-      rows_.moment[k] = total.moment ? *total.moment : T(0);
+      if (!w_.loss.ranked()) rows_.moment[k] = total.moment ? *total.moment : T(0);
     }
   }
 

@@ -32,7 +32,9 @@ struct Form {
 template <typename T>
 struct RowSums {
   T positive, negative;
-  T moment;  // over kept positives: of an exponential form sum value, of a sigmoid sum sigmoid(z)
+  // Over kept positives: of an exponential form sum value, of a sigmoid sum sigmoid(z). Of ranked
+  // pairs the number that reach a base.
+  T moment;
   T pos_kept, neg_kept;
 };
 

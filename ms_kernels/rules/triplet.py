@@ -22,7 +22,8 @@ class Triplet(SummedWeighting):
     Triplets are never listed. Source: Schroff et al., CVPR 2015; the paper's equation 5.
     pytorch-metric-learning's TripletMarginLoss with CosineSimilarity and SumReducer is its sum.
 
-    Statistics: neg_sum is the loss, pos_sum 0.
+    Statistics: neg_sum is the loss, pos_sum 0, pos_moment the number of triplets that violate the
+    margin; the sum of the losses divided by theirs is the mean of those that are not 0.
     """
 
     margin: float = 0.1
@@ -32,12 +33,16 @@ class Triplet(SummedWeighting):
     def row_sums(
         self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
     ) -> PairSums:
-        return PairSums(similarity[:, :0].sum(1), self._violations(similarity, positive, negative))
+        loss, number = self._violations(similarity, positive, negative)
+        return PairSums(similarity[:, :0].sum(1), loss, number.to(loss.dtype))
 
     def loss_of(self, sums: RowSums) -> Tensor:
         return sums.negative
 
-    def _violations(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def _violations(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Their sum and their number."""
         # On other devices, and in a graph or a transform, their number is not to be had.
         if similarity.device.type == "cpu" and not is_traced():
             most = int(positive.sum(1).max()) if positive.numel() else 0
@@ -47,15 +52,20 @@ class Triplet(SummedWeighting):
 
     def _positive_by_positive(
         self, similarity: Tensor, positive: Tensor, negative: Tensor, most: int
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         pos = similarity.masked_fill(~positive, math.inf).topk(most, 1, largest=False).values
         neg = similarity.masked_fill(~negative, -math.inf)
         loss = similarity[:, :0].sum(1)  # zeros that are connected to the graph
+        number = loss.detach().long()
         for k in range(most):
-            loss = loss + (neg - (pos[:, k, None] - self.margin)).clamp(min=0).sum(1)
-        return loss
+            threshold = pos[:, k, None] - self.margin
+            loss = loss + (neg - threshold).clamp(min=0).sum(1)
+            number = number + ((neg >= threshold) & negative).sum(1)
+        return loss, number
 
-    def _sorted(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def _sorted(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
         # Each negative is worth its distance to the thresholds that it reaches, the first `rank` in
         # ascending order. Sums of distances to the least positive, as of similarities they would
         # cancel.
@@ -69,7 +79,7 @@ class Triplet(SummedWeighting):
         # A similarity that is not finite, which makes the loss NaN, has no place among them.
         rank = torch.where(negative, rank, 0)
         reached = rank * torch.where(negative, similarity - least, 0)
-        return (reached - totals.gather(1, rank)).sum(1)
+        return (reached - totals.gather(1, rank)).sum(1), rank.sum(1)
 
 
 def is_traced() -> bool:

@@ -67,7 +67,7 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
       if (rank >= 0) threshold[rank * stride] = row[j] - loss.margin;
     }
     kept = block_reduce<kWarps<P>>(kept, kept_smem, KeptNumbers::plus);
-    Scalar sum = Scalar(0), least = kInfinity<Scalar>;
+    Scalar sum = Scalar(0), number = Scalar(0), least = kInfinity<Scalar>;
     for (int k = 0; k < loss.ranks; ++k) {
       const Scalar bound = threshold[k * stride];
       least = bound < least ? bound : least;
@@ -83,14 +83,19 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
       }
       if (threadIdx.x == 0) pass.rows.reached[k * stride + i] = reach.number;
       sum += reach.sum;
+      number += Scalar(reach.number);
     }
     if (threadIdx.x != 0) continue;
     RowSums<Scalar> sums{};
     sums.negative = sum;
+    sums.moment = number;
     sums.pos_kept = Scalar(kept.positive);
     sums.neg_kept = Scalar(kept.negative);
     if (p.job == Job::statistics) {
-      if (loss.passed) sums.negative += static_cast<Scalar*>(p.statistics.neg_sum)[i];
+      if (loss.passed) {
+        sums.negative += static_cast<Scalar*>(p.statistics.neg_sum)[i];
+        sums.moment += static_cast<Scalar*>(p.statistics.pos_moment)[i];
+      }
       write_statistics<Scalar>(p, i, hardest, sums, kept.positive, kept.negative);
       continue;
     }

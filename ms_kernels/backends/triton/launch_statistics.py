@@ -181,6 +181,9 @@ def _finish(
         **problem.anchor_constants,
         **common,
     )
+    if lists is not None and exact:
+        reached = lists.reached.sum(0)[: rows.count].to(rows.dtype)
+        found.pos_moment[rows.order[: rows.count]] += reached
     listed = no_lists(terms) if lists is None else lists
     if lists is not None and not exact:
         listed = with_pulls(lists, terms[POS_FACTOR.value])

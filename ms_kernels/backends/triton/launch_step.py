@@ -93,6 +93,7 @@ def exact_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> 
             more = statistics(problem, budget, exact=True, passed=passed).exact
             assert more is not None
             found.neg_sum.add_(more.neg_sum)
+            found.pos_moment.add_(more.pos_moment)
         return found
 
     return RowStatistics._make(_taped(anchors, candidates, spec, (), launched))
