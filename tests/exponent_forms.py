@@ -26,6 +26,8 @@ def form_of(rule, sim):
             return Form((rule.alpha, rule.beta), rule.base, (rule.alpha, rule.beta))
         case weigh.BinomialDeviance():
             return Form((rule.alpha, rule.beta), rule.base, summed=True)
+        case weigh.SigLIP():
+            return Form((rule.scale, rule.scale), -rule.bias / rule.scale, summed=True)
         case weigh.LiftedStructure():
             return Form((1.0, 1.0), rule.margin, (1.0, 1.0), joint=True)
         case weigh.NTXent() | weigh.SupCon() | weigh.NCA() | weigh.DecoupledContrastive():
@@ -49,6 +51,8 @@ def moves(rule, form, sim, kept, weight):
     if isinstance(rule, weigh.BinomialDeviance):  # a sigmoid, which saturates alone
         counts = [side.sum(1, keepdim=True).clamp(min=1) for side in kept]
         return weight * (slope - weight * torch.where(kept[0], *counts))
+    if isinstance(rule, weigh.SigLIP):
+        return weight * (slope - weight)
     if isinstance(rule, weigh.Circle):  # exact slopes, and that of the factor s + m
         steep = 2 * rule.gamma * torch.where(kept[0], 1 - sim, sim).abs()
         return (

@@ -32,6 +32,7 @@ WEIGHTINGS = [
     weigh.NCA(),
     weigh.DecoupledContrastive(0.2),
     weigh.Circle(),
+    weigh.SigLIP(5.0, -1.0),
 ]
 
 
@@ -97,6 +98,9 @@ def expected(rule, pos, neg):
             return max(0, lse([m - s for s in pos]) + lse(neg)) if pos and neg else 0
         case weigh.Triplet(m):
             return sum(max(0, n - p + m) for p in pos for n in neg)
+        case weigh.SigLIP(t, b):
+            pulled = sum(softplus(-(t * s + b)) for s in pos)
+            return pulled + sum(softplus(t * s + b) for s in neg)
         case weigh.NTXent(t):  # NPair too
             each = [math.log(1 + sum(math.exp((n - p) / t) for n in neg)) for p in pos]
             return sum(each) / max(1, len(pos))
@@ -132,6 +136,8 @@ def by_formula(rule, pos, neg):
         case weigh.BinomialDeviance(a, b, base):
             pull = a * torch.sigmoid(a * (base - pos)) / max(1, len(pos))
             return -pull, b * torch.sigmoid(b * (neg - base)) / max(1, len(neg))
+        case weigh.SigLIP(t, b):
+            return -t * torch.sigmoid(-(t * pos + b)), t * torch.sigmoid(t * neg + b)
         case weigh.SupCon(t) if len(pos):
             share = torch.cat([pos, neg]).div(t).softmax(0).split([len(pos), len(neg)])
             return -(1 / len(pos) - share[0]) / t, share[1] / t

@@ -45,6 +45,7 @@ LOSSES = {
             rules.DecoupledContrastive,
             rules.NPair,
             rules.Circle,
+            rules.SigLIP,
             rules.Triplet,
         )
     },

@@ -16,6 +16,7 @@ enum class WeightingRule : int {
   circle,
   triplet,
   decoupled_contrastive,
+  sig_lip,
   count
 };
 

@@ -164,6 +164,21 @@ struct DecoupledContrastive : AnyRule {
   }
 };
 
+// Every pair by itself, positives pulled and negatives pushed with the same slope.
+template <typename T>
+struct SigLIP : AnyRule {
+  T scale, bias;
+
+  MSK_HOST_DEVICE Form<T> negative() const { return {Shape::sigmoid, scale, -bias / scale}; }
+  MSK_HOST_DEVICE Form<T> positive() const {
+    return {Shape::sigmoid, scale, bias / scale, T(0), T(-1)};
+  }
+  MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
+    return {sums.positive + sums.negative, term_if(sums.neg_kept > T(0), scale, T(0)),
+            term_if(sums.pos_kept > T(0), scale, T(0))};
+  }
+};
+
 // A rule that nobody knows makes a number of nothing: module_call.h refuses it, and what should
 // pass by there must show.
 template <typename T>
@@ -202,6 +217,8 @@ MSK_HOST_DEVICE inline auto with_weighting(const Rules& rules, const Visit& visi
       return visit(Triplet<T>{{}, a});
     case WeightingRule::decoupled_contrastive:
       return visit(DecoupledContrastive<T>{{}, a});
+    case WeightingRule::sig_lip:
+      return visit(SigLIP<T>{{}, a, b});
     case WeightingRule::multi_similarity:
       return visit(MultiSimilarity<T>{a, b, c, T(0), T(0)});
     case WeightingRule::count:

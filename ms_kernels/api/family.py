@@ -14,6 +14,7 @@ from ms_kernels.rules.weighting import (
     LiftedStructure,
     NPair,
     NTXent,
+    SigLIP,
     SupCon,
     Triplet,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "NCALoss",
     "NPairLoss",
     "NTXentLoss",
+    "SigLIPLoss",
     "SupConLoss",
     "TripletLoss",
 ]
@@ -175,6 +177,18 @@ class CircleLoss(PairLoss, rule=Circle):
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(Circle(m, gamma), **options)
+
+
+class SigLIPLoss(PairLoss, rule=SigLIP):
+    """`SigLIP` with any mining rule."""
+
+    def __init__(
+        self,
+        scale: float = SigLIP.scale,
+        bias: float = SigLIP.bias,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(SigLIP(scale, bias), **options)
 
 
 class HistogramLoss(PairLoss, rule=Histogram):

@@ -44,6 +44,7 @@ from ms_kernels.rules.weighting import (
     MultiSimilarity,
     NPair,
     NTXent,
+    SigLIP,
     SupCon,
     Triplet,
     Weighting,
@@ -63,6 +64,7 @@ WEIGHTINGS: tuple[type[SummedWeighting], ...] = (
     Triplet,
     DecoupledContrastive,
     NPair,
+    SigLIP,
 )
 MININGS: tuple[type[BoundedMining], ...] = (
     NoMining,

@@ -24,6 +24,7 @@ __all__ = [
     "Contrastive",
     "LiftedStructure",
     "MultiSimilarity",
+    "SigLIP",
     "Triplet",
     "Weighting",
 ]
@@ -158,3 +159,30 @@ class LiftedStructure(SummedWeighting):
 
     def loss_of(self, sums: RowSums) -> Tensor:
         return (sums.positive + sums.negative).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class SigLIP(SummedWeighting):
+    """sum_P log(1 + exp(-(scale s + bias))) + sum_N log(1 + exp(scale s + bias)).
+
+    Weights: scale sigmoid(-(scale s + bias)) of a positive, scale sigmoid(scale s + bias) of a
+    negative: every pair by itself. Only positives, or only negatives: that part alone. Source: Zhai
+    et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023, equation 1, which is its mean
+    with texts as ref_emb. Defaults are where the paper's training begins; `siglip_loss` learns them
+    in the kernels. pytorch-metric-learning has none.
+    """
+
+    scale: float = 10.0
+    bias: float = -10.0
+    above_zero = ("scale",)
+    log_sums = (False, False)
+
+    def row_sums(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
+    ) -> PairSums:
+        z = self.scale * similarity + self.bias
+        pulled = masked_sum(softplus(-z, threshold=FAR), positive)
+        return PairSums(pulled, masked_sum(softplus(z, threshold=FAR), negative))
+
+    def loss_of(self, sums: RowSums) -> Tensor:
+        return sums.positive + sums.negative

@@ -29,6 +29,7 @@ from ms_kernels.rules.weighting import (
     MultiSimilarity,
     NPair,
     NTXent,
+    SigLIP,
     SupCon,
     Triplet,
     Weighting,
@@ -114,6 +115,12 @@ WEIGHTING_RULES: dict[type[Weighting], Rule] = {
     Circle: Rule(
         *("circle", "circle", "circle", -1),
         lambda rule: Coefficients(rule.gamma, 1.0, rule.gamma, 0.0, rule.m),
+    ),
+    SigLIP: Rule(
+        *("sig_lip", "sigmoid", "sigmoid", -1),
+        lambda rule: Coefficients(
+            *(rule.scale, -rule.bias / rule.scale, rule.scale, -rule.bias / rule.scale)
+        ),
     ),
     Triplet: Rule("triplet", "ranked", "ranked", -1, lambda rule: Coefficients(margin=rule.margin)),
 }

@@ -57,6 +57,14 @@ def binomial_deviance(pos, neg, pos_kept, neg_kept, coefficients):
 
 
 @triton.jit
+def sig_lip(pos, neg, pos_kept, neg_kept, coefficients):
+    zero = tl.zeros(pos.shape, pos.dtype)
+    neg_factor = factor_if(neg_kept > 0, zero + negative_scale(coefficients))
+    pos_factor = factor_if(pos_kept > 0, zero + positive_scale(coefficients))
+    return pos + neg, neg_factor, zero, pos_factor, zero, zero
+
+
+@triton.jit
 def bin_lifted(pos, neg, coefficients):
     zero = tl.zeros(pos.shape, pos.dtype)
     pos_offset, neg_offset = softplus(pos), softplus(neg)
@@ -142,6 +150,8 @@ def finish(pos, neg, moment, pos_kept, neg_kept, coefficients, RULE: tl.constexp
         return contrastive(pos, neg, pos_kept, neg_kept)
     elif RULE == "binomial_deviance":
         return binomial_deviance(pos, neg, pos_kept, neg_kept, coefficients)
+    elif RULE == "sig_lip":
+        return sig_lip(pos, neg, pos_kept, neg_kept, coefficients)
     elif RULE == "bin_lifted":
         return bin_lifted(pos, neg, coefficients)
     elif RULE == "lifted_structure":
