@@ -8,6 +8,7 @@
 
 #include "cpu/kernels.h"
 #include "module_call.h"
+#include "rules/pair_loss.h"
 
 namespace py = pybind11;
 
@@ -90,6 +91,16 @@ class Call : public msk::ModuleCall<msk::Problem> {
     planned_ = true;
     return problem_.workspace_bytes;
   }
+  // Columns are anchors as rows are; their losses follow those of the rows.
+  void anchor_both() {
+    const msk::PairLoss<double> loss(problem_.rules, problem_.options.max_positive_similarity);
+    if (problem_.self || problem_.job != msk::Job::loss_and_gradient || loss.ranked() ||
+        loss.mining.hardest_negatives() > 1)
+      throw std::invalid_argument(
+          "anchor_both: expected loss_and_gradient of two sides, and rules that list neither "
+          "triplets nor the hardest of a row");
+    problem_.two_sided = true;
+  }
   void write_total(std::int64_t total_loss, double scale) {
     problem_.total_loss = pointer<void>(total_loss);
     problem_.loss_scale = scale;
@@ -146,6 +157,7 @@ PYBIND11_MODULE(_cpu, m) {
                     const std::optional<SideIntegers>&, const msk::SpecNumbers&>(),
            py::arg("job"), py::arg("dtype"), py::arg("depth"), py::arg("rows"), py::arg("columns"),
            py::arg("spec"))
+      .def("anchor_both", &Call::anchor_both)
       .def("write_total", &Call::write_total, py::arg("total_loss"), py::arg("scale"))
       .def("plan", &Call::plan, py::arg("threads"), py::arg("budget"))
       .def("run", &Call::run, py::arg("workspace"), py::call_guard<py::gil_scoped_release>())

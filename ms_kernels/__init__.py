@@ -6,6 +6,7 @@ from ms_kernels.api import family
 from ms_kernels.api.family import *  # noqa: F403
 from ms_kernels.api.functional import multi_similarity_loss, pair_loss
 from ms_kernels.api.histogram import Histogram
+from ms_kernels.api.image_text import clip_loss, siglip_loss
 from ms_kernels.api.inspect import PairWeights, pair_weights
 from ms_kernels.api.memory import CrossBatchMemory
 from ms_kernels.api.mining import mined_pairs
@@ -52,12 +53,14 @@ __all__ = [
     "ThresholdMining",
     "TopKMining",
     "backends",
+    "clip_loss",
     "mined_pairs",
     "multi_similarity_loss",
     "options",
     "pair_loss",
     "pair_weights",
     "row_statistics",
+    "siglip_loss",
     "streamed_loss",
 ]
 __all__ += family.__all__

@@ -121,51 +121,57 @@ class Solver {
     }
   }
 
-  // Also turns the statistics into terms of the gradient.
   void write_statistics() {
-    const bool all_nan =
-        (p_.self ? rows_not_finite_ : columns_not_finite_) && columns_.axis.count > 0;
+    write_statistics(rows_, p_.self ? rows_not_finite_ : columns_not_finite_, columns_, 0);
+    if (p_.two_sided) write_statistics(columns_, rows_not_finite_, rows_, rows_.axis.count);
+    if (p_.job == Job::statistics || w_.both) return;
+#pragma omp for schedule(static)
+    for (std::int64_t k = 0; k < columns_.axis.padded(); ++k) mute(columns_, k);
+  }
+
+  // Also turns the statistics into terms of the gradient. `begin`: where the side's losses begin.
+  void write_statistics(Side<T>& side, bool others_not_finite, const Side<T>& others,
+                        std::int64_t begin) {
+    const bool some = others.axis.count > 0, all_nan = others_not_finite && some;
     const bool has_moment = w_.loss.needs_moment() || w_.loss.ranked();
 #pragma omp for schedule(static)
-    for (std::int64_t k = 0; k < rows_.axis.count; ++k) {
-      if (all_nan || (rows_.poisoned[k] && columns_.axis.count > 0)) rows_.poisoned[k] = 1;
-      const bool nan = rows_.poisoned[k] && columns_.axis.count > 0;
-      const std::int64_t at = rows_.order[k];
+    for (std::int64_t k = 0; k < side.axis.count; ++k) {
+      if (all_nan || (side.poisoned[k] && some)) side.poisoned[k] = 1;
+      const bool nan = side.poisoned[k] && some;
+      const std::int64_t at = begin + side.order[k];
       const auto write = [&](void* out, T value) {
         static_cast<T*>(out)[at] = nan ? kNaN<T> : value;
       };
       if (p_.job == Job::statistics) {
-        write(p_.statistics.hardest_positive, rows_.hardest_positive[k]);
-        write(p_.statistics.hardest_negative, rows_.hardest_negative[k]);
-        write(p_.statistics.pos_sum, rows_.pos_sum[k]);
-        write(p_.statistics.neg_sum, rows_.neg_sum[k]);
-        write(p_.statistics.pos_moment, has_moment ? rows_.moment[k] : T(0));
-        p_.statistics.pos_kept[at] = nan ? 0 : rows_.pos_kept[k];
-        p_.statistics.neg_kept[at] = nan ? 0 : rows_.neg_kept[k];
+        write(p_.statistics.hardest_positive, side.hardest_positive[k]);
+        write(p_.statistics.hardest_negative, side.hardest_negative[k]);
+        write(p_.statistics.pos_sum, side.pos_sum[k]);
+        write(p_.statistics.neg_sum, side.neg_sum[k]);
+        write(p_.statistics.pos_moment, has_moment ? side.moment[k] : T(0));
+        p_.statistics.pos_kept[at] = nan ? 0 : side.pos_kept[k];
+        p_.statistics.neg_kept[at] = nan ? 0 : side.neg_kept[k];
         continue;
       }
       const T dloss = p_.dloss ? static_cast<const T*>(p_.dloss)[at] : T(p_.loss_scale);
-      write(p_.row_loss, set_term(rows_, k, w_.loss, dloss));
-      if (p_.kept) p_.kept[at] = nan ? 0 : rows_.pos_kept[k] + rows_.neg_kept[k];
-      if (nan) mute(rows_, k);
+      write(p_.row_loss, set_term(side, k, w_.loss, dloss));
+      if (p_.kept) p_.kept[at] = nan ? 0 : side.pos_kept[k] + side.neg_kept[k];
+      if (nan) mute(side, k);
     }
-    if (p_.job == Job::statistics || p_.self) return;
-#pragma omp for schedule(static)
-    for (std::int64_t k = 0; k < columns_.axis.padded(); ++k) mute(columns_, k);
   }
 
   // In double and in the caller's order, whatever the threads.
   void write_total() const {
     const T* const losses = static_cast<const T*>(p_.row_loss);
     double total = 0;
-    for (std::int64_t i = 0; i < p_.rows.count; ++i) total += losses[i];
+    const std::int64_t count = p_.rows.count + (p_.two_sided ? p_.columns.count : 0);
+    for (std::int64_t i = 0; i < count; ++i) total += losses[i];
     *static_cast<T*>(p_.total_loss) = T(total * p_.loss_scale);
   }
 
   // The gradient of a sample is NaN if a weight of one of its pairs is.
   void spread_poison() {
     const bool rows = any_poisoned(rows_), columns = any_poisoned(columns_);
-    const bool column_term = p_.self || p_.column_term.dloss;
+    const bool column_term = w_.both || p_.column_term.dloss;
     if (rows && (p_.self || p_.job == Job::loss_and_gradient)) poison_all(columns_);
     if (columns && column_term) poison_all(rows_);
   }

@@ -25,18 +25,19 @@ struct Problem {
   int threads;
   SideInput rows;
   SideInput columns;
-  bool self;  // the rows are their own columns
+  bool self;       // the rows are their own columns
+  bool two_sided;  // Job::loss_and_gradient only: columns, though others, are anchors as rows are
   Options options;
   Rules rules;
   TermInput row_term, column_term;  // Job::gradient only
   const void* dloss;                // Job::loss_and_gradient: of each row's loss; null: ones
   StatisticsOutput statistics;      // Job::statistics only
-  void* row_loss;                   // Job::loss_and_gradient only: (rows.count) and
-  std::int64_t* kept;               // pairs kept of either kind, or null
-  void* total_loss;                 // their sum times loss_scale, or null
-  double loss_scale = 1;            // of the gradients too
-  void* d_rows;                     // (rows.count, depth) in the compute type; null: not wanted
-  void* d_columns;                  // (columns.count, depth); null: not wanted
+  void* row_loss;      // Job::loss_and_gradient only: (rows.count), then columns that are anchors,
+  std::int64_t* kept;  // and pairs kept of either kind, or null
+  void* total_loss;    // their sum times loss_scale, or null
+  double loss_scale = 1;  // of the gradients too
+  void* d_rows;           // (rows.count, depth) in the compute type; null: not wanted
+  void* d_columns;        // (columns.count, depth); null: not wanted
   std::byte* workspace;
   std::int64_t workspace_bytes;
   std::int64_t rank_capacity;  // slots of a ranked loss, see ranks.h

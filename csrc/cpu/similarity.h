@@ -95,7 +95,7 @@ void similarity(const Side<T>& rows, const Side<T>& columns, const Grid& grid, T
 // count as 0 from here on.
 template <typename T>
 void remove_overflow(const Side<T>& rows, const Side<T>& columns, const Grid& grid, Tile t,
-                     T* tile) {
+                     bool both, T* tile) {
   for (int r = 0; r < rows.axis.valid(t.row); ++r)
     for (int c = grid.on_diagonal(t) ? r : 0; c < columns.axis.valid(t.column); ++c) {
       T& s = tile[std::int64_t(r) * grid.columns.block + c];
@@ -103,7 +103,7 @@ void remove_overflow(const Side<T>& rows, const Side<T>& columns, const Grid& gr
       s = T(0);
       // Threads may write the same byte: always a 1.
       __atomic_store_n(&rows.poisoned[rows.first(t.row) + r], 1, __ATOMIC_RELAXED);
-      if (grid.symmetric)
+      if (both)
         __atomic_store_n(&columns.poisoned[columns.first(t.column) + c], 1, __ATOMIC_RELAXED);
     }
 }

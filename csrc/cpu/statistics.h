@@ -56,14 +56,17 @@ class Statistics {
         if (!concerns<kind>(t)) return;
         if (!w_.active[s]) clear_cells(s);
         w_.active[s] = 1;
-        if (grid_.symmetric)
+        if (w_.both)
           scan_tile<kind, true, general>(t, scratch);
         else
           scan_tile<kind, false, general>(t, scratch);
       });
     }
 #pragma omp for schedule(dynamic, 1)
-    for (int b = 0; b < grid_.rows.blocks; ++b) finish_block<kind>(b, scratch);
+    for (int b = 0; b < grid_.rows.blocks; ++b) finish_block<kind, false>(rows_, b, scratch);
+    if (!w_.both || grid_.symmetric) return;
+#pragma omp for schedule(dynamic, 1)
+    for (int b = 0; b < grid_.columns.blocks; ++b) finish_block<kind, true>(columns_, b, scratch);
   }
 
   void clear_lists() {
@@ -81,14 +84,20 @@ class Statistics {
   // Cells of the rows of one super-block against another.
   void clear_cells(int super_index) {
     const Tile s = grid_.super_tile(super_index);
-    clear_cells(s.row, s.column);
-    if (grid_.symmetric && s.row != s.column) clear_cells(s.column, s.row);
+    const Rows rows = rows_of(grid_.rows, s.row);
+    w_.cells_of(s.column, rows.first).clear(rows.count);
+    if (!w_.both || (grid_.symmetric && s.row == s.column)) return;
+    const Rows columns = rows_of(grid_.columns, s.column);
+    w_.cells_of_column(s.row, columns.first).clear(columns.count);
   }
-  void clear_cells(int rows, int columns) {
-    const int length = grid_.rows.super * grid_.rows.block;
-    const std::int64_t first = std::int64_t(rows) * length;
-    const std::int64_t left = grid_.rows.padded() - first;
-    w_.cells_of(columns, first).clear(int(left < length ? left : length));
+  struct Rows {
+    std::int64_t first;
+    int count;
+  };
+  static Rows rows_of(const Axis& axis, int super) {
+    const int length = axis.super * axis.block;
+    const std::int64_t first = std::int64_t(super) * length, left = axis.padded() - first;
+    return {first, int(left < length ? left : length)};
   }
 
   template <Scan kind, bool both, bool general>
@@ -133,7 +142,7 @@ class Statistics {
     }
     merge(w_.cells_of(t.column / grid_.columns.super, row), scan.row, grid_.rows.block, scan.form);
     if (both)
-      merge(w_.cells_of(t.row / grid_.rows.super, column), scan.column, grid_.columns.block,
+      merge(w_.cells_of_column(t.row / grid_.rows.super, column), scan.column, grid_.columns.block,
             scan.form);
   }
 
@@ -198,53 +207,58 @@ class Statistics {
     return form;
   }
 
-  template <Scan kind>
-  void finish_block(int b, Scratch<T>& scratch) {
-    const std::int64_t first = rows_.first(b);
-    const int super = b / grid_.rows.super;
+  template <Scan kind, bool of_columns>
+  void finish_block(Side<T>& side, int b, Scratch<T>& scratch) {
+    const Axis& others = of_columns ? grid_.rows : grid_.columns;
+    const std::int64_t first = side.first(b);
+    const int super = b / side.axis.super, block = side.axis.block;
     const Cells<T> total = partial(scratch, 0, w_.loss.general);
-    total.clear(grid_.rows.block);
-    for (int s = 0; s < grid_.columns.supers; ++s)
-      if (w_.active[grid_.super_index(super, s)])
-        merge(total, w_.cells_of(s, first), grid_.rows.block, form<kind>());
-    for (int r = 0; r < grid_.rows.block; ++r) finish_row<kind>(first + r, total.at(r));
-    if (kind == Scan::negatives && w_.loss.ranked()) {
-      const RankBlock<T> ranks = rows_.ranks.block_at(first);
-      for (int r = 0; r < grid_.rows.block; ++r)
-        rows_.moment[first + r] =
-            (ranks.passed ? rows_.moment[first + r] : T(0)) + ranks.all_reached(r);
-    }
-    if (kind == Scan::positives && w_.problem.rank_capacity)
-      for (int r = 0; r < grid_.rows.block; ++r)
-        rows_.least_threshold[first + r] = rows_.ranks.block_at(first).least(r);
+    total.clear(block);
+    for (int s = 0; s < others.supers; ++s)
+      if (w_.active[of_columns ? grid_.super_index(s, super) : grid_.super_index(super, s)])
+        merge(total, of_columns ? w_.cells_of_column(s, first) : w_.cells_of(s, first), block,
+              form<kind>());
+    for (int r = 0; r < block; ++r) finish_row<kind>(side, first + r, total.at(r));
+    if (w_.loss.ranked()) finish_ranks<kind>(side, first);
     // Rows past the count keep nothing and take no part in any range.
-    for (std::int64_t k = first + rows_.axis.valid(b); k < first + grid_.rows.block; ++k)
-      mute(rows_, k);
+    for (std::int64_t k = first + side.axis.valid(b); k < first + block; ++k) mute(side, k);
   }
 
   template <Scan kind>
-  void finish_row(std::int64_t k, const Cells<T>& total) {
+  void finish_row(Side<T>& side, std::int64_t k, const Cells<T>& total) {
     if constexpr (kind == Scan::hardest_positive) {
-      rows_.hardest_positive[k] = -*total.hardest;
-      rows_.hardest_negative[k] = -kInfinity<T>;
-      set_negative_bounds(rows_, k, w_.loss);
-      set_positive_bounds(rows_, k, w_.loss);
+      side.hardest_positive[k] = -*total.hardest;
+      side.hardest_negative[k] = -kInfinity<T>;
+      set_negative_bounds(side, k, w_.loss);
+      set_positive_bounds(side, k, w_.loss);
     } else if constexpr (kind == Scan::hardest_negative) {
-      rows_.hardest_negative[k] = w_.hardest.exist() ? w_.hardest.least(k) : *total.hardest;
-      set_negative_bounds(rows_, k, w_.loss);
-      set_positive_bounds(rows_, k, w_.loss);
+      side.hardest_negative[k] = w_.hardest.exist() ? w_.hardest.least(k) : *total.hardest;
+      set_negative_bounds(side, k, w_.loss);
+      set_positive_bounds(side, k, w_.loss);
     } else if constexpr (kind == Scan::negatives) {
-      const T earlier = rows_.ranks.passed ? rows_.neg_sum[k] : T(0);
+      const T earlier = side.ranks.passed ? side.neg_sum[k] : T(0);
       const auto& mining = w_.loss.mining;
       if (!mining.bounds_negatives_above() && !mining.hardest_negatives())
-        rows_.hardest_negative[k] = *total.hardest;
-      rows_.neg_kept[k] = *total.kept;
-      rows_.neg_sum[k] = sum_of(w_.loss.negative, total) + earlier;
-      set_positive_bounds(rows_, k, w_.loss);
+        side.hardest_negative[k] = *total.hardest;
+      side.neg_kept[k] = *total.kept;
+      side.neg_sum[k] = sum_of(w_.loss.negative, total) + earlier;
+      set_positive_bounds(side, k, w_.loss);
     } else {
-      rows_.pos_kept[k] = *total.kept;
-      rows_.pos_sum[k] = sum_of(w_.loss.positive, total);
-      if (!w_.loss.ranked()) rows_.moment[k] = total.moment ? *total.moment : T(0);
+      side.pos_kept[k] = *total.kept;
+      side.pos_sum[k] = sum_of(w_.loss.positive, total);
+      if (!w_.loss.ranked()) side.moment[k] = total.moment ? *total.moment : T(0);
+    }
+  }
+
+  template <Scan kind>
+  void finish_ranks(Side<T>& side, std::int64_t first) {
+    const RankBlock<T> ranks = side.ranks.block_at(first);
+    for (int r = 0; r < side.axis.block; ++r) {
+      const std::int64_t k = first + r;
+      if (kind == Scan::positives && w_.problem.rank_capacity)
+        side.least_threshold[k] = ranks.least(r);
+      if (kind == Scan::negatives)
+        side.moment[k] = (ranks.passed ? side.moment[k] : T(0)) + ranks.all_reached(r);
     }
   }
 

@@ -18,10 +18,12 @@ struct Workspace {
   Carver carver;
   Side<T> rows;
   std::optional<Side<T>> own_columns;  // absent in self mode
-  Cells<T> cells;                      // [super-block][rows]
-  HardestLists<T> hardest;             // of the rows' negatives
-  std::uint8_t* active;                // super-tiles whose cells the latest scan has written
-  TileState* states;                   // [tiles]; absent when only the gradient is asked for
+  bool both;                // columns are anchors too: those of self mode, or of their own
+  Cells<T> cells;           // [super-block of columns][rows]
+  Cells<T> column_cells;    // [super-block of rows][columns], of two sides
+  HardestLists<T> hardest;  // of the rows' negatives
+  std::uint8_t* active;     // super-tiles whose cells the latest scan has written
+  TileState* states;        // [tiles]; absent when only the gradient is asked for
   Wave<T> wave;
   std::int64_t bookkeeping;  // bytes of the five above
   std::byte* scratch_block;
@@ -39,10 +41,9 @@ struct Workspace {
         rows(p.rows.count, depth, p.rows.ids != nullptr, int(p.rank_capacity), carver) {
     if (!p.self) own_columns.emplace(p.columns.count, depth, p.rows.ids != nullptr, 0, carver);
     const std::int64_t before = carver.used();
-    const std::int64_t cell_count =
-        p.job == Job::gradient ? 0 : grid.columns.supers * grid.rows.padded();
-    cells = {carver.take<T>(cell_count), carver.take<T>(cell_count),
-             carver.take<Code<T>>(cell_count), loss.general ? carver.take<T>(cell_count) : nullptr};
+    both = p.self || p.two_sided;
+    if (p.job != Job::gradient) cells = take_cells(grid.columns.supers * grid.rows.padded());
+    if (p.two_sided) column_cells = take_cells(grid.rows.supers * grid.columns.padded());
     if (p.job != Job::gradient)
       hardest = {rows.axis.padded(), loss.mining.hardest_negatives(), carver};
     active = carver.take<std::uint8_t>(grid.super_tiles());
@@ -64,10 +65,20 @@ struct Workspace {
   }
   void similarity(Tile t, Scratch<T>& scratch, T* out) {
     MSK_ISA::similarity(rows, columns(), grid, t, depth, problem.options.distance, scratch, out);
-    if (may_overflow) remove_overflow(rows, columns(), grid, t, out);
+    if (may_overflow) remove_overflow(rows, columns(), grid, t, both, out);
   }
   Cells<T> cells_of(int super, std::int64_t row) const {
     return cells.at(super * grid.rows.padded() + row);
+  }
+  Cells<T> cells_of_column(int super, std::int64_t column) const {
+    if (grid.symmetric) return cells_of(super, column);
+    return column_cells.at(super * grid.columns.padded() + column);
+  }
+
+ private:
+  Cells<T> take_cells(std::int64_t count) {
+    return {carver.take<T>(count), carver.take<T>(count), carver.take<Code<T>>(count),
+            loss.general ? carver.take<T>(count) : nullptr};
   }
 };
 

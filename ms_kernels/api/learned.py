@@ -1,11 +1,16 @@
 """Losses with an option that learns.
 
 A temperature only scales the similarities, so it is taken into the rows: of rows divided by it the
-kernels compute the loss of temperature 1, and autograd has its derivative. Nothing asks the device
-for its value. Other options go with the loss's own formula, streamed.
+kernels compute the loss of temperature 1, and autograd has its derivative. So is the bias of
+SigLIP, as one more dimension. Nothing asks the device for its value. Other options go with the
+loss's own formula, streamed.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from ms_kernels.backends.plain.sides import computed
 from ms_kernels.checks import Pairs
@@ -17,6 +22,7 @@ from ms_kernels.rules.weighting import (
     DecoupledContrastive,
     NPair,
     NTXent,
+    SigLIP,
     SupCon,
     Weighting,
 )
@@ -28,7 +34,7 @@ OF_ANY_SCALE = (NoMining, HardestMining, TopKMining)
 
 
 class Scaled(NamedTuple):
-    """A loss of temperature 1 whose rows have taken the temperature in."""
+    """A loss of temperature 1, or of scale 1 and bias 0, whose rows have taken the options in."""
 
     pairs: Pairs
     weighting: Weighting
@@ -37,7 +43,7 @@ class Scaled(NamedTuple):
 
 def takes_in(weighting: Weighting, mining: Mining, shared: PairOptions) -> bool:
     return (
-        type(weighting) in SCALED
+        type(weighting) in (*SCALED, SigLIP)
         and type(mining) in OF_ANY_SCALE
         and shared.max_positive_similarity is None
         and shared.distance is None
@@ -45,6 +51,8 @@ def takes_in(weighting: Weighting, mining: Mining, shared: PairOptions) -> bool:
 
 
 def take_in(pairs: Pairs, weighting: Weighting, shared: PairOptions) -> Scaled:
+    if isinstance(weighting, SigLIP):
+        return _with_bias(pairs, weighting, shared)
     temperature = weighting.learned["temperature"]
     x, labels, ids, r, ref_labels, ref_ids = pairs
     x = computed(x, shared.normalize)
@@ -57,14 +65,40 @@ def take_in(pairs: Pairs, weighting: Weighting, shared: PairOptions) -> Scaled:
     return Scaled(scaled, type(weighting)(1.0), PairOptions(normalize=False))  # type: ignore[call-arg]
 
 
+def _with_bias(pairs: Pairs, weighting: SigLIP, shared: PairOptions) -> Scaled:
+    """scale s + bias is the product of (scale x, bias) and (r, 1): of two sides, so of a batch with
+    itself too."""
+    x, labels, ids, r, ref_labels, ref_ids = pairs
+    x = computed(x, shared.normalize)
+    if r is None or ref_labels is None:
+        ids = torch.arange(len(x), device=x.device) if ids is None else ids
+        r, ref_labels, ref_ids = x, labels, ids
+    else:
+        r = computed(r, shared.normalize)
+    scale, bias = (torch.as_tensor(v).to(x) for v in (weighting.scale, weighting.bias))
+    x = torch.cat([x * scale, bias.expand(len(x), 1)], 1)
+    r = torch.cat([r, r.new_ones(len(r), 1)], 1)
+    scaled = Pairs(x, labels, ids, r, ref_labels, ref_ids)
+    return Scaled(scaled, SigLIP(1.0, 0.0), PairOptions(normalize=False))
+
+
 def unscaled(stats: RowStatistics, weighting: Weighting) -> RowStatistics:
     """Of the similarities as they were: hardest pairs, and sums of similarities."""
+    if isinstance(weighting, SigLIP):
+        scale, bias = (
+            torch.as_tensor(v).detach().to(stats.neg_sum) for v in (weighting.scale, weighting.bias)
+        )
+        return _hardest_by(stats, lambda most: (most - bias) / scale)
     temperature = weighting.learned["temperature"].detach().to(stats.neg_sum.dtype)
     if isinstance(weighting, (SupCon, DecoupledContrastive)):
         stats = stats._replace(pos_moment=stats.pos_moment * temperature)
+    return _hardest_by(stats, lambda most: most * temperature)
+
+
+def _hardest_by(stats: RowStatistics, similarity: Callable[[Tensor], Tensor]) -> RowStatistics:
     return stats._replace(
-        hardest_positive=stats.hardest_positive * temperature,
-        hardest_negative=stats.hardest_negative * temperature,
+        hardest_positive=similarity(stats.hardest_positive),
+        hardest_negative=similarity(stats.hardest_negative),
     )
 
 
@@ -86,6 +120,7 @@ def way_out_of_statistics(weighting: Weighting) -> str:
 
 def _of_kernels() -> str:
     return (
-        f"kernels learn the temperature of {', '.join(rule.__name__ for rule in SCALED)} alone, "
-        "with mining by rank, without max_positive_similarity or distance, and of one label a row"
+        f"kernels learn the temperature of {', '.join(rule.__name__ for rule in SCALED)}, and "
+        "SigLIP's scale and bias, alone, with mining by rank, without max_positive_similarity or "
+        "distance, and of one label a row"
     )

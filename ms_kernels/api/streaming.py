@@ -24,7 +24,7 @@ from ms_kernels.engine.autograd import (
     in_public_dtype,
     keep,
 )
-from ms_kernels.engine.ops import sides_of
+from ms_kernels.engine.reduced import sides_of
 from ms_kernels.engine.reduction import reduce, reduce_rows
 from ms_kernels.engine.refusals import (
     OWN_WAY_OUT,

@@ -20,6 +20,7 @@ from ms_kernels.backends.native import (
 )
 from ms_kernels.backends.plan import Plan
 from ms_kernels.reference import RowStatistics
+from ms_kernels.rules.mining import TopKMining
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Circle, Triplet
 from ms_kernels.settings import options
@@ -52,6 +53,12 @@ def refuses(spec: PairSpec, dtype: torch.dtype | None) -> str | None:
     return spec.unfit_options()
 
 
+def serves_two_sides(spec: PairSpec) -> bool:
+    """Of both sides in one sweep: no rules that list pairs of an anchor."""
+    lists = isinstance(spec.mining, TopKMining) and spec.mining.k > 1
+    return not lists and not isinstance(spec.weighting, Triplet)
+
+
 def loss_of_statistics(stats: RowStatistics, spec: PairSpec) -> Tensor:
     """Row losses (N,) to the bits of `loss_and_gradient`; torch's depend on its threads."""
     module = _module()
@@ -81,6 +88,7 @@ def _module() -> Any:
 class _Call(NativeCall):
     def __init__(self, job: str, rows: Side, columns: Side | None, spec: PairSpec) -> None:
         super().__init__(rows, columns, "cpu")
+        self.losses = rows.labels.shape
         module = _module()
         self.native = module.Call(
             getattr(module.Job, job),
@@ -98,12 +106,17 @@ class _Call(NativeCall):
 
     def plan(self, scale: float, need_dx: bool, need_dr: bool) -> Plan:
         """Of the sum of losses times `scale`."""
-        total, rows = Output(torch.Size(), self.dtype), Output(self.rows.labels.shape, self.dtype)
+        total, rows = Output(torch.Size(), self.dtype), Output(self.losses, self.dtype)
         self.native.write_loss(LATER, 0)
         self.native.write_total(LATER, scale)
         gradients = self.expect_gradients(need_dx, need_dr)
         size = self.native.plan(torch.get_num_threads(), options.workspace_bytes)
         return Plan(self, size, (total, rows, *gradients), self.native.run_again)
+
+    def anchor_both(self) -> None:
+        assert self.columns is not None
+        self.native.anchor_both()
+        self.losses = torch.Size((len(self.rows.labels) + len(self.columns.labels),))
 
     def _side(self, side: Side) -> tuple[int, ...]:
         return *self.embeddings(side), self.address(side.labels), self.address(side.ids)
@@ -162,8 +175,11 @@ def _planned(
     need_dx: bool,
     need_dr: bool,
 ) -> ReducedPlan:
-    scale = 1.0 if reduction == "sum" else 1.0 / max(anchors.labels.shape[0], 1)
-    plan = _Call("loss_and_gradient", anchors, candidates, spec).plan(scale, need_dx, need_dr)
+    call = _Call("loss_and_gradient", anchors, candidates, spec)
+    if spec.two_sided:
+        call.anchor_both()
+    scale = 1.0 if reduction == "sum" else 1.0 / max(call.losses.numel(), 1)
+    plan = call.plan(scale, need_dx, need_dr)
 
     def run(anchors: Side, candidates: Side | None) -> Reduced:
         loss, _, dx, dr = plan(anchors, candidates)

@@ -43,6 +43,11 @@ and, where that can be planned once for all tensors of the same kinds (see api/k
     plans_depend_on() -> Hashable
         What a plan depends on besides.
 
+and, where one sweep serves candidates that are anchors too,
+
+    serves_two_sides(spec) -> bool
+        Whether the two functions above take such a spec; others are given one side at a time.
+
 and, where torch's own bits would depend on its threads,
 
     loss_of_statistics(stats, spec) -> Tensor

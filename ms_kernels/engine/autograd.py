@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.checks import Pairs, savable
-from ms_kernels.engine import ops
+from ms_kernels.engine import ops, reduced
 from ms_kernels.engine.plans import Plans
 from ms_kernels.engine.refusals import (
     WAY_OUT,
@@ -79,7 +79,7 @@ def _reduced(
     how = reduction, wide, need_dx, need_dr
     with below_autograd():
         if not seen:
-            return ops.reduce_pairs(pairs, *how, spec, backend, plans)
+            return reduced.reduce_pairs(pairs, *how, spec, backend, plans)
         loss, dx, dr = ops.reduced_loss(*pairs, *how, spec.pack(), backend)
     return loss, dx, dr
 
@@ -148,7 +148,7 @@ def fused_loss(
     plans: Plans | None = None,
 ) -> Tensor:
     """The reduced loss through the ops, in the dtype of the embeddings, or wide. plans: see
-    ops.reduce_pairs."""
+    reduced.reduce_pairs."""
     x, r = differentiable_once(pairs)
     wide = is_wide(x)
     wanted = torch.is_grad_enabled() and (x.requires_grad or (r is not None and r.requires_grad))

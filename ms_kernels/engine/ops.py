@@ -5,19 +5,16 @@ Ops are what torch.compile sees: it never traces into a backend. `spec` is PairS
 """
 
 import operator
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, library
 
-from ms_kernels.backends import dispatch
-from ms_kernels.backends.interface import Reduced, Side, Term, compute_dtype
+from ms_kernels.backends.interface import Term, compute_dtype
 from ms_kernels.checks import Pairs
-from ms_kernels.engine.plans import Plans, plan_of
-from ms_kernels.engine.reduction import total_of
+from ms_kernels.engine.reduced import module_of, reduce_pairs, sides_of
 from ms_kernels.engine.refusals import differentiate_once, refuse_derivatives
-from ms_kernels.reference import RowStatistics, count_valid
+from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec, unpack
 
 _PAIRS = (
@@ -62,9 +59,9 @@ def _row_statistics(
     spec: list[float],
     backend: str,
 ) -> tuple[Tensor, ...]:
-    loss = unpack(spec)
-    module = _module(backend, embeddings, ref_emb, loss)
-    anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
+    pairs, loss = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids), _one_sided(spec)
+    module = module_of(embeddings, ref_emb, loss, backend)
+    anchors, candidates = sides_of(pairs)
     return tuple(module.row_statistics(anchors, candidates, loss))
 
 
@@ -80,9 +77,9 @@ def _embedding_gradient(
     spec: list[float],
     backend: str,
 ) -> Tensor:
-    loss = unpack(spec)
-    module = _module(backend, embeddings, ref_emb, loss)
-    rows, columns = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
+    pairs, loss = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids), _one_sided(spec)
+    module = module_of(embeddings, ref_emb, loss, backend)
+    rows, columns = sides_of(pairs)
     term = _term(row_term)
     # In self mode one term serves both sides.
     both = len(row_term) == len(column_term) and all(map(operator.is_, row_term, column_term))
@@ -104,9 +101,9 @@ def _loss_and_gradient(
     backend: str,
     dloss: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    loss = unpack(spec)
-    module = _module(backend, embeddings, ref_emb, loss)
-    anchors, candidates = _sides(embeddings, labels, ids, ref_emb, ref_labels, ref_ids)
+    pairs, loss = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids), _one_sided(spec)
+    module = module_of(embeddings, ref_emb, loss, backend)
+    anchors, candidates = sides_of(pairs)
     rows, kept, dx, dr = module.loss_and_gradient(
         anchors, candidates, loss, need_dx, need_dr, dloss
     )
@@ -132,39 +129,6 @@ def _reduced_loss(
     return loss, _or_nothing(dx, loss), _or_nothing(dr, loss)
 
 
-def reduce_pairs(
-    pairs: Pairs,
-    reduction: str,
-    wide: bool,
-    need_dx: bool,
-    need_dr: bool,
-    spec: PairSpec,
-    backend: str,
-    plans: Plans | None = None,
-) -> Reduced:
-    """What the op `reduced_loss` runs. plans: of earlier calls with tensors of these kinds."""
-    embeddings = pairs.embeddings
-    module, sides = _module(backend, embeddings, pairs.ref_emb, spec), _sides(*pairs)
-    dtype = compute_dtype(embeddings) if wide else embeddings.dtype
-    if plans is not None:
-        plan = plan_of(plans, module, sides, spec, (reduction, dtype, need_dx, need_dr))
-        if plan is not None:
-            return plan(*sides)
-    if hasattr(module, "reduced_loss_and_gradient"):
-        found: Reduced | None
-        found = module.reduced_loss_and_gradient(*sides, spec, reduction, dtype, need_dx, need_dr)
-        if found is not None:
-            return found
-    rows, kept, dx, dr = module.loss_and_gradient(*sides, spec, need_dx, need_dr)
-    loss = total_of(rows)
-    if reduction != "sum":
-        divisor = max(len(rows), 1) if reduction == "mean" else count_valid(kept)
-        for tensor in (loss, dx, dr):
-            if tensor is not None:
-                tensor.div_(divisor)
-    return loss.to(dtype), dx, dr
-
-
 def _or_nothing(tensor: Tensor | None, like: Tensor) -> Tensor:
     """An op must return tensors: an empty one for what was not asked."""
     return like.new_empty(0) if tensor is None else tensor
@@ -178,38 +142,17 @@ def _row_loss(
     backend: str,
 ) -> Tensor:
     stats, loss = RowStatistics(*statistics), unpack(spec)
-    module = _module(backend, embeddings, ref_emb, loss)
+    module = module_of(embeddings, ref_emb, loss, backend)
     if hasattr(module, "loss_of_statistics"):
         return module.loss_of_statistics(stats, loss)  # type: ignore[no-any-return]
     return loss.loss_of(stats)
 
 
-def sides_of(pairs: Pairs) -> tuple[Side, Side | None]:
-    """Anchors, and candidates unless they are the anchors."""
-    return _sides(*pairs)
-
-
-def _sides(
-    embeddings: Tensor,
-    labels: Tensor,
-    ids: Tensor | None,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
-    ref_ids: Tensor | None,
-) -> tuple[Side, Side | None]:
-    anchors = Side(embeddings, labels, ids)
-    if ref_emb is None or ref_labels is None:
-        return anchors, None
-    return anchors, Side(ref_emb, ref_labels, ref_ids)
-
-
-def _module(backend: str, embeddings: Tensor, ref_emb: Tensor | None, spec: PairSpec) -> ModuleType:
-    # The same when the sides change places: the gradient of the refs goes with the statistics.
-    samples = embeddings.shape[0]
-    if ref_emb is not None:
-        samples = max(samples, ref_emb.shape[0])
-    device, dtype = embeddings.device.type, embeddings.dtype
-    return dispatch.MODULES[dispatch.resolve(backend, device, samples, spec, dtype)]
+def _one_sided(spec: list[float]) -> PairSpec:
+    loss = unpack(spec)
+    if loss.two_sided:
+        raise ValueError("two_sided: expected False but for a reduced loss, got True")
+    return loss
 
 
 def _term(tensors: list[Tensor]) -> Term | None:

@@ -112,17 +112,23 @@ class PairOptions:
 
 @dataclass(frozen=True)
 class PairSpec(PairOptions):
-    """A loss of this package. Default: the Multi-Similarity loss with its own mining."""
+    """A loss of this package. Default: the Multi-Similarity loss with its own mining.
+
+    two_sided: candidates are anchors as well, of the anchors as their candidates; the reduced loss
+        is of all of both sides. Only where there are candidates.
+    """
 
     # Factories: torch.compile, up to torch 2.11 at least, takes up the defaults of what a graph
     # makes whether they are used or not, and knows no rule that the graph has not made itself.
     weighting: SummedWeighting = field(default_factory=MultiSimilarity)
     mining: BoundedMining = field(default_factory=MultiSimilarityMining)
+    two_sided: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rule("weighting", self.weighting, SummedWeighting)
         check_rule("mining", self.mining, BoundedMining)
+        check_flag("two_sided", self.two_sided)
         if self.weighting.learned:
             raise TypeError(
                 f"weighting: expected options that are numbers, got {self.weighting!r}; rules that "
@@ -134,7 +140,7 @@ class PairSpec(PairOptions):
         found: int | None = vars(self).get("_hash")
         if found is None:
             shared = self.max_positive_similarity, self.normalize, self.distance
-            found = hash((self.weighting, self.mining, *shared))
+            found = hash((self.weighting, self.mining, self.two_sided, *shared))
             object.__setattr__(self, "_hash", found)
         return found
 
@@ -169,6 +175,7 @@ class PairSpec(PairOptions):
             math.inf if cap is None else float(cap),
             float(self.normalize),
             float(DISTANCES.index(self.distance)),
+            float(self.two_sided),
         ]
 
     def unfit_options(self) -> str | None:
@@ -219,6 +226,7 @@ def _unpacked(packed: tuple[float, ...]) -> PairSpec:
         max_positive_similarity=None if math.isinf(cap) else cap,
         normalize=bool(packed[2 * one + 1]),
         distance=DISTANCES[int(packed[2 * one + 2])],
+        two_sided=bool(packed[2 * one + 3]),
     )
 
 
