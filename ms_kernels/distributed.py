@@ -202,7 +202,7 @@ class _GlobalLosses:
         found, *stats = GlobalLoss.apply(x, self.weight, call)  # type: ignore[no-untyped-call]
         if self.loss.keep_statistics:
             self.loss.keep(RowStatistics(*stats))
-        return in_public_dtype(found, x)
+        return in_public_dtype(found, x, options["reduction"])
 
     def _of_whole_batch(self) -> Tensor:
         """On every process, of which each has the gradient of its rows."""

@@ -3,6 +3,7 @@
 import every_backend
 import pytest
 import torch
+from cases import BACKENDS
 
 import ms_kernels
 from ms_kernels import multi_similarity_loss, pair_loss
@@ -94,3 +95,43 @@ def test_a_great_beta_makes_no_weight_of_rounding(backend):
     options = {"beta": 1e30, "epsilon": None, "backend": backend}
     multi_similarity_loss(leaf, y, reduction="none", **options).sum().backward()
     assert leaf.grad.isfinite().all()
+
+
+def learned(x, y, **options):
+    return pair_loss(x, y, weighting=weigh.NTXent(torch.tensor(1e-3)), **options)
+
+
+def counted(x, y, **options):
+    weight = torch.ones(len(x))
+    return pair_loss(x, y, weighting=weigh.Triplet(1.0), sample_weight=weight, **options)
+
+
+def own(x, y, *, backend="auto", **options):
+    return ms_kernels.streamed_loss(lambda s, p, n: 40 * (s * n).square().sum(1), x, y, **options)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("loss", "backend"),
+    [
+        *[(ms_kernels.TripletLoss(1.0, reduction="sum", backend=b), b) for b in BACKENDS],
+        (ms_kernels.TripletLoss(1.0, reduction="sum", backend="reference"), "reference"),
+        (learned, "auto"),
+        (counted, "auto"),
+        (own, "auto"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else getattr(v, "__name__", type(v).__name__),
+)
+def test_sums_of_half_are_float32(loss, backend, dtype, compiled):
+    """float16 ends at 65,504; what is summed here is more."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(160, 8, generator=generator), torch.arange(160) // 8
+    x = x.to(dtype).requires_grad_()
+    options = {} if isinstance(loss, torch.nn.Module) else {"reduction": "sum"}
+    run = torch.compile(loss) if compiled else loss
+    got, want = (run(x, y, **options), loss(x.detach().double(), y, **options))
+    assert got.dtype == torch.float32 and 65504 < want < torch.inf
+    torch.testing.assert_close(got.double(), want.double(), rtol=1e-2, atol=0)
+    (dx,) = torch.autograd.grad(got, x)
+    assert dx.dtype == dtype and dx.isfinite().all() and dx.any()

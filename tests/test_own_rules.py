@@ -181,3 +181,19 @@ def test_a_row_loss_may_return_zeros_where_there_is_nothing():
         ms_kernels.options.panel_bytes = one_by_one
     plain = lambda s, p, n: torch.where(p, 1 - s, 0).sum(1)  # noqa: E731
     torch.testing.assert_close(got, gradient(lambda x: streamed_loss(plain, x, y), x))
+
+
+def test_a_count_without_gradients():
+    """Nothing is asked for a gradient under no_grad, so a loss need not have one."""
+    x, y = torch.randn(12, 4).requires_grad_(), torch.arange(12) // 3
+
+    def close_positives(similarity, positive, negative):
+        return (positive & (similarity < 0.5)).sum(1).to(similarity.dtype)
+
+    for reduction in ("mean", "none"):
+        with torch.no_grad():
+            got = streamed_loss(close_positives, x, y, reduction=reduction)
+        want = streamed_loss(close_positives, x.detach(), y, reduction=reduction)
+        assert torch.equal(got, want) and not got.requires_grad
+    with pytest.raises(ValueError, match="row_loss: expected a loss that autograd can follow"):
+        streamed_loss(close_positives, x, y)

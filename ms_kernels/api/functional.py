@@ -203,10 +203,11 @@ def multi_similarity_loss(
             the device.
 
     Returns:
-        The loss in the embeddings' dtype, float32 under autocast; differentiable in embeddings
-        and ref_emb. An anchor without a kept pair costs 0 and has no gradient. A similarity that
-        is not finite makes its anchor's loss NaN; an exponent that the dtype cannot hold, as raw
-        rows of great norm can have, makes it inf, without a gradient that means anything.
+        The loss in the embeddings' dtype; of half embeddings in float32 under autocast and with
+        reduction "sum", which float16 may not hold. Differentiable in embeddings and ref_emb. An
+        anchor without a kept pair costs 0 and has no gradient. A similarity that is not finite
+        makes its anchor's loss NaN; an exponent that the dtype cannot hold, as raw rows of great
+        norm can have, makes it inf, without a gradient that means anything.
 
     Raises:
         TypeError, ValueError: before any work, for an argument that does not fit.

@@ -121,7 +121,7 @@ def histogram_loss(
             loss = _StreamedHistogram.apply(  # type: ignore[no-untyped-call]
                 x, refs, pairs, weighting.bins, mining, shared.max_positive_similarity
             ).to(x.dtype)
-    return in_public_dtype(loss, pairs.embeddings)
+    return in_public_dtype(loss, pairs.embeddings, reduction)
 
 
 def _poison(similarity: Tensor) -> Tensor:

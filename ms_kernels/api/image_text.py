@@ -70,7 +70,7 @@ def clip_loss(
     loss_of(rule, NO_MINING, shared, backend)
     spec = PairSpec(rule, NO_MINING, normalize=shared.normalize, two_sided=True)
     dispatch.check_known(backend, spec, rule, NO_MINING)
-    return in_public_dtype(fused_loss(pairs, spec, "mean", backend), image)
+    return in_public_dtype(fused_loss(pairs, spec, "mean", backend), image, "mean")
 
 
 def siglip_loss(

@@ -137,8 +137,8 @@ def _with_temperature(
     else:
         found, stats = counted(scaled, pairs, reduction, weight, return_statistics)
     if not return_statistics or stats is None:
-        return in_public_dtype(found, x), None
-    return in_public_dtype(found, x), unscaled(stats, loss.weighting)
+        return in_public_dtype(found, x, reduction), None
+    return in_public_dtype(found, x, reduction), unscaled(stats, loss.weighting)
 
 
 def loss_of(weighting: Weighting, mining: Mining, shared: PairOptions, backend: str) -> Loss:
@@ -174,7 +174,7 @@ def reduced(
         return histogram_loss(*given)  # type: ignore[arg-type]
     if is_dense(loss):
         rows, kept = _dense_rows(loss, pairs)
-        return in_public_dtype(reduce_rows(rows, kept, reduction), pairs.embeddings)
+        return in_public_dtype(reduce_rows(rows, kept, reduction), pairs.embeddings, reduction)
     backend = _backend(loss, pairs)
     if loss.spec is None or backend is None:
         return streamed(loss.weighting.row_loss, pairs, loss.mining, loss.shared, reduction)
@@ -200,7 +200,7 @@ def counted(
         rows, kept = streamed_rows(loss.weighting.row_loss, pairs, loss.mining, loss.shared)
     if statistics:
         found = row_statistics(loss, pairs)
-    return in_public_dtype(reduce_rows(rows, kept, reduction, weight), x), found
+    return in_public_dtype(reduce_rows(rows, kept, reduction, weight), x, reduction), found
 
 
 def row_statistics(loss: Loss, pairs: Pairs) -> RowStatistics:

@@ -94,7 +94,7 @@ def streamed(
 ) -> Tensor:
     """`streamed_loss` of checked arguments."""
     found = _streamed(row_loss, pairs, mining, shared, reduction)
-    return in_public_dtype(found[0], pairs.embeddings)
+    return in_public_dtype(found[0], pairs.embeddings, reduction)
 
 
 def streamed_rows(
@@ -118,6 +118,8 @@ def _streamed(
         if torch.compiler.is_compiling() or _learns(pairs, *given):
             rows, kept = _checkpointed(pairs, *given)
             return reduce_rows(rows, kept, reduction), kept
+        if not torch.is_grad_enabled():  # which a function of autograd does not see
+            x, r = x.detach(), None if r is None else r.detach()
         return _Swept.apply(x, r, pairs, given, reduction)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -96,14 +96,15 @@ def _scaled(gradient: Tensor, dloss: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mul(gradient, dloss, out=torch.empty_like(gradient, dtype=dtype))
 
 
-def is_wide(embeddings: Tensor) -> bool:
-    """Whether a loss stays in the compute dtype, as under autocast."""
-    return torch.is_autocast_enabled(embeddings.device.type)
+def is_wide(embeddings: Tensor, reduction: str) -> bool:
+    """Whether a loss stays in the compute dtype: under autocast, and sums, which float16 may not
+    hold."""
+    return reduction == "sum" or torch.is_autocast_enabled(embeddings.device.type)
 
 
-def in_public_dtype(loss: Tensor, embeddings: Tensor) -> Tensor:
-    """That of the embeddings; under autocast the compute dtype."""
-    if loss.dtype == embeddings.dtype or is_wide(embeddings):
+def in_public_dtype(loss: Tensor, embeddings: Tensor, reduction: str) -> Tensor:
+    """That of the embeddings, or wide."""
+    if loss.dtype == embeddings.dtype or is_wide(embeddings, reduction):
         return loss
     return loss.to(embeddings.dtype)
 
@@ -150,7 +151,7 @@ def fused_loss(
     """The reduced loss through the ops, in the dtype of the embeddings, or wide. plans: see
     reduced.reduce_pairs."""
     x, r = differentiable_once(pairs)
-    wide = is_wide(x)
+    wide = is_wide(x, reduction)
     wanted = torch.is_grad_enabled() and (x.requires_grad or (r is not None and r.requires_grad))
     call = Call(pairs, reduction, wide, spec, backend, plans)
     if reduction != "none":
@@ -158,10 +159,10 @@ def fused_loss(
             return ReducedLoss.apply(x, r, call)  # type: ignore[no-any-return, no-untyped-call]
         return _reduced(call, False, False)[0]
     if wanted:
-        return in_public_dtype(row_losses_of(x, r, pairs, spec, backend)[0], x)
+        return in_public_dtype(row_losses_of(x, r, pairs, spec, backend)[0], x, reduction)
     with below_autograd():
         loss = ops.loss_and_gradient(*pairs, False, False, spec.pack(), backend)[0]
-    return in_public_dtype(loss, x)
+    return in_public_dtype(loss, x, reduction)
 
 
 def row_losses_of(

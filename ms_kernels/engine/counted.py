@@ -33,7 +33,7 @@ def fused_counted_loss(
     else:
         call = Call(pairs, reduction, spec, backend)
         loss, *stats = CountedLoss.apply(x, r, weight, call)  # type: ignore[no-untyped-call]
-    return in_public_dtype(loss, pairs.embeddings), RowStatistics(*stats)
+    return in_public_dtype(loss, pairs.embeddings, reduction), RowStatistics(*stats)
 
 
 class Call(NamedTuple):
