@@ -19,6 +19,8 @@ using msk::pointer;
 
 // (embeddings, row stride, count, labels, ids)
 using SideIntegers = std::array<std::int64_t, 5>;
+// Of each row: hardest positive, hardest negative, sum of the negatives or 0.
+using KnownIntegers = std::array<std::int64_t, 3>;
 
 msk::SideInput side(const SideIntegers& a) {
   msk::check_count(a[2]);
@@ -91,6 +93,9 @@ class Call : public msk::ModuleCall<msk::Problem> {
     planned_ = true;
     return problem_.workspace_bytes;
   }
+  void read_known(const KnownIntegers& known) {
+    problem_.known = {pointer(known[0]), pointer(known[1]), pointer(known[2])};
+  }
   // Columns are anchors as rows are; their losses follow those of the rows.
   void anchor_both() {
     const msk::PairLoss<double> loss(problem_.rules, problem_.options.max_positive_similarity);
@@ -157,6 +162,7 @@ PYBIND11_MODULE(_cpu, m) {
                     const std::optional<SideIntegers>&, const msk::SpecNumbers&>(),
            py::arg("job"), py::arg("dtype"), py::arg("depth"), py::arg("rows"), py::arg("columns"),
            py::arg("spec"))
+      .def("read_known", &Call::read_known, py::arg("known"))
       .def("anchor_both", &Call::anchor_both)
       .def("write_total", &Call::write_total, py::arg("total_loss"), py::arg("scale"))
       .def("plan", &Call::plan, py::arg("threads"), py::arg("budget"))

@@ -18,6 +18,12 @@ struct SideInput {
   const std::int64_t* ids;  // null: no self pairs, save i = i in self mode
 };
 
+// Of all candidates of an anchor, where these are but some: its hardest pairs, which bound what
+// mining keeps, and what its negatives sum to, null where nobody needs it.
+struct KnownInput {
+  const void *hardest_positive, *hardest_negative, *neg_sum;
+};
+
 struct Problem {
   Job job;
   DType dtype;
@@ -32,6 +38,7 @@ struct Problem {
   TermInput row_term, column_term;  // Job::gradient only
   const void* dloss;                // Job::loss_and_gradient: of each row's loss; null: ones
   StatisticsOutput statistics;      // Job::statistics only
+  KnownInput known;                 // Job::statistics only; nulls: these are all candidates
   void* row_loss;      // Job::loss_and_gradient only: (rows.count), then columns that are anchors,
   std::int64_t* kept;  // and pairs kept of either kind, or null
   void* total_loss;    // their sum times loss_scale, or null

@@ -32,8 +32,9 @@ class Statistics {
     const bool ranked = w_.loss.ranked();
     // The scan of the negatives sees the hardest of those that are not too hard to be kept.
     const bool asked = w_.problem.job == Job::statistics && mining.bounds_negatives_above();
+    const bool needed = asked || mining.hardest_negatives();
     clear_lists();
-    if (asked || mining.hardest_negatives() || (ranked && mining.positives_need_negatives()))
+    if ((needed && !hardest_known()) || (ranked && mining.positives_need_negatives()))
       scan<Scan::hardest_negative, false>(scratch);
     if (ranked) scan<Scan::positives, general>(scratch);  // negatives are compared with these
     scan<Scan::negatives, general>(scratch);
@@ -227,8 +228,9 @@ class Statistics {
   template <Scan kind>
   void finish_row(Side<T>& side, std::int64_t k, const Cells<T>& total) {
     if constexpr (kind == Scan::hardest_positive) {
-      side.hardest_positive[k] = -*total.hardest;
-      side.hardest_negative[k] = -kInfinity<T>;
+      const auto& known = w_.problem.known;
+      side.hardest_positive[k] = known_of(side, known.hardest_positive, k, -*total.hardest);
+      side.hardest_negative[k] = known_of(side, known.hardest_negative, k, -kInfinity<T>);
       set_negative_bounds(side, k, w_.loss);
       set_positive_bounds(side, k, w_.loss);
     } else if constexpr (kind == Scan::hardest_negative) {
@@ -238,10 +240,11 @@ class Statistics {
     } else if constexpr (kind == Scan::negatives) {
       const T earlier = side.ranks.passed ? side.neg_sum[k] : T(0);
       const auto& mining = w_.loss.mining;
-      if (!mining.bounds_negatives_above() && !mining.hardest_negatives())
+      if (!hardest_known() && !mining.bounds_negatives_above() && !mining.hardest_negatives())
         side.hardest_negative[k] = *total.hardest;
       side.neg_kept[k] = *total.kept;
-      side.neg_sum[k] = sum_of(w_.loss.negative, total) + earlier;
+      side.neg_sum[k] =
+          known_of(side, w_.problem.known.neg_sum, k, sum_of(w_.loss.negative, total) + earlier);
       set_positive_bounds(side, k, w_.loss);
     } else {
       side.pos_kept[k] = *total.kept;
@@ -260,6 +263,13 @@ class Statistics {
       if (kind == Scan::negatives)
         side.moment[k] = (ranks.passed ? side.moment[k] : T(0)) + ranks.all_reached(r);
     }
+  }
+
+  bool hardest_known() const { return w_.problem.known.hardest_negative != nullptr; }
+  // Of rows past the count nobody knows anything.
+  static T known_of(const Side<T>& side, const void* array, std::int64_t k, T found) {
+    if (!array || k >= side.axis.count) return found;
+    return static_cast<const T*>(array)[side.order[k]];
   }
 
   static T sum_of(const Form<T>& of, const Cells<T>& total) {

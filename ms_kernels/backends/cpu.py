@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import MOST_EXPONENT, Crowd, Reduced, ReducedPlan, Side
+from ms_kernels.backends.interface import MOST_EXPONENT, Crowd, Known, Reduced, ReducedPlan, Side
 from ms_kernels.backends.native import (
     LATER,
     NativeBackend,
@@ -126,6 +126,29 @@ _backend = NativeBackend(_Call)
 row_statistics = _backend.row_statistics
 embedding_gradient = _backend.embedding_gradient
 loss_and_gradient = _backend.loss_and_gradient
+
+
+def takes_blocks(spec: PairSpec) -> bool:
+    """Lists of hardest negatives stay in the kernels, and triplets are pairs beside pairs."""
+    return spec.mining.hardest_negatives == 1 and not isinstance(spec.weighting, Triplet)
+
+
+def hardest_of_block(
+    anchors: Side, candidates: Side | None, spec: PairSpec
+) -> tuple[Tensor, Tensor]:
+    """Hardest pairs of each anchor that these candidates offer; nothing is summed."""
+    least, most, *_ = row_statistics(anchors, candidates, spec.keeping_nothing)
+    return least, most[:, None]
+
+
+def block_statistics(
+    anchors: Side, candidates: Side | None, spec: PairSpec, known: Known | None
+) -> RowStatistics:
+    """Statistics of each anchor, by what is known of more candidates than these."""
+    call = _Call("statistics", anchors, candidates, spec)
+    if known is not None:
+        call.read_known(known)
+    return call.statistics()
 
 
 def reduced_loss_and_gradient(

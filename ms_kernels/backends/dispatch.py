@@ -97,6 +97,25 @@ def resolve(
     return name
 
 
+def resolve_blocks(name: str, device: str, spec: PairSpec, dtype: torch.dtype) -> str:
+    """As `resolve`, of candidates that come a block at a time: kernels that take none leave it to
+    plain PyTorch, unless they were asked for."""
+    found = resolve(name, device, 0, spec, dtype)
+    if takes_blocks(found, spec):
+        return found
+    if name != "auto":
+        raise ValueError(
+            f"backend: {name!r} takes no blocks of candidates with {spec.names}; use backend='auto'"
+        )
+    return next(other for other in MODULES if DEVICE_OF[other] is None)
+
+
+def takes_blocks(name: str, spec: PairSpec) -> bool:
+    """Whether a backend joins the statistics of blocks of candidates."""
+    module = MODULES.get(name)  # none of "reference"
+    return module is not None and hasattr(module, "takes_blocks") and module.takes_blocks(spec)
+
+
 def _interpreted(module: ModuleType) -> bool:
     return hasattr(module, "interpreted") and module.interpreted()
 

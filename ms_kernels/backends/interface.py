@@ -53,6 +53,18 @@ and, where torch's own bits would depend on its threads,
     loss_of_statistics(stats, spec) -> Tensor
         Row losses (N,) of finished statistics, to the bits of loss_and_gradient.
 
+and, where candidates may come a block at a time, whose statistics are joined,
+
+    takes_blocks(spec) -> bool
+        Whether it does so of these rules.
+    hardest_of_block(anchors, candidates, spec) -> tuple[Tensor, Tensor]
+        Of what these candidates alone offer: least similarity to a positive (N,), greatest to
+        negatives (N, mining.hardest_negatives), infinite where there are fewer.
+    block_statistics(anchors, candidates, spec, known) -> RowStatistics
+        Numbers and sums of pairs with these candidates that mining keeps by what is known of all.
+        known.hardest_positive and hardest_negative are taken for the anchor's own; with
+        known.neg_sum only what the answer says of the positives means anything.
+
 and, where the kernels have an interpreter, which serves tensors of any device,
 
     interpreted() -> bool
@@ -94,6 +106,15 @@ class Crowd(NamedTuple):
 
     most: int
     of_class: bool
+
+
+class Known(NamedTuple):
+    """What is known of all candidates of the anchors (N,), where some are at hand: hardest pairs,
+    as mining takes them, and of a rule whose positives need it the sum of the negatives."""
+
+    hardest_positive: Tensor
+    hardest_negative: Tensor
+    neg_sum: Tensor | None = None
 
 
 class Term(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Found, Side, Term, compute_dtype
+from ms_kernels.backends.interface import Found, Known, Side, Term, compute_dtype
 from ms_kernels.backends.listing import gradient_of_anchors
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import DISTANCES, PairSpec
@@ -130,6 +130,16 @@ class NativeCall:
         self.native.write_statistics([s.data_ptr() for s in stats])
         self.run()
         return stats
+
+    def read_known(self, known: Known) -> None:
+        count = len(self.rows.labels)
+        addresses = []
+        for name, array in zip(known._fields, known, strict=True):
+            if array is not None:
+                check_array(f"known, {name}", array, count, self.device)
+                array = array.to(self.dtype)
+            addresses.append(self.address(array))
+        self.native.read_known(addresses)
 
     def gradient(self, row_term: Term | None, column_term: Term | None) -> Tensor:
         dx = self.empty(self.rows.embeddings.shape)

@@ -6,10 +6,10 @@ Whole rows of similarities are present, so mining and weighting take one sweep.
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Found, Side, Term
+from ms_kernels.backends.interface import Found, Known, Side, Term
 from ms_kernels.backends.listing import gradient_of_anchors
 from ms_kernels.backends.plain.sides import Panel, Sides, full_precision
-from ms_kernels.backends.plain.statistics import statistics_of, weight_of
+from ms_kernels.backends.plain.statistics import hardest_of, statistics_of, weight_of
 from ms_kernels.backends.plain.sweep import by_autograd, sweep
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
@@ -30,9 +30,33 @@ def refuses(spec: PairSpec, dtype: torch.dtype | None) -> str | None:
 
 def row_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> RowStatistics:
     """Statistics of each anchor."""
+    return block_statistics(anchors, candidates, spec, None)
+
+
+def takes_blocks(spec: PairSpec) -> bool:
+    return True
+
+
+def hardest_of_block(
+    anchors: Side, candidates: Side | None, spec: PairSpec
+) -> tuple[Tensor, Tensor]:
+    """Hardest pairs of each anchor that these candidates offer."""
     sides = Sides(anchors, candidates, spec)
     with full_precision(sides.x), torch.no_grad():
-        return _joined([statistics_of(panel, spec) for panel in sides.panels()], sides.x)
+        parts = [hardest_of(panel, spec) for panel in sides.panels()]
+    if not parts:
+        return sides.x.new_zeros(0), sides.x.new_zeros(0, spec.mining.hardest_negatives)
+    least, most = zip(*parts, strict=True)
+    return torch.cat(least), torch.cat(most)
+
+
+def block_statistics(
+    anchors: Side, candidates: Side | None, spec: PairSpec, known: Known | None
+) -> RowStatistics:
+    """Statistics of each anchor, by what is known of more candidates than these."""
+    sides = Sides(anchors, candidates, spec)
+    with full_precision(sides.x), torch.no_grad():
+        return _joined([statistics_of(panel, spec, known) for panel in sides.panels()], sides.x)
 
 
 def embedding_gradient(

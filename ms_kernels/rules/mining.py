@@ -86,6 +86,13 @@ class BoundedMining(Mining):
     is_base: ClassVar[bool] = True  # no rule itself
     # Pairs as hard as the hardest that `within` is given are kept: rounding decides over a tie.
     keeps_ties: ClassVar[bool] = False
+    # Whether the hardest pairs bound anything.
+    needs_hardest: ClassVar[bool] = True
+
+    @property
+    def hardest_negatives(self) -> int:
+        """So many of an anchor's hardest negatives bound what it keeps: the last of them does."""
+        return 1
 
     def hardest(
         self, similarity: Tensor, positive: Tensor, negative: Tensor
@@ -111,6 +118,8 @@ class BoundedMining(Mining):
 class NoMining(BoundedMining):
     """Keeps every pair."""
 
+    needs_hardest: ClassVar[bool] = False
+
     def within(
         self, similarity: Tensor, hardest_positive: Tensor, hardest_negative: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -122,6 +131,15 @@ class NoMining(BoundedMining):
 
 
 NO_MINING = NoMining()
+
+
+def greatest_negatives(similarity: Tensor, negative: Tensor, count: int) -> Tensor:
+    """(rows, count) greatest similarities to negatives, descending; -inf where there are fewer."""
+    pushed = similarity.masked_fill(~negative, -torch.inf)
+    if similarity.shape[1] < count:
+        missing = similarity.new_full((similarity.shape[0], count), -torch.inf)
+        pushed = torch.cat([pushed, missing], 1)
+    return pushed.topk(count, 1, sorted=True).values
 
 
 @dataclass(frozen=True)
@@ -190,14 +208,15 @@ class TopKMining(BoundedMining):
             object.__setattr__(self, "k", int(self.k))
         check_whole("TopKMining.k", self.k, MOST_K)
 
+    @property
+    def hardest_negatives(self) -> int:
+        return self.k
+
     def hardest(
         self, similarity: Tensor, positive: Tensor, negative: Tensor
     ) -> tuple[Tensor, Tensor]:
-        least, most = hardest(similarity, positive, negative)
-        if similarity.shape[1] < self.k:
-            return least, torch.full_like(most, -torch.inf)
-        pushed = similarity.masked_fill(~negative, -torch.inf)
-        return least, pushed.topk(self.k, 1, sorted=True).values[:, -1:]
+        least, _ = hardest(similarity, positive, negative)
+        return least, greatest_negatives(similarity, negative, self.k)[:, -1:]
 
     def within(
         self, similarity: Tensor, hardest_positive: Tensor, hardest_negative: Tensor
@@ -234,6 +253,8 @@ class ThresholdMining(BoundedMining):
     """Keeps positives with S < positive_below and negatives with S > negative_above, whatever else
     the anchor has. Defaults 0.9 and 0.1, in units of similarity.
     """
+
+    needs_hardest: ClassVar[bool] = False
 
     positive_below: float = 0.9
     negative_above: float = 0.1

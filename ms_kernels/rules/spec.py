@@ -155,6 +155,14 @@ class PairSpec(PairOptions):
         return own and type(self.weighting) is MultiSimilarity
 
     @property
+    def keeping_nothing(self) -> "PairSpec":
+        """Of the same pairs, of which mining keeps none: kernels find the hardest and add up
+        nothing."""
+        shared = self.max_positive_similarity, self.normalize, self.distance
+        nothing = ThresholdMining(-MOST_OPTION, MOST_OPTION)
+        return _spec_of(self.weighting, nothing, *shared)
+
+    @property
     def names(self) -> str:
         """What was asked for, in a message."""
         return f"{self.weighting!r} with {self.mining!r}"

@@ -6,22 +6,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ms_kernels.backends.interface import Known
 from ms_kernels.backends.plain.sides import Panel
 from ms_kernels.backends.plain.sweep import autograd
-from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.mining import NoMining
+from ms_kernels.reference import RowStatistics, hardest
+from ms_kernels.rules.mining import NoMining, greatest_negatives
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.sums import FAR, RowSums
 from ms_kernels.rules.weighting import MultiSimilarity
 
 
-def statistics_of(panel: Panel, spec: PairSpec) -> RowStatistics:
+def statistics_of(panel: Panel, spec: PairSpec, known: Known | None = None) -> RowStatistics:
+    """known: of the rows of all panels, if these are not all of their candidates."""
     sim = panel.sim
-    least, most = spec.mining.hardest(sim, panel.positive, panel.negative)
+    if known is None:
+        least, most = spec.mining.hardest(sim, panel.positive, panel.negative)
+        neg_sum = None
+    else:
+        least, most = (one[panel.rows, None] for one in known[:2])
+        neg_sum = None if known.neg_sum is None else known.neg_sum[panel.rows]
     positive, negative = _kept(panel, least, most, spec)
     finite = sim.isfinite().all(1)
     poison = torch.where(finite, 0.0, math.nan).to(sim.dtype)
-    pos_sum, neg_sum, moment = spec.weighting.row_sums(sim, positive, negative)
+    pos_sum, neg_sum, moment = spec.weighting.row_sums(sim, positive, negative, neg_sum)
     return RowStatistics(
         least[:, 0] + poison,
         most[:, 0] + poison,
@@ -31,6 +38,13 @@ def statistics_of(panel: Panel, spec: PairSpec) -> RowStatistics:
         negative.sum(1) * finite,
         poison if moment is None else moment + poison,
     )
+
+
+def hardest_of(panel: Panel, spec: PairSpec) -> tuple[Tensor, Tensor]:
+    """(rows,) least similarity to a positive, and greatest to negatives, as many as mining asks."""
+    least, _ = hardest(panel.sim, panel.positive, panel.negative)
+    many = spec.mining.hardest_negatives
+    return least[:, 0], greatest_negatives(panel.sim, panel.negative, many)
 
 
 def weight_of(panel: Panel, stats: RowStatistics, spec: PairSpec, dloss: Tensor | None) -> Tensor:

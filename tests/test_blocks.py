@@ -1,0 +1,135 @@
+"""Statistics of candidates that come in blocks: joined they are those of all at once."""
+
+import functools
+
+import pytest
+import torch
+from family import MININGS, WEIGHTINGS, name_of
+
+from ms_kernels.backends import cpu, dispatch, panels
+from ms_kernels.backends.interface import Known, Side
+from ms_kernels.rules import mining as mine
+from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.weighting import MultiSimilarity, Triplet
+
+JOINED = [rule for rule in WEIGHTINGS if not isinstance(rule, Triplet)]
+N = 40
+
+
+@pytest.fixture(params=["cpu", "panels"])
+def module(request):
+    if request.param not in dispatch.built():
+        pytest.skip("the compiled module is not here")
+    return dispatch.MODULES[request.param]
+
+
+def sides(dtype=torch.float64, classes=4):
+    """Anchors that are among the candidates, by their ids."""
+    generator = torch.Generator().manual_seed(3)
+    r = torch.randn(N, 6, generator=generator, dtype=dtype)
+    labels, ids = torch.arange(len(r)) % classes, torch.arange(len(r))
+    return Side(r[:17], labels[:17], ids[:17]), Side(r, labels, ids)
+
+
+def blocks(candidates):
+    """Of uneven size."""
+    half = len(candidates.labels) // 2
+    for start, end in ((0, 3), (3, 4), (4, half), (half, 2 * half)):
+        yield Side(*(part[start:end].clone() for part in candidates))
+
+
+def hardest(module, anchors, candidates, spec):
+    """From the blocks, and as mining takes them."""
+    found = [module.hardest_of_block(anchors, block, spec) for block in blocks(candidates)]
+    least = functools.reduce(torch.minimum, (positive for positive, _ in found))
+    negatives = torch.cat([negatives for _, negatives in found], 1)
+    many = spec.mining.hardest_negatives
+    return Known(least, negatives.sort(1, descending=True).values[:, many - 1])
+
+
+def joined(module, anchors, candidates, spec, known):
+    parts = [module.block_statistics(anchors, b, spec, known) for b in blocks(candidates)]
+    adds = [torch.logaddexp if log else torch.add for log in spec.weighting.log_sums]
+    ways = [torch.minimum, torch.maximum, *adds, torch.add, torch.add, torch.add]
+    every = zip(ways, zip(*parts, strict=True), strict=True)
+    return [functools.reduce(way, numbers) for way, numbers in every]
+
+
+def assert_joined(module, anchors, candidates, spec):
+    want = module.row_statistics(anchors, candidates, spec)
+    known = hardest(module, anchors, candidates, spec)
+    got = joined(module, anchors, candidates, spec, known)
+    if spec.weighting.pos_follows_neg:
+        again = joined(module, anchors, candidates, spec, known._replace(neg_sum=want.neg_sum))
+        got[2], got[6] = again[2], again[6]
+    for name, ours, whole in zip(want._fields, got, want, strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-12, atol=1e-12, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize("mining", MININGS, ids=name_of)
+@pytest.mark.parametrize("weighting", JOINED, ids=name_of)
+def test_joined_they_are_those_of_all(module, weighting, mining):
+    spec = PairSpec(weighting, mining, max_positive_similarity=0.8)
+    if module is cpu and not cpu.takes_blocks(spec):
+        assert isinstance(mining, mine.TopKMining)
+        return
+    assert_joined(module, *sides(), spec)
+
+
+@pytest.mark.parametrize("classes", [1, 17, 40])
+def test_anchors_with_one_kind_of_pair(module, classes):
+    """A block has neither kind of some anchors, and of one class or of 40 there is one at all."""
+    for mining in (mine.MultiSimilarityMining(), mine.HardestMining(), mine.SemiHardMining()):
+        assert_joined(module, *sides(classes=classes), PairSpec(MultiSimilarity(), mining))
+
+
+def test_many_tiles(module):
+    """The hardest pair of an anchor may lie in any tile of any block."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(300, 16, generator=generator, dtype=torch.float64)
+    labels, ids = torch.arange(300) % 37, torch.arange(300)
+    spec = PairSpec(MultiSimilarity(), mine.HardestMining())
+    anchors = Side(x[:150], labels[:150], ids[:150])
+    assert_joined(module, anchors, Side(x, labels, ids), spec)
+
+
+def test_panels_of_one_row(monkeypatch):
+    monkeypatch.setattr(panels, "Sides", OfOneRow)
+    for mining in (mine.MultiSimilarityMining(), mine.TopKMining(3)):
+        assert_joined(panels, *sides(), PairSpec(MultiSimilarity(), mining))
+
+
+class OfOneRow(panels.Sides):
+    def height(self, arrays):
+        return 1
+
+
+def test_no_anchors(module):
+    _, candidates = sides()
+    nobody = Side(*(part[:0] for part in candidates))
+    spec = PairSpec(MultiSimilarity(), mine.MultiSimilarityMining())
+    least, most = module.hardest_of_block(nobody, candidates, spec)
+    assert least.shape == (0,) and most.shape == (0, 1)
+    found = module.block_statistics(nobody, candidates, spec, Known(least, most[:, 0]))
+    assert all(numbers.shape == (0,) for numbers in found)
+
+
+def test_what_is_known_fits_the_anchors():
+    pytest.importorskip("ms_kernels._cpu")
+    anchors, candidates = sides()
+    known = Known(torch.zeros(17).double(), torch.zeros(16).double())
+    wanted = r"known, hardest_negative: expected shape \(17,\) on cpu, got \(16,\)"
+    with pytest.raises(ValueError, match=wanted):
+        cpu.block_statistics(anchors, candidates, PairSpec(), known)
+
+
+def test_who_takes_blocks():
+    spec, lists = PairSpec(), PairSpec(MultiSimilarity(), mine.TopKMining(3))
+    assert [name for name in dispatch.MODULES if dispatch.takes_blocks(name, spec)] == [
+        "cpu",
+        "panels",
+    ]
+    assert not dispatch.takes_blocks("reference", spec)
+    assert dispatch.resolve_blocks("auto", "cpu", lists, torch.float32) == "panels"
+    with pytest.raises(ValueError, match="backend: 'cpu' takes no blocks .*TopKMining"):
+        dispatch.resolve_blocks("cpu", "cpu", lists, torch.float32)
