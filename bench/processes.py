@@ -1,5 +1,6 @@
 """python -m bench distributed [quick]: a training step of DistributedLoss by 1, 2 and 4 processes
-of gloo on the cores of this machine, one thread each. quick: 1 and 2 processes, few rows.
+of gloo on the cores of this machine, one thread each, by either schedule. quick: 1 and 2 processes,
+few rows.
 
 Strong: the rows of the whole stay, and are dealt out. Weak: each process brings as many rows again.
 Bytes are those of the tensors that the collectives are given, counted while they are called. Beside
@@ -28,7 +29,7 @@ import ms_kernels
 from bench.cases import make_batch
 from bench.check import ROUNDING
 from bench.keep import keep
-from ms_kernels.distributed import DistributedLoss
+from ms_kernels.distributed import SCHEDULES, DistributedLoss
 from ms_kernels.engine import exchange
 from ms_kernels.tools.step_cost import peak_of
 
@@ -40,17 +41,25 @@ PASSES = 3  # over all cases, so that a busy minute is not one case's alone
 STEPS = 15  # timed in each pass
 
 
-def cases(worlds: tuple[int, ...], strong: int, weak: int) -> list[tuple[int, int]]:
-    """Processes and rows of all; what is strong and weak at once is measured once."""
-    found = [(world, strong) for world in worlds] + [(world, weak * world) for world in worlds]
-    return list(dict.fromkeys(found))
+Case = tuple[int, int, str]
+
+
+def cases(worlds: tuple[int, ...], strong: int, weak: int) -> list[Case]:
+    """Processes, rows of all and schedule, of which one process has none; what is strong and weak
+    at once is measured once."""
+    sizes = [(world, strong) for world in worlds] + [(world, weak * world) for world in worlds]
+    return [
+        (world, n, schedule)
+        for world, n in dict.fromkeys(sizes)
+        for schedule in (SCHEDULES if world > 1 else SCHEDULES[:1])
+    ]
 
 
 @contextlib.contextmanager
 def counted() -> Iterator[list[dict[str, Any]]]:
     """What this process gives to each collective, and what it gets of others."""
     seen: list[dict[str, Any]] = []
-    places = [(exchange, "_gather_into"), (dist, "all_to_all_single")]
+    places = [(exchange, "_gather_into"), (dist, "all_to_all_single"), (dist, "batch_isend_irecv")]
     real = [getattr(*place) for place in places]
 
     def watch(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,8 +74,23 @@ def counted() -> Iterator[list[dict[str, Any]]]:
 
         return run
 
+    def watch_passing(_: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(messages: list[dist.P2POp]) -> Any:
+            ways = (("given", dist.isend), ("received", dist.irecv))
+            bytes_of = {
+                what: sum(
+                    m.tensor.numel() * m.tensor.element_size() for m in messages if m.op is op
+                )
+                for what, op in ways
+            }
+            seen.append({"call": "pass_on", **bytes_of})
+            return call(messages)
+
+        return run
+
     for (room, name), call in zip(places, real, strict=True):
-        setattr(room, name, watch(name, call))
+        watched = watch_passing if name == "batch_isend_irecv" else watch
+        setattr(room, name, watched(name, call))
     try:
         yield seen
     finally:
@@ -93,16 +117,16 @@ def joined(rank: int, world: int, folder: str) -> Iterator[None]:
         raise
 
 
-def main(rank: int, world: int, steps: int, folder: str) -> None:
+def main(rank: int, world: int, steps: int, schedule: str, folder: str) -> None:
     """What each process does: it writes what it found."""
     with joined(rank, world, folder):
         x, y = torch.load(Path(folder, f"rows{rank}.pt"))
-        found = of_rank(x.requires_grad_(), y, steps)
+        found = of_rank(x.requires_grad_(), y, steps, schedule)
         torch.save(found, Path(folder, f"found{rank}.pt"))
 
 
-def of_rank(x: Tensor, y: Tensor, steps: int) -> dict[str, Any]:
-    loss = DistributedLoss(ms_kernels.MultiSimilarityLoss())
+def of_rank(x: Tensor, y: Tensor, steps: int, schedule: str) -> dict[str, Any]:
+    loss = DistributedLoss(ms_kernels.MultiSimilarityLoss(), schedule=schedule)
 
     def step(x: Tensor) -> Tensor:
         value: Tensor = loss(x, y[: len(x)])
@@ -130,7 +154,7 @@ def of_rank(x: Tensor, y: Tensor, steps: int) -> dict[str, Any]:
     return {**found, "step": statistics.median(times), "work": statistics.median(work)}
 
 
-def run_case(world: int, n: int, steps: int) -> dict[str, Any]:
+def run_case(world: int, n: int, schedule: str, steps: int) -> dict[str, Any]:
     """One spawn of fresh processes: the slowest rank's time, the largest peak, one rank's bytes."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     x, y, _ = make_batch(n, DEPTH, "mid")
@@ -138,7 +162,7 @@ def run_case(world: int, n: int, steps: int) -> dict[str, Any]:
         parts = zip(x.chunk(world), y.chunk(world), strict=True)
         for rank, part in enumerate(parts):
             torch.save(tuple(tensor.clone() for tensor in part), Path(folder, f"rows{rank}.pt"))
-        multiprocessing.spawn(main, (world, steps, folder), nprocs=world)
+        multiprocessing.spawn(main, (world, steps, schedule, folder), nprocs=world)
         ranks = [torch.load(Path(folder, f"found{rank}.pt")) for rank in range(world)]
     check(x, y, ranks)
     peaks = [rank["peak"] for rank in ranks if rank["peak"] is not None]
@@ -172,18 +196,19 @@ def measure(
 ) -> list[dict[str, Any]]:
     """The median of passes; peaks and bytes are those of the last one."""
     chosen = cases(worlds, strong, weak)
-    found: dict[tuple[int, int], list[dict[str, Any]]] = {case: [] for case in chosen}
+    found: dict[Case, list[dict[str, Any]]] = {case: [] for case in chosen}
     jobs = [case for _ in range(passes) for case in chosen]
-    for world, n in (progress := tqdm(jobs, desc="distributed", unit="run")):
-        progress.set_postfix_str(f"{world} processes, {n} rows")
-        found[world, n].append(run_case(world, n, steps))
+    for world, n, schedule in (progress := tqdm(jobs, desc="distributed", unit="run")):
+        progress.set_postfix_str(f"{world} processes, {n} rows, {schedule}")
+        found[world, n, schedule].append(run_case(world, n, schedule, steps))
     rows = []
-    for (world, n), runs in found.items():
+    for (world, n, schedule), runs in found.items():
         seen = [run["step"] for run in runs]
         kinds = [k for k, all_rows in (("strong", strong), ("weak", weak * world)) if n == all_rows]
         times = {"step": statistics.median(seen), "low": min(seen), "high": max(seen)}
         times["work"] = statistics.median(run["work"] for run in runs)
-        rows.append({"world": world, "n": n, "kinds": kinds, **runs[-1], **times})
+        case = {"world": world, "n": n, "schedule": schedule, "kinds": kinds}
+        rows.append({**case, **runs[-1], **times})
     return rows
 
 

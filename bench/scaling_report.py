@@ -65,9 +65,9 @@ def distributed_table(found: dict[str, Any]) -> str:
         "of a forward and backward pass; peak resident memory of a process beyond its rows and "
         "their gradient.",
         "",
-        "| scaling | processes | rows of all | rows of each | step | passes | CPU | CPU beside one "
-        "process | a process gives | receives | memory |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| scaling | processes | schedule | rows of all | rows of each | step | passes | CPU | CPU "
+        "beside one process | a process gives | receives | memory |",
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for kind in KINDS:
         chosen = _of_kind(rows, kind)
@@ -76,12 +76,13 @@ def distributed_table(found: dict[str, Any]) -> str:
             sent = [*row["forward"], *row["backward"]]
             given, received = (sum(one[what] for one in sent) for what in ("given", "received"))
             shares = "*" if row["world"] > machine["cores"] else ""
+            schedule = row["schedule"] if row["world"] > 1 else ""
             beside = "" if alone is None else f"{row['work'] / alone:.2f}x"
             lines.append(
-                f"| {kind} | {row['world']}{shares} | {row['n']:,} | {row['n'] // row['world']:,} "
-                f"| {_ms(row['step'])} | {1e3 * row['low']:.1f} to {1e3 * row['high']:.1f} ms | "
-                f"{_ms(row['work'])} | {beside} | {given:,} B | {received:,} B | "
-                f"{_mebibytes(row['bytes'])} |"
+                f"| {kind} | {row['world']}{shares} | {schedule} | {row['n']:,} | "
+                f"{row['n'] // row['world']:,} | {_ms(row['step'])} | {1e3 * row['low']:.1f} to "
+                f"{1e3 * row['high']:.1f} ms | {_ms(row['work'])} | {beside} | {given:,} B | "
+                f"{received:,} B | {_mebibytes(row['bytes'])} |"
             )
     if any(row["world"] > machine["cores"] for row in rows):
         lines += ["", f"\\* More processes than the {machine['cores']} cores: they share them."]
@@ -89,7 +90,8 @@ def distributed_table(found: dict[str, Any]) -> str:
 
 
 def _of_kind(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return sorted((row for row in rows if kind in row["kinds"]), key=lambda row: row["world"])
+    chosen = (row for row in rows if kind in row["kinds"])
+    return sorted(chosen, key=lambda row: (row["world"], row["schedule"]))
 
 
 def _ms(seconds: float) -> str:
@@ -144,7 +146,7 @@ def _of_processes(axes: Axes, found: dict[str, Any]) -> None:
     rows = found["distributed"]
     worlds, cores = sorted({row["world"] for row in rows}), found["machine"]["cores"]
     for kind, color in KINDS.items():
-        chosen = _of_kind(rows, kind)
+        chosen = [row for row in _of_kind(rows, kind) if row["schedule"] == "gather"]
         at, steps = [r["world"] for r in chosen], [1e3 * r["step"] for r in chosen]
         ranges = [[1e3 * abs(r["step"] - r[end]) for r in chosen] for end in ("low", "high")]
         each = f"{chosen[0]['n']:,} rows" + (" of each" if kind == "weak" else " of all")

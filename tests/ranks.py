@@ -248,7 +248,7 @@ def main(rank, world, folder):
         torch.save(found, Path(folder) / f"{rank}.pt")
 
 
-def run(world, folder):
+def run(world, folder, main=main):
     """Of each rank what it found."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     multiprocessing.spawn(main, (world, str(folder)), nprocs=world)

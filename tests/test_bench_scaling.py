@@ -34,7 +34,8 @@ def of_processes(world, n, kinds):
     sent = [{"call": "gather_into", "given": 64, "received": 64 * (world - 1)}] * 2
     times = dict(step=world * 1e-2, low=5e-3, high=9e-2, work=world * 2e-2)
     sent = {"forward": sent, "backward": sent[:1]}
-    return {"world": world, "n": n, "kinds": kinds, "bytes": 1 << 20, **sent, **times}
+    case = {"world": world, "n": n, "schedule": "gather", "kinds": kinds}
+    return {**case, "bytes": 1 << 20, **sent, **times}
 
 
 MEMORY = [of_memory(size, batch) for size in (4096, 16384) for batch in (64, 256)]
@@ -118,12 +119,15 @@ def test_what_is_no_peak(arguments, said):
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
 )
 def test_two_processes_are_measured_and_their_bytes_counted():
-    """Of 64 rows each: sizes, rows, labels and ids, a word, counts and numbers of statistics."""
-    (row,) = (r for r in processes.measure((2,), 128, 64, 1, 1) if r["world"] == 2)
-    assert row["kinds"] == ["strong", "weak"] and row["step"] > 0 and row["work"] > 0
-    want = [72, 64 * 128 * 4, 64 * 16, 4, 64 * 16, 64 * 20]
-    assert [one["given"] for one in row["forward"]] == want
-    assert [one["received"] for one in row["forward"]] == want and row["backward"] == []
+    """Of 64 rows each: sizes, rows, labels and ids, a word, numbers and counts of statistics; in a
+    ring sizes, two rounds and a word after each, the loss, a round with statistics and worth."""
+    rows, codes = 64 * 128 * 4, 64 * 16
+    gather = [72, rows, codes, 4, 64 * 20, codes]
+    ring = [72, rows + codes, 4, rows + codes, 4, 8, rows + codes + 64 * 24 + codes]
+    for row, want in zip(processes.measure((2,), 128, 64, 1, 1), (gather, ring), strict=True):
+        assert row["kinds"] == ["strong", "weak"] and row["step"] > 0 and row["work"] > 0
+        assert [one["given"] for one in row["forward"]] == want
+        assert [one["received"] for one in row["forward"]] == want and row["backward"] == []
 
 
 def test_what_is_not_the_loss_of_one_process_is_not_reported():
@@ -141,11 +145,14 @@ def test_what_is_not_the_loss_of_one_process_is_not_reported():
 
 def test_a_case_that_is_strong_and_weak_is_measured_once():
     assert processes.cases((1, 2, 4), 4096, 1024) == [
-        (1, 4096),
-        (2, 4096),
-        (4, 4096),
-        (1, 1024),
-        (2, 2048),
+        (1, 4096, "gather"),
+        (2, 4096, "gather"),
+        (2, 4096, "ring"),
+        (4, 4096, "gather"),
+        (4, 4096, "ring"),
+        (1, 1024, "gather"),
+        (2, 2048, "gather"),
+        (2, 2048, "ring"),
     ]
 
 
@@ -159,9 +166,9 @@ def test_tables_have_times_ratios_bytes_and_who_shares_cores():
     text = scaling_report.memory_table(found["memory"])
     assert "2 threads that wait passively of Test CPU (avx2), busy with other jobs" in text
     text = scaling_report.distributed_table(found["distributed"])
-    row = "| 4* | 4,096 | 1,024 | 40.0 ms | 5.0 to 90.0 ms | 80.0 ms | 4.00x | 192 B | 576 B |"
-    assert f"| strong {row}" in text and f"| weak {row}" in text
-    assert text.index("| weak | 1 |") < text.index("| weak | 4* |")
+    row = "| 4* | gather | 4,096 | 1,024 | 40.0 ms | 5.0 to 90.0 ms | 80.0 ms | 4.00x | 192 B |"
+    assert f"| strong {row} 576 B |" in text and f"| weak {row} 576 B |" in text
+    assert text.index("| weak | 1 |  |") < text.index("| weak | 4* |")
     assert "the 2 cores of Test CPU" in text and "4 processes" not in text
     assert "\\* More processes than the 2 cores: they share them." in text
 

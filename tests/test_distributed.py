@@ -125,7 +125,10 @@ def test_without_a_group_it_is_the_loss():
             (CrossBatchMemory(NTXentLoss(torch.nn.Parameter(torch.tensor(0.1))), 5, 8),),
             "loss: expected rules of this package, options that are numbers",
         ),
-        ((MultiSimilarityLoss(), None, "star"), "schedule: expected one of 'gather', got 'star'"),
+        (
+            (MultiSimilarityLoss(), None, "star"),
+            "schedule: expected one of 'gather', 'ring', got 'star'",
+        ),
     ],
 )
 def test_bad_options(given, message):

@@ -1,11 +1,14 @@
 """What the processes of a group tell one another: sizes and errors first, then rows."""
 
 import zlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ms_kernels.reference import RowStatistics
 
 MOST_FACTS = 6
 # The older name gives a warning where the newer one exists.
@@ -97,6 +100,39 @@ class Exchange:
             total = total + part
         return total
 
+    def sum_of(self, numbers: Tensor) -> Tensor:
+        """Of (k,) numbers of each process the sums, in the order of ranks."""
+        return self._all(numbers[None])[:, 0].sum(0)
+
+    def pass_around(self, own: Sequence[Tensor], visit: Callable[[list[Tensor]], None]) -> None:
+        """A ring: visit is called with the (n, ...) tensors of every process, its own first, then
+        those of the ones before it. The next are under way while some are looked at, and nothing
+        else is held."""
+        here = list(own)
+        for step in range(1, self.size):
+            count = self.counts[(self.rank - step) % self.size]
+            coming = [t.new_empty((count, *t.shape[1:])) for t in here]
+            under_way = self._pass_on(here, coming)
+            visit(here)
+            while under_way:
+                under_way.pop().wait()  # and forgotten: it holds what it sent
+            here = coming
+        visit(here)
+
+    def _pass_on(self, given: list[Tensor], coming: list[Tensor]) -> list[Any]:
+        """Starts to send to the next process and to receive from the one before; what is empty,
+        which both know, goes no way."""
+        after, before = ((self.rank + step) % self.size for step in (1, -1))
+        ways = (dist.isend, given, after), (dist.irecv, coming, before)
+        group: Any = dist.group.WORLD if self.group is None else self.group
+        messages = [
+            dist.P2POp(way, _as_sent(t), dist.get_global_rank(group, peer), group, tag)
+            for way, tensors, peer in ways
+            for tag, t in enumerate(tensors)
+            if t.numel()
+        ]
+        return dist.batch_isend_irecv(messages) if messages else []
+
     def _objects(self, own: Any) -> list[Any]:
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, own, group=self.group)
@@ -105,12 +141,28 @@ class Exchange:
     def _all(self, tensor: Tensor) -> Tensor:
         """(size, ...): of every process what it gave, of one shape on all of them."""
         found = tensor.new_empty((self.size * tensor.shape[0], *tensor.shape[1:]))
-        given = found, tensor.contiguous()
-        # Not every backend knows bfloat16: of 16 bits any type will do.
-        if tensor.is_floating_point() and tensor.element_size() == 2:
-            given = given[0].view(torch.int16), given[1].view(torch.int16)
-        _gather_into(*given, group=self.group)
+        _gather_into(_as_sent(found), _as_sent(tensor.contiguous()), group=self.group)
         return found.view(self.size, *tensor.shape)
+
+
+def message_of(stats: RowStatistics, *more: Tensor) -> list[Tensor]:
+    """Two messages (n, k), of numbers and of counts."""
+    numbers = [s for s in (*stats, *more) if s.is_floating_point()]
+    return [torch.stack(numbers, 1), torch.stack([stats.pos_kept, stats.neg_kept], 1)]
+
+
+def from_message(numbers: Tensor, counts: Tensor) -> tuple[RowStatistics, list[Tensor]]:
+    """The statistics, and what more there was."""
+    columns = list(numbers.T.contiguous())
+    pos_kept, neg_kept = counts.T.contiguous()
+    stats = RowStatistics._make([*columns[:4], pos_kept, neg_kept, columns[4]])
+    return stats, columns[5:]
+
+
+def _as_sent(tensor: Tensor) -> Tensor:
+    """Not every backend knows bfloat16: of 16 bits any type will do."""
+    half = tensor.is_floating_point() and tensor.element_size() == 2
+    return tensor.view(torch.int16) if half else tensor
 
 
 def _words(error: BaseException) -> str:

@@ -14,12 +14,20 @@ from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.checks import Pairs
 from ms_kernels.engine import ops
 from ms_kernels.engine.autograd import constants_of, keep, precision_now, products_of
-from ms_kernels.engine.exchange import Exchange
+from ms_kernels.engine.exchange import Exchange, from_message, message_of
 from ms_kernels.engine.reduction import divisor_of, reduce_rows
 from ms_kernels.engine.refusals import below_autograd, refuse_second_derivative
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet
+
+
+class Reduced(NamedTuple):
+    """dx: in the compute dtype, None where nobody wants one. stats: of the rows that are here."""
+
+    loss: Tensor
+    stats: RowStatistics
+    dx: Tensor | None
 
 
 class GlobalCall(NamedTuple):
@@ -35,6 +43,18 @@ class GlobalCall(NamedTuple):
     backend: str
     exchange: Exchange
 
+    def reduced(self, weight: Tensor | None) -> Reduced:
+        """Of any reduction but "none"."""
+        stats, everybody, rows, ones = _rows_of_all(self, weight)
+        kept = everybody.pos_kept + everybody.neg_kept
+        loss = reduce_rows(rows, kept, self.reduction, ones)
+        dx = None
+        # A collective of some rules: all go in if one has to.
+        if True in self.exchange.gradients:
+            worth = ones / divisor_of(ones, kept, self.reduction)
+            dx = _gradient(self, everybody, worth, self.exchange.own)
+        return Reduced(loss, stats, dx)
+
 
 class GlobalLoss(torch.autograd.Function):
     """Of the rows of all processes: sum, mean or mean_valid; or of each that is here."""
@@ -43,33 +63,19 @@ class GlobalLoss(torch.autograd.Function):
     def forward(
         ctx: Any, embeddings: Tensor, weight: Tensor | None, call: GlobalCall
     ) -> tuple[Tensor, ...]:
+        ctx.dtype, ctx.here = embeddings.dtype, call.exchange.own
         with below_autograd():
-            stats, error = _statistics(call)
-            call.exchange.confirm(error)
-            everybody = RowStatistics(*_gathered(call.exchange, stats))
-            rows = _row_losses(call, everybody)
-            ones = torch.ones_like(rows) if weight is None else call.exchange.gather(weight)
-            kept = everybody.pos_kept + everybody.neg_kept
-            here = call.exchange.own
-            if call.reduction == "none":
-                loss = reduce_rows(rows[here], kept[here], "none", ones[here])
-                worth = ones
-            else:
-                loss = reduce_rows(rows, kept, call.reduction, ones)
-                worth = ones / divisor_of(ones, kept, call.reduction)
-            ctx.dtype, ctx.here = embeddings.dtype, here
-            later = call.reduction == "none"
-            dx = None
-            # A collective of some rules: all go in if one has to.
-            if True in call.exchange.gradients and not later:
-                dx = _gradient(call, everybody, worth, here)
+            if call.reduction != "none":
+                loss, stats, dx = call.reduced(weight)
+                ctx.save_for_backward(dx)
+            else:  # candidates may have changed until backward, which autograd is to notice
+                stats, everybody, rows, ones = _rows_of_all(call, weight)
+                kept = stats.pos_kept + stats.neg_kept
+                loss = reduce_rows(rows[ctx.here], kept, "none", ones[ctx.here])
+                ctx.call = call._replace(anchors=None)  # type: ignore[arg-type]
+                ctx.precision = precision_now()
+                keep(ctx, None, ones, *everybody, *call.anchors)
         constants_of(ctx, *stats)
-        if later:  # candidates may have changed until then, which autograd is to notice
-            ctx.call = call._replace(anchors=None)  # type: ignore[arg-type]
-            ctx.precision = precision_now()
-            keep(ctx, dx, worth, *everybody, *call.anchors)
-        else:
-            ctx.save_for_backward(dx)
         return loss, *stats
 
     @staticmethod
@@ -111,18 +117,18 @@ def _statistics(call: GlobalCall) -> tuple[tuple[Tensor, ...], BaseException | N
         return (), error
 
 
-def _gathered(exchange: Exchange, stats: tuple[Tensor, ...]) -> list[Tensor]:
-    """Of all rows: two messages, of numbers and of counts."""
-    counts = exchange.gather(torch.stack(stats[4:6], 1))
-    numbers = exchange.gather(torch.stack([*stats[:4], stats[6]], 1))
-    columns = numbers.T.contiguous()
-    return [*columns[:4], *counts.T.contiguous(), columns[4]]
-
-
-def _row_losses(call: GlobalCall, stats: RowStatistics) -> Tensor:
+def _rows_of_all(
+    call: GlobalCall, weight: Tensor | None
+) -> tuple[RowStatistics, RowStatistics, Tensor, Tensor]:
+    """Statistics of the rows here and of all, the losses of all, and what each counts."""
+    stats, error = _statistics(call)
+    call.exchange.confirm(error)
+    messages = map(call.exchange.gather, message_of(RowStatistics(*stats)))
+    everybody, _ = from_message(*messages)
     x, r = call.anchors.embeddings, call.anchors.ref_emb
-    loss: Tensor = ops.row_loss_of(list(stats), x, r, call.spec.pack(), call.backend)
-    return loss
+    rows: Tensor = ops.row_loss_of(list(everybody), x, r, call.spec.pack(), call.backend)
+    ones = torch.ones_like(rows) if weight is None else call.exchange.gather(weight)
+    return RowStatistics(*stats), everybody, rows, ones
 
 
 def _gradient(call: GlobalCall, stats: RowStatistics, worth: Tensor, here: slice) -> Tensor:

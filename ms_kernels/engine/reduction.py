@@ -46,7 +46,16 @@ def _weighted(row_loss: Tensor, kept: Tensor, reduction: str, weight: Tensor) ->
 
 def divisor_of(weight: Tensor, kept: Tensor, reduction: str) -> Tensor:
     """What the sum of weighted losses is divided by: the sum of the weights that count."""
+    return divisor_from(share_of_divisor(weight, kept, reduction), reduction)
+
+
+def share_of_divisor(weight: Tensor, kept: Tensor, reduction: str) -> Tensor:
+    """What these anchors add to it."""
+    return total_of(torch.where(kept > 0, weight, 0) if reduction == "mean_valid" else weight)
+
+
+def divisor_from(total: Tensor, reduction: str) -> Tensor:
+    """From the shares of all anchors."""
     if reduction == "sum":
-        return weight.new_ones(())
-    total = total_of(weight if reduction == "mean" else torch.where(kept > 0, weight, 0))
+        return torch.ones_like(total)
     return torch.where(total == 0, 1, total)
