@@ -12,7 +12,7 @@ from family import MININGS, WEIGHTINGS, name_of
 from bench.processes import joined
 from ms_kernels import MultiSimilarityLoss, PairLoss
 from ms_kernels.backends import cpu
-from ms_kernels.distributed import DistributedLoss
+from ms_kernels.distributed import SCHEDULES, DistributedLoss
 from ms_kernels.engine.exchange import Exchange
 from ms_kernels.rules.weighting import MultiSimilarity, Triplet
 
@@ -182,7 +182,7 @@ def main(rank, world, folder):
             found["refusals"] = refusals(rank, MonkeyPatch.context)
             found["not finite"] = [of_a_row_that_is_not_finite(rank, m) for m in MININGS]
             found["in a group"] = in_a_group(rank)
-            for dtype, schedule in itertools.product(DTYPES, ("ring",)):
+            for dtype, schedule in itertools.product(DTYPES, SCHEDULES):
                 how = {"dtype": dtype, "schedule": schedule}
                 found[dtype, schedule] = of_rank(rank, MultiSimilarityLoss(), **how)
         torch.save(found, Path(folder) / f"{rank}.pt")

@@ -19,7 +19,7 @@ from ms_kernels import (
     TopKMining,
     TripletLoss,
 )
-from ms_kernels.distributed import DistributedLoss
+from ms_kernels.distributed import SCHEDULES, DistributedLoss
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
@@ -60,7 +60,7 @@ def test_the_loss_of_the_global_batch(found, world, name):
             assert torch.equal(value, everybody[0][name][0])  # the same to the bit
 
 
-@pytest.mark.parametrize("schedule", ["ring"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("dtype", ring_ranks.DTYPES, ids=str)
 def test_rounding(found, dtype, schedule):
     """What the benchmark allows to float32; of 16 bits the gradient's own rounding too."""

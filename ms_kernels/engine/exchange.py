@@ -160,9 +160,9 @@ def from_message(numbers: Tensor, counts: Tensor) -> tuple[RowStatistics, list[T
 
 
 def _as_sent(tensor: Tensor) -> Tensor:
-    """Not every backend knows bfloat16: of 16 bits any type will do."""
-    half = tensor.is_floating_point() and tensor.element_size() == 2
-    return tensor.view(torch.int16) if half else tensor
+    """Not every backend knows bfloat16, nor integers of 16 bits: of what is only moved the type
+    does not matter."""
+    return tensor.view(torch.float16) if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _words(error: BaseException) -> str:
