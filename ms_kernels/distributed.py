@@ -15,6 +15,7 @@ from ms_kernels.api.everybody import (
     gathered,
     ring_call,
 )
+from ms_kernels.api.graph import fits_a_graph, loss_in_graph
 from ms_kernels.api.joined import check_joined
 from ms_kernels.api.memory import CrossBatchMemory
 from ms_kernels.api.modules import PairLoss
@@ -58,6 +59,12 @@ class DistributedLoss(nn.Module):
     >>> loss = criterion(model(images), labels)
     >>> (loss * torch.distributed.get_world_size()).backward()
 
+    torch.compile holds the loss in a graph as one op, with fullgraph=True too: of rules of this
+    package whose options are numbers, reduced. A graph ends before a `CrossBatchMemory`, rules of
+    your own, options that learn, `HistogramLoss`, backend "reference" and reduction "none", which
+    run as they do without it; there fullgraph=True is an error of the compiler. Sizes of other
+    processes are waited for, which no CUDA graph can (mode="reduce-overhead").
+
     A process whose arguments do not fit makes all of them raise, with its message and rank; so do
     dimensions, dtypes and options that differ. Rules of your own, options that learn, and
     `HistogramLoss` are computed for the whole batch on every process; of an option that learns each
@@ -83,6 +90,7 @@ class DistributedLoss(nn.Module):
                 f"{loss.loss!r}"
             )
         self.loss, self.group, self.schedule = loss, group, schedule
+        self.group_name: str = getattr(group, "group_name", "")  # what a graph can hold of it
 
     def forward(
         self,
@@ -100,7 +108,12 @@ class DistributedLoss(nn.Module):
                 refuse_counting(options)
                 return self.loss(embeddings, labels, ids)  # type: ignore[no-any-return]
             return self.loss(embeddings, labels, **options)  # type: ignore[no-any-return]
-        return self._eager(embeddings, labels, **options)
+        if not torch.compiler.is_compiling():
+            return self._eager(embeddings, labels, **options)
+        if fits_a_graph(self.loss, sample_weight):
+            how = Schedule(self.loss, self.group_name, self.schedule)
+            return loss_in_graph(how, embeddings, labels, options)
+        return _outside_of_graphs(self, embeddings, labels, options)
 
     def _eager(self, embeddings: Tensor, labels: Tensor, **options: Tensor | None) -> Tensor:
         wanted = isinstance(embeddings, Tensor) and embeddings.requires_grad
@@ -129,3 +142,13 @@ class DistributedLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"schedule={self.schedule!r}"
+
+
+def _outside(
+    module: DistributedLoss, embeddings: Tensor, labels: Tensor, options: dict[str, Tensor | None]
+) -> Tensor:
+    return module._eager(embeddings, labels, **options)
+
+
+# torch.compiler.disable would import the compiler with this module, which takes seconds.
+_outside_of_graphs = torch._disable_dynamo(_outside)  # type: ignore[attr-defined]

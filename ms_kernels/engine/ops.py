@@ -162,7 +162,7 @@ def _term(tensors: list[Tensor]) -> Term | None:
     return Term(RowStatistics(*stats), dloss)
 
 
-def _row_statistics_fake(embeddings: Tensor, *_: object) -> tuple[Tensor, ...]:
+def row_statistics_fake(embeddings: Tensor, *_: object) -> tuple[Tensor, ...]:
     n = embeddings.shape[0]
     stats = [embeddings.new_empty(n, dtype=compute_dtype(embeddings)) for _ in range(5)]
     counts = [embeddings.new_empty(n, dtype=torch.int64) for _ in range(2)]
@@ -219,7 +219,7 @@ def _row_loss_fake(statistics: list[Tensor], *_: object) -> Tensor:
 
 for _name, _run, _fake in (
     ("row_loss", _row_loss, _row_loss_fake),
-    ("row_statistics", _row_statistics, _row_statistics_fake),
+    ("row_statistics", _row_statistics, row_statistics_fake),
     ("embedding_gradient", _embedding_gradient, _embedding_gradient_fake),
     ("loss_and_gradient", _loss_and_gradient, _loss_and_gradient_fake),
     ("reduced_loss", _reduced_loss, _reduced_loss_fake),
