@@ -32,6 +32,7 @@ def whole():
         "sum": (NTXentLoss(reduction="sum"), ()),
         "counted": (learns, COUNTED),
         "triplet": (TripletLoss(), ()),
+        "distance": (MultiSimilarityLoss(2.0, 5.0, -1.0, distance="euclidean"), ()),
     }
 
 

@@ -39,6 +39,9 @@ def cases(world):
                 found[f"{sizes}-{reduction}-{backend}"] = sizes, loss, ()
         dropped = PairLoss(MultiSimilarity(), max_positive_similarity=0.5, normalize=False)
         found[f"{sizes}-options"] = sizes, dropped, ()
+        for distance in ("euclidean", "squared_euclidean"):
+            apart = MultiSimilarityLoss(2.0, 5.0, -1.0, distance=distance, normalize=False)
+            found[f"{sizes}-{distance}"] = sizes, apart, ()
         found[f"{sizes}-ids"] = sizes, MultiSimilarityLoss(), ("ids",)
         for reduction in ("none", "mean_valid"):
             loss = MultiSimilarityLoss(ignore_label=1, reduction=reduction)

@@ -48,7 +48,7 @@ def loss_in_graph(
         value, _, *stats = _distributed_loss(*given, False)
     if loss.keep_statistics:
         loss.keep(RowStatistics(*stats))
-    return in_public_dtype(value, embeddings)
+    return in_public_dtype(value, embeddings, loss.options["reduction"])
 
 
 class _InGraph(torch.autograd.Function):
@@ -88,6 +88,7 @@ def _run(
         rules.mining,
         max_positive_similarity=rules.max_positive_similarity,
         normalize=rules.normalize,
+        distance=rules.distance,
         reduction=reduction,
         backend=backend,
         ignore_label=ignore_label,
