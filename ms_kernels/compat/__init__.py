@@ -1,0 +1,1 @@
+"""Classes of other libraries, computed by the kernels of this one."""

@@ -1,0 +1,223 @@
+"""Losses of pairs: reduced from sums and counts, or listed."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from pytorch_metric_learning import losses as theirs
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from ms_kernels.checks import MOST_OPTION, Pairs
+from ms_kernels.compat.pytorch_metric_learning.choosing import (
+    Lists,
+    are_too_few,
+    as_pairs,
+    choose,
+    rule_of,
+    unless_too_few,
+)
+from ms_kernels.compat.pytorch_metric_learning.fallible import Unserved
+from ms_kernels.compat.pytorch_metric_learning.lists import listed, rows_of_lists
+from ms_kernels.compat.pytorch_metric_learning.measures import Measure
+from ms_kernels.compat.pytorch_metric_learning.pairs import (
+    Call,
+    Chosen,
+    count_of_label,
+    numbers_of_pairs,
+)
+from ms_kernels.compat.pytorch_metric_learning.reducing import (
+    LossDict,
+    Totals,
+    reduced,
+    singles,
+    unserved_reducer,
+)
+from ms_kernels.compat.pytorch_metric_learning.roads import (
+    counted_rows,
+    numbers_kept,
+    row_losses,
+    similarities,
+    streamed_rows,
+)
+from ms_kernels.compat.pytorch_metric_learning.served import Served
+from ms_kernels.reference import masked_log_sum_exp
+from ms_kernels.rules.mining import NO_MINING, NoMining, ThresholdMining
+from ms_kernels.rules.softmax import NTXent
+from ms_kernels.rules.sums import FAR, log_add_exp
+from ms_kernels.rules.weighting import Contrastive
+
+# A hinge that no similarity reaches.
+FARTHEST = MOST_OPTION
+
+
+class ContrastiveLoss(Served, theirs.ContrastiveLoss):
+    """pytorch-metric-learning's, by kernels: positives and negatives are reduced apart."""
+
+    def losses_of(self, call: Call, measure: Measure) -> LossDict:
+        margins = [measure.threshold(m) for m in (self.pos_margin, self.neg_margin)]
+        hinge = rule_of(Contrastive, *margins)
+        chosen = choose(call, measure)
+        if not isinstance(chosen, Chosen):
+            return self._of_lists(as_pairs(chosen), call, measure, hinge)
+        names = "pos_loss", "neg_loss"
+        if option := unserved_reducer(self, names, ("mean", "sum", "active", "anchors")):
+            raise Unserved(option)
+        positives, negatives = numbers_kept(measure, chosen)
+        if chosen.mined is not None:
+            chosen.mined.keep_counts(positives, negatives)
+        both = positives.sum(), negatives.sum()
+        found = {}
+        for name, kept, number in zip(names, (True, False), (positives, negatives), strict=True):
+            losses, active = one_kind(measure, hinge, chosen, kept)
+            losses = unless_too_few(self, losses, *both)
+            means = losses / number.clamp(min=1)
+            totals = Totals(losses.sum(), number.sum(), active, means)
+            found[name] = reduced(self, name, totals)
+        self.calls["kernels"] += 1
+        return found
+
+    def _of_lists(self, lists: Lists, call: Call, measure: Measure, hinge: Contrastive) -> LossDict:
+        if are_too_few(self, lists):
+            return self.zero_losses()
+        of = listed(measure, call.embeddings, call.ref_emb, lists)
+        self.calls["lists"] += 1
+        pull = (hinge.positive_margin - of.pos_similarity).clamp(min=0)
+        push = (of.neg_similarity - hinge.negative_margin).clamp(min=0)
+        return {
+            "pos_loss": singles(pull, (of.anchors, of.positives), "pos_pair"),
+            "neg_loss": singles(push, (of.others, of.negatives), "neg_pair"),
+        }
+
+
+def one_kind(
+    measure: Measure, hinge: Contrastive, chosen: Chosen, positives: bool
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """(N,) hinges of the positives alone, or of the negatives, and how many of all are active."""
+    pull, push = hinge.positive_margin, hinge.negative_margin
+    pull, push = (pull, FARTHEST) if positives else (-FARTHEST, push)
+    alone = Contrastive(pull, push)
+    if isinstance(chosen.mining, (NoMining, ThresholdMining)):
+        if isinstance(chosen.mining, ThresholdMining):
+            pull = min(pull, chosen.mining.positive_below)
+            push = max(push, chosen.mining.negative_above)
+        chosen = chosen._replace(mining=ThresholdMining(pull, push))
+        losses, stats = row_losses(measure, alone, chosen)
+        return losses, (stats.pos_kept + stats.neg_kept).sum
+    losses, _ = row_losses(measure, alone, chosen)
+
+    def active(similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        paid = (positive & (similarity < pull)) | (negative & (similarity > push))
+        return paid.sum(1).to(similarity.dtype)
+
+    return losses, lambda: counted_rows(measure, active, chosen).sum()
+
+
+class NTXentLoss(Served, theirs.NTXentLoss):
+    """pytorch-metric-learning's, by kernels: each positive pair against the negatives of its
+    anchor, without the saturation of theirs."""
+
+    def losses_of(self, call: Call, measure: Measure) -> LossDict:
+        rule = rule_of(NTXent, self.temperature)
+        chosen = choose(call, measure)
+        if not isinstance(chosen, Chosen):
+            return self._of_lists(as_pairs(chosen), call, measure)
+        if option := unserved_reducer(self, ("loss",), ("mean", "sum", "active", "anchors")):
+            raise Unserved(option)
+        losses, stats = row_losses(measure, rule, chosen)
+        self.calls["kernels"] += 1
+        if chosen.mined is not None:
+            chosen.mined.keep_counts(stats.pos_kept, stats.neg_kept)
+        both = stats.pos_kept.sum(), stats.neg_kept.sum()
+        losses = unless_too_few(self, losses, *both)
+
+        def active(similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+            logits = similarity / self.temperature
+            z = masked_log_sum_exp(logits, negative)[:, None] - logits
+            # Below it a loss is lost against 1, of which theirs is the logarithm.
+            least = math.log(torch.finfo(z.dtype).eps / 2)
+            return (positive & (z > least)).sum(1).to(z.dtype)
+
+        totals = Totals(
+            (losses * stats.pos_kept).sum(),
+            both[0],
+            lambda: counted_rows(measure, active, chosen).sum(),
+            losses,
+        )
+        return {"loss": reduced(self, "loss", totals)}
+
+    def _of_lists(self, lists: Lists, call: Call, measure: Measure) -> LossDict:
+        anchors, positives, others, _ = lists
+        if are_too_few(self, lists) or len(anchors) == 0 or len(others) == 0:
+            return self.zero_losses()
+        of = listed(measure, call.embeddings, call.ref_emb, lists)
+        self.calls["lists"] += 1
+        total = rows_of_lists(lambda s, p, n: masked_log_sum_exp(s / self.temperature, n), of)
+        total = total.masked_fill(torch.bincount(of.others, minlength=of.n) == 0, -math.inf)
+        z = total[of.anchors] - of.pos_similarity / self.temperature
+        return {"loss": singles(softplus(z, threshold=FAR), (of.anchors, of.positives), "pos_pair")}
+
+
+class LiftedStructureLoss(Served, theirs.LiftedStructureLoss):
+    """pytorch-metric-learning's: each positive pair against the negatives of both its ends, whose
+    log-sum-exps are streamed; the positive pairs are listed."""
+
+    def losses_of(self, call: Call, measure: Measure) -> LossDict:
+        chosen = choose(call, measure)
+        if isinstance(chosen, Chosen) and chosen.mining != NO_MINING:
+            chosen = tuple(call.indices_tuple)
+        if isinstance(chosen, Chosen):
+            anchors, positives = positive_pairs(chosen.pairs)
+            negatives = numbers_of_pairs(chosen.pairs)[1]
+            few = int(negatives.sum()) <= self.exact_small_batches and len(anchors) <= 1
+            if few or len(anchors) == 0 or not negatives.any():
+                return self.zero_losses()
+            total = streamed_rows(measure, log_sum_of_negatives, chosen)
+            self.calls["streamed"] += 1
+        else:
+            lists = as_pairs(chosen)
+            anchors, positives, others, _ = lists
+            if are_too_few(self, lists) or len(anchors) == 0 or len(others) == 0:
+                return self.zero_losses()
+            of = listed(measure, call.embeddings, call.ref_emb, lists)
+            anchors, positives = of.anchors, of.positives
+            total = rows_of_lists(log_sum_of_negatives, of)
+            total = total.masked_fill(torch.bincount(of.others, minlength=of.n) == 0, -math.inf)
+            self.calls["lists"] += 1
+        similarity = similarities(measure, call.embeddings, call.ref_emb, anchors, positives)
+        push = of_both_ends(total, anchors, positives, measure.threshold(self.neg_margin))
+        hinge = (push + measure.threshold(self.pos_margin) - similarity).clamp(min=0)
+        return {"loss": singles(hinge.square() / 2, (anchors, positives), "pos_pair")}
+
+
+def log_sum_of_negatives(similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    return masked_log_sum_exp(similarity, negative)
+
+
+def of_both_ends(total: Tensor, anchors: Tensor, positives: Tensor, margin: float) -> Tensor:
+    """Log-sum-exp over the negatives of both ends of each pair, 0 where there are none. The other
+    end is an anchor by its number, of separate references too: so it is there."""
+    n = len(total)
+    other = total[positives.clamp(max=n - 1)]
+    other = other.masked_fill((positives >= n) | (positives == anchors), -math.inf)
+    both = log_add_exp(total[anchors], other)
+    return torch.where(both == -math.inf, 0, both - margin)
+
+
+def positive_pairs(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Anchors and positives by their labels, anchor by anchor."""
+    labels = pairs.labels if pairs.ref_labels is None else pairs.ref_labels
+    order = labels.argsort(stable=True)
+    first = torch.searchsorted(labels[order], pairs.labels.contiguous())
+    count = count_of_label(pairs)
+    anchors = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    place = torch.arange(len(anchors), device=count.device)
+    within = place - (count.cumsum(0) - count)[anchors]
+    positives = order[first[anchors] + within]
+    own = pairs.ref_emb is None
+    ids = torch.arange(len(labels), device=labels.device) if own else pairs.ids
+    ref_ids = ids if own else pairs.ref_ids
+    if ids is not None and ref_ids is not None:
+        others = ids[anchors] != ref_ids[positives]
+        anchors, positives = anchors[others], positives[others]
+    return anchors, positives

@@ -1,0 +1,222 @@
+"""Losses of anchors: a number for each, which any reducer takes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pytorch_metric_learning import losses as theirs
+from pytorch_metric_learning.utils import loss_and_miner_utils
+from torch import Tensor
+
+from ms_kernels.backends.interface import compute_dtype
+from ms_kernels.compat.pytorch_metric_learning.choosing import (
+    Lists,
+    are_too_few,
+    as_pairs,
+    choose,
+    rule_of,
+    unless_too_few,
+)
+from ms_kernels.compat.pytorch_metric_learning.lists import each_once, listed, rows_of_lists
+from ms_kernels.compat.pytorch_metric_learning.measures import Measure
+from ms_kernels.compat.pytorch_metric_learning.mined import MinedPairs
+from ms_kernels.compat.pytorch_metric_learning.pairs import (
+    Call,
+    Chosen,
+    by_labels,
+    numbers_of_pairs,
+)
+from ms_kernels.compat.pytorch_metric_learning.reducing import LossDict, elements
+from ms_kernels.compat.pytorch_metric_learning.roads import (
+    numbers_kept,
+    row_losses,
+    streamed_rows,
+)
+from ms_kernels.compat.pytorch_metric_learning.served import Served
+from ms_kernels.reference import masked_log_sum_exp
+from ms_kernels.rules.mining import NO_MINING, MultiSimilarityMining
+from ms_kernels.rules.softmax import NCA, Circle, NPair, SupCon
+from ms_kernels.rules.weighting import LiftedStructure, MultiSimilarity, Weighting
+
+
+class RowLoss(Served):
+    """Of all labelled pairs, of those of a miner of ours by its rule, or of lists, in which a pair
+    counts once."""
+
+    calls: Any
+    zero_losses: Any
+
+    def weighting(self, measure: Measure) -> Weighting:
+        raise NotImplementedError
+
+    def losses_of(self, call: Call, measure: Measure) -> LossDict:
+        weighting = self.weighting(measure)
+        chosen = choose(call, measure)
+        if isinstance(chosen, Chosen):
+            if len(call.embeddings) == 0:
+                return self.zero_losses()
+            losses, positives, negatives = self.of_chosen(chosen, measure, weighting)
+            if chosen.mined is not None:
+                chosen.mined.keep_counts(positives, negatives)
+            positives, negatives = positives.sum(), negatives.sum()
+            losses = unless_too_few(self, losses, positives, negatives)
+            return {"loss": elements(self.settled(losses, positives, negatives))}
+        if are_too_few(self, chosen):
+            return self.zero_losses()
+        return {"loss": elements(self.of_lists(chosen, call, measure, weighting))}
+
+    def of_chosen(
+        self, chosen: Chosen, measure: Measure, weighting: Weighting
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(N,) losses and numbers of positive and of negative pairs."""
+        losses, stats = row_losses(measure, weighting, chosen)
+        self.calls["kernels"] += 1
+        return losses, stats.pos_kept, stats.neg_kept
+
+    def of_lists(self, lists: Lists, call: Call, measure: Measure, weighting: Weighting) -> Tensor:
+        lists = each_once(as_pairs(lists), max(1, len(call.ref_emb)))
+        of = listed(measure, call.embeddings, call.ref_emb, lists)
+        losses = rows_of_lists(weighting.row_loss, of)
+        self.calls["lists"] += 1
+        some = (torch.tensor(len(of.anchors)), torch.tensor(len(of.others)))
+        return self.settled(losses, *(count.to(losses.device) for count in some))
+
+    def settled(self, losses: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        """Where the whole batch has a say in the losses: () numbers of its pairs."""
+        return losses
+
+
+class MultiSimilarityLoss(RowLoss, theirs.MultiSimilarityLoss):
+    """pytorch-metric-learning's, by kernels: it does not mine without a miner's tuple."""
+
+    def weighting(self, measure: Measure) -> Weighting:
+        return rule_of(MultiSimilarity, self.alpha, self.beta, measure.threshold(self.base))
+
+
+class SupConLoss(RowLoss, theirs.SupConLoss):
+    """pytorch-metric-learning's, by kernels: a batch without pairs of both kinds costs 0."""
+
+    def weighting(self, measure: Measure) -> Weighting:
+        return rule_of(SupCon, self.temperature)
+
+    def settled(self, losses: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        return torch.where((positives > 0) & (negatives > 0), losses, 0)
+
+
+class CircleLoss(RowLoss, theirs.CircleLoss):
+    """pytorch-metric-learning's, by kernels."""
+
+    def weighting(self, measure: Measure) -> Weighting:
+        return rule_of(Circle, self.m, self.gamma)
+
+
+@dataclass(frozen=True)
+class BothMargins(Weighting):
+    """`LiftedStructure`, of which an empty side counts as a log-sum-exp of 0."""
+
+    pos_margin: float
+    neg_margin: float
+
+    def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        pull = masked_log_sum_exp(self.pos_margin - similarity, positive)
+        push = masked_log_sum_exp(similarity - self.neg_margin, negative)
+        pull = torch.where(positive.any(1), pull, 0)
+        return (pull + torch.where(negative.any(1), push, 0)).clamp(min=0)
+
+
+class GeneralizedLiftedStructureLoss(RowLoss, theirs.GeneralizedLiftedStructureLoss):
+    """pytorch-metric-learning's, by kernels where each anchor has pairs of both kinds or none; else
+    streamed, as an empty side counts there as a log-sum-exp of 0."""
+
+    def weighting(self, measure: Measure) -> Weighting:
+        margins = map(measure.threshold, (self.pos_margin, self.neg_margin))
+        return rule_of(BothMargins, *margins)
+
+    def of_chosen(
+        self, chosen: Chosen, measure: Measure, weighting: Weighting
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        assert isinstance(weighting, BothMargins)
+        if both_or_none(chosen):
+            both = LiftedStructure(weighting.pos_margin - weighting.neg_margin)
+            return super().of_chosen(chosen, measure, both)
+        losses = streamed_rows(measure, weighting.row_loss, chosen)
+        self.calls["streamed"] += 1
+        return losses, *numbers_kept(measure, chosen)
+
+
+def both_or_none(chosen: Chosen) -> bool:
+    """Whether no anchor keeps pairs of one kind alone."""
+    if chosen.mining == NO_MINING:
+        positives, negatives = numbers_of_pairs(chosen.pairs)
+        return bool(((positives > 0) == (negatives > 0)).all())
+    return isinstance(chosen.mining, MultiSimilarityMining)
+
+
+class NCALoss(RowLoss, theirs.NCALoss):
+    """pytorch-metric-learning's, by kernels: of anchors that have positives; a miner's tuple weighs
+    anchors, it chooses no pairs. 0 of a batch without positives, where theirs is NaN."""
+
+    def weighting(self, measure: Measure) -> Weighting:
+        return rule_of(NCA, 1 / self.softmax_scale if self.softmax_scale else 0)
+
+    def losses_of(self, call: Call, measure: Measure) -> LossDict:
+        weighting = self.weighting(measure)
+        if len(call.embeddings) <= 1:
+            return self.zero_losses()
+        if call.labels is None:
+            raise ValueError("labels are required for this loss function")
+        chosen = by_labels(call, drop_rows=True)
+        losses, positives, _ = self.of_chosen(chosen, measure, weighting)
+        having = (positives > 0).nonzero()[:, 0]
+        if len(having) == 0:
+            return self.zero_losses()
+        weights = self._weights(call)
+        losses = losses if weights is None else losses * weights.to(losses.dtype)
+        return {"loss": elements(losses[having], having)}
+
+    def _weights(self, call: Call) -> Tensor | None:
+        """(N,) what anchors count; None where all count 1."""
+        indices = call.indices_tuple
+        if indices is None or (isinstance(indices, MinedPairs) and indices.mining == NO_MINING):
+            return None
+        return loss_and_miner_utils.convert_to_weights(
+            tuple(indices),
+            call.labels,
+            dtype=compute_dtype(call.embeddings),
+            using_ref=call.ref_emb is not call.embeddings,
+        )
+
+
+class NPairsLoss(Served, theirs.NPairsLoss):
+    """pytorch-metric-learning's, by kernels: of the first pair of each class."""
+
+    def losses_of(self, call: Call, measure: Measure) -> LossDict:
+        if call.labels is None:
+            raise ValueError("labels are required for this loss function")
+        if call.ref_emb is not call.embeddings or call.ref_labels is not call.labels:
+            raise ValueError("ref_emb is not supported for this loss function")
+        if call.indices_tuple is None:
+            anchors, positives = first_pairs(call.labels)
+        else:
+            find = loss_and_miner_utils.convert_to_pos_pairs_with_unique_labels
+            anchors, positives = find(tuple(call.indices_tuple), call.labels)
+        self.num_pairs = len(anchors)
+        if self.num_pairs == 0:
+            return self.zero_losses()
+        x = call.embeddings
+        classes = torch.arange(len(anchors), device=x.device)
+        one_each = Call(x[anchors], classes, None, x[positives], classes.clone())
+        losses, _ = row_losses(measure, NPair(), by_labels(one_each))
+        self.calls["kernels"] += 1
+        return {"loss": elements(losses, anchors)}
+
+
+def first_pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each class of two or more its first and its second sample; classes ascending."""
+    order = labels.argsort(stable=True)
+    ascending = labels[order]
+    same = ascending[1:] == ascending[:-1]
+    starts = torch.ones_like(same)
+    starts[1:] = ~same[:-1]
+    first = (same & starts).nonzero()[:, 0]
+    return order[first], order[first + 1]

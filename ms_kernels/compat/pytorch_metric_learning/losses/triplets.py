@@ -1,0 +1,114 @@
+"""The triplet loss: of all triplets by kernels, of listed ones from their lists."""
+
+from typing import Any
+
+import torch
+from pytorch_metric_learning import losses as theirs
+from pytorch_metric_learning.utils import loss_and_miner_utils
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from ms_kernels.compat.pytorch_metric_learning.choosing import Lists, choose, rule_of
+from ms_kernels.compat.pytorch_metric_learning.fallible import Unserved
+from ms_kernels.compat.pytorch_metric_learning.measures import Measure
+from ms_kernels.compat.pytorch_metric_learning.pairs import Call, Chosen
+from ms_kernels.compat.pytorch_metric_learning.reducing import (
+    LossDict,
+    Totals,
+    reduced,
+    singles,
+    unserved_reducer,
+)
+from ms_kernels.compat.pytorch_metric_learning.roads import (
+    counted_rows,
+    numbers_kept,
+    row_losses,
+    similarities,
+    streamed_rows,
+)
+from ms_kernels.compat.pytorch_metric_learning.served import Served
+from ms_kernels.rules.sums import FAR
+from ms_kernels.rules.triplet import Triplet
+
+
+class TripletMarginLoss(Served, theirs.TripletMarginLoss):
+    """pytorch-metric-learning's, by kernels: triplets are listed where a miner lists them, where
+    some are drawn for each anchor, and never where all count."""
+
+    def losses_of(self, call: Call, measure: Measure) -> LossDict:
+        rule = rule_of(Triplet, self.margin)
+        if call.indices_tuple is None and self.triplets_per_anchor != "all":
+            return self._of_lists(self._drawn(call), call, measure)
+        chosen = choose(call, measure)
+        if not isinstance(chosen, Chosen):
+            triplets = loss_and_miner_utils.convert_to_triplets(chosen, call.labels)
+            return self._of_lists(triplets, call, measure)
+        if self.swap:
+            raise Unserved("swap=True")
+        if option := unserved_reducer(self, ("loss",), ("mean", "sum", "active")):
+            raise Unserved(option)
+        if self.smooth_loss:
+            losses = streamed_rows(measure, lambda s, p, n: smooth(s, p, n, self.margin), chosen)
+            positives, negatives = numbers_kept(measure, chosen)
+            self.calls["streamed"] += 1
+        else:
+            losses, stats = row_losses(measure, rule, chosen)
+            positives, negatives = stats.pos_kept, stats.neg_kept
+            self.calls["kernels"] += 1
+        if chosen.mined is not None:
+            chosen.mined.keep_counts(positives, negatives)
+        count = (positives * negatives).sum()
+
+        def active() -> Tensor:
+            if self.smooth_loss:  # each costs something
+                return count
+            return active_triplets(measure, chosen, self.margin)
+
+        return {"loss": reduced(self, "loss", Totals(losses.sum(), count, active))}
+
+    def _drawn(self, call: Call) -> Lists:
+        if call.labels is None:
+            raise ValueError("labels and indices_tuple cannot both be None")
+        draw = loss_and_miner_utils.convert_to_triplets
+        many: Any = self.triplets_per_anchor
+        return draw(None, call.labels, call.ref_labels, t_per_anchor=many)
+
+    def _of_lists(self, triplets: Lists, call: Call, measure: Measure) -> LossDict:
+        x, r = call.embeddings, call.ref_emb
+        anchors, positives, negatives = (index.to(x.device) for index in triplets)
+        if len(anchors) == 0:
+            return self.zero_losses()
+        near = similarities(measure, x, r, anchors, positives)
+        far = similarities(measure, x, r, anchors, negatives)
+        if self.swap:
+            far = torch.maximum(far, similarities(measure, x, r, positives, negatives))
+        self.calls["lists"] += 1
+        violation = far - near + self.margin
+        smoothed = softplus(violation, threshold=FAR) if self.smooth_loss else None
+        losses = violation.clamp(min=0) if smoothed is None else smoothed
+        return {"loss": singles(losses, (anchors, positives, negatives), "triplet")}
+
+
+def smooth(similarity: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Tensor:
+    """(rows,) sum over the triplets of each anchor of log(1 + exp(s_n - s_p + margin))."""
+    most = int(positive.sum(1).max()) if positive.numel() else 0
+    near = similarity.masked_fill(~positive, torch.inf).topk(most, 1, largest=False).values
+    known = near.isfinite()
+    near = torch.where(known, near, 0)
+    loss = similarity[:, :0].sum(1)
+    for k in range(most):
+        kept = negative & known[:, k, None]
+        each = softplus(similarity - near[:, k, None] + margin, threshold=FAR)
+        loss = loss + torch.where(kept, each, 0).sum(1)
+    return loss
+
+
+def active_triplets(measure: Measure, chosen: Chosen, margin: float) -> Tensor:
+    """() how many triplets violate the margin."""
+
+    def count(similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        near = torch.where(positive, similarity - margin, torch.inf).sort(1).values
+        far = torch.where(negative, similarity, -torch.inf).contiguous()
+        return torch.searchsorted(near, far).sum(1).to(torch.float64)
+
+    return counted_rows(measure, count, chosen).sum()

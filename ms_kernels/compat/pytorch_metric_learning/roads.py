@@ -1,0 +1,202 @@
+"""How losses of chosen pairs are computed: by kernels, by streamed formulas, from lists.
+
+The one place that knows what the kernels measure. All results are in the compute dtype.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ms_kernels.api.functional import pair_loss
+from ms_kernels.api.listed import listed_similarities
+from ms_kernels.api.mining import mined_pairs
+from ms_kernels.api.streaming import streamed_loss
+from ms_kernels.backends.interface import Side, compute_dtype
+from ms_kernels.backends.plain.sides import Panel, Sides
+from ms_kernels.backends.plain.statistics import statistics_of
+from ms_kernels.backends.plain.sweep import row_losses as losses_of_panel
+from ms_kernels.checks import Pairs
+from ms_kernels.compat.pytorch_metric_learning.measures import Measure
+from ms_kernels.compat.pytorch_metric_learning.pairs import (
+    Chosen,
+    candidates_of,
+    numbers_of_pairs,
+    of_one_dtype,
+)
+from ms_kernels.reference import RowStatistics, labelled_similarities, unit_rows
+from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining, kept_pairs
+from ms_kernels.rules.spec import PairOptions, spec_of
+from ms_kernels.rules.weighting import Weighting
+
+Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def row_losses(
+    measure: Measure, weighting: Weighting, chosen: Chosen
+) -> tuple[Tensor, RowStatistics]:
+    """(N,) losses by the kernels, and what they are made of."""
+    pairs, mining, _ = chosen
+    x, labels, ids, r, ref_labels, ref_ids = pairs
+    if measure.distance is not None:
+        return _dense_losses(measure, weighting, pairs, mining)
+    with _wide(x):
+        return pair_loss(
+            x,
+            labels,
+            r,
+            ref_labels,
+            ids=ids,
+            ref_ids=ref_ids,
+            weighting=weighting,
+            mining=mining,
+            normalize=measure.normalize,
+            reduction="none",
+            return_statistics=True,
+        )
+
+
+def streamed_rows(measure: Measure, formula: Formula, chosen: Chosen) -> Tensor:
+    """(N,) numbers of a formula of a panel of similarities, in O(panel * M) memory."""
+    pairs, mining, _ = chosen
+    x, labels, ids, r, ref_labels, ref_ids = pairs
+    if measure.distance is not None:
+        return losses_of_panel(formula, mining, *_dense(measure, pairs))[0]
+    with _wide(x):
+        return streamed_loss(
+            formula,
+            x,
+            labels,
+            r,
+            ref_labels,
+            ids=ids,
+            ref_ids=ref_ids,
+            mining=mining,
+            normalize=measure.normalize,
+            reduction="none",
+        )
+
+
+def counted_rows(measure: Measure, formula: Formula, chosen: Chosen) -> Tensor:
+    """The same of a formula that counts pairs: constants."""
+    pairs, mining, mined = chosen
+    x, labels, ids, r, ref_labels, ref_ids = pairs
+    r = None if r is None else r.detach()
+    still = Chosen(Pairs(x.detach(), labels, ids, r, ref_labels, ref_ids), mining, mined)
+    with torch.no_grad():
+        return streamed_rows(measure, formula, still)
+
+
+def numbers_kept(measure: Measure, chosen: Chosen) -> tuple[Tensor, Tensor]:
+    """(N,) positives and negatives that mining keeps of each anchor."""
+    if chosen.mining == NO_MINING:
+        return numbers_of_pairs(chosen.pairs)
+    positives = counted_rows(measure, lambda s, p, n: p.sum(1).to(s.dtype), chosen)
+    negatives = counted_rows(measure, lambda s, p, n: n.sum(1).to(s.dtype), chosen)
+    return positives.long(), negatives.long()
+
+
+def list_pairs(measure: Measure | None, pairs: Pairs, mining: Mining) -> tuple[Tensor, ...]:
+    """(anchors, positives, anchors, negatives) that mining keeps, row by row.
+
+    A pair of equal ids takes part in the mining and leaves the positives after it.
+    """
+    x, labels, ids, r, ref_labels, ref_ids = pairs
+    found: tuple[Tensor, ...]
+    if measure is None:
+        x, r = x[:, :0], None if r is None else r[:, :0]  # nobody looks at similarities
+        found = mined_pairs(x, labels, r, ref_labels, mining=mining)
+    elif measure.distance is not None:
+        with torch.no_grad():
+            similarities = _dense(measure, Pairs(x, labels, None, r, ref_labels, None))
+            kept = kept_pairs(mining, *similarities)
+        found = tuple(index for mask in kept for index in mask.nonzero(as_tuple=True))
+    else:
+        found = mined_pairs(x, labels, r, ref_labels, normalize=measure.normalize, mining=mining)
+    if measure is not None and isinstance(mining, MultiSimilarityMining):
+        sides = measure, x, x if r is None else r
+        found = (*_ascending(*sides, *found[:2]), *_ascending(*sides, *found[2:]))
+    anchors, positives, others, negatives = found
+    if ids is not None and ref_ids is not None:
+        others_copy = ids[anchors] != ref_ids[positives]
+        anchors, positives = anchors[others_copy], positives[others_copy]
+    return anchors, positives, others, negatives
+
+
+def panels(measure: Measure, pairs: Pairs) -> Iterator[Panel]:
+    """Blocks of anchors against all candidates, at least one, without a gradient."""
+    x, labels, ids, r, ref_labels, ref_ids = pairs
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        if measure.distance is not None or len(x) == 0:
+            yield Panel(slice(0, len(x)), *_dense(measure, pairs))
+            return
+        columns = None if r is None or ref_labels is None else Side(r, ref_labels, ref_ids)
+        shared = PairOptions(normalize=measure.normalize)
+        yield from Sides(Side(x, labels, ids), columns, shared).panels()
+
+
+def similarities(
+    measure: Measure, x: Tensor, r: Tensor, anchors: Tensor, candidates: Tensor
+) -> Tensor:
+    """(L,) of listed pairs."""
+    mutual = r is x
+    x, r = of_one_dtype(x, r)
+    return listed_similarities(
+        x,
+        x if mutual else r,
+        anchors,
+        candidates,
+        normalize=measure.normalize,
+        distance=measure.distance,
+    )
+
+
+def _ascending(
+    measure: Measure, x: Tensor, r: Tensor, anchors: Tensor, candidates: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Pairs of each anchor in ascending order of what its distance object measures, as
+    pytorch-metric-learning's miner has them: NPairsLoss takes the first."""
+    value = similarities(measure, x, r, anchors, candidates)
+    order = (value if measure.distance is None else -value).argsort(stable=True)
+    order = order[anchors[order].argsort(stable=True)]
+    return anchors[order], candidates[order]
+
+
+def _wide(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Under it losses of half rows stay in float32."""
+    if x.dtype == compute_dtype(x):
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, dtype=torch.bfloat16)
+
+
+def _dense_losses(
+    measure: Measure, weighting: Weighting, pairs: Pairs, mining: Mining
+) -> tuple[Tensor, RowStatistics]:
+    similarities = _dense(measure, pairs)
+    loss, _ = losses_of_panel(weighting.row_loss, mining, *similarities)
+    spec = spec_of(weighting, mining, PairOptions())
+    assert spec is not None
+    with torch.no_grad():
+        panel = Panel(slice(len(loss)), *similarities)
+        return loss, statistics_of(panel, spec)
+
+
+def _dense(measure: Measure, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarities, positives and negatives, (N, M) each."""
+    x, labels, ids, r, ref_labels, ref_ids = pairs
+    with torch.autocast(x.device.type, enabled=False):
+        _, positive, negative = labelled_similarities(
+            x[:, :0],
+            labels,
+            None if r is None else r[:, :0],
+            ref_labels,
+            ids=ids,
+            ref_ids=ref_ids,
+            max_positive_similarity=None,
+            normalize=False,
+        )
+        sides = [side.to(compute_dtype(side)) for side in (x, candidates_of(pairs))]
+        a, b = map(unit_rows, sides) if measure.normalize else sides
+        apart = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+        return -apart if measure.distance == "euclidean" else -apart.square(), positive, negative

@@ -1,0 +1,80 @@
+"""A replaced loss: its pairs by the kernels, its reducer, regularizer and records as they are."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ms_kernels.backends.interface import compute_dtype
+from ms_kernels.checks import check_flag
+from ms_kernels.compat.pytorch_metric_learning.choosing import served_measure
+from ms_kernels.compat.pytorch_metric_learning.fallible import Fallible, Unserved
+from ms_kernels.compat.pytorch_metric_learning.measures import Measure, record_norms
+from ms_kernels.compat.pytorch_metric_learning.mined import MinedPairs
+from ms_kernels.compat.pytorch_metric_learning.pairs import Call, call_of
+from ms_kernels.compat.pytorch_metric_learning.reducing import LossDict, record_sizes
+
+
+class Served(Fallible):
+    """Mixed into a loss of pytorch-metric-learning, before it.
+
+    exact_small_batches: a batch with at most one positive and one negative pair costs 0, as there.
+        False gives such a batch the loss that the formula says.
+
+    Half is computed and reduced in float32. Of `calls` the names are "kernels", "streamed" by
+    formula, "lists" of pairs, and "fallback".
+    """
+
+    distance: Any
+    reducer: Any
+
+    def __init__(self, *args: Any, exact_small_batches: bool = True, **kwargs: Any) -> None:
+        check_flag("exact_small_batches", exact_small_batches)
+        super().__init__(*args, **kwargs)
+        self.exact_small_batches = exact_small_batches
+        self.sizes: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: Any = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Any:
+        """The reduced loss: see pytorch-metric-learning."""
+        if ref_emb is embeddings and ref_labels is labels:
+            ref_emb = ref_labels = None
+        call = call_of(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        self.reset_stats()  # type: ignore[attr-defined]
+        self.sizes.clear()
+        try:
+            self.check_served()
+            losses = self.losses_of(call, served_measure(self.distance))
+        except Unserved as option:
+            self.fall_back(str(option))
+            if isinstance(indices_tuple, MinedPairs):
+                indices_tuple = tuple(indices_tuple)
+            given = embeddings, labels, indices_tuple, ref_emb, ref_labels
+            return super().forward(*given)  # type: ignore[misc]
+        record_norms(self.distance, call.embeddings, call.ref_emb)
+        wide = embeddings.to(compute_dtype(embeddings))
+        self.add_embedding_regularization_to_loss_dict(losses, wide)  # type: ignore[attr-defined]
+        loss = self.reducer(losses, wide, call.labels)
+        record_sizes(self)
+        return narrowed(loss, embeddings)
+
+    def losses_of(self, call: Call, measure: Measure) -> LossDict:
+        """What the reducer is given, as of `compute_loss`; `Unserved` before any work."""
+        raise NotImplementedError
+
+
+def narrowed(loss: Any, embeddings: Tensor) -> Any:
+    """In the embeddings' dtype, last of all; under autocast as it is."""
+    if isinstance(loss, dict):
+        return {name: narrowed(of, embeddings) for name, of in loss.items()}
+    if not isinstance(loss, Tensor) or not loss.is_floating_point():
+        return loss
+    if torch.is_autocast_enabled(embeddings.device.type):
+        return loss
+    return loss.to(embeddings.dtype)
