@@ -11,9 +11,9 @@ from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.checks import check_choice
 from ms_kernels.engine.refusals import refuse_second_derivative
 from ms_kernels.reference import unit_rows
+from ms_kernels.rules.spec import DISTANCES
 from ms_kernels.settings import options
 
-DISTANCES = ("euclidean", "squared_euclidean")
 # A block holds the rows of both sides, their difference and a gradient.
 ARRAYS = 4
 WAY_OUT = "take the products of the rows in plain PyTorch"
@@ -46,8 +46,7 @@ def listed_similarities(
     Raises:
         ValueError: for another distance, or lists of different lengths.
     """
-    if distance is not None:
-        check_choice("distance", distance, DISTANCES)
+    check_choice("distance", distance, DISTANCES)
     if anchors.shape != candidates.shape or anchors.ndim != 1:
         raise ValueError(
             f"candidates: expected shape {(anchors.numel(),)} to match anchors, "

@@ -15,19 +15,16 @@ from ms_kernels.api.mining import mined_pairs
 from ms_kernels.api.streaming import streamed_loss
 from ms_kernels.backends.interface import Side, compute_dtype
 from ms_kernels.backends.plain.sides import Panel, Sides
-from ms_kernels.backends.plain.statistics import statistics_of
-from ms_kernels.backends.plain.sweep import row_losses as losses_of_panel
 from ms_kernels.checks import Pairs
 from ms_kernels.compat.pytorch_metric_learning.measures import Measure
 from ms_kernels.compat.pytorch_metric_learning.pairs import (
     Chosen,
-    candidates_of,
     numbers_of_pairs,
     of_one_dtype,
 )
-from ms_kernels.reference import RowStatistics, labelled_similarities, unit_rows
-from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining, kept_pairs
-from ms_kernels.rules.spec import PairOptions, spec_of
+from ms_kernels.reference import RowStatistics
+from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining
+from ms_kernels.rules.spec import PairOptions
 from ms_kernels.rules.weighting import Weighting
 
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -39,8 +36,6 @@ def row_losses(
     """(N,) losses by the kernels, and what they are made of."""
     pairs, mining, _ = chosen
     x, labels, ids, r, ref_labels, ref_ids = pairs
-    if measure.distance is not None:
-        return _dense_losses(measure, weighting, pairs, mining)
     with _wide(x):
         return pair_loss(
             x,
@@ -52,6 +47,7 @@ def row_losses(
             weighting=weighting,
             mining=mining,
             normalize=measure.normalize,
+            distance=measure.distance,
             reduction="none",
             return_statistics=True,
         )
@@ -61,8 +57,6 @@ def streamed_rows(measure: Measure, formula: Formula, chosen: Chosen) -> Tensor:
     """(N,) numbers of a formula of a panel of similarities, in O(panel * M) memory."""
     pairs, mining, _ = chosen
     x, labels, ids, r, ref_labels, ref_ids = pairs
-    if measure.distance is not None:
-        return losses_of_panel(formula, mining, *_dense(measure, pairs))[0]
     with _wide(x):
         return streamed_loss(
             formula,
@@ -74,6 +68,7 @@ def streamed_rows(measure: Measure, formula: Formula, chosen: Chosen) -> Tensor:
             ref_ids=ref_ids,
             mining=mining,
             normalize=measure.normalize,
+            distance=measure.distance,
             reduction="none",
         )
 
@@ -107,13 +102,9 @@ def list_pairs(measure: Measure | None, pairs: Pairs, mining: Mining) -> tuple[T
     if measure is None:
         x, r = x[:, :0], None if r is None else r[:, :0]  # nobody looks at similarities
         found = mined_pairs(x, labels, r, ref_labels, mining=mining)
-    elif measure.distance is not None:
-        with torch.no_grad():
-            similarities = _dense(measure, Pairs(x, labels, None, r, ref_labels, None))
-            kept = kept_pairs(mining, *similarities)
-        found = tuple(index for mask in kept for index in mask.nonzero(as_tuple=True))
     else:
-        found = mined_pairs(x, labels, r, ref_labels, normalize=measure.normalize, mining=mining)
+        options = {"normalize": measure.normalize, "distance": measure.distance, "mining": mining}
+        found = mined_pairs(x, labels, r, ref_labels, **options)  # type: ignore[arg-type]
     if measure is not None and isinstance(mining, MultiSimilarityMining):
         sides = measure, x, x if r is None else r
         found = (*_ascending(*sides, *found[:2]), *_ascending(*sides, *found[2:]))
@@ -125,14 +116,11 @@ def list_pairs(measure: Measure | None, pairs: Pairs, mining: Mining) -> tuple[T
 
 
 def panels(measure: Measure, pairs: Pairs) -> Iterator[Panel]:
-    """Blocks of anchors against all candidates, at least one, without a gradient."""
+    """Blocks of anchors against all candidates, without a gradient."""
     x, labels, ids, r, ref_labels, ref_ids = pairs
+    columns = None if r is None or ref_labels is None else Side(r, ref_labels, ref_ids)
+    shared = PairOptions(normalize=measure.normalize, distance=measure.distance)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        if measure.distance is not None or len(x) == 0:
-            yield Panel(slice(0, len(x)), *_dense(measure, pairs))
-            return
-        columns = None if r is None or ref_labels is None else Side(r, ref_labels, ref_ids)
-        shared = PairOptions(normalize=measure.normalize)
         yield from Sides(Side(x, labels, ids), columns, shared).panels()
 
 
@@ -168,35 +156,3 @@ def _wide(x: Tensor) -> contextlib.AbstractContextManager[object]:
     if x.dtype == compute_dtype(x):
         return contextlib.nullcontext()
     return torch.autocast(x.device.type, dtype=torch.bfloat16)
-
-
-def _dense_losses(
-    measure: Measure, weighting: Weighting, pairs: Pairs, mining: Mining
-) -> tuple[Tensor, RowStatistics]:
-    similarities = _dense(measure, pairs)
-    loss, _ = losses_of_panel(weighting.row_loss, mining, *similarities)
-    spec = spec_of(weighting, mining, PairOptions())
-    assert spec is not None
-    with torch.no_grad():
-        panel = Panel(slice(len(loss)), *similarities)
-        return loss, statistics_of(panel, spec)
-
-
-def _dense(measure: Measure, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    """Similarities, positives and negatives, (N, M) each."""
-    x, labels, ids, r, ref_labels, ref_ids = pairs
-    with torch.autocast(x.device.type, enabled=False):
-        _, positive, negative = labelled_similarities(
-            x[:, :0],
-            labels,
-            None if r is None else r[:, :0],
-            ref_labels,
-            ids=ids,
-            ref_ids=ref_ids,
-            max_positive_similarity=None,
-            normalize=False,
-        )
-        sides = [side.to(compute_dtype(side)) for side in (x, candidates_of(pairs))]
-        a, b = map(unit_rows, sides) if measure.normalize else sides
-        apart = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-        return -apart if measure.distance == "euclidean" else -apart.square(), positive, negative
