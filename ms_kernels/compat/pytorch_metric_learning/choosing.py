@@ -14,12 +14,12 @@ Rule = TypeVar("Rule")
 Lists = tuple[Tensor, ...]
 
 
-def rule_of(kind: type[Rule], *options: float) -> Rule:
+def rule_of(kind: type[Rule], **options: float) -> Rule:
     """With options that pytorch-metric-learning does not check."""
     try:
-        return kind(*options)
+        return kind(**options)
     except (TypeError, ValueError) as error:
-        raise Unserved(str(error)) from error
+        raise Unserved(", ".join(f"{name}={value}" for name, value in options.items())) from error
 
 
 def served_measure(distance: Any) -> Measure:

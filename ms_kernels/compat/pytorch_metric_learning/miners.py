@@ -2,18 +2,19 @@
 
 from typing import Any
 
-import torch
 from pytorch_metric_learning import miners as theirs
 from pytorch_metric_learning.miners import *  # noqa: F403
 from torch import Tensor
 
-from ms_kernels.checks import Pairs
 from ms_kernels.compat.pytorch_metric_learning.choosing import rule_of, served_measure
 from ms_kernels.compat.pytorch_metric_learning.fallible import Fallible, Unserved
 from ms_kernels.compat.pytorch_metric_learning.measures import Measure, record_norms
 from ms_kernels.compat.pytorch_metric_learning.mined import MinedPairs
 from ms_kernels.compat.pytorch_metric_learning.pairs import Call, by_labels, call_of
-from ms_kernels.compat.pytorch_metric_learning.roads import panels
+from ms_kernels.compat.pytorch_metric_learning.triplet_mining import (
+    hardest_triplets,
+    triplets_within,
+)
 from ms_kernels.rules.mining import Mining, MultiSimilarityMining, ThresholdMining
 
 
@@ -73,6 +74,10 @@ class Lazy(Fallible):
     def num_neg_pairs(self, number: int) -> None:
         self._set_number(1, number)
 
+    def __getstate__(self) -> dict[str, Any]:
+        numbers = self._number(0), self._number(1)
+        return {**self.__dict__, "_numbers": numbers, "_last": None}
+
     def _number(self, kind: int) -> int:
         if self._last is not None:
             return self._last.counts()[kind]
@@ -88,7 +93,7 @@ class MultiSimilarityMiner(Lazy, theirs.MultiSimilarityMiner):
     """pytorch-metric-learning's; half is mined in float32."""
 
     def mining(self, measure: Measure) -> Mining:
-        return rule_of(MultiSimilarityMining, self.epsilon)
+        return rule_of(MultiSimilarityMining, epsilon=self.epsilon)
 
 
 class PairMarginMiner(Lazy, theirs.PairMarginMiner):
@@ -97,8 +102,8 @@ class PairMarginMiner(Lazy, theirs.PairMarginMiner):
     def mining(self, measure: Measure) -> Mining:
         if self.collect_stats:
             raise Unserved("collect_stats=True")
-        margins = map(measure.threshold, (self.pos_margin, self.neg_margin))
-        return rule_of(ThresholdMining, *margins)
+        pos_margin, neg_margin = map(measure.threshold, (self.pos_margin, self.neg_margin))
+        return rule_of(ThresholdMining, positive_below=pos_margin, negative_above=neg_margin)
 
 
 class BatchHardMiner(Fallible, theirs.BatchHardMiner):
@@ -116,22 +121,24 @@ class BatchHardMiner(Fallible, theirs.BatchHardMiner):
             return super().mine(embeddings, labels, ref_emb, ref_labels)
         record_norms(self.distance, embeddings, ref_emb)
         self.calls["kernels"] += 1
-        anchors, *found = hardest_triplets(measure, by_labels(call).pairs)
-        positives, negatives, *similarity = found
-        self.set_stats(*(measure.threshold(1) * value for value in similarity))
-        return anchors, positives, negatives
+        *triplets, near, far = hardest_triplets(measure, by_labels(call).pairs)
+        self.set_stats(measure.threshold(1) * near, measure.threshold(1) * far)
+        return tuple(triplets)
 
 
-def hardest_triplets(measure: Measure, pairs: Pairs) -> tuple[Tensor, ...]:
-    """Anchors that have pairs of both kinds, the hardest of each, and their similarities."""
-    none = torch.zeros(0, dtype=torch.int64, device=pairs.labels.device)
-    found: list[tuple[Tensor, ...]] = [(none, none, none, none.float(), none.float())]
-    for panel in panels(measure, pairs):
-        near = panel.sim.masked_fill(~panel.positive, torch.inf)
-        far = panel.sim.masked_fill(~panel.negative, -torch.inf)
-        both = (panel.positive.any(1) & panel.negative.any(1)).nonzero()[:, 0]
-        if len(both) == 0:
-            continue
-        (near_by, positive), (far_by, negative) = near[both].min(1), far[both].max(1)
-        found.append((both + panel.rows.start, positive, negative, near_by, far_by))
-    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+class TripletMarginMiner(Fallible, theirs.TripletMarginMiner):
+    """pytorch-metric-learning's, a panel of similarities at a time; half is mined in float32."""
+
+    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Any:
+        call = Call(embeddings, labels, None, ref_emb, ref_labels)
+        try:
+            self.check_served()
+            measure = served_measure(self.distance)
+            if self.collect_stats:
+                raise Unserved("collect_stats=True")
+        except Unserved as option:
+            self.fall_back(str(option))
+            return super().mine(embeddings, labels, ref_emb, ref_labels)
+        record_norms(self.distance, embeddings, ref_emb)
+        self.calls["kernels"] += 1
+        return triplets_within(measure, by_labels(call).pairs, self.margin, self.type_of_triplets)

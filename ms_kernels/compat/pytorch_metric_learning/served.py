@@ -57,12 +57,16 @@ class Served(Fallible):
                 indices_tuple = tuple(indices_tuple)
             given = embeddings, labels, indices_tuple, ref_emb, ref_labels
             return super().forward(*given)  # type: ignore[misc]
-        record_norms(self.distance, call.embeddings, call.ref_emb)
+        self.record(call)
         wide = embeddings.to(compute_dtype(embeddings))
         self.add_embedding_regularization_to_loss_dict(losses, wide)  # type: ignore[attr-defined]
         loss = self.reducer(losses, wide, call.labels)
         record_sizes(self)
         return narrowed(loss, embeddings)
+
+    def record(self, call: Call) -> None:
+        """What the distance object records of the rows that are compared."""
+        record_norms(self.distance, call.embeddings, call.ref_emb)
 
     def losses_of(self, call: Call, measure: Measure) -> LossDict:
         """What the reducer is given, as of `compute_loss`; `Unserved` before any work."""

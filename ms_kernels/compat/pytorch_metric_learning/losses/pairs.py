@@ -55,8 +55,8 @@ class ContrastiveLoss(Served, theirs.ContrastiveLoss):
     """pytorch-metric-learning's, by kernels: positives and negatives are reduced apart."""
 
     def losses_of(self, call: Call, measure: Measure) -> LossDict:
-        margins = [measure.threshold(m) for m in (self.pos_margin, self.neg_margin)]
-        hinge = rule_of(Contrastive, *margins)
+        pull, push = map(measure.threshold, (self.pos_margin, self.neg_margin))
+        hinge = rule_of(Contrastive, positive_margin=pull, negative_margin=push)
         chosen = choose(call, measure)
         if not isinstance(chosen, Chosen):
             return self._of_lists(as_pairs(chosen), call, measure, hinge)
@@ -118,7 +118,7 @@ class NTXentLoss(Served, theirs.NTXentLoss):
     anchor, without the saturation of theirs."""
 
     def losses_of(self, call: Call, measure: Measure) -> LossDict:
-        rule = rule_of(NTXent, self.temperature)
+        rule = rule_of(NTXent, temperature=self.temperature)
         chosen = choose(call, measure)
         if not isinstance(chosen, Chosen):
             return self._of_lists(as_pairs(chosen), call, measure)

@@ -17,8 +17,9 @@ from ms_kernels.compat.pytorch_metric_learning.choosing import (
     rule_of,
     unless_too_few,
 )
+from ms_kernels.compat.pytorch_metric_learning.fallible import Unserved
 from ms_kernels.compat.pytorch_metric_learning.lists import each_once, listed, rows_of_lists
-from ms_kernels.compat.pytorch_metric_learning.measures import Measure
+from ms_kernels.compat.pytorch_metric_learning.measures import Measure, record_norms
 from ms_kernels.compat.pytorch_metric_learning.mined import MinedPairs
 from ms_kernels.compat.pytorch_metric_learning.pairs import (
     Call,
@@ -90,14 +91,15 @@ class MultiSimilarityLoss(RowLoss, theirs.MultiSimilarityLoss):
     """pytorch-metric-learning's, by kernels: it does not mine without a miner's tuple."""
 
     def weighting(self, measure: Measure) -> Weighting:
-        return rule_of(MultiSimilarity, self.alpha, self.beta, measure.threshold(self.base))
+        base = measure.threshold(self.base)
+        return rule_of(MultiSimilarity, alpha=self.alpha, beta=self.beta, base=base)
 
 
 class SupConLoss(RowLoss, theirs.SupConLoss):
     """pytorch-metric-learning's, by kernels: a batch without pairs of both kinds costs 0."""
 
     def weighting(self, measure: Measure) -> Weighting:
-        return rule_of(SupCon, self.temperature)
+        return rule_of(SupCon, temperature=self.temperature)
 
     def settled(self, losses: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
         return torch.where((positives > 0) & (negatives > 0), losses, 0)
@@ -107,7 +109,7 @@ class CircleLoss(RowLoss, theirs.CircleLoss):
     """pytorch-metric-learning's, by kernels."""
 
     def weighting(self, measure: Measure) -> Weighting:
-        return rule_of(Circle, self.m, self.gamma)
+        return rule_of(Circle, m=self.m, gamma=self.gamma)
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,8 @@ class GeneralizedLiftedStructureLoss(RowLoss, theirs.GeneralizedLiftedStructureL
     streamed, as an empty side counts there as a log-sum-exp of 0."""
 
     def weighting(self, measure: Measure) -> Weighting:
-        margins = map(measure.threshold, (self.pos_margin, self.neg_margin))
-        return rule_of(BothMargins, *margins)
+        pos_margin, neg_margin = map(measure.threshold, (self.pos_margin, self.neg_margin))
+        return rule_of(BothMargins, pos_margin=pos_margin, neg_margin=neg_margin)
 
     def of_chosen(
         self, chosen: Chosen, measure: Measure, weighting: Weighting
@@ -157,7 +159,9 @@ class NCALoss(RowLoss, theirs.NCALoss):
     anchors, it chooses no pairs. 0 of a batch without positives, where theirs is NaN."""
 
     def weighting(self, measure: Measure) -> Weighting:
-        return rule_of(NCA, 1 / self.softmax_scale if self.softmax_scale else 0)
+        if self.softmax_scale <= 0:
+            raise Unserved(f"softmax_scale={self.softmax_scale}")
+        return rule_of(NCA, temperature=1 / self.softmax_scale)
 
     def losses_of(self, call: Call, measure: Measure) -> LossDict:
         weighting = self.weighting(measure)
@@ -206,9 +210,13 @@ class NPairsLoss(Served, theirs.NPairsLoss):
         x = call.embeddings
         classes = torch.arange(len(anchors), device=x.device)
         one_each = Call(x[anchors], classes, None, x[positives], classes.clone())
+        record_norms(self.distance, one_each.embeddings, one_each.ref_emb)
         losses, _ = row_losses(measure, NPair(), by_labels(one_each))
         self.calls["kernels"] += 1
         return {"loss": elements(losses, anchors)}
+
+    def record(self, call: Call) -> None:
+        """Of the pairs alone, which `losses_of` has found."""
 
 
 def first_pairs(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ class TripletMarginLoss(Served, theirs.TripletMarginLoss):
     some are drawn for each anchor, and never where all count."""
 
     def losses_of(self, call: Call, measure: Measure) -> LossDict:
-        rule = rule_of(Triplet, self.margin)
+        rule = rule_of(Triplet, margin=self.margin)
         if call.indices_tuple is None and self.triplets_per_anchor != "all":
             return self._of_lists(self._drawn(call), call, measure)
         chosen = choose(call, measure)

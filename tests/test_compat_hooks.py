@@ -1,0 +1,288 @@
+"""What training scripts hang on a loss: reducers, regularizers, records, wrappers, fall-backs."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from peer_classes import (
+    ALONE,
+    BATCHES,
+    DTYPES,
+    LOSSES,
+    PAIRS,
+    REFS,
+    ROWS,
+    assert_close,
+    miner_pair,
+    ours,
+    rows,
+    step,
+    theirs,
+)
+from pytorch_metric_learning import distances, reducers, regularizers
+from pytorch_metric_learning import losses as library
+
+from ms_kernels.compat.pytorch_metric_learning import losses, miners
+
+Y = BATCHES["any"]
+MEAN, SUM, ACTIVE = reducers.MeanReducer(), reducers.SumReducer(), reducers.AvgNonZeroReducer()
+FEW = (MEAN, SUM, ACTIVE)
+ANY = (
+    *FEW,
+    reducers.ThresholdReducer(low=0.1, high=2),
+    reducers.PerAnchorReducer(),
+    reducers.PerAnchorReducer(SUM),
+    reducers.ClassWeightedReducer(torch.linspace(0.5, 2, 10)),
+    reducers.MultipleReducers({"loss": SUM}),
+)
+
+
+def named(values):
+    return pytest.mark.parametrize("reducer", values, ids=lambda r: type(r).__name__)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@named(ANY)
+@pytest.mark.parametrize("name", ROWS)
+def test_losses_of_anchors_go_to_any_reducer(name, reducer, dtype):
+    loss = ours(name, reducer=reducer)
+    their = theirs(loss)
+    if isinstance(reducer, reducers.ClassWeightedReducer) and name in (
+        "MultiSimilarityLoss",
+        "CircleLoss",
+        "GeneralizedLiftedStructureLoss",
+    ):
+        # Theirs weighs a column of losses by a row of weights, which is mean times mean.
+        their.reducer = reducers.DoNothingReducer()
+        each = their(rows(len(Y)), Y)["loss"]["losses"][:, 0]
+        want = (each * reducer.weights[Y]).mean()
+        value, _ = step(loss, rows(len(Y)), Y, dtype=dtype)
+        torch.testing.assert_close(value.double(), want.double(), rtol=1e-2, atol=0)
+        return
+    assert_close(step(loss, rows(len(Y)), Y, dtype=dtype), step(their, rows(len(Y)), Y), dtype)
+    assert not loss.calls["fallback"]
+
+
+SERVED = [(name, r) for name in PAIRS for r in (*FEW, reducers.PerAnchorReducer())]
+# Theirs knows no triplets of anchors, and takes no column of losses, as lifted structure gives it.
+SERVED = [(n, r) for n, r in SERVED if n in ("NTXentLoss", "ContrastiveLoss") or r in FEW]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("miner", [None, "multi_similarity"])
+@pytest.mark.parametrize(("name", "reducer"), SERVED, ids=str)
+def test_losses_of_pairs_are_reduced_from_sums_and_counts(name, reducer, miner, dtype):
+    """Also where a miner's pairs are measured as the loss measures."""
+    loss = ours(name, reducer=reducer, distance=distances.CosineSimilarity())
+    if name == "ContrastiveLoss":
+        loss.pos_margin, loss.neg_margin = 0.9, 0.1
+    their = theirs(loss)
+    if name == "ContrastiveLoss":
+        their.pos_margin, their.neg_margin = 0.9, 0.1
+    mine, judge = (None, None) if miner is None else miner_pair(miner)
+    got = step(loss, rows(len(Y)), Y, miner=mine, dtype=dtype)
+    assert_close(got, step(their, rows(len(Y)), Y, miner=judge), dtype)
+    assert got[0] > 0 and not loss.calls["fallback"]
+    if name != "LiftedStructureLoss":
+        assert not loss.calls["lists"]
+
+
+@named(FEW)
+@pytest.mark.parametrize("margin", [0.0, 0.4])
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+def test_forms_of_the_triplet_loss(refs, smooth, margin, reducer):
+    loss = ours("TripletMarginLoss", smooth_loss=smooth, margin=margin, reducer=reducer)
+    their = theirs(loss)
+    their.smooth_loss, their.margin = smooth, margin
+    other = (rows(len(REFS), 1), REFS) if refs else (None, None)
+    got = step(loss, rows(len(Y)), Y, *other)
+    assert_close(got, step(their, rows(len(Y)), Y, *other), torch.float64)
+    assert loss.calls == {"streamed" if smooth else "kernels": 1}
+
+
+def test_each_kind_of_pair_has_a_reducer_of_its_own():
+    both = reducers.MultipleReducers({"pos_loss": SUM, "neg_loss": MEAN})
+    loss = ours("ContrastiveLoss", reducer=both)
+    got = step(loss, rows(len(Y)), Y)
+    assert_close(got, step(theirs(loss), rows(len(Y)), Y), torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_regularizer(name, dtype):
+    def options():
+        return {"embedding_regularizer": regularizers.LpRegularizer(), "embedding_reg_weight": 0.3}
+
+    loss = ours(name, **options())
+    their = getattr(library, name)(**LOSSES[name], **options())
+    assert loss.sub_loss_names() == their.sub_loss_names()
+    got = step(loss, rows(len(Y)), Y, dtype=dtype)
+    assert_close(got, step(their, rows(len(Y)), Y), dtype)
+    assert not loss.calls["fallback"]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_records(name):
+    """Names, options, norms of the distance, numbers of losses of each reducer."""
+
+    kept = type(getattr(library, name)().distance)(collect_stats=True)
+    if name == "NCALoss":
+        kept = distances.LpDistance(power=2, collect_stats=True)
+    loss = ours(name, collect_stats=True, distance=copy.deepcopy(kept))
+    their = getattr(library, name)(**LOSSES[name], collect_stats=True, distance=copy.deepcopy(kept))
+    parts = [(loss, their), (loss.distance, their.distance)]
+    for either in (loss, their):
+        for part in either.reducer.modules():
+            part.collect_stats = True
+        either(rows(len(Y)), Y)
+    assert getattr(loss, "_record_these", None) == getattr(their, "_record_these", None)
+    inner = zip(loss.reducer.modules(), their.reducer.modules(), strict=True)
+    for mine, judge in [*parts, *inner]:
+        for record in ("_record_these", "_record_these_stats"):
+            for stat in getattr(judge, record, []):
+                assert getattr(mine, stat) == pytest.approx(getattr(judge, stat)), stat
+        for stat in ("losses_size", "num_past_filter", "num_above_low", "num_pairs"):
+            assert getattr(mine, stat, None) == getattr(judge, stat, None), (mine, stat)
+
+
+def test_losses_that_are_not_reduced():
+    """One for each anchor, where theirs has a column of them; half stays half."""
+    for name in ROWS:
+        loss = ours(name, reducer=reducers.DoNothingReducer())
+        got = loss(rows(len(Y)).half(), Y)["loss"]
+        want = theirs(loss)(rows(len(Y)), Y)["loss"]
+        assert got["losses"].dtype == torch.float16
+        torch.testing.assert_close(
+            got["losses"].double(), want["losses"].flatten(), rtol=1e-2, atol=1e-2
+        )
+        assert torch.equal(got["indices"], want["indices"])
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("name", [n for n in LOSSES if n not in ALONE])
+def test_self_supervised(name, symmetric):
+    loss = ours(name)
+    views = [rows(8, seed) for seed in (0, 1)]
+    views[1] += 2 * views[0]
+    found = []
+    for kind, inner in ((losses, loss), (library, theirs(loss))):
+        leaves = [view.clone().requires_grad_() for view in views]
+        value = kind.SelfSupervisedLoss(inner, symmetric=symmetric)(*leaves)
+        value.backward()
+        found.append((value.detach(), [leaf.grad for leaf in leaves]))
+    assert_close(*found, torch.float64)
+    assert not loss.calls["fallback"] and not loss.calls["lists"]
+
+
+def test_multiple_losses_with_miners():
+    def made(kind, mine, names):
+        inner = {name: mine(name) for name in names}
+        return kind.MultipleLosses(inner, weights={name: 0.5 for name in names})
+
+    names = ["MultiSimilarityLoss", "NTXentLoss", "ContrastiveLoss"]
+    loss = made(losses, ours, names)
+    their = made(library, lambda name: theirs(ours(name)), names)
+    mine, judge = miner_pair("multi_similarity")
+    loss.miners = torch.nn.ModuleDict({"MultiSimilarityLoss": mine})
+    their.miners = torch.nn.ModuleDict({"MultiSimilarityLoss": judge})
+    assert_close(step(loss, rows(len(Y)), Y), step(their, rows(len(Y)), Y), torch.float64)
+    assert all(inner.calls == {"kernels": 1} for inner in loss.losses.values())
+
+
+OPTIONS = {
+    "distance=SNRDistance": ("ContrastiveLoss", {"distance": distances.SNRDistance()}),
+    r"distance=LpDistance\(p=1": ("TripletMarginLoss", {"distance": distances.LpDistance(p=1)}),
+    "reducer=ThresholdReducer": (
+        "NTXentLoss",
+        {"reducer": reducers.ThresholdReducer(low=0.1)},
+    ),
+    "reducer=DoNothingReducer": ("ContrastiveLoss", {"reducer": reducers.DoNothingReducer()}),
+    "softmax_scale=-1": ("NCALoss", {"softmax_scale": -1}),
+    "swap=True": ("TripletMarginLoss", {"swap": True}),
+    "alpha=-1": ("MultiSimilarityLoss", {"alpha": -1}),
+    "temperature=-0.5": ("SupConLoss", {"temperature": -0.5}),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_what_is_not_served_is_said_once(option):
+    name, options = OPTIONS[option]
+    loss = getattr(losses, name)(**copy.deepcopy(options))
+    their = getattr(library, name)(**copy.deepcopy(options))
+    x = rows(len(Y))
+    with pytest.warns(UserWarning, match=f"{name}: .*{option}.*not served.*computes it"):
+        found = loss(x, Y)
+    found = loss(x, Y, miners.MultiSimilarityMiner()(x, Y))  # no second warning
+    want = their(x, Y, tuple(miners.MultiSimilarityMiner()(x, Y)))
+    if isinstance(want, torch.Tensor):
+        torch.testing.assert_close(found, want)
+        assert loss.calls["fallback"] + loss.calls["lists"] == 2
+    strict = getattr(losses, name)(**copy.deepcopy(options), strict=True)
+    with pytest.raises(ValueError, match=f"{name}: expected options .* got .*{option}.*without"):
+        strict(x, Y)
+
+
+def test_a_formula_of_a_subclass_is_its_own():
+    class Doubled(losses.SupConLoss):
+        def _compute_loss(self, mat, pos_mask, neg_mask):
+            found = super()._compute_loss(mat, pos_mask, neg_mask)
+            return {"loss": {**found["loss"], "losses": 2 * found["loss"]["losses"]}}
+
+    with pytest.warns(UserWarning, match="Doubled._compute_loss is not served"):
+        got = Doubled()(rows(len(Y)), Y)
+    torch.testing.assert_close(got, 2 * library.SupConLoss()(rows(len(Y)), Y))
+
+    class Named(losses.SupConLoss):
+        pass
+
+    named = Named(strict=True)
+    named(rows(len(Y)), Y)
+    assert named.calls == {"kernels": 1}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_modules_are_copied_saved_and_told_apart(name):
+    loss, kind = ours(name), getattr(library, name)
+    assert isinstance(loss, kind) and type(loss).__name__ == name
+    want = step(loss, rows(len(Y)), Y)
+    for copied in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert_close(step(copied, rows(len(Y)), Y), want, torch.float64)
+    assert list(loss.state_dict()) == list(kind().state_dict())
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bool, torch.int32, torch.uint8])
+def test_labels_of_any_dtype(kind):
+    y = (Y > 3).to(kind)
+    loss = ours("MultiSimilarityLoss")
+    assert_close(step(loss, rows(len(Y)), y), step(theirs(loss), rows(len(Y)), y), torch.float64)
+    assert loss.calls == {"kernels": 1}
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((rows(3), torch.arange(2)), "Number of embeddings must equal"),
+        ((rows(3), torch.zeros(3, 2).long()), "labels must be a 1D tensor"),
+        ((rows(3)[0], torch.arange(D := 6)), "embeddings must be a 2D tensor"),
+        ((rows(3), None), "labels and indices_tuple cannot both be None"),
+        ((rows(3), torch.arange(3), None, rows(4), torch.arange(3)), "Number of embeddings"),
+    ],
+)
+def test_errors_of_the_library(args, said):
+    for loss in (ours("MultiSimilarityLoss"), library.MultiSimilarityLoss()):
+        with pytest.raises(ValueError, match=said):
+            loss(*args)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast(name):
+    """Losses of half rows stay in float32, as there; and what a model gave is not mined in half."""
+    loss = ours(name)
+    want, _ = step(loss, rows(len(Y)), Y, dtype=torch.float16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wide = loss(rows(len(Y)).half(), Y)
+    assert wide.dtype == torch.float32
+    assert math.isclose(wide, want, rel_tol=1e-3)

@@ -1,0 +1,117 @@
+"""Similarities of listed pairs against all of them, in every dtype; and what is refused."""
+
+import pytest
+import torch
+
+from ms_kernels import options
+from ms_kernels.api.listed import listed_similarities
+from ms_kernels.reference import similarities, unit_rows
+
+DISTANCES = (None, "euclidean", "squared_euclidean")
+N, M, D = 7, 9, 5
+
+
+def sides(dtype, mutual=False):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N, D, generator=generator).bfloat16().to(dtype).requires_grad_()
+    if mutual:
+        return x, x
+    return x, torch.randn(M, D, generator=generator).bfloat16().to(dtype).requires_grad_()
+
+
+def lists(m, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randint(N, (40,), generator=generator)
+    return a, torch.randint(m, (40,), generator=generator)
+
+
+def wanted(x, r, distance, normalize):
+    x, r = x.double(), r.double()
+    return similarities(*(map(unit_rows, (x, r)) if normalize else (x, r)), distance)
+
+
+@pytest.mark.parametrize("block", [1, 1 << 20], ids=["pair by pair", "at once"])
+@pytest.mark.parametrize("normalize", [False, True], ids=["raw", "unit"])
+@pytest.mark.parametrize("mutual", [False, True])
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_values_and_gradients(dtype, distance, mutual, normalize, block):
+    """Pairs that are listed twice count twice, and a row with itself is at distance 0."""
+    options.panel_bytes = block
+    x, r = sides(dtype, mutual)
+    a, b = lists(len(r))
+    assert len({*zip(a.tolist(), b.tolist(), strict=True)}) < len(a)
+    leaves = [x] if mutual else [x, r]
+    worth = torch.linspace(1, 2, len(a), dtype=torch.float64)
+    got = listed_similarities(x, r, a, b, normalize=normalize, distance=distance)
+    want = wanted(x, r, distance, normalize)[a, b]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    rtol = 1e-12 if dtype == torch.float64 else 1e-6
+    assert got.dtype == wide
+    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=4 * rtol)
+    grads = torch.autograd.grad((got * worth.to(wide)).sum(), leaves)
+    their = torch.autograd.grad((want * worth).sum(), leaves)
+    rounding = {torch.float16: 2**-10, torch.bfloat16: 2**-7}.get(dtype, 20 * rtol)
+    for dx, their_dx in zip(grads, their, strict=True):
+        atol = rounding * float(their_dx.abs().max())
+        torch.testing.assert_close(dx, their_dx, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("distance", DISTANCES[1:])
+def test_far_from_the_origin(distance):
+    x, r = (side.detach() + 4096 for side in sides(torch.float32))
+    a, b = lists(M)
+    x.requires_grad_()
+    got = listed_similarities(x, r, a, b, normalize=False, distance=distance)
+    want = wanted(x, r, distance, False)[a, b]
+    torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=0)
+    (dx,), (their_dx,) = (torch.autograd.grad(v.sum(), x) for v in (got, want))
+    torch.testing.assert_close(dx, their_dx, rtol=0, atol=1e-6 * float(their_dx.abs().max()))
+
+
+def test_no_more_than_a_block_of_rows_is_gathered(monkeypatch):
+    x, r = sides(torch.float32)
+    a, b = lists(M)
+    most, real = [], torch.Tensor.__getitem__
+    monkeypatch.setattr(
+        torch.Tensor,
+        "__getitem__",
+        lambda s, index: (
+            most.append(found.numel()) or found
+            if isinstance(found := real(s, index), torch.Tensor) and s.ndim == 2
+            else found
+        ),
+    )
+    options.panel_bytes = 4 * 3 * D * 4  # three pairs
+    listed_similarities(x, r, a, b).sum().backward()
+    assert len(most) >= 2 * 2 * 13 and max(most) == 3 * D
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_no_pairs(mutual):
+    x, r = sides(torch.float32, mutual)
+    none = torch.zeros(0, dtype=torch.int64)
+    found = listed_similarities(x, r, none, none)
+    assert found.shape == (0,)
+    (dx,) = torch.autograd.grad(found.sum(), x)
+    assert dx.shape == x.shape and not dx.any()
+
+
+def test_refusals():
+    x, r = sides(torch.float32)
+    a, b = lists(M)
+    with pytest.raises(ValueError, match=r"candidates: expected shape \(40,\).*got \(39,\)"):
+        listed_similarities(x, r, a, b[1:])
+    with pytest.raises(ValueError, match="distance: expected one of None, 'euclidean'"):
+        listed_similarities(x, r, a, b, distance="cosine")
+    value = listed_similarities(x, r, a, b).sum()
+    with pytest.raises(RuntimeError, match="no second derivative.*in plain PyTorch"):
+        torch.autograd.grad(value, x, create_graph=True)
+
+
+def test_autocast_does_not_round_it():
+    x, r = sides(torch.float32)
+    a, b = lists(M)
+    want = listed_similarities(x, r, a, b)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(listed_similarities(x, r, a, b), want)
