@@ -103,6 +103,18 @@ def test_forms_of_the_triplet_loss(refs, smooth, margin, reducer):
     assert loss.calls == {"streamed" if smooth else "kernels": 1}
 
 
+def test_equal_rows_of_two_classes():
+    """A triplet on a margin of 0 costs nothing, and is not counted. (A hinge has two slopes there:
+    theirs is 0.)"""
+    x = rows(4).round().repeat(3, 1)
+    y = torch.arange(12) // 3
+    exact = distances.DotProductSimilarity(normalize_embeddings=False)
+    loss = ours("TripletMarginLoss", margin=0.0, distance=exact)
+    their = theirs(loss)
+    their.margin = 0.0
+    torch.testing.assert_close(loss(x, y), their(x, y), rtol=1e-12, atol=0)
+
+
 def test_each_kind_of_pair_has_a_reducer_of_its_own():
     both = reducers.MultipleReducers({"pos_loss": SUM, "neg_loss": MEAN})
     loss = ours("ContrastiveLoss", reducer=both)

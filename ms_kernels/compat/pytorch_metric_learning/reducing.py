@@ -61,7 +61,7 @@ def reduced(module: Any, name: str, totals: Totals) -> dict[str, Any]:
     divisor = None
     if kind != "sum":
         divisor = totals.number if kind == "mean" else totals.active()
-        divisor = divisor.clamp(min=1)
+        divisor = divisor.clamp(min=1).to(totals.loss.dtype)
     value = totals.loss if divisor is None else totals.loss / divisor
     module.sizes[name] = totals.number if divisor is None else divisor, totals.number
     return {"losses": value, "indices": None, "reduction_type": "already_reduced"}

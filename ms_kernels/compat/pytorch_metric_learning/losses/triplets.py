@@ -47,6 +47,7 @@ class TripletMarginLoss(Served, theirs.TripletMarginLoss):
             raise Unserved("swap=True")
         if option := unserved_reducer(self, ("loss",), ("mean", "sum", "active")):
             raise Unserved(option)
+        active = None
         if self.smooth_loss:
             losses = streamed_rows(measure, lambda s, p, n: smooth(s, p, n, self.margin), chosen)
             positives, negatives = numbers_kept(measure, chosen)
@@ -54,17 +55,19 @@ class TripletMarginLoss(Served, theirs.TripletMarginLoss):
         else:
             losses, stats = row_losses(measure, rule, chosen)
             positives, negatives = stats.pos_kept, stats.neg_kept
+            active = stats.pos_moment.double().sum()
             self.calls["kernels"] += 1
         if chosen.mined is not None:
             chosen.mined.keep_counts(positives, negatives)
         count = (positives * negatives).sum()
 
-        def active() -> Tensor:
-            if self.smooth_loss:  # each costs something
+        def paid() -> Tensor:
+            if active is None:  # smooth: each costs something
                 return count
-            return active_triplets(measure, chosen, self.margin)
+            # With a margin of 0 a triplet that is just on it, as of equal rows, costs nothing.
+            return active if self.margin else strictly_active(measure, chosen)
 
-        return {"loss": reduced(self, "loss", Totals(losses.sum(), count, active))}
+        return {"loss": reduced(self, "loss", Totals(losses.sum(), count, paid))}
 
     def _drawn(self, call: Call) -> Lists:
         if call.labels is None:
@@ -103,11 +106,11 @@ def smooth(similarity: Tensor, positive: Tensor, negative: Tensor, margin: float
     return loss
 
 
-def active_triplets(measure: Measure, chosen: Chosen, margin: float) -> Tensor:
-    """() how many triplets violate the margin."""
+def strictly_active(measure: Measure, chosen: Chosen) -> Tensor:
+    """() in how many triplets the negative is nearer than the positive."""
 
     def count(similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        near = torch.where(positive, similarity - margin, torch.inf).sort(1).values
+        near = torch.where(positive, similarity, torch.inf).sort(1).values
         far = torch.where(negative, similarity, -torch.inf).contiguous()
         return torch.searchsorted(near, far).sum(1).to(torch.float64)
 
