@@ -11,9 +11,6 @@ from peer_classes import (
     BATCHES,
     DTYPES,
     LOSSES,
-    PAIRS,
-    REFS,
-    ROWS,
     assert_close,
     miner_pair,
     ours,
@@ -27,99 +24,6 @@ from pytorch_metric_learning import losses as library
 from ms_kernels.compat.pytorch_metric_learning import losses, miners
 
 Y = BATCHES["any"]
-MEAN, SUM, ACTIVE = reducers.MeanReducer(), reducers.SumReducer(), reducers.AvgNonZeroReducer()
-FEW = (MEAN, SUM, ACTIVE)
-ANY = (
-    *FEW,
-    reducers.ThresholdReducer(low=0.1, high=2),
-    reducers.PerAnchorReducer(),
-    reducers.PerAnchorReducer(SUM),
-    reducers.ClassWeightedReducer(torch.linspace(0.5, 2, 10)),
-    reducers.MultipleReducers({"loss": SUM}),
-)
-
-
-def named(values):
-    return pytest.mark.parametrize("reducer", values, ids=lambda r: type(r).__name__)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@named(ANY)
-@pytest.mark.parametrize("name", ROWS)
-def test_losses_of_anchors_go_to_any_reducer(name, reducer, dtype):
-    loss = ours(name, reducer=reducer)
-    their = theirs(loss)
-    if isinstance(reducer, reducers.ClassWeightedReducer) and name in (
-        "MultiSimilarityLoss",
-        "CircleLoss",
-        "GeneralizedLiftedStructureLoss",
-    ):
-        # Theirs weighs a column of losses by a row of weights, which is mean times mean.
-        their.reducer = reducers.DoNothingReducer()
-        each = their(rows(len(Y)), Y)["loss"]["losses"][:, 0]
-        want = (each * reducer.weights[Y]).mean()
-        value, _ = step(loss, rows(len(Y)), Y, dtype=dtype)
-        torch.testing.assert_close(value.double(), want.double(), rtol=1e-2, atol=0)
-        return
-    assert_close(step(loss, rows(len(Y)), Y, dtype=dtype), step(their, rows(len(Y)), Y), dtype)
-    assert not loss.calls["fallback"]
-
-
-SERVED = [(name, r) for name in PAIRS for r in (*FEW, reducers.PerAnchorReducer())]
-# Theirs knows no triplets of anchors, and takes no column of losses, as lifted structure gives it.
-SERVED = [(n, r) for n, r in SERVED if n in ("NTXentLoss", "ContrastiveLoss") or r in FEW]
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("miner", [None, "multi_similarity"])
-@pytest.mark.parametrize(("name", "reducer"), SERVED, ids=str)
-def test_losses_of_pairs_are_reduced_from_sums_and_counts(name, reducer, miner, dtype):
-    """Also where a miner's pairs are measured as the loss measures."""
-    loss = ours(name, reducer=reducer, distance=distances.CosineSimilarity())
-    if name == "ContrastiveLoss":
-        loss.pos_margin, loss.neg_margin = 0.9, 0.1
-    their = theirs(loss)
-    if name == "ContrastiveLoss":
-        their.pos_margin, their.neg_margin = 0.9, 0.1
-    mine, judge = (None, None) if miner is None else miner_pair(miner)
-    got = step(loss, rows(len(Y)), Y, miner=mine, dtype=dtype)
-    assert_close(got, step(their, rows(len(Y)), Y, miner=judge), dtype)
-    assert got[0] > 0 and not loss.calls["fallback"]
-    if name != "LiftedStructureLoss":
-        assert not loss.calls["lists"]
-
-
-@named(FEW)
-@pytest.mark.parametrize("margin", [0.0, 0.4])
-@pytest.mark.parametrize("smooth", [False, True])
-@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
-def test_forms_of_the_triplet_loss(refs, smooth, margin, reducer):
-    loss = ours("TripletMarginLoss", smooth_loss=smooth, margin=margin, reducer=reducer)
-    their = theirs(loss)
-    their.smooth_loss, their.margin = smooth, margin
-    other = (rows(len(REFS), 1), REFS) if refs else (None, None)
-    got = step(loss, rows(len(Y)), Y, *other)
-    assert_close(got, step(their, rows(len(Y)), Y, *other), torch.float64)
-    assert loss.calls == {"streamed" if smooth else "kernels": 1}
-
-
-def test_equal_rows_of_two_classes():
-    """A triplet on a margin of 0 costs nothing, and is not counted. (A hinge has two slopes there:
-    theirs is 0.)"""
-    x = rows(4).round().repeat(3, 1)
-    y = torch.arange(12) // 3
-    exact = distances.DotProductSimilarity(normalize_embeddings=False)
-    loss = ours("TripletMarginLoss", margin=0.0, distance=exact)
-    their = theirs(loss)
-    their.margin = 0.0
-    torch.testing.assert_close(loss(x, y), their(x, y), rtol=1e-12, atol=0)
-
-
-def test_each_kind_of_pair_has_a_reducer_of_its_own():
-    both = reducers.MultipleReducers({"pos_loss": SUM, "neg_loss": MEAN})
-    loss = ours("ContrastiveLoss", reducer=both)
-    got = step(loss, rows(len(Y)), Y)
-    assert_close(got, step(theirs(loss), rows(len(Y)), Y), torch.float64)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -158,19 +62,6 @@ def test_records(name):
                 assert getattr(mine, stat) == pytest.approx(getattr(judge, stat)), stat
         for stat in ("losses_size", "num_past_filter", "num_above_low", "num_pairs"):
             assert getattr(mine, stat, None) == getattr(judge, stat, None), (mine, stat)
-
-
-def test_losses_that_are_not_reduced():
-    """One for each anchor, where theirs has a column of them; half stays half."""
-    for name in ROWS:
-        loss = ours(name, reducer=reducers.DoNothingReducer())
-        got = loss(rows(len(Y)).half(), Y)["loss"]
-        want = theirs(loss)(rows(len(Y)), Y)["loss"]
-        assert got["losses"].dtype == torch.float16
-        torch.testing.assert_close(
-            got["losses"].double(), want["losses"].flatten(), rtol=1e-2, atol=1e-2
-        )
-        assert torch.equal(got["indices"], want["indices"])
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -101,6 +101,8 @@ FUSED = [
     ("NTXentLoss", "multi_similarity"),
     ("ContrastiveLoss", "pair_margin"),
     ("TripletMarginLoss", "pair_margin"),
+    ("TripletMarginLoss", "batch_hard"),
+    ("TripletMarginLoss", "triplet_margin"),
 ]
 
 
@@ -115,8 +117,9 @@ def test_a_miner_that_measures_alike_is_fused(name, miner, refs, dtype):
     value, _ = judged(loss, rows(len(y)), y, *other, (mine, their), dtype)
     assert value > 0 and loss.calls == {"kernels": 1}
     assert mine._last is not None and mine._last._lists is None
-    counts = mine.num_pos_pairs, mine.num_neg_pairs
-    assert counts == (their.num_pos_pairs, their.num_neg_pairs) and mine._last._lists is None
+    for number in ("num_pos_pairs", "num_neg_pairs", "num_triplets"):
+        assert getattr(mine, number) == getattr(their, number, 0)
+    assert mine._last._lists is None
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in ALONE])

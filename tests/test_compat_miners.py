@@ -107,7 +107,7 @@ def test_c_code_sees_the_lists(name):
     proxies = losses.ProxyAnchorLoss(8, 6).double()
     assert torch.equal(proxies(x, Y, mine(x, Y)), proxies(x, Y, tuple(mine(x, Y))))
     taken = tuple.__getitem__(mine(x, Y), 0)
-    with pytest.raises(RuntimeError, match="taken out of its tuple unseen"):
+    with pytest.raises(RuntimeError, match="taken out of their tuple unseen"):
         taken + 1
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ms_kernels import options
+from ms_kernels.api import listed
 from ms_kernels.api.listed import listed_similarities
 from ms_kernels.reference import similarities, unit_rows
 
@@ -30,13 +31,15 @@ def wanted(x, r, distance, normalize):
     return similarities(*(map(unit_rows, (x, r)) if normalize else (x, r)), distance)
 
 
-@pytest.mark.parametrize("block", [1, 1 << 20], ids=["pair by pair", "at once"])
+@pytest.mark.parametrize("many", [0, 10**6], ids=["gathered", "products"])
+@pytest.mark.parametrize("block", [1, 200, 1 << 20], ids=["one by one", "some", "at once"])
 @pytest.mark.parametrize("normalize", [False, True], ids=["raw", "unit"])
 @pytest.mark.parametrize("mutual", [False, True])
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_values_and_gradients(dtype, distance, mutual, normalize, block):
+def test_values_and_gradients(dtype, distance, mutual, normalize, block, many, monkeypatch):
     """Pairs that are listed twice count twice, and a row with itself is at distance 0."""
+    monkeypatch.setattr(listed, "MANY", many)
     options.panel_bytes = block
     x, r = sides(dtype, mutual)
     a, b = lists(len(r))
@@ -57,8 +60,10 @@ def test_values_and_gradients(dtype, distance, mutual, normalize, block):
         torch.testing.assert_close(dx, their_dx, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("many", [0, 10**6], ids=["gathered", "products"])
 @pytest.mark.parametrize("distance", DISTANCES[1:])
-def test_far_from_the_origin(distance):
+def test_far_from_the_origin(distance, many, monkeypatch):
+    monkeypatch.setattr(listed, "MANY", many)
     x, r = (side.detach() + 4096 for side in sides(torch.float32))
     a, b = lists(M)
     x.requires_grad_()
@@ -70,6 +75,7 @@ def test_far_from_the_origin(distance):
 
 
 def test_no_more_than_a_block_of_rows_is_gathered(monkeypatch):
+    monkeypatch.setattr(listed, "MANY", 0)
     x, r = sides(torch.float32)
     a, b = lists(M)
     most, real = [], torch.Tensor.__getitem__
@@ -107,6 +113,17 @@ def test_refusals():
     value = listed_similarities(x, r, a, b).sum()
     with pytest.raises(RuntimeError, match="no second derivative.*in plain PyTorch"):
         torch.autograd.grad(value, x, create_graph=True)
+
+
+@pytest.mark.parametrize("many", [0, 10**6], ids=["gathered", "products"])
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_an_index_beyond_the_rows(many, block, monkeypatch):
+    monkeypatch.setattr(listed, "MANY", many)
+    options.panel_bytes = block
+    x, r = sides(torch.float32)
+    for beyond in ((N, 0), (0, M)):
+        with pytest.raises(IndexError):
+            listed_similarities(x, r, *(torch.tensor([0, index]) for index in beyond))
 
 
 def test_autocast_does_not_round_it():

@@ -14,6 +14,7 @@ from ms_kernels.compat.pytorch_metric_learning.miners import Lazy
 from ms_kernels.compat.pytorch_metric_learning.pairs import Call
 from ms_kernels.compat.pytorch_metric_learning.peer import untried
 from ms_kernels.compat.pytorch_metric_learning.served import Served
+from ms_kernels.compat.pytorch_metric_learning.unlisted import Unlisted
 
 _name = "distributed" if untried() else "utils.distributed"
 theirs: Any = importlib.import_module(f"pytorch_metric_learning.{_name}")
@@ -40,7 +41,7 @@ class DistributedLossWrapper(theirs.DistributedLossWrapper):
         ref_labels: Tensor | None,
         world_size: int,
     ) -> Any:
-        mined = isinstance(indices_tuple, MinedPairs)
+        mined = isinstance(indices_tuple, Unlisted)
         mined = mined and indices_tuple.is_gathered_from(emb, ref_emb)
         own = self.efficient and indices_tuple is None and ref_emb is None and labels is not None
         served = isinstance(self.loss, Served) and (mined or own)
@@ -88,7 +89,7 @@ class DistributedMinerWrapper(theirs.DistributedMinerWrapper):
             else:
                 own = torch.arange(len(labels), device=labels.device)
                 mined = loss_and_miner_utils.remove_self_comparisons(mined, own, len(others))
-        return mined.gathered_from(emb, ref_emb) if isinstance(mined, MinedPairs) else mined
+        return mined.gathered_from(emb, ref_emb) if isinstance(mined, Unlisted) else mined
 
 
 def without_own(mined: MinedPairs, rows: Tensor, everybody: Tensor) -> MinedPairs:

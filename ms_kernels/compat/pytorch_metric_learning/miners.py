@@ -9,24 +9,23 @@ from torch import Tensor
 from ms_kernels.compat.pytorch_metric_learning.choosing import rule_of, served_measure
 from ms_kernels.compat.pytorch_metric_learning.fallible import Fallible, Unserved
 from ms_kernels.compat.pytorch_metric_learning.measures import Measure, record_norms
-from ms_kernels.compat.pytorch_metric_learning.mined import MinedPairs
+from ms_kernels.compat.pytorch_metric_learning.mined import MinedPairs, MinedTriplets
 from ms_kernels.compat.pytorch_metric_learning.pairs import Call, by_labels, call_of
-from ms_kernels.compat.pytorch_metric_learning.triplet_mining import (
-    hardest_triplets,
-    triplets_within,
-)
-from ms_kernels.rules.mining import Mining, MultiSimilarityMining, ThresholdMining
+from ms_kernels.compat.pytorch_metric_learning.triplet_mining import hardest_triplets
+from ms_kernels.compat.pytorch_metric_learning.unlisted import Unlisted
+from ms_kernels.rules.mining import MultiSimilarityMining, ThresholdMining
 
 
 class Lazy(Fallible):
-    """Returns `MinedPairs`, which a loss of ours computes by their rule; anybody else who looks at
-    them gets the lists. The numbers of pairs are known when they are asked for."""
+    """Returns `Unlisted` indices, which a loss of ours computes by their rule; anybody else who
+    looks at them gets the lists. How many they are is known when it is asked for."""
 
     distance: Any
-    _last: MinedPairs | None = None
-    _numbers: tuple[int, int] = (0, 0)
+    _last: Unlisted | None = None
+    _numbers: tuple[int, int, int] = (0, 0, 0)
 
-    def mining(self, measure: Measure) -> Mining:
+    def mined(self, call: Call, measure: Measure) -> Unlisted:
+        """`Unserved` before any work."""
         raise NotImplementedError
 
     def forward(
@@ -36,13 +35,14 @@ class Lazy(Fallible):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Any:
-        """The mined pairs: see pytorch-metric-learning."""
+        """The mined indices: see pytorch-metric-learning."""
         if ref_emb is embeddings and ref_labels is labels:
             ref_emb = ref_labels = None
         call = call_of(embeddings, labels, None, ref_emb, ref_labels)
         self.reset_stats()  # type: ignore[attr-defined]
         try:
-            mined = self._mined(call)
+            self.check_served()
+            mined = self.mined(call, served_measure(self.distance))
         except Unserved as option:
             self.fall_back(str(option))
             return super().forward(embeddings, labels, ref_emb, ref_labels)  # type: ignore[misc]
@@ -51,94 +51,64 @@ class Lazy(Fallible):
         self._last = mined
         return mined
 
-    def _mined(self, call: Call) -> MinedPairs:
-        self.check_served()
-        measure = served_measure(self.distance)
-        if (call.ref_emb is call.embeddings) != (call.ref_labels is call.labels):
-            raise Unserved("ref_emb or ref_labels that are those of the batch, but not both,")
-        return MinedPairs(by_labels(call).pairs, self.mining(measure), measure)
-
-    @property
-    def num_pos_pairs(self) -> int:
-        return self._number(0)
-
-    @num_pos_pairs.setter
-    def num_pos_pairs(self, number: int) -> None:
-        self._set_number(0, number)
-
-    @property
-    def num_neg_pairs(self) -> int:
-        return self._number(1)
-
-    @num_neg_pairs.setter
-    def num_neg_pairs(self, number: int) -> None:
-        self._set_number(1, number)
-
     def __getstate__(self) -> dict[str, Any]:
-        numbers = self._number(0), self._number(1)
+        numbers = tuple(map(self._number, range(3)))
         return {**self.__dict__, "_numbers": numbers, "_last": None}
 
     def _number(self, kind: int) -> int:
-        if self._last is not None:
-            return self._last.counts()[kind]
-        return self._numbers[kind]
+        return self._numbers[kind] if self._last is None else self._last.counts()[kind]
 
     def _set_number(self, kind: int, number: int) -> None:
         numbers = list(self._numbers)
         numbers[kind] = number
-        self._numbers, self._last = (numbers[0], numbers[1]), None
+        self._numbers, self._last = tuple(numbers), None  # type: ignore[assignment]
+
+    num_pos_pairs = property(lambda s: s._number(0), lambda s, n: s._set_number(0, n))
+    num_neg_pairs = property(lambda s: s._number(1), lambda s, n: s._set_number(1, n))
+    num_triplets = property(lambda s: s._number(2), lambda s, n: s._set_number(2, n))
 
 
 class MultiSimilarityMiner(Lazy, theirs.MultiSimilarityMiner):
     """pytorch-metric-learning's; half is mined in float32."""
 
-    def mining(self, measure: Measure) -> Mining:
-        return rule_of(MultiSimilarityMining, epsilon=self.epsilon)
+    def mined(self, call: Call, measure: Measure) -> Unlisted:
+        if (call.ref_emb is call.embeddings) != (call.ref_labels is call.labels):
+            raise Unserved("ref_emb or ref_labels that are those of the batch, but not both,")
+        rule = rule_of(MultiSimilarityMining, epsilon=self.epsilon)
+        return MinedPairs.of(by_labels(call).pairs, rule, measure)
 
 
 class PairMarginMiner(Lazy, theirs.PairMarginMiner):
     """pytorch-metric-learning's; half is mined in float32."""
 
-    def mining(self, measure: Measure) -> Mining:
+    def mined(self, call: Call, measure: Measure) -> Unlisted:
         if self.collect_stats:
             raise Unserved("collect_stats=True")
         pos_margin, neg_margin = map(measure.threshold, (self.pos_margin, self.neg_margin))
-        return rule_of(ThresholdMining, positive_below=pos_margin, negative_above=neg_margin)
+        rule = rule_of(ThresholdMining, positive_below=pos_margin, negative_above=neg_margin)
+        return MinedPairs.of(by_labels(call).pairs, rule, measure)
 
 
-class BatchHardMiner(Fallible, theirs.BatchHardMiner):
-    """pytorch-metric-learning's, a panel of similarities at a time; half is mined in float32."""
+class BatchHardMiner(Lazy, theirs.BatchHardMiner):
+    """pytorch-metric-learning's, a panel of similarities at a time where it lists triplets; half is
+    mined in float32."""
 
-    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Any:
-        call = Call(embeddings, labels, None, ref_emb, ref_labels)
-        try:
-            self.check_served()
-            measure = served_measure(self.distance)
-            if (self.allowed_pos_range, self.allowed_neg_range) != (None, None):
-                raise Unserved("allowed_pos_range or allowed_neg_range")
-        except Unserved as option:
-            self.fall_back(str(option))
-            return super().mine(embeddings, labels, ref_emb, ref_labels)
-        record_norms(self.distance, embeddings, ref_emb)
-        self.calls["kernels"] += 1
-        *triplets, near, far = hardest_triplets(measure, by_labels(call).pairs)
-        self.set_stats(measure.threshold(1) * near, measure.threshold(1) * far)
-        return tuple(triplets)
+    def mined(self, call: Call, measure: Measure) -> Unlisted:
+        if (self.allowed_pos_range, self.allowed_neg_range) != (None, None):
+            raise Unserved("allowed_pos_range or allowed_neg_range")
+        found = MinedTriplets.of(by_labels(call).pairs, measure)
+        if self.collect_stats:
+            *_, near, far = hardest_triplets(measure, found.pairs)
+            self.set_stats(measure.threshold(1) * near, measure.threshold(1) * far)
+        return found
 
 
-class TripletMarginMiner(Fallible, theirs.TripletMarginMiner):
-    """pytorch-metric-learning's, a panel of similarities at a time; half is mined in float32."""
+class TripletMarginMiner(Lazy, theirs.TripletMarginMiner):
+    """pytorch-metric-learning's, a panel of similarities at a time where it lists triplets; half is
+    mined in float32."""
 
-    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Any:
-        call = Call(embeddings, labels, None, ref_emb, ref_labels)
-        try:
-            self.check_served()
-            measure = served_measure(self.distance)
-            if self.collect_stats:
-                raise Unserved("collect_stats=True")
-        except Unserved as option:
-            self.fall_back(str(option))
-            return super().mine(embeddings, labels, ref_emb, ref_labels)
-        record_norms(self.distance, embeddings, ref_emb)
-        self.calls["kernels"] += 1
-        return triplets_within(measure, by_labels(call).pairs, self.margin, self.type_of_triplets)
+    def mined(self, call: Call, measure: Measure) -> Unlisted:
+        if self.collect_stats:
+            raise Unserved("collect_stats=True")
+        pairs = by_labels(call).pairs
+        return MinedTriplets.of(pairs, measure, self.margin, self.type_of_triplets)

@@ -21,7 +21,7 @@ class Totals(NamedTuple):
     """Of pairs, or triplets, that need not be listed."""
 
     loss: Tensor  # () their sum
-    number: Tensor  # () how many they are
+    number: Callable[[], Tensor]  # () how many they are
     active: Callable[[], Tensor]  # () how many of them cost something
     means: Tensor | None = None  # (N,) of each anchor
 
@@ -60,21 +60,21 @@ def reduced(module: Any, name: str, totals: Totals) -> dict[str, Any]:
         return elements(totals.means)
     divisor = None
     if kind != "sum":
-        divisor = totals.number if kind == "mean" else totals.active()
-        divisor = divisor.clamp(min=1).to(totals.loss.dtype)
+        divisor = totals.number() if kind == "mean" else totals.active()
+        divisor = divisor.clamp(min=1).to(totals.loss)
     value = totals.loss if divisor is None else totals.loss / divisor
-    module.sizes[name] = totals.number if divisor is None else divisor, totals.number
+    module.sizes[name] = totals
     return {"losses": value, "indices": None, "reduction_type": "already_reduced"}
 
 
 def record_sizes(module: Any) -> None:
     """`losses_size` and the like, which a reducer reads off the losses of single pairs."""
-    for name, (active, count) in module.sizes.items():
+    for name, totals in module.sizes.items():
         reducer = reducer_of(module, name)
         if reducer.collect_stats:
-            reducer.losses_size = int(count)
+            reducer.losses_size = int(totals.number())
             if isinstance(reducer, reducers.ThresholdReducer):
-                reducer.num_past_filter = reducer.num_above_low = int(active)
+                reducer.num_past_filter = reducer.num_above_low = int(totals.active())
 
 
 def elements(losses: Tensor, indices: Tensor | None = None) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from ms_kernels.checks import check_flag
 from ms_kernels.compat.pytorch_metric_learning.choosing import served_measure
 from ms_kernels.compat.pytorch_metric_learning.fallible import Fallible, Unserved
 from ms_kernels.compat.pytorch_metric_learning.measures import Measure, record_norms
-from ms_kernels.compat.pytorch_metric_learning.mined import MinedPairs
 from ms_kernels.compat.pytorch_metric_learning.pairs import Call, call_of
-from ms_kernels.compat.pytorch_metric_learning.reducing import LossDict, record_sizes
+from ms_kernels.compat.pytorch_metric_learning.reducing import LossDict, Totals, record_sizes
+from ms_kernels.compat.pytorch_metric_learning.unlisted import Unlisted
 
 
 class Served(Fallible):
@@ -32,7 +32,7 @@ class Served(Fallible):
         check_flag("exact_small_batches", exact_small_batches)
         super().__init__(*args, **kwargs)
         self.exact_small_batches = exact_small_batches
-        self.sizes: dict[str, tuple[Tensor, Tensor]] = {}
+        self.sizes: dict[str, Totals] = {}
 
     def forward(
         self,
@@ -53,7 +53,7 @@ class Served(Fallible):
             losses = self.losses_of(call, served_measure(self.distance))
         except Unserved as option:
             self.fall_back(str(option))
-            if isinstance(indices_tuple, MinedPairs):
+            if isinstance(indices_tuple, Unlisted):
                 indices_tuple = tuple(indices_tuple)
             given = embeddings, labels, indices_tuple, ref_emb, ref_labels
             return super().forward(*given)  # type: ignore[misc]
@@ -62,6 +62,7 @@ class Served(Fallible):
         self.add_embedding_regularization_to_loss_dict(losses, wide)  # type: ignore[attr-defined]
         loss = self.reducer(losses, wide, call.labels)
         record_sizes(self)
+        self.sizes.clear()
         return narrowed(loss, embeddings)
 
     def record(self, call: Call) -> None:

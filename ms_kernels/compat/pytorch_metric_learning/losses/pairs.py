@@ -72,7 +72,7 @@ class ContrastiveLoss(Served, theirs.ContrastiveLoss):
             losses, active = one_kind(measure, hinge, chosen, kept)
             losses = unless_too_few(self, losses, *both)
             means = losses / number.clamp(min=1)
-            totals = Totals(losses.sum(), number.sum(), active, means)
+            totals = Totals(losses.sum(), number.sum, active, means)
             found[name] = reduced(self, name, totals)
         self.calls["kernels"] += 1
         return found
@@ -140,7 +140,7 @@ class NTXentLoss(Served, theirs.NTXentLoss):
 
         totals = Totals(
             (losses * stats.pos_kept).sum(),
-            both[0],
+            stats.pos_kept.sum,
             lambda: counted_rows(measure, active, chosen).sum(),
             losses,
         )

@@ -1,5 +1,7 @@
 """The triplet loss: of all triplets by kernels, of listed ones from their lists."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch.nn.functional import softplus
 from ms_kernels.compat.pytorch_metric_learning.choosing import Lists, choose, rule_of
 from ms_kernels.compat.pytorch_metric_learning.fallible import Unserved
 from ms_kernels.compat.pytorch_metric_learning.measures import Measure
+from ms_kernels.compat.pytorch_metric_learning.mined import MinedTriplets
 from ms_kernels.compat.pytorch_metric_learning.pairs import Call, Chosen
 from ms_kernels.compat.pytorch_metric_learning.reducing import (
     LossDict,
@@ -27,6 +30,7 @@ from ms_kernels.compat.pytorch_metric_learning.roads import (
     streamed_rows,
 )
 from ms_kernels.compat.pytorch_metric_learning.served import Served
+from ms_kernels.rules.mining import HardestMining
 from ms_kernels.rules.sums import FAR
 from ms_kernels.rules.triplet import Triplet
 
@@ -39,7 +43,7 @@ class TripletMarginLoss(Served, theirs.TripletMarginLoss):
         rule = rule_of(Triplet, margin=self.margin)
         if call.indices_tuple is None and self.triplets_per_anchor != "all":
             return self._of_lists(self._drawn(call), call, measure)
-        chosen = choose(call, measure)
+        chosen = self._chosen(call, measure)
         if not isinstance(chosen, Chosen):
             triplets = loss_and_miner_utils.convert_to_triplets(chosen, call.labels)
             return self._of_lists(triplets, call, measure)
@@ -47,27 +51,42 @@ class TripletMarginLoss(Served, theirs.TripletMarginLoss):
             raise Unserved("swap=True")
         if option := unserved_reducer(self, ("loss",), ("mean", "sum", "active")):
             raise Unserved(option)
-        active = None
+        losses, positives, negatives, active = self._of_anchors(measure, rule, chosen)
+        count = positives * negatives
+        if chosen.mining == HardestMining():
+            # Of an anchor's triplets that tie each is worth its share of the one that counts.
+            losses, count = losses / count.clamp(min=1), count.clamp(max=1)
+            active = (losses > 0).sum
+        number: Callable[[], Tensor] = count.sum
+        if isinstance(chosen.mined, MinedTriplets):
+            number = chosen.mined.number
+        elif chosen.mined is not None:
+            chosen.mined.keep_counts(positives, negatives)
+        return {"loss": reduced(self, "loss", Totals(losses.sum(), number, active))}
+
+    def _chosen(self, call: Call, measure: Measure) -> Chosen | Lists:
+        mined = call.indices_tuple
+        if not isinstance(mined, MinedTriplets):
+            return choose(call, measure)
+        margin = None if self.smooth_loss else self.margin
+        chosen = mined.chosen(call.embeddings, call.ref_emb, measure, margin)
+        return tuple(mined) if chosen is None or self.swap else chosen
+
+    def _of_anchors(
+        self, measure: Measure, rule: Triplet, chosen: Chosen
+    ) -> tuple[Tensor, Tensor, Tensor, Callable[[], Tensor]]:
+        """(N,) losses, numbers of positives and of negatives; how many triplets cost something."""
         if self.smooth_loss:
             losses = streamed_rows(measure, lambda s, p, n: smooth(s, p, n, self.margin), chosen)
             positives, negatives = numbers_kept(measure, chosen)
             self.calls["streamed"] += 1
-        else:
-            losses, stats = row_losses(measure, rule, chosen)
-            positives, negatives = stats.pos_kept, stats.neg_kept
-            active = stats.pos_moment.double().sum()
-            self.calls["kernels"] += 1
-        if chosen.mined is not None:
-            chosen.mined.keep_counts(positives, negatives)
-        count = (positives * negatives).sum()
-
-        def paid() -> Tensor:
-            if active is None:  # smooth: each costs something
-                return count
-            # With a margin of 0 a triplet that is just on it, as of equal rows, costs nothing.
-            return active if self.margin else strictly_active(measure, chosen)
-
-        return {"loss": reduced(self, "loss", Totals(losses.sum(), count, paid))}
+            return losses, positives, negatives, (positives * negatives).sum  # each costs something
+        losses, stats = row_losses(measure, rule, chosen)
+        self.calls["kernels"] += 1
+        # With a margin of 0 a triplet that is just on it, as of equal rows, costs nothing.
+        strict = functools.partial(strictly_active, measure, chosen)
+        active = stats.pos_moment.double().sum if self.margin else strict
+        return losses, stats.pos_kept, stats.neg_kept, active
 
     def _drawn(self, call: Call) -> Lists:
         if call.labels is None:
