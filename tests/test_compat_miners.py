@@ -122,6 +122,21 @@ def test_rows_that_were_written_into():
     with pytest.raises(RuntimeError, match="written into"):
         tuple(pairs)
     assert all(map(torch.equal, tuple(before), listed))
+    y = Y.clone()
+    pairs = miners.MultiSimilarityMiner()(x, y)
+    y += 1
+    with pytest.raises(RuntimeError, match="embeddings and labels as they were"):
+        tuple(pairs)
+
+
+def test_rows_without_their_graph():
+    """Mined of a detached tensor they are the same rows; of a copy they are not."""
+    for given, road in ((rows(len(Y)).requires_grad_(), "kernels"), (None, "lists")):
+        x = rows(len(Y)).requires_grad_() if given is None else given
+        pairs = miners.MultiSimilarityMiner()(x.detach() if given is x else x.detach().clone(), Y)
+        loss = ours("MultiSimilarityLoss")
+        loss(x, Y, pairs).backward()
+        assert loss.calls == {road: 1} and x.grad.any()
 
 
 def test_numbers_of_the_last_call():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from typing import Any, SupportsIndex, TypeVar
 
@@ -40,15 +39,13 @@ class Unlisted(tuple[Tensor, ...]):
     places = 4
     pairs: Pairs
     measure: Measure | None  # None of what is the same however it is measured
-    _sides: tuple[weakref.ref[Tensor], weakref.ref[Tensor]]
-    _versions: tuple[int, int]
+    _versions: tuple[int, ...]
     _lists: tuple[Tensor, ...] | None
-    _gathered: tuple[weakref.ref[Tensor], weakref.ref[Tensor] | None] | None
+    _gathered: tuple[Tensor, Tensor | None] | None
 
     def __new__(cls: type[Own], pairs: Pairs, measure: Measure | None) -> Own:
         self = super().__new__(cls, (_PLACE,) * cls.places)
         x, labels, ids, r, ref_labels, ref_ids = pairs
-        self._sides = weakref.ref(x), weakref.ref(candidates_of(pairs))
         r = None if r is None else r.detach()
         self.pairs = Pairs(x.detach(), labels, ids, r, ref_labels, ref_ids)
         self.measure = measure
@@ -85,8 +82,10 @@ class Unlisted(tuple[Tensor, ...]):
     def live(self, embeddings: Tensor, ref_emb: Tensor, measure: Measure) -> Pairs | None:
         """The pairs with these rows; None of other rows, or of what is measured otherwise: there
         only the lists tell which they are."""
-        x, r = self._sides
-        if x() is not embeddings or r() is not ref_emb or self.measure not in (None, measure):
+        if self.measure not in (None, measure):
+            return None
+        mined = self.pairs.embeddings, candidates_of(self.pairs)
+        if not all(map(are_same, mined, (embeddings, ref_emb))):
             return None
         self.check_versions()
         _, labels, ids, refs, ref_labels, ref_ids = self.pairs
@@ -96,20 +95,22 @@ class Unlisted(tuple[Tensor, ...]):
     def check_versions(self) -> None:
         if _versions(self.pairs) != self._versions:
             raise RuntimeError(
-                "indices_tuple: expected embeddings that are as they were when they were mined, "
-                "got some that were written into; mine after that, or keep tuple(miner(...))"
+                "indices_tuple: expected embeddings and labels as they were when they were "
+                "mined, got some that were written into; mine after that, or keep tuple(miner(...))"
             )
 
     def gathered_from(self: Own, embeddings: Tensor, ref_emb: Tensor | None) -> Own:
         """Itself, of rows of all processes, of which these are those of this one."""
-        self._gathered = weakref.ref(embeddings), None if ref_emb is None else weakref.ref(ref_emb)
+        self._gathered = embeddings.detach(), None if ref_emb is None else ref_emb.detach()
         return self
 
     def is_gathered_from(self, embeddings: Tensor, ref_emb: Tensor | None) -> bool:
         if self._gathered is None:
             return False
         own, refs = self._gathered
-        return own() is embeddings and (None if refs is None else refs()) is ref_emb
+        if refs is None or ref_emb is None:
+            return refs is ref_emb and are_same(own, embeddings)
+        return are_same(own, embeddings) and are_same(refs, ref_emb)
 
     def lists(self) -> tuple[Tensor, ...]:
         if self._lists is None:
@@ -139,5 +140,14 @@ class Unlisted(tuple[Tensor, ...]):
         return tuple, (list(self.lists()),)
 
 
-def _versions(pairs: Pairs) -> tuple[int, int]:
-    return version_of(pairs.embeddings), version_of(candidates_of(pairs))
+def are_same(kept: Tensor, given: Tensor) -> bool:
+    """Whether they are one piece of memory, as a tensor and its detach: `kept` keeps it alive."""
+    alike = kept.dtype == given.dtype and kept.shape == given.shape
+    alike = alike and kept.stride() == given.stride() and kept.device == given.device
+    return alike and kept.data_ptr() == given.data_ptr()
+
+
+def _versions(pairs: Pairs) -> tuple[int, ...]:
+    labels = pairs.labels if pairs.ref_labels is None else pairs.ref_labels
+    looked_at = pairs.embeddings, candidates_of(pairs), pairs.labels, labels
+    return tuple(map(version_of, looked_at))

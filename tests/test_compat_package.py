@@ -1,0 +1,89 @@
+"""The package as an import line: what it names, what it needs, and which version it knows."""
+
+import subprocess
+import sys
+
+import pytest
+import pytorch_metric_learning
+import torch
+from peer_classes import BATCHES, LOSSES, miner_pair, rows
+from pytorch_metric_learning import losses as library
+
+import ms_kernels.compat.pytorch_metric_learning as package
+from ms_kernels.compat.pytorch_metric_learning import distributed, losses, miners
+
+
+def said_by(code):
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.split()
+
+
+def test_nobody_who_does_not_ask_for_it_imports_it():
+    names = "'ms_kernels.compat', 'pytorch_metric_learning'"
+    code = f"import sys, ms_kernels; print([m for m in sys.modules if m in ({names})])"
+    assert said_by(code) == ["[]"]
+
+
+def test_without_the_library():
+    code = """
+import sys
+sys.modules["pytorch_metric_learning"] = None
+try:
+    from ms_kernels.compat.pytorch_metric_learning import losses
+except ImportError as error:
+    print(error)
+"""
+    said = " ".join(said_by(code))
+    assert said.startswith("ms_kernels.compat.pytorch_metric_learning: expected the package")
+    assert "pip install pytorch-metric-learning" in said
+
+
+def test_other_modules_are_the_librarys_own():
+    from ms_kernels.compat.pytorch_metric_learning import distances, reducers, regularizers
+
+    for module in (distances, reducers, regularizers):
+        assert module.__name__.startswith("pytorch_metric_learning.")
+    assert package.__version__ == pytorch_metric_learning.__version__
+    with pytest.raises(AttributeError, match="no attribute 'distance'"):
+        package.distance  # noqa: B018
+    assert distributed.all_gather is distributed.theirs.all_gather
+
+
+def test_losses_are_replaced_by_name():
+    names = [name for name, kind in vars(library).items() if isinstance(kind, type)]
+    replaced = {kind.__name__ for kind in losses.REPLACED}
+    assert replaced == {*LOSSES, "CrossBatchMemory"}
+    for name in names:
+        kind, their = getattr(losses, name), getattr(library, name)
+        assert (kind is not their) == (name in replaced) and issubclass(kind, their)
+        assert kind.__name__ == name
+
+
+def test_another_version_is_left_to_itself(monkeypatch):
+    """3 has other losses by these names: nothing but the names is ours then."""
+    monkeypatch.setattr(pytorch_metric_learning, "__version__", "3.0.4")
+    x, y = rows(24), BATCHES["equal"]
+    for name in LOSSES:
+        loss = getattr(losses, name)()
+        with pytest.warns(UserWarning, match=f"{name}: pytorch-metric-learning 3.0.4, of which"):
+            found = loss(x, y)
+        assert torch.equal(found, getattr(library, name)()(x, y)) and loss.calls == {"fallback": 1}
+    for name in ("multi_similarity", "pair_margin", "batch_hard", "triplet_margin"):
+        mine, their = miner_pair(name)
+        with pytest.warns(UserWarning, match="3.0.4"):
+            found = mine(x, y)
+        assert type(found) is tuple and all(map(torch.equal, found, their(x, y)))
+    with pytest.raises(ValueError, match="3.0.4"):
+        losses.SupConLoss(strict=True)(x, y)
+    memory = losses.CrossBatchMemory(library.SupConLoss(), 6, miner=miners.HDCMiner())
+    assert memory(x, y) > 0
+
+
+def test_flags():
+    for name in ("strict", "exact_small_batches"):
+        with pytest.raises(TypeError, match=f"{name}: expected True or False, got 1"):
+            losses.SupConLoss(**{name: 1})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'tempreature'"):
+        losses.SupConLoss(tempreature=0.1)
+    assert losses.SupConLoss(0.3).temperature == 0.3  # by place, as there
