@@ -1,14 +1,19 @@
 """The package as an import line: what it names, what it needs, and which version it knows."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import pytorch_metric_learning
 import torch
 from peer_classes import BATCHES, LOSSES, miner_pair, rows
 from pytorch_metric_learning import losses as library
+from pytorch_metric_learning import miners as library_miners
+from pytorch_metric_learning import reducers
 
+import ms_kernels
 import ms_kernels.compat.pytorch_metric_learning as package
 from ms_kernels.compat.pytorch_metric_learning import distributed, losses, miners
 
@@ -78,6 +83,33 @@ def test_another_version_is_left_to_itself(monkeypatch):
         losses.SupConLoss(strict=True)(x, y)
     memory = losses.CrossBatchMemory(library.SupConLoss(), 6, miner=miners.HDCMiner())
     assert memory(x, y) > 0
+
+
+def test_the_example_of_the_docs():
+    text = (Path(ms_kernels.__file__).parents[1] / "docs" / "compat.md").read_text()
+    imports, example = re.findall(r"```python\n(.*?)```", text, re.S)
+    names = {}
+    exec(imports, names)
+    assert names["losses"] is losses and names["miners"] is miners
+    exec(example, names)
+    assert names["loss"].calls == {"kernels": 1} and names["embeddings"].grad.any()
+
+
+def test_what_the_docs_say_of_the_library():
+    """Where it differs, as its present version does."""
+    x, y = rows(24), BATCHES["equal"]
+    column = reducers.DoNothingReducer()
+    for name in ("MultiSimilarityLoss", "CircleLoss", "GeneralizedLiftedStructureLoss"):
+        assert getattr(library, name)(reducer=column)(x, y)["loss"]["losses"].shape == (24, 1)
+    with pytest.raises(IndexError):
+        library.NTXentLoss(reducer=reducers.PerAnchorReducer())(x[:3], y[:3], None, x, y.clone())
+    ours = losses.NTXentLoss(reducer=reducers.PerAnchorReducer(), strict=True)
+    assert ours(x[:3], y[:3], None, x, y.clone()) > 0
+    with pytest.raises(NotImplementedError, match="cdist"):
+        library_miners.TripletMarginMiner()(x.bfloat16(), y)
+    low, high = rows(8).half(), torch.arange(8) // 2
+    saturated = library.NTXentLoss(temperature=0.01)(low, high)
+    assert saturated < 0.9 * losses.NTXentLoss(temperature=0.01)(low, high)
 
 
 def test_flags():

@@ -218,6 +218,7 @@ def test_a_spec_is_of_rules_of_this_package(rules, message):
         (lambda: ms_kernels.ContrastiveLoss(neg_margin=0.3), "positive_margin and negative_margin"),
         (lambda: ms_kernels.MultiSimilarityLoss(miner=None), "mining=MultiSimilarityMining"),
         (lambda: ms_kernels.PairLoss(ms_kernels.NTXent(), reducer=None), "reduction= is"),
+        (lambda: ms_kernels.TripletLoss(miner=None), "compat.pytorch_metric_learning has classes"),
         (
             lambda: ms_kernels.NTXentLoss()(X, Y, indices_tuple=()),
             "mining=MultiSimilarityMining",

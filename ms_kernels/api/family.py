@@ -38,16 +38,17 @@ __all__ = [
 
 _CONTRASTIVE = """\
     Not pytorch-metric-learning's ContrastiveLoss by default, whose margins are distances and
-    whose mean is of the pairs that cost something.
+    whose mean is of the pairs that cost something: ms_kernels.compat has that one.
 
 """
 _LIFTED = """\
     pytorch-metric-learning's GeneralizedLiftedStructureLoss; its LiftedStructureLoss looks at
-    both ends of a pair.
+    both ends of a pair: ms_kernels.compat has that one.
 
 """
 _TRIPLET = """\
-    Not torch's TripletMarginLoss, of distances and of triplets that are given.
+    Not torch's TripletMarginLoss, of distances and of triplets that are given, nor
+    pytorch-metric-learning's, a mean of those that cost something: ms_kernels.compat has that one.
 
 """
 

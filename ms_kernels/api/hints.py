@@ -14,11 +14,14 @@ _HINTS = {
     "neg_margin": _MARGINS,
     "embedding_regularizer": "add it to the loss",
 }
+_THERE = "ms_kernels.compat.pytorch_metric_learning has classes that take it"
 
 
 def refuse_unknown(name: str, unknown: Mapping[str, object], known: Iterable[str]) -> NoReturn:
     """With the way out where another library has such an argument."""
     ways = dict.fromkeys(_HINTS[option] for option in sorted(unknown) if option in _HINTS)
+    if ways:
+        ways[_THERE] = None
     raise TypeError(
         f"{name}: expected options among {', '.join(known)}, got {', '.join(sorted(unknown))}"
         + "".join(f"; {way}" for way in ways)
