@@ -15,8 +15,8 @@ from torch import multiprocessing
 from bench.processes import joined
 from ms_kernels.compat.pytorch_metric_learning import distributed, losses, miners
 
-NAMES = ("MultiSimilarityLoss", "ContrastiveLoss", "NTXentLoss", "TripletMarginLoss", "NCALoss")
-MINERS = (None, "MultiSimilarityMiner", "PairMarginMiner", "BatchHardMiner")
+NAMES = ("MultiSimilarityLoss", "ContrastiveLoss", "TripletMarginLoss", "NCALoss")
+MINERS = (None, "MultiSimilarityMiner", "BatchHardMiner")
 FORMS = [
     (name, miner, efficient, refs)
     for name in NAMES

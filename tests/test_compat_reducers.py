@@ -16,6 +16,9 @@ from peer_classes import (
     theirs,
 )
 from pytorch_metric_learning import distances, reducers
+from pytorch_metric_learning import miners as their_miners
+
+from ms_kernels.compat.pytorch_metric_learning import miners
 
 Y = BATCHES["any"]
 MEAN, SUM, ACTIVE = reducers.MeanReducer(), reducers.SumReducer(), reducers.AvgNonZeroReducer()
@@ -104,6 +107,33 @@ def test_equal_rows_of_two_classes():
     their = theirs(loss)
     their.margin = 0.0
     torch.testing.assert_close(loss(x, y), their(x, y), rtol=1e-12, atol=0)
+
+
+@named(FEW)
+@pytest.mark.parametrize("margins", [(0.5, 1.4), (1.2, 1.0)])
+def test_margins_of_miner_and_loss(margins, reducer):
+    """A pair counts that the miner keeps; it is active if the loss's hinge is, too."""
+    loss = ours("ContrastiveLoss", reducer=reducer)
+    their = theirs(loss)
+    loss.pos_margin, loss.neg_margin = their.pos_margin, their.neg_margin = margins
+    kept = {"pos_margin": 1.0, "neg_margin": 1.2}
+    got = step(loss, rows(len(Y)), Y, miner=miners.PairMarginMiner(**kept))
+    want = step(their, rows(len(Y)), Y, miner=their_miners.PairMarginMiner(**kept))
+    assert_close(got, want, torch.float64)
+    assert loss.calls == {"kernels": 1}
+
+
+def test_half_holds_a_mean_of_sums_that_it_does_not():
+    """The triplets of one anchor add up to more than 65,504; their mean is a hundredth of it."""
+    raw = distances.LpDistance(normalize_embeddings=False)
+    x, y = 256 * rows(64), torch.arange(64) // 16
+    loss = ours("TripletMarginLoss", distance=raw, margin=600.0)
+    their = theirs(loss)
+    their.margin = 600.0
+    got = step(loss, x, y, dtype=torch.float16)
+    assert_close(got, step(their, x, y), torch.float16)
+    alone = ours("TripletMarginLoss", distance=raw, margin=600.0, reducer=SUM)(x[:17], y[:17])
+    assert alone > 65504
 
 
 def test_each_kind_of_pair_has_a_reducer_of_its_own():
