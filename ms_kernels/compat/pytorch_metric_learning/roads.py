@@ -25,7 +25,7 @@ from ms_kernels.compat.pytorch_metric_learning.pairs import (
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining
 from ms_kernels.rules.spec import PairOptions
-from ms_kernels.rules.weighting import Weighting
+from ms_kernels.rules.weighting import Contrastive, Weighting
 
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -87,9 +87,9 @@ def numbers_kept(measure: Measure, chosen: Chosen) -> tuple[Tensor, Tensor]:
     """(N,) positives and negatives that mining keeps of each anchor."""
     if chosen.mining == NO_MINING:
         return numbers_of_pairs(chosen.pairs)
-    positives = counted_rows(measure, lambda s, p, n: p.sum(1).to(s.dtype), chosen)
-    negatives = counted_rows(measure, lambda s, p, n: n.sum(1).to(s.dtype), chosen)
-    return positives.long(), negatives.long()
+    with torch.no_grad():
+        _, stats = row_losses(measure, Contrastive(), chosen)
+    return stats.pos_kept, stats.neg_kept
 
 
 def list_pairs(measure: Measure | None, pairs: Pairs, mining: Mining) -> tuple[Tensor, ...]:
