@@ -1,8 +1,9 @@
-"""python -m bench [family | memory | distributed] [quick]: a training step on the CPU, measured.
+"""python -m bench [family | memory | distributed | compat] [quick]: a training step on the CPU,
+measured.
 
 Without a word: time and peak memory, then the table and the plots. family: the other pair losses
 (bench/family.py), memory: a cross-batch memory (bench/cross_batch.py), distributed: several
-processes (bench/processes.py).
+processes (bench/processes.py), compat: a changed import line (bench/compat.py).
 """
 
 import datetime
@@ -19,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 import ms_kernels
-from bench import cross_batch, family, memory, processes, report, tables
+from bench import compat, cross_batch, family, memory, processes, report, tables
 from bench.cases import DEPTHS
 from ms_kernels.backends import cpu
 from ms_kernels.tools.command_line import check_output
@@ -35,7 +36,12 @@ MOST_ROWS = {
 }
 
 
-KINDS = {"family": family.run, "memory": cross_batch.run, "distributed": processes.run}
+KINDS = {
+    "family": family.run,
+    "memory": cross_batch.run,
+    "distributed": processes.run,
+    "compat": compat.run,
+}
 
 
 def parse(arguments: list[str]) -> tuple[str | None, bool]:

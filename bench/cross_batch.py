@@ -19,6 +19,7 @@ from bench.baselines import PEER, Loss
 from bench.keep import keep
 from bench.memory import printed
 from bench.timing import Turns
+from bench.versus import refuse_unequal, step_of
 from ms_kernels.tools.command_line import check_count
 from ms_kernels.tools.step_cost import peak_of
 
@@ -91,18 +92,8 @@ def check(size: int, batch: int) -> None:
     batches = stream(size, batch, 2)
     for _ in range(2):
         x, y = next(batches)
-        found = []
-        for memory in memories.values():
-            leaf = x.double().requires_grad_()
-            loss = memory(leaf, y)
-            found.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
-        for what, ours, peer in zip(("loss", "gradient"), *found, strict=True):
-            worst, allowed = float((ours - peer).abs().max()), 1e-6 * float(peer.abs().max())
-            if not worst <= allowed or allowed == 0:  # so put, NaN is refused too
-                raise AssertionError(
-                    f"memory of {size}, batch of {batch}: expected the peer's {what} within "
-                    f"{allowed:.1e}, got {worst:.1e} off; not timed"
-                )
+        found = (step_of(memory, x, y) for memory in memories.values())
+        refuse_unequal(f"memory of {size}, batch of {batch}", *found)
 
 
 def times(size: int, batch: int, rounds: int) -> dict[str, dict[str, float]]:

@@ -1,7 +1,8 @@
 """python -m bench.tables: the tables and plots of README and docs, from what bench/results holds.
 
 Of each kind the latest file is shown: cpu-*.json, family-*.json, memory-*.json,
-distributed-*.json, and *.jsonl of a GPU (also in a folder, as `make gpu RESULTS=folder` fills it).
+distributed-*.json, compat-*.json, and *.jsonl of a GPU (also in a folder, as
+`make gpu RESULTS=folder` fills it).
 """
 
 import json
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import family_report, gpu_plot, gpu_report, report, scaling_report
+from bench import compat_report, family_report, gpu_plot, gpu_report, report, scaling_report
 from bench.gpu_record import Case, latest, read
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +19,9 @@ NO_GPU = (
 )
 CPU, FAMILY = ("cpu-*.json", "times"), ("family-*.json", "family")
 SCALING = {name: (f"{name}-*.json", name) for name in ("memory", "distributed")}
+COMPAT = ("compat-*.json", "compat")
 GPU_PAGE, SCALING_PAGE = "docs/benchmark_gpu.md", "docs/scaling.md"
+COMPAT_PAGE = "docs/compat.md"
 
 
 def newest(results: Path, pattern: str, part: str) -> Any | None:
@@ -67,6 +70,10 @@ def pages(root: Path = ROOT) -> dict[str, str]:
     if any(scaling.values()):
         text = (root / SCALING_PAGE).read_text()
         found[SCALING_PAGE] = fill(text, scaling)
+    compat = newest(results, *COMPAT)
+    if compat is not None:
+        text = (root / COMPAT_PAGE).read_text()
+        found[COMPAT_PAGE] = region(text, "compat", compat_report.table(compat))
     gpu = gpu_cases(results)
     if gpu:
         found[GPU_PAGE] = gpu_report.page(gpu)
