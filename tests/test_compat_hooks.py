@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -189,3 +190,19 @@ def test_autocast(name):
         wide = loss(rows(len(Y)).half(), Y)
     assert wide.dtype == torch.float32
     assert math.isclose(wide, want, rel_tol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["MultiSimilarityLoss", "TripletMarginLoss"])
+def test_a_compiled_step(name):
+    """Alone, and with a miner, which is the library's in a graph: its lists are what it gives."""
+    warnings.simplefilter("ignore")  # of graphs that break, as the library's do
+    for miner in (None, miners.MultiSimilarityMiner(epsilon=0.3)):
+        torch._dynamo.reset()
+        loss = ours(name)
+        want = step(loss, rows(len(Y)), Y, miner=miner)
+        traced = torch.compile(loss, backend="eager")
+        find = None if miner is None else torch.compile(miner, backend="eager")
+        assert_close(step(traced, rows(len(Y)), Y, miner=find), want, torch.float64)
+    torch._dynamo.reset()

@@ -1,6 +1,5 @@
 """What is not served is said once, or refused."""
 
-import functools
 import warnings
 from collections import Counter
 from typing import Any
@@ -24,7 +23,6 @@ class Unserved(Exception):
     """The option that stands in the way; raised before any work."""
 
 
-@functools.cache
 def own_formula(kind: type) -> str | None:
     """What a subclass of a class of ours computes otherwise, and so we cannot."""
     for cls in kind.__mro__:
@@ -45,6 +43,12 @@ class Fallible:
     `calls` counts how calls were computed; "fallback" by pytorch-metric-learning.
     """
 
+    _own_formula: str | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._own_formula = own_formula(cls)
+
     def __init__(self, *args: Any, strict: bool = False, **kwargs: Any) -> None:
         check_flag("strict", strict)
         super().__init__(*args, **kwargs)
@@ -54,7 +58,7 @@ class Fallible:
 
     def check_served(self) -> None:
         """`Unserved` if no option would help."""
-        if option := untried() or own_formula(type(self)):  # type: ignore[arg-type]
+        if option := untried() or self._own_formula:
             raise Unserved(option)
 
     def fall_back(self, option: str) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from pytorch_metric_learning import miners as theirs
 from pytorch_metric_learning.miners import *  # noqa: F403
 from torch import Tensor
@@ -35,7 +36,9 @@ class Lazy(Fallible):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Any:
-        """The mined indices: see pytorch-metric-learning."""
+        """The mined indices: see pytorch-metric-learning, which mines in a compiled graph."""
+        if torch.compiler.is_compiling():
+            return super().forward(embeddings, labels, ref_emb, ref_labels)  # type: ignore[misc]
         if ref_emb is embeddings and ref_labels is labels:
             ref_emb = ref_labels = None
         call = call_of(embeddings, labels, None, ref_emb, ref_labels)
