@@ -18,7 +18,7 @@ from peer_classes import (
 from pytorch_metric_learning import distances, reducers
 from pytorch_metric_learning import miners as their_miners
 
-from ms_kernels.compat.pytorch_metric_learning import miners
+from ms_kernels.compat.pytorch_metric_learning import losses, miners
 
 Y = BATCHES["any"]
 MEAN, SUM, ACTIVE = reducers.MeanReducer(), reducers.SumReducer(), reducers.AvgNonZeroReducer()
@@ -154,3 +154,21 @@ def test_losses_that_are_not_reduced():
             got["losses"].double(), want["losses"].flatten(), rtol=1e-2, atol=1e-2
         )
         assert torch.equal(got["indices"], want["indices"])
+
+
+@pytest.mark.parametrize("reducer", ["MeanReducer", "SumReducer", "AvgNonZeroReducer"])
+@pytest.mark.parametrize(
+    ("loss", "sweeps"),
+    [("MultiSimilarityLoss", 1), ("SupConLoss", 1), ("CircleLoss", 1), ("ContrastiveLoss", 2)],
+)
+def test_a_sum_takes_one_sweep_with_its_gradient(monkeypatch, loss, sweeps, reducer):
+    """Statistics first, for any reducer, would compute every similarity twice."""
+    cpu = pytest.importorskip("ms_kernels._cpu")
+    planned = []
+    real = cpu.Call.plan
+    monkeypatch.setattr(cpu.Call, "plan", lambda *given: planned.append(1) or real(*given))
+    x, y = torch.randn(40, 8, requires_grad=True), torch.arange(40) // 4
+    criterion = getattr(losses, loss)(reducer=getattr(reducers, reducer)())
+    miner = miners.MultiSimilarityMiner()
+    criterion(x, y, miner(x, y) if loss == "MultiSimilarityLoss" else None).backward()
+    assert len(planned) == sweeps and criterion.calls == {"kernels": 1}

@@ -175,7 +175,7 @@ def reduced(
     if is_dense(loss):
         rows, kept = _dense_rows(loss, pairs)
         return in_public_dtype(reduce_rows(rows, kept, reduction), pairs.embeddings, reduction)
-    backend = _backend(loss, pairs)
+    backend = backend_of(loss, pairs)
     if loss.spec is None or backend is None:
         return streamed(loss.weighting.row_loss, pairs, loss.mining, loss.shared, reduction)
     remember(Known(loss.spec, backend, {}))
@@ -190,7 +190,7 @@ def counted(
     x, found = pairs.embeddings, None
     if statistics and loss.spec is None:
         raise ValueError(no_statistics("return_statistics", loss.weighting, loss.mining))
-    backend = None if is_dense(loss) else _backend(loss, pairs)
+    backend = None if is_dense(loss) else backend_of(loss, pairs)
     if loss.spec is not None and backend is not None:
         return fused_counted_loss(pairs, loss.spec, reduction, backend, weight)
     if is_dense(loss):
@@ -224,10 +224,10 @@ def in_plain_pytorch(loss: Loss, pairs: Pairs) -> bool:
     """Whether autograd looks at the candidates once more in the backward pass."""
     if loss.spec is None or loss.backend in ("panels", "reference"):
         return True
-    return _backend(loss, pairs) is None
+    return backend_of(loss, pairs) is None
 
 
-def _backend(loss: Loss, pairs: Pairs) -> str | None:
+def backend_of(loss: Loss, pairs: Pairs) -> str | None:
     """What the op is told; None where the loss is streamed instead."""
     spec, backend = loss.spec, loss.backend
     dispatch.check_known(backend, spec, loss.weighting, loss.mining)

@@ -14,7 +14,11 @@ from ms_kernels.compat.pytorch_metric_learning.pairs import (
     count_of_label,
     numbers_of_pairs,
 )
-from ms_kernels.compat.pytorch_metric_learning.roads import list_pairs, row_losses
+from ms_kernels.compat.pytorch_metric_learning.roads import (
+    list_pairs,
+    numbers_kept,
+    row_losses,
+)
 from ms_kernels.compat.pytorch_metric_learning.triplet_mining import (
     hardest_triplets,
     triplets_within,
@@ -53,7 +57,12 @@ class MinedPairs(Unlisted):
         return Chosen(pairs, self.mining, self)
 
     def counts(self) -> tuple[int, int, int]:
-        if self._lists is None and self._counts is not None:
+        if self._lists is None and self.measure is not None and self._leaves_out_before():
+            if self._counts is None:
+                self.check_versions()
+                chosen = Chosen(self.pairs, self.mining, self)
+                self.keep_counts(*numbers_kept(self.measure, chosen))
+            assert self._counts is not None
             return int(self._counts[0]), int(self._counts[1]), 0
         anchors, _, others, _ = self.lists()
         return len(anchors), len(others), 0

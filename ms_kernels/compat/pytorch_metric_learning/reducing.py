@@ -67,6 +67,11 @@ def reduced(module: Any, name: str, totals: Totals) -> dict[str, Any]:
     return {"losses": value, "indices": None, "reduction_type": "already_reduced"}
 
 
+def is_linear(module: Any, name: str) -> bool:
+    """Whether the sub-loss is a sum of losses over a number."""
+    return kind_of(reducer_of(module, name)) in ("mean", "sum", "active")
+
+
 def record_sizes(module: Any) -> None:
     """`losses_size` and the like, which a reducer reads off the losses of single pairs."""
     for name, totals in module.sizes.items():

@@ -12,19 +12,21 @@ from torch import Tensor
 from ms_kernels.api.functional import pair_loss
 from ms_kernels.api.listed import listed_similarities
 from ms_kernels.api.mining import mined_pairs
+from ms_kernels.api.road import backend_of, loss_of
 from ms_kernels.api.streaming import streamed_loss
 from ms_kernels.backends.interface import Side, compute_dtype
 from ms_kernels.backends.plain.sides import Panel, Sides
-from ms_kernels.checks import Pairs
+from ms_kernels.checks import Pairs, check_pairs
 from ms_kernels.compat.pytorch_metric_learning.measures import Measure
 from ms_kernels.compat.pytorch_metric_learning.pairs import (
     Chosen,
     numbers_of_pairs,
     of_one_dtype,
 )
+from ms_kernels.engine.summed import Summed, summed_loss
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining
-from ms_kernels.rules.spec import PairOptions
+from ms_kernels.rules.spec import PairOptions, options_of
 from ms_kernels.rules.weighting import Contrastive, Weighting
 
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -51,6 +53,22 @@ def row_losses(
             reduction="none",
             return_statistics=True,
         )
+
+
+def summed_rows(
+    measure: Measure, weighting: Weighting, chosen: Chosen, worth: Tensor | None = None
+) -> Summed | None:
+    """The sum of the losses, each times its worth, in one sweep with its gradient; None where no
+    kernel has it. worth: (N,) constants in the compute dtype."""
+    pairs, mining, _ = chosen
+    shared = options_of(None, measure.normalize, measure.distance)
+    loss = loss_of(weighting, mining, shared, "auto")
+    if loss.spec is None or torch.compiler.is_compiling():
+        return None
+    x, labels, ids, r, ref_labels, ref_ids = pairs
+    pairs = check_pairs(x, labels, r, ref_labels, ids, ref_ids)
+    backend = backend_of(loss, pairs)
+    return None if backend is None else summed_loss(pairs, loss.spec, backend, worth)
 
 
 def streamed_rows(measure: Measure, formula: Formula, chosen: Chosen) -> Tensor:

@@ -29,6 +29,7 @@ from ms_kernels.compat.pytorch_metric_learning.pairs import (
 from ms_kernels.compat.pytorch_metric_learning.reducing import (
     LossDict,
     Totals,
+    is_linear,
     reduced,
     singles,
     unserved_reducer,
@@ -39,8 +40,10 @@ from ms_kernels.compat.pytorch_metric_learning.roads import (
     row_losses,
     similarities,
     streamed_rows,
+    summed_rows,
 )
 from ms_kernels.compat.pytorch_metric_learning.served import Served
+from ms_kernels.engine.summed import Summed
 from ms_kernels.reference import masked_log_sum_exp
 from ms_kernels.rules.mining import NO_MINING, NoMining, ThresholdMining
 from ms_kernels.rules.softmax import NTXent
@@ -69,6 +72,11 @@ class ContrastiveLoss(Served, theirs.ContrastiveLoss):
         both = positives.sum(), negatives.sum()
         found = {}
         for name, kept, number in zip(names, (True, False), (positives, negatives), strict=True):
+            summed = of_one_kind(measure, hinge, chosen, kept) if is_linear(self, name) else None
+            if summed is not None:
+                total = unless_too_few(self, summed.total, *both)
+                found[name] = reduced(self, name, Totals(total, number.sum, summed.kept.sum))
+                continue
             losses, active = one_kind(measure, hinge, chosen, kept)
             losses = unless_too_few(self, losses, *both)
             means = losses / number.clamp(min=1)
@@ -90,19 +98,40 @@ class ContrastiveLoss(Served, theirs.ContrastiveLoss):
         }
 
 
+def of_one_kind(
+    measure: Measure, hinge: Contrastive, chosen: Chosen, positives: bool
+) -> Summed | None:
+    """The sum of the hinges of the positives alone, or of the negatives, whose active pairs are
+    those that are kept; None where the pairs are mined by others."""
+    alone = hinge_of(hinge, positives)
+    if not isinstance(chosen.mining, (NoMining, ThresholdMining)):
+        return None
+    return summed_rows(measure, alone, active_of(alone, chosen))
+
+
+def hinge_of(hinge: Contrastive, positives: bool) -> Contrastive:
+    if positives:
+        return Contrastive(hinge.positive_margin, FARTHEST)
+    return Contrastive(-FARTHEST, hinge.negative_margin)
+
+
+def active_of(alone: Contrastive, chosen: Chosen) -> Chosen:
+    """Of pairs that no other pair bounds those that cost something."""
+    pull, push = alone.positive_margin, alone.negative_margin
+    if isinstance(chosen.mining, ThresholdMining):
+        pull = min(pull, chosen.mining.positive_below)
+        push = max(push, chosen.mining.negative_above)
+    return chosen._replace(mining=ThresholdMining(pull, push))
+
+
 def one_kind(
     measure: Measure, hinge: Contrastive, chosen: Chosen, positives: bool
 ) -> tuple[Tensor, Callable[[], Tensor]]:
     """(N,) hinges of the positives alone, or of the negatives, and how many of all are active."""
-    pull, push = hinge.positive_margin, hinge.negative_margin
-    pull, push = (pull, FARTHEST) if positives else (-FARTHEST, push)
-    alone = Contrastive(pull, push)
+    alone = hinge_of(hinge, positives)
+    pull, push = alone.positive_margin, alone.negative_margin
     if isinstance(chosen.mining, (NoMining, ThresholdMining)):
-        if isinstance(chosen.mining, ThresholdMining):
-            pull = min(pull, chosen.mining.positive_below)
-            push = max(push, chosen.mining.negative_above)
-        chosen = chosen._replace(mining=ThresholdMining(pull, push))
-        losses, stats = row_losses(measure, alone, chosen)
+        losses, stats = row_losses(measure, alone, active_of(alone, chosen))
         return losses, (stats.pos_kept + stats.neg_kept).sum
     losses, _ = row_losses(measure, alone, chosen)
 

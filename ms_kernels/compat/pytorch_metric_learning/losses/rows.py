@@ -27,11 +27,18 @@ from ms_kernels.compat.pytorch_metric_learning.pairs import (
     by_labels,
     numbers_of_pairs,
 )
-from ms_kernels.compat.pytorch_metric_learning.reducing import LossDict, elements
+from ms_kernels.compat.pytorch_metric_learning.reducing import (
+    LossDict,
+    Totals,
+    elements,
+    is_linear,
+    reduced,
+)
 from ms_kernels.compat.pytorch_metric_learning.roads import (
     numbers_kept,
     row_losses,
     streamed_rows,
+    summed_rows,
 )
 from ms_kernels.compat.pytorch_metric_learning.served import Served
 from ms_kernels.reference import masked_log_sum_exp
@@ -56,6 +63,8 @@ class RowLoss(Served):
         if isinstance(chosen, Chosen):
             if len(call.embeddings) == 0:
                 return self.zero_losses()
+            if (found := self.in_one_sweep(chosen, measure, weighting)) is not None:
+                return {"loss": found}
             losses, positives, negatives = self.of_chosen(chosen, measure, weighting)
             if chosen.mined is not None:
                 chosen.mined.keep_counts(positives, negatives)
@@ -65,6 +74,32 @@ class RowLoss(Served):
         if are_too_few(self, chosen):
             return self.zero_losses()
         return {"loss": elements(self.of_lists(chosen, call, measure, weighting))}
+
+    def in_one_sweep(
+        self, chosen: Chosen, measure: Measure, weighting: Weighting
+    ) -> dict[str, Any] | None:
+        """Reduced with the losses and their gradient; None where the reducer asks for more, or
+        only statistics tell how many pairs there are."""
+        bounded = isinstance(chosen.mining, MultiSimilarityMining)
+        if not is_linear(self, "loss") or not (bounded or chosen.mining == NO_MINING):
+            return None
+        found = summed_rows(measure, weighting, chosen)
+        if found is None:
+            return None
+        self.calls["kernels"] += 1
+        total, rows, kept = found
+        if bounded:  # which keeps pairs of both kinds of an anchor, or none
+            positives = negatives = kept.sum() - 1
+        else:
+            numbers = numbers_of_pairs(chosen.pairs)
+            positives, negatives = (number.sum() for number in numbers)
+            if chosen.mined is not None:
+                chosen.mined.keep_counts(*numbers)
+        total = unless_too_few(self, total, positives, negatives)
+        total = self.settled(total, positives, negatives)
+        number = rows.new_tensor(len(rows))
+        settled = torch.where(total == 0, 0, rows)
+        return reduced(self, "loss", Totals(total, lambda: number, (settled > 0).sum))
 
     def of_chosen(
         self, chosen: Chosen, measure: Measure, weighting: Weighting
