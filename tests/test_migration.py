@@ -65,6 +65,13 @@ def test_multiple_negatives(negatives, backend):
     assert both.get_config_dict()["directions"] == ("query_to_doc", "doc_to_query")
 
 
+def test_queries_that_are_their_own_documents():
+    query, negative = rows(9), rows(9, seed=1)
+    loss = MultipleNegativesSymmetricRankingLoss(torch.nn.Identity())
+    want = (ranked(query, query, negative) + ranked(query, query)) / 2
+    same(loss.compute_loss_from_embeddings([query, query, negative]), want, query, negative)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

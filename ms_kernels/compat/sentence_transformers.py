@@ -84,7 +84,8 @@ class MultipleNegativesRankingLoss(nn.Module):
         both = len(self.directions) > 1
         if both and not negatives:
             return clip_loss(query, document, self.scale, backend=self.backend)
-        own = torch.arange(query.shape[0], device=query.device)
+        # Two objects: the very rows with the very labels would be a batch with itself.
+        own, same = (torch.arange(query.shape[0], device=query.device) for _ in range(2))
         # No query has a negative of its own label.
         others = [torch.full(rows.shape[:1], -1, device=rows.device) for rows in negatives]
         options: Any = {"weighting": NTXent(1 / self.scale), "backend": self.backend}
@@ -92,7 +93,7 @@ class MultipleNegativesRankingLoss(nn.Module):
         loss: Tensor = pair_loss(query, own, documents, labels, **options)
         if not both:
             return loss
-        back: Tensor = pair_loss(document, own, query, own, **options)
+        back: Tensor = pair_loss(document, own, query, same, **options)
         return (loss + back) / 2
 
     def get_config_dict(self) -> dict[str, Any]:
