@@ -103,6 +103,27 @@ def test_near_together_and_far_from_the_origin(backend, distance):
         assert (dx.double() - exact).norm() < 2e-4 * exact.norm()
 
 
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_far_from_all_the_others(backend, distance, learns):
+    """Takes nothing from distances among the others, nor from their gradients."""
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)) * 0.01
+    x[0] = 1e6
+    found = []
+    for name, dtype in ((backend, torch.float32), ("reference", torch.float64)):
+        margin = torch.tensor(-0.02, dtype=dtype, requires_grad=True) if learns else -0.02
+        rule = weigh.Contrastive(margin, -0.03)
+        leaf = x.to(dtype, copy=True).requires_grad_()
+        how = {"backend": "auto" if learns and name == "cpu" else name, "reduction": "none"}
+        given = leaf, torch.arange(64) // 2
+        loss = pair_loss(*given, weighting=rule, distance=distance, normalize=False, **how)[2:]
+        found.append([loss.detach().double(), torch.autograd.grad(loss.sum(), leaf)[0][2:]])
+    for got, want in zip(*found, strict=True):
+        assert want.norm() > 1e-3
+        assert (got.double() - want).norm() < 1e-5 * want.norm()
+
+
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 def test_equal_rows_pull_at_nothing(backend, distance):

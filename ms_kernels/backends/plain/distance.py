@@ -9,13 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# So many rows tell where the middle is; it need not be exact.
+SAMPLED = 1024
 
-def similarities(x: Tensor, r: Tensor, distance: str | None) -> Tensor:
-    """(rows, M): x . r, or less the distance or its square, of differences: equal rows have 0."""
+
+def similarities(x: Tensor, r: Tensor, distance: str | None, middle: Tensor | None) -> Tensor:
+    """(rows, M): x . r, or less the distance or its square, of differences: equal rows have 0.
+
+    middle: of the rows, from which a derivative of distances is computed.
+    """
     if distance is None:
         return x @ r.T
     if torch.is_grad_enabled() and (x.requires_grad or r.requires_grad):
-        found: Tensor = _Distances.apply(x, r)  # type: ignore[no-untyped-call]
+        found: Tensor = _Distances.apply(x, r, middle)  # type: ignore[no-untyped-call]
     else:
         found = _distances(x, r)
     return -found if distance == "euclidean" else -found.square()
@@ -28,6 +34,24 @@ def by_product(weight: Tensor, similarity: Tensor, distance: str) -> Tensor:
     return weight * torch.where(similarity == 0, 0, -1 / similarity)
 
 
+def middle_of(r: Tensor) -> Tensor:
+    """(D,): a median, which a few rows far away do not take with them as they do a mean."""
+    r = r.detach()
+    if r.shape[0] == 0:
+        return r.new_zeros(r.shape[1])
+    return r[:: 1 + r.shape[0] // SAMPLED].median(0).values
+
+
+def pull(weight: Tensor, own: Tensor, other: Tensor, middle: Tensor) -> Tensor:
+    """sum_j w_ij (other_j - own_i), by products.
+
+    From the middle: far from it they cancel. Distances themselves are of rows as they are, for what
+    lies below the rounding of a shifted row would be lost.
+    """
+    own, other = own - middle, other - middle
+    return weight @ other - weight.sum(1)[:, None] * own
+
+
 def _distances(x: Tensor, r: Tensor) -> Tensor:
     return torch.cdist(x, r, compute_mode="donot_use_mm_for_euclid_dist")
 
@@ -36,14 +60,13 @@ class _Distances(torch.autograd.Function):
     """torch.cdist, whose backward pass on a GPU holds rows x M x D numbers."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, r: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, r: Tensor, middle: Tensor) -> Tensor:
         found = _distances(x, r)
-        ctx.save_for_backward(x, r, found)
+        ctx.save_for_backward(x, r, middle, found)
         return found
 
     @staticmethod
-    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor, Tensor]:
-        x, r, found = ctx.saved_tensors
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, r, middle, found = ctx.saved_tensors
         weight = -by_product(incoming, -found, "euclidean")
-        dx = weight @ r - weight.sum(1)[:, None] * x
-        return dx, weight.T @ x - weight.sum(0)[:, None] * r
+        return pull(weight, x, r, middle), pull(weight.T, r, x, middle), None

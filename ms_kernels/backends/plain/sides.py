@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.interface import Side, compute_dtype
-from ms_kernels.backends.plain.distance import by_product, similarities
+from ms_kernels.backends.plain.distance import by_product, middle_of, pull, similarities
 from ms_kernels.reference import IGNORED, is_floored, row_scale, shares_label, unit_rows
 from ms_kernels.rules.spec import PairOptions
 from ms_kernels.settings import options
@@ -40,11 +40,7 @@ class Sides:
         self.rows, self.columns, self.spec = rows, columns, spec
         self.x = computed(rows.embeddings, spec.normalize)
         self.r = self.x if self_mode else computed(columns.embeddings, spec.normalize)
-        if spec.distance is not None and not spec.normalize:
-            # Far from the origin the products of the gradient would cancel.
-            middle = (self.r.detach() / max(len(self.r), 1)).sum(0)
-            self.x = self.x - middle
-            self.r = self.x if self_mode else self.r - middle
+        self.middle = None if spec.distance is None else middle_of(self.r)
 
     def panels(self, arrays: int = 1) -> Iterator[Panel]:
         """Blocks of rows, so that `arrays` of a panel's size fit options.panel_bytes; of many
@@ -61,7 +57,7 @@ class Sides:
     def panel(self, block: slice, x: Tensor, r: Tensor) -> Panel:
         """Of some rows: x and r are those of this object, or stand for them in a derivative."""
         rows, columns = self.rows, self.columns
-        sim = similarities(x[block], r, self.spec.distance)
+        sim = similarities(x[block], r, self.spec.distance, self.middle)
         positive = shares_label(rows.labels[block], columns.labels)
         negative = ~positive
         if rows.ids is not None and columns.ids is not None:
@@ -78,7 +74,7 @@ class Sides:
         """Of pairs that weigh dl / dS, into the rows of dx and into dr: of what `panel` computes
         with."""
         x, r = self.x[panel.rows], self.r
-        if self.spec.distance is None:
+        if self.middle is None or self.spec.distance is None:
             if dx is not None:
                 dx[panel.rows] += weight @ r
             if dr is not None:
@@ -86,9 +82,9 @@ class Sides:
             return
         weight = by_product(weight, panel.sim, self.spec.distance)
         if dx is not None:
-            dx[panel.rows] += weight @ r - weight.sum(1)[:, None] * x
+            dx[panel.rows] += pull(weight, x, r, self.middle)
         if dr is not None:
-            dr += weight.T @ x - weight.sum(0)[:, None] * r
+            dr += pull(weight.T, r, x, self.middle)
 
 
 def full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
