@@ -103,6 +103,26 @@ def test_dtypes(dtype, learns):
             assert (a.double() - b).norm() <= max(2 * eps, 1e-5) * b.norm()
 
 
+@pytest.mark.parametrize("backend", ["auto", "panels", "reference"])
+def test_a_scale_of_half_is_not_rounded_again(backend):
+    """1 / 14.25 in bfloat16 is that of another scale, by a third of a percent."""
+    image, text = batch()
+    for scale in (14.25, 100.0):
+        learned = torch.tensor(scale, dtype=torch.bfloat16, requires_grad=True)
+        want = dense_clip(image, text, learned.double())
+        same(clip_loss(image, text, learned, backend=backend), want, [image, text])
+
+
+def test_sets_of_labels():
+    """Each row has a label of its own, so that they say what labels say."""
+    image, text = batch(30, 6)
+    labels = torch.arange(30) // 3
+    sets = torch.nn.functional.one_hot(labels).bool()
+    for loss in (clip_loss, siglip_loss):
+        want = loss(image, text, 5.0, labels=labels)
+        same(loss(image, text, 5.0, labels=sets), want, [image, text])
+
+
 def test_gradcheck():
     image, text = batch(9, 4)
     t, b = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (3.0, -1.0))
@@ -147,6 +167,7 @@ def test_a_learned_bias_of_a_batch_with_itself():
         ({"scale": torch.ones(1)}, TypeError, r"scale: .* shape \(\), got .* shape \(1,\)"),
         ({"backend": "gpu"}, ValueError, "backend: expected one of"),
         ({"labels": torch.ones(3, dtype=torch.int64)}, ValueError, r"labels: expected shape \(4,"),
+        ({"labels": [0, 0, 1, 1]}, TypeError, "labels: expected"),
     ],
 )
 @pytest.mark.parametrize("loss", [clip_loss, siglip_loss])

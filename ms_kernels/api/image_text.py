@@ -7,6 +7,7 @@ from ms_kernels.api.functional import pair_loss
 from ms_kernels.api.learned import take_in
 from ms_kernels.api.road import loss_of
 from ms_kernels.backends import dispatch
+from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.checks import check_device, check_option, check_pairs
 from ms_kernels.engine.autograd import fused_loss, in_public_dtype
 from ms_kernels.engine.refusals import refuse_tracing
@@ -38,7 +39,8 @@ def clip_loss(
         scale: the inverse of the temperature, above 0: a number, or a tensor of shape () that
             learns, such as logit_scale.exp(). Default 1 / 0.07.
         labels: (N,) integers: images and texts of one label are positives of each other, of which
-            the loss is a mean, as in `NTXent`. Default: each row has a label of its own.
+            the loss is a mean, as in `NTXent`. Or (N, K) bool, the labels that each row has, as in
+            `pair_loss`. Default: each row has a label of its own.
         backend: as in `pair_loss`.
 
     Returns:
@@ -55,8 +57,10 @@ def clip_loss(
     """
     labels = _check(image, text, labels)
     check_option("scale", scale, above_zero=True)
+    if isinstance(scale, Tensor):
+        scale = scale.to(compute_dtype(image))  # in half its inverse would be that of another
     rule, shared = NTXent(1 / scale), PairOptions()  # type: ignore[arg-type]
-    if backend == "reference":
+    if backend == "reference" or getattr(labels, "ndim", 1) == 2:
         given = {"weighting": rule, "backend": backend}
         there = pair_loss(image, labels, text, labels, **given)  # type: ignore[call-overload]
         back = pair_loss(text, labels, image, labels, **given)  # type: ignore[call-overload]
