@@ -113,6 +113,18 @@ def test_a_scale_of_half_is_not_rounded_again(backend):
         same(clip_loss(image, text, learned, backend=backend), want, [image, text])
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_an_encoder_with_itself(backend, learns):
+    """One tensor for both sides is two sides all the same: row i still belongs to row i."""
+    image, _ = batch()
+    scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True) if learns else 5.0
+    leaves = [image, scale] if learns else [image]
+    want = dense_clip(image, image, scale)
+    same(clip_loss(image, image, scale, backend=backend), want, leaves)
+    want = dense_siglip(image, image, scale, -3.0)
+    same(siglip_loss(image, image, scale, -3.0, backend=backend), want, leaves)
+
+
 def test_sets_of_labels():
     """Each row has a label of its own, so that they say what labels say."""
     image, text = batch(30, 6)

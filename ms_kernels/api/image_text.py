@@ -55,18 +55,18 @@ def clip_loss(
 
     >>> loss = clip_loss(image_encoder(images), text_encoder(texts), logit_scale.exp())
     """
-    labels = _check(image, text, labels)
+    labels, text_labels = _check(image, text, labels)
     check_option("scale", scale, above_zero=True)
     if isinstance(scale, Tensor):
         scale = scale.to(compute_dtype(image))  # in half its inverse would be that of another
     rule, shared = NTXent(1 / scale), PairOptions()  # type: ignore[arg-type]
     if backend == "reference" or getattr(labels, "ndim", 1) == 2:
         given = {"weighting": rule, "backend": backend}
-        there = pair_loss(image, labels, text, labels, **given)  # type: ignore[call-overload]
-        back = pair_loss(text, labels, image, labels, **given)  # type: ignore[call-overload]
+        there = pair_loss(image, labels, text, text_labels, **given)  # type: ignore[call-overload]
+        back = pair_loss(text, text_labels, image, labels, **given)  # type: ignore[call-overload]
         return (there + back) / 2  # type: ignore[no-any-return]
     refuse_tracing("clip_loss")
-    pairs = check_pairs(image, labels, text, labels, None, None)
+    pairs = check_pairs(image, labels, text, text_labels, None, None)
     if isinstance(scale, Tensor):
         pairs, weighting, shared = take_in(pairs, rule, shared)
         assert isinstance(weighting, NTXent)
@@ -97,14 +97,15 @@ def siglip_loss(
 
     >>> loss = siglip_loss(image_encoder(images), text_encoder(texts), t.exp(), bias)
     """
-    labels = _check(image, text, labels)
+    labels, text_labels = _check(image, text, labels)
     check_option("scale", scale, above_zero=True)
     rule = SigLIP(scale, bias)  # type: ignore[arg-type]
-    return pair_loss(image, labels, text, labels, weighting=rule, backend=backend)
+    return pair_loss(image, labels, text, text_labels, weighting=rule, backend=backend)
 
 
-def _check(image: Tensor, text: Tensor, labels: Tensor | None) -> Tensor:
-    """By the names of the arguments; the labels."""
+def _check(image: Tensor, text: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """By the names of the arguments; the labels of both sides, as two objects: of the very objects
+    of one side, as of an encoder with itself, the other would be taken for that side."""
     for name, rows in (("image", image), ("text", text)):
         if not isinstance(rows, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(rows).__name__}")
@@ -118,5 +119,5 @@ def _check(image: Tensor, text: Tensor, labels: Tensor | None) -> Tensor:
         raise TypeError(f"text: expected dtype {image.dtype} as image has it, got {text.dtype}")
     check_device("text", text, "image", image)
     if labels is None:
-        return torch.arange(image.shape[0], device=image.device)
-    return labels
+        labels = torch.arange(image.shape[0], device=image.device)
+    return labels, labels.detach() if isinstance(labels, Tensor) else labels
