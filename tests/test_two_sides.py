@@ -121,5 +121,9 @@ def test_what_cannot_be():
         ops.row_statistics(x.detach(), y, None, r.detach(), z, None, packed, "cpu")
     with pytest.raises(ValueError, match="two_sided: expected candidates, got None"):
         fused_loss(Pairs(x, y, None, None, None, None), unpack(packed), "mean", "cpu")
+    sides = Pairs(x, y, None, r, z, None)
+    for backend in ("cpu", "panels"):
+        with pytest.raises(ValueError, match="reduction: expected 'mean' or 'sum' of two sides"):
+            fused_loss(sides, unpack(packed), "mean_valid", backend)
     with pytest.raises(TypeError, match="two_sided: expected True or False, got 1"):
         PairSpec(two_sided=1)

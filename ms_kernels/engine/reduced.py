@@ -31,6 +31,8 @@ def reduce_pairs(
     dtype = compute_dtype(embeddings) if wide else embeddings.dtype
     if spec.two_sided and pairs.ref_emb is None:
         raise ValueError("two_sided: expected candidates, got None")
+    if spec.two_sided and reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction: expected 'mean' or 'sum' of two sides, got {reduction!r}")
     if spec.two_sided and not (
         hasattr(module, "serves_two_sides") and module.serves_two_sides(spec)
     ):

@@ -115,7 +115,7 @@ class PairSpec(PairOptions):
     """A loss of this package. Default: the Multi-Similarity loss with its own mining.
 
     two_sided: candidates are anchors as well, of the anchors as their candidates; the reduced loss
-        is of all of both sides. Only where there are candidates.
+        is of all of both sides. Only where there are candidates, and of "mean" and "sum".
     """
 
     # Factories: torch.compile, up to torch 2.11 at least, takes up the defaults of what a graph
