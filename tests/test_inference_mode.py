@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import ms_kernels
-from ms_kernels import HistogramLoss, NTXent, Triplet, pair_loss, streamed_loss
+from ms_kernels import HistogramLoss, NTXent, SigLIP, Triplet, pair_loss, streamed_loss
 
 
 def made(n, m):
@@ -65,6 +65,22 @@ def test_embeddings_against_refs_that_learn(backend):
         loss = LOSSES["multi_similarity"](x, y, leaf, z, backend=backend, normalize=False, **ids)
         found.append(torch.autograd.grad(loss, leaf)[0])
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("rule", [NTXent, SigLIP])
+@pytest.mark.parametrize("learns", ["rows", "option"])
+def test_options_that_are_tensors(rule, learns):
+    """The rows take them in, by a product of which autograd keeps both."""
+    found = []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            y, x, _ = made(20, 20)
+            option = torch.tensor(0.5)
+        leaf = (x if learns == "rows" else option).clone().requires_grad_()
+        x, option = (leaf, option) if learns == "rows" else (x, leaf)
+        loss = pair_loss(x, y, weighting=rule(option), normalize=False)
+        found.append(torch.autograd.grad(loss, leaf)[0])
+    assert found[0].any() and torch.equal(*found)
 
 
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.plain.sides import computed
-from ms_kernels.checks import Pairs
+from ms_kernels.checks import Pairs, savable, savable_pairs
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import HardestMining, Mining, NoMining, TopKMining
 from ms_kernels.rules.spec import PairOptions
@@ -51,6 +51,7 @@ def takes_in(weighting: Weighting, mining: Mining, shared: PairOptions) -> bool:
 
 
 def take_in(pairs: Pairs, weighting: Weighting, shared: PairOptions) -> Scaled:
+    pairs = savable_pairs(pairs)
     if isinstance(weighting, SigLIP):
         return _with_bias(pairs, weighting, shared)
     temperature = weighting.learned["temperature"]
@@ -75,7 +76,9 @@ def _with_bias(pairs: Pairs, weighting: SigLIP, shared: PairOptions) -> Scaled:
         r, ref_labels, ref_ids = x, labels, ids
     else:
         r = computed(r, shared.normalize)
-    scale, bias = (torch.as_tensor(v).to(x) for v in (weighting.scale, weighting.bias))
+    options = weighting.scale, weighting.bias
+    scale, bias = (savable(torch.as_tensor(option).to(x)) for option in options)
+    assert scale is not None and bias is not None
     x = torch.cat([x * scale, bias.expand(len(x), 1)], 1)
     r = torch.cat([r, r.new_ones(len(r), 1)], 1)
     scaled = Pairs(x, labels, ids, r, ref_labels, ref_ids)
