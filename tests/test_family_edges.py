@@ -103,7 +103,7 @@ def test_shared_options_are_checked_everywhere(options, error, backend):
         (
             lambda: pair_loss(*few(), weighting=weigh.Circle(0.9, 256.0), backend="cpu"),
             ValueError,
-            r"'cpu' expected a rule that its kernels know .*NTXent, SupCon, .*got Circle\(.* with",
+            r"'cpu' expected a rule that its kernels know .*NTXent, SigLIP, .*got Circle\(.* with",
         ),
     ],
 )
@@ -134,13 +134,14 @@ def test_many_positives_of_an_anchor_are_as_exact_as_few():
     s = 0.9 + 0.001 * torch.rand(4, 600, generator=generator)
     positive = torch.arange(600).expand(4, -1) < 300
     rule = weigh.Triplet(0.0)
-    want = rule._positive_by_positive(s.double(), positive, ~positive, 300)
+    want, number = rule._positive_by_positive(s.double(), positive, ~positive, 300)
     got = rule._sorted(s, positive, ~positive)
     direct = rule._positive_by_positive(s, positive, ~positive, 300)
     # Differences under 0.001 are exact: what rounds are two sums of 300, of 300 times as much.
     deviation = rounding.ONE_ROUNDING * 2.0**-24 * (2 * rounding.sum_variance(300, math.inf)) ** 0.5
     allowed = rounding.DEVIATIONS * deviation * 300 * 300 * 0.001
-    for found in (got, direct):
+    for found, violated in (got, direct):
+        assert torch.equal(violated, number)
         assert (found - want).abs().max() <= allowed
 
 
