@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.interface import compute_dtype
-from ms_kernels.backends.plain.distance import by_product, similarities
+from ms_kernels.backends.plain.distance import by_product, middle_of, pull, similarities
 from ms_kernels.checks import check_choice
 from ms_kernels.engine.refusals import refuse_second_derivative
 from ms_kernels.reference import unit_rows
@@ -88,7 +88,7 @@ class _Listed(torch.autograd.Function):
         found = x.new_empty(anchors.shape[0])
         if _are_many(x, r, anchors):
             for panel in _panels(x, r, anchors):
-                sim = similarities(x[panel.rows], r, distance)
+                sim = similarities(x[panel.rows], r, distance, None)
                 own = anchors[panel.pairs] - panel.rows.start
                 found[panel.pairs] = sim[own, candidates[panel.pairs]]
         else:
@@ -135,17 +135,16 @@ def _of_blocks(sides: Both, pairs: Both, weight: Tensor, apart: bool, into: Want
 def _of_panels(sides: Both, pairs: Both, weight: Tensor, apart: bool, into: Wanted) -> None:
     """The same by products of matrices."""
     (x, r), (dx, dr), (anchors, candidates) = sides, into, pairs
+    middle = middle_of(r) if apart else None
     for panel in _panels(x, r, anchors):
         rows = x[panel.rows]
         places = (anchors[panel.pairs] - panel.rows.start) * len(r) + candidates[panel.pairs]
         flat = x.new_zeros(len(rows) * len(r)).index_add_(0, places, weight[panel.pairs])
         dense = flat.view(len(rows), len(r))
         if dx is not None:
-            own = dense.sum(1)[:, None] * rows if apart else 0
-            dx[panel.rows] += dense @ r - own
+            dx[panel.rows] += dense @ r if middle is None else pull(dense, rows, r, middle)
         if dr is not None:
-            own = dense.sum(0)[:, None] * r if apart else 0
-            dr += dense.T @ rows - own
+            dr += dense.T @ rows if middle is None else pull(dense.T, r, rows, middle)
 
 
 class _Panel(NamedTuple):

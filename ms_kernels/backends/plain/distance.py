@@ -16,7 +16,7 @@ SAMPLED = 1024
 def similarities(x: Tensor, r: Tensor, distance: str | None, middle: Tensor | None) -> Tensor:
     """(rows, M): x . r, or less the distance or its square, of differences: equal rows have 0.
 
-    middle: of the rows, from which a derivative of distances is computed.
+    middle: of the rows, from which a derivative of distances is computed; None where none is asked.
     """
     if distance is None:
         return x @ r.T
