@@ -41,9 +41,10 @@ def savable_pairs(pairs: Pairs) -> Pairs:
     return Pairs(*map(savable, pairs))  # type: ignore[arg-type]
 
 
-def check_choice(name: str, got: object, wanted: tuple[str | None, ...]) -> None:
+def check_choice(name: str, got: object, wanted: tuple[str | None, ...], way_out: str = "") -> None:
     if not isinstance(got, (str, type(None))) or got not in wanted:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, wanted))}, got {got!r}")
+        known = ", ".join(map(repr, wanted))
+        raise ValueError(f"{name}: expected one of {known}, got {got!r}{way_out}")
 
 
 def check_number(

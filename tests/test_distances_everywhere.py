@@ -103,8 +103,10 @@ def test_in_a_compiled_graph(batch, distance):
 def test_what_cannot_be(batch):
     with pytest.raises(ValueError, match="distance: expected one of None, 'euclidean', 'squared_"):
         ms_kernels.PairLoss(MS, distance="manhattan")
-    with pytest.raises(ValueError, match=r"distance: expected one of .*, got PairwiseDistance"):
+    with pytest.raises(ValueError, match=r"distance: .*, got PairwiseDistance\(\); None .*compat"):
         pair_loss(*batch, weighting=MS, distance=torch.nn.PairwiseDistance())
+    with pytest.raises(ValueError, match="got 'cosine'; None compares .* their cosine"):
+        ms_kernels.TripletLoss(distance="cosine")
     with pytest.raises(ValueError, match="distance: expected None with Histogram"):
         ms_kernels.HistogramLoss(distance="euclidean")
     with pytest.raises(ValueError, match="no distances; use one of 'auto', 'cpu', 'panels'"):

@@ -76,6 +76,11 @@ MININGS: tuple[type[BoundedMining], ...] = (
 )
 # In the order of their codes, as csrc/call.h has them.
 DISTANCES = (None, "euclidean", "squared_euclidean")
+# From what other libraries have by this name.
+_WAY_OUT = (
+    "; None compares rows by their product, with normalize=True their cosine; classes that take "
+    "distance objects are in ms_kernels.compat.pytorch_metric_learning"
+)
 MOST_OPTIONS = 3
 MOST_BOUNDS = 2  # options of a mining rule, as csrc/rules/rules.h has them
 
@@ -107,7 +112,7 @@ class PairOptions:
         take_numbers(self, "max_positive_similarity")
         check_number("max_positive_similarity", self.max_positive_similarity, optional=True)
         check_flag("normalize", self.normalize)
-        check_choice("distance", self.distance, DISTANCES)
+        check_choice("distance", self.distance, DISTANCES, _WAY_OUT)
 
 
 @dataclass(frozen=True)
