@@ -31,7 +31,8 @@ class RowStatistics(NamedTuple):
         each whether it is a log-sum-exp, -inf without a pair, or a plain sum, 0 without one.
     pos_kept, neg_kept: number of kept pairs; 0 of an anchor with a similarity that is not finite,
         whose other numbers are NaN.
-    pos_moment: a second sum over kept positives of a rule whose docstring has one; else 0.
+    pos_moment: one number more of a rule whose docstring has one, such as another sum over kept
+        positives; else 0.
     """
 
     hardest_positive: Tensor

@@ -25,7 +25,7 @@ struct Workspace {
   std::uint8_t* active;     // super-tiles whose cells the latest scan has written
   TileState* states;        // [tiles]; absent when only the gradient is asked for
   Wave<T> wave;
-  std::int64_t bookkeeping;  // bytes of the five above
+  std::int64_t bookkeeping;  // bytes of all from `cells` on
   std::byte* scratch_block;
   std::int64_t scratch_bytes;
   Stash stash;

@@ -87,13 +87,13 @@ def pair_loss(
 
     Args:
         weighting: a rule of `ms_kernels.rules.weighting`, whose docstring has its formula;
-            Histogram, whose loss is of the batch (reduction "mean" alone); or your own, a subclass
-            of Weighting.
+            Histogram, whose loss is of the batch (reduction "mean" and no distance); or your own, a
+            subclass of Weighting.
         mining: a rule of `ms_kernels.rules.mining`, whose docstring says what it keeps; or your
             own, a subclass of Mining. The gradient holds kept pairs fixed. Default: all are kept.
         backend: rules of this package run on every backend of `backends()`, but circles of great
-            gamma not on all of them. Rules of your own are streamed. "reference" is dense.
-            Default: the fastest.
+            gamma and distances not on all of them. Rules of your own are streamed. "reference" is
+            dense. Default: the fastest.
         The rest as in `multi_similarity_loss`.
 
     Returns:

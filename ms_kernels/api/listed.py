@@ -48,8 +48,8 @@ def listed_similarities(
 
     Returns:
         In float32 of half rows, else in their dtype; differentiable once in embeddings and ref_emb.
-        The gradient of a distance of 0 is 0. Memory is O(L), and a block of rows at
-        a time, or, of lists that hold many of all pairs, a panel of similarities.
+        The gradient of a distance of 0 is 0. Memory is O(L) and a block of rows or, of lists that
+        hold many of all pairs, a panel of similarities.
 
     Raises:
         ValueError: for another distance, or lists of different lengths.

@@ -68,8 +68,9 @@ def streamed_loss(
         The rest as in `multi_similarity_loss`; any device, and under torch.compile.
 
     Returns:
-        The reduced loss in the embeddings' dtype (half is computed in float32), differentiable in
-        embeddings and ref_emb. A similarity that is not finite makes its anchor's loss NaN.
+        The reduced loss, computed in float32 of half, in a dtype as of `multi_similarity_loss`;
+        differentiable in embeddings and ref_emb. A similarity that is not finite makes its anchor's
+        loss NaN.
 
     The Multi-Similarity loss without mining in five lines:
 
