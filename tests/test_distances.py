@@ -24,8 +24,17 @@ RULES = [
     weigh.Circle(0.25, 4.0),
     weigh.Triplet(0.2),
     weigh.DecoupledContrastive(0.5),
+    weigh.NPair(),
+    weigh.SigLIP(5.0, 4.0),
 ]
-MININGS = [mine.NoMining(), mine.MultiSimilarityMining(0.2), mine.HardestMining()]
+MININGS = [
+    mine.NoMining(),
+    mine.MultiSimilarityMining(0.2),
+    mine.HardestMining(),
+    mine.SemiHardMining(),
+    mine.ThresholdMining(-0.5, -1.5),
+    mine.TopKMining(3),
+]
 
 
 def batch(n, m, d, dtype=torch.float64, classes=7):
