@@ -117,8 +117,9 @@ def test_what_is_not_served_is_said_once(option):
     loss = getattr(losses, name)(**copy.deepcopy(options))
     their = getattr(library, name)(**copy.deepcopy(options))
     x = rows(len(Y))
-    with pytest.warns(UserWarning, match=f"{name}: .*{option}.*not served.*computes it"):
+    with pytest.warns(UserWarning, match=f"{name}: .*{option}.*not served.*computes it") as said:
         found = loss(x, Y)
+    assert said[0].filename == __file__
     found = loss(x, Y, miners.MultiSimilarityMiner()(x, Y))  # no second warning
     want = their(x, Y, tuple(miners.MultiSimilarityMiner()(x, Y)))
     if isinstance(want, torch.Tensor):

@@ -74,5 +74,5 @@ class Fallible:
             warnings.warn(
                 f"{name}: {option} is not served by ms_kernels; pytorch-metric-learning computes "
                 "it, with its time and memory",
-                stacklevel=4,
+                stacklevel=5,  # who calls the module: forward and two calls of torch's lie between
             )
