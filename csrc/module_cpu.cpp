@@ -94,10 +94,14 @@ class Call : public msk::ModuleCall<msk::Problem> {
     return problem_.workspace_bytes;
   }
   void read_known(const KnownIntegers& known) {
+    check_unplanned("read_known");
+    if (problem_.job != msk::Job::statistics)
+      throw std::invalid_argument("read_known: expected a call of statistics, got another job");
     problem_.known = {pointer(known[0]), pointer(known[1]), pointer(known[2])};
   }
   // Columns are anchors as rows are; their losses follow those of the rows.
   void anchor_both() {
+    check_unplanned("anchor_both");
     const msk::PairLoss<double> loss(problem_.rules, problem_.options.max_positive_similarity);
     if (problem_.self || problem_.job != msk::Job::loss_and_gradient || loss.ranked() ||
         loss.mining.hardest_negatives() > 1)
@@ -125,6 +129,12 @@ class Call : public msk::ModuleCall<msk::Problem> {
   }
 
  private:
+  // What comes after would be of a workspace that was cut for something else.
+  void check_unplanned(const std::string& name) const {
+    if (planned_)
+      throw std::invalid_argument(name +
+                                  ": expected a call that is not planned yet, got one that is");
+  }
   void solve(msk::Problem& problem, std::int64_t workspace) const {
     problem.workspace = pointer<std::byte>(workspace);
     prefer_huge_pages(problem.workspace, problem.workspace_bytes);

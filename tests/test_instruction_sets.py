@@ -133,6 +133,24 @@ def test_a_call_runs_only_in_the_workspace_it_planned():
         call.run(0)
 
 
+def test_what_a_call_is_told_fits_its_job():
+    """The rows' arrays, read in the order of other columns, would be read past their ends."""
+    spec, rows = native_spec(PairSpec(), torch.float32), (0, 3, 0, 0, 0)
+
+    def call(job, columns):
+        return cpu.Call(getattr(cpu.Job, job), cpu.DType.float32, 3, rows, columns, spec)
+
+    with pytest.raises(ValueError, match="read_known: expected a call of statistics"):
+        call("loss_and_gradient", rows).read_known((0, 0, 0))
+    for job, columns in (("statistics", rows), ("loss_and_gradient", None)):
+        with pytest.raises(ValueError, match="anchor_both: expected loss_and_gradient of two"):
+            call(job, columns).anchor_both()
+    planned = call("loss_and_gradient", rows)
+    planned.plan(1, 1 << 20)
+    with pytest.raises(ValueError, match="anchor_both: expected a call that is not planned yet"):
+        planned.anchor_both()
+
+
 @pytest.mark.parametrize(
     ("codes", "error"),
     [

@@ -83,6 +83,8 @@ def test_queries_that_are_their_own_documents():
 def test_what_ranking_does_not_serve(options, message):
     with pytest.raises(ValueError, match=message):
         MultipleNegativesRankingLoss(torch.nn.Identity(), **options)
+    with pytest.raises(TypeError, match="got similarity_fct; sentence-transformers' own class"):
+        MultipleNegativesRankingLoss(torch.nn.Identity(), similarity_fct=torch.dot)
     loss = MultipleNegativesRankingLoss(torch.nn.Identity())
     with pytest.raises(ValueError, match="embeddings: expected queries and their documents"):
         loss.compute_loss_from_embeddings([rows(3)])

@@ -210,7 +210,8 @@ class PairLoss(nn.Module):
     def compute(self, tensors: Tensors, counting: Counting) -> Tensor:
         """Of the tensors of `forward` in their order, and of what counts in the order of
         `pair_loss`."""
-        cap, normalize, distance, reduction, backend, _ = self.options.values()
+        names = "max_positive_similarity", "normalize", "distance", "reduction", "backend"
+        cap, normalize, distance, reduction, backend = (self.options[name] for name in names)
         loss, statistics = loss_and_statistics(
             tensors,
             (self.rule, self.mining),
@@ -242,11 +243,11 @@ class MultiSimilarityLoss(PairLoss):
         epsilon: float | None = MultiSimilarityMining.epsilon,
         max_positive_similarity: float | None = None,
         normalize: bool = True,
-        distance: str | None = None,
         reduction: str = "mean",
         backend: str = "auto",
         ignore_label: int | None = None,
         keep_statistics: bool = False,
+        distance: str | None = None,
         **unknown: Never,
     ) -> None:
         super().__init__(

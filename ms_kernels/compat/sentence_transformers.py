@@ -1,4 +1,4 @@
-"""sentence-transformers' loss of ranked negatives by the fused kernels: its class, its arguments.
+"""sentence-transformers' loss of ranked negatives by the fused kernels.
 
 >>> from ms_kernels.compat.sentence_transformers import MultipleNegativesRankingLoss
 >>> loss = MultipleNegativesRankingLoss(model)
@@ -36,7 +36,8 @@ class MultipleNegativesRankingLoss(nn.Module):
         directions: ("query_to_doc",), or with "doc_to_query" the mean of that loss and of the
             cross-entropy of each document's query among all queries. partition_mode is
             "per_direction" then.
-        Other arguments of the original are not served: it has them itself.
+        similarity_fct, gather_across_devices, hardness_mode and hardness_strength of the original
+            are errors: for those use sentence-transformers' own class.
 
     Source: Henderson et al., Efficient Natural Language Response Suggestion for Smart Reply, 2017,
     section 4.4.
@@ -50,8 +51,14 @@ class MultipleNegativesRankingLoss(nn.Module):
         directions: tuple[str, ...] = (FORWARD,),
         partition_mode: str = "joint",
         backend: str = "auto",
+        **unserved: Any,
     ) -> None:
         super().__init__()
+        if unserved:
+            raise TypeError(
+                f"{type(self).__name__}: expected model, scale, directions, partition_mode and "
+                f"backend, got {', '.join(unserved)}; sentence-transformers' own class has the rest"
+            )
         check_number("scale", scale, above=0)
         check_choice("partition_mode", partition_mode, ("joint", "per_direction"))
         served = set(directions) in ({FORWARD}, {FORWARD, BACKWARD})

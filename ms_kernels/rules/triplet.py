@@ -23,7 +23,8 @@ class Triplet(SummedWeighting):
     pytorch-metric-learning's TripletMarginLoss with CosineSimilarity and SumReducer is its sum.
 
     Statistics: neg_sum is the loss, pos_sum 0, pos_moment the number of triplets that violate the
-    margin; the sum of the losses divided by theirs is the mean of those that are not 0.
+    margin; the sum of the losses divided by theirs is the mean of those that are not 0. In float32
+    numbers above 2^24 are rounded.
     """
 
     margin: float = 0.1

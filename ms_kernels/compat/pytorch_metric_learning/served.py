@@ -60,9 +60,11 @@ class Served(Fallible):
         self.record(call)
         wide = embeddings.to(compute_dtype(embeddings))
         self.add_embedding_regularization_to_loss_dict(losses, wide)  # type: ignore[attr-defined]
-        loss = self.reducer(losses, wide, call.labels)
-        record_sizes(self)
-        self.sizes.clear()
+        try:
+            loss = self.reducer(losses, wide, call.labels)
+            record_sizes(self)
+        finally:  # they hold the graph, with which no module can be copied
+            self.sizes.clear()
         return narrowed(loss, embeddings)
 
     def record(self, call: Call) -> None:
