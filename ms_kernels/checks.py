@@ -101,6 +101,7 @@ def check_option(name: str, value: Any, above_zero: bool = False) -> None:
             raise TypeError(
                 f"{name}: expected a number or a floating-point tensor of shape (), got "
                 f"{value.dtype} of shape {tuple(value.shape)}"
+                + ("; use .squeeze()" if value.numel() == 1 and value.ndim else "")
             )
         return
     check_number(name, value, 0 if above_zero else None)

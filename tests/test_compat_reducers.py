@@ -156,7 +156,9 @@ def test_losses_that_are_not_reduced():
         assert torch.equal(got["indices"], want["indices"])
 
 
-@pytest.mark.parametrize("reducer", ["MeanReducer", "SumReducer", "AvgNonZeroReducer"])
+@pytest.mark.parametrize(
+    "reducer", [*FEW, reducers.ThresholdReducer(low=0)], ids=lambda r: type(r).__name__
+)
 @pytest.mark.parametrize(
     ("loss", "sweeps"),
     [("MultiSimilarityLoss", 1), ("SupConLoss", 1), ("CircleLoss", 1), ("ContrastiveLoss", 2)],
@@ -168,7 +170,19 @@ def test_a_sum_takes_one_sweep_with_its_gradient(monkeypatch, loss, sweeps, redu
     real = cpu.Call.plan
     monkeypatch.setattr(cpu.Call, "plan", lambda *given: planned.append(1) or real(*given))
     x, y = torch.randn(40, 8, requires_grad=True), torch.arange(40) // 4
-    criterion = getattr(losses, loss)(reducer=getattr(reducers, reducer)())
+    criterion = getattr(losses, loss)(reducer=reducer)
     miner = miners.MultiSimilarityMiner()
     criterion(x, y, miner(x, y) if loss == "MultiSimilarityLoss" else None).backward()
     assert len(planned) == sweeps and criterion.calls == {"kernels": 1}
+
+
+def test_a_threshold_of_0_is_the_mean_of_what_is_not_0():
+    x = rows(len(Y))
+    for name in ("TripletMarginLoss", "ContrastiveLoss", "NTXentLoss"):
+        found = []
+        for reducer in (reducers.ThresholdReducer(low=0), reducers.AvgNonZeroReducer()):
+            criterion = getattr(losses, name)(reducer=reducer, strict=True)
+            leaf = x.detach().clone().requires_grad_()
+            loss = criterion(leaf, Y)
+            found.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) and found[0][0] > 0

@@ -3,7 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
-_MINING = "pairs are mined inside the loss, by mining=, such as mining=MultiSimilarityMining()"
+_MINING = (
+    "pairs are mined inside the loss, by mining=, such as mining=MultiSimilarityMining(), which "
+    "MultiSimilarityLoss has as epsilon="
+)
 _MARGINS = "margins are similarities: Contrastive has positive_margin and negative_margin"
 _HINTS = {
     "indices_tuple": _MINING,
@@ -13,6 +16,8 @@ _HINTS = {
     "pos_margin": _MARGINS,
     "neg_margin": _MARGINS,
     "embedding_regularizer": "add it to the loss",
+    "swap": "swap, smoothing and sampling of triplets are not served here",
+    "smooth_loss": "NTXentLoss(temperature=1, mining=HardestMining()) is the soft margin",
 }
 _THERE = "ms_kernels.compat.pytorch_metric_learning has classes that take it"
 

@@ -39,6 +39,8 @@ def kind_of(reducer: Any) -> str | None:
     """None of a reducer that needs the losses of single pairs."""
     if type(reducer) is reducers.PerAnchorReducer:
         return "anchors" if reducer.aggregation_func is aggregation_func else None
+    if type(reducer) is reducers.ThresholdReducer and (reducer.low, reducer.high) == (0, None):
+        return "active"  # as the library's examples write AvgNonZeroReducer
     return KINDS.get(type(reducer))
 
 
