@@ -40,7 +40,7 @@ print(*module.versions())
 for by_tiles in (False, True):
     call = module.Call(
         module.Job.loss_and_gradient, module.DType.float64, module.Precision.highest, 8,
-        (0, 8, 70, 0, 0, 0), None, ((0, 1, 1), (2.0, 50.0, 0.5, 0.1, 0.0, 1.0)), 0.0, by_tiles,
+        (0, 8, 70, 0, 0, 0), None, ((0, 1, 1, 0), (2.0, 50.0, 0.5, 0.1, 0.0, 1.0)), 0.0, by_tiles,
     )
     call.plan(1 << 20)
     try:

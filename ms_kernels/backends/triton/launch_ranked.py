@@ -8,11 +8,12 @@ from torch import Tensor
 
 from ms_kernels.backends.triton.launch import arguments
 from ms_kernels.backends.triton.problem import Problem
-from ms_kernels.backends.triton.ranked import list_kernel
+from ms_kernels.backends.triton.ranked import count_kernel, list_kernel
 from ms_kernels.backends.triton.tape import launch_kernel
 
 # Of the lists of all anchors, and the fewest ranks there are.
 LIST_BYTES, LEAST_RANKS = 48 << 20, 64
+COUNTED = 128  # rows of a program
 
 
 class Lists(NamedTuple):
@@ -34,6 +35,22 @@ def with_pulls(lists: Lists, factor: Tensor) -> Lists:
     nothing reaches, whatever the factor. Multiplied here, for a kernel lacks the registers."""
     pulls = lists.reached * factor
     return lists._replace(pulls=pulls.masked_fill_(lists.reached == 0, 0))
+
+
+def add_counts(problem: Problem, lists: Lists, pos_moment: Tensor) -> None:
+    """How many triplets of each sample violate the margin, in this round: into (N) moments."""
+    rows = problem.rows
+    launch_kernel(
+        count_kernel,
+        (triton.cdiv(rows.padded, COUNTED),),
+        lists.reached,
+        lists.in_use,
+        rows.order,
+        pos_moment,
+        rows.count,
+        rows.padded,
+        BLOCK=COUNTED,
+    )
 
 
 def most_ranks(problem: Problem) -> int:

@@ -17,6 +17,7 @@ from ms_kernels.backends.triton.launch_negatives import (
 )
 from ms_kernels.backends.triton.launch_ranked import (
     Lists,
+    add_counts,
     list_positives,
     no_lists,
     with_pulls,
@@ -182,8 +183,7 @@ def _finish(
         **common,
     )
     if lists is not None and exact:
-        reached = lists.reached.sum(0)[: rows.count].to(rows.dtype)
-        found.pos_moment[rows.order[: rows.count]] += reached
+        add_counts(problem, lists, found.pos_moment)
     listed = no_lists(terms) if lists is None else lists
     if lists is not None and not exact:
         listed = with_pulls(lists, terms[POS_FACTOR.value])

@@ -122,3 +122,24 @@ def list_kernel(
         keep &= (rank >= 0) & (rank < tl.load(ranks_in_use)) & (rows < N)[:, None]
         at = row_of(thresholds, rank, padded) + rows[:, None]
         tl.store(at, sim - margin(coefficients), mask=keep)
+
+
+@triton.jit(do_not_specialize=["N"])
+def count_kernel(
+    reached,  # (ranks, padded)
+    ranks_in_use,
+    order,  # (padded) the sample of each row
+    pos_moment,  # (N) in and out, in the order of samples
+    N,
+    padded,
+    BLOCK: tl.constexpr,
+):
+    """One program adds to BLOCK samples how many negatives reach their thresholds."""
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    present = rows < N
+    at = pos_moment + tl.load(order + rows, mask=present, other=0)
+    number = tl.load(at, mask=present, other=0)
+    for k in range(tl.load(ranks_in_use)):
+        more = tl.load(row_of(reached, k, padded) + rows, mask=present, other=0)
+        number += more.to(number.dtype)
+    tl.store(at, number, mask=present)
