@@ -3,6 +3,7 @@
 from typing import Any
 
 from bench.baselines import PEER
+from bench.report import mebibytes
 
 
 def table(found: dict[str, Any]) -> str:
@@ -21,13 +22,9 @@ def table(found: dict[str, Any]) -> str:
     ]
     for row in found["compat"]:
         ours, peer = row["times"]["ours"], row["times"][PEER]
-        memory = " | ".join(_mebibytes(row["bytes"][who]) for who in ("ours", PEER))
+        memory = " | ".join(mebibytes(row["bytes"][who]) for who in ("ours", PEER))
         lines.append(
             f"| {row['set_up']} | {row['n']} | {row['d']} | {ours['step'] * 1e3:.2f} ms | "
             f"{peer['step'] * 1e3:.1f} ms | {peer['ratio']:.1f}x | {memory} |"
         )
     return "\n".join(lines)
-
-
-def _mebibytes(number: int | None) -> str:
-    return "" if number is None else f"{number / 2**20:.1f} MiB"

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from bench.baselines import PEER
-from bench.report import save
+from bench.report import mebibytes, save
 
 MARKERS = {512: ("o", "#56B4E9"), 2048: ("s", "#0072B2"), 8192: ("D", "#D55E00")}
 
@@ -35,16 +35,12 @@ def table(found: dict[str, Any]) -> str:
         theirs = (row["left_out"], "")
         if peer is not None:
             theirs = (f"{peer['step'] * 1e3:.1f} ms", f"{peer['ratio']:.1f}x")
-        memory = " | ".join(_mebibytes(row["bytes"].get(who)) for who in ("ours", PEER))
+        memory = " | ".join(mebibytes(row["bytes"].get(who)) for who in ("ours", PEER))
         lines.append(
             f"| {row['member']} | {row['n']} | {ours['step'] * 1e3:.1f} ms | {theirs[0]} | "
             f"{theirs[1]} | {memory} |"
         )
     return "\n".join(lines)
-
-
-def _mebibytes(number: int | None) -> str:
-    return "" if number is None else f"{number / 2**20:.1f} MiB"
 
 
 def plot(found: dict[str, Any], path: Path) -> None:

@@ -117,6 +117,11 @@ def page(found: dict[str, Any]) -> str:
     return f"# A training step, measured\n\n`make bench` measures it.\n\n{table(found)}\n"
 
 
+def mebibytes(number: int | None) -> str:
+    """Of a peak, empty where none is known."""
+    return "" if number is None else f"{number / 2**20:.1f} MiB"
+
+
 def save(figure: Figure, path: Path, found: Any) -> None:
     """With a digest of what is drawn, by which a picture and its results can be compared."""
     figure.savefig(path, dpi=110, metadata={"Source": digest_of(found)})

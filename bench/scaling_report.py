@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from bench.baselines import PEER
-from bench.report import COLORS, save
+from bench.report import COLORS, mebibytes, save
 
 NAMES = {"ours": "ms_kernels", PEER: "pytorch-metric-learning"}
 DASHES = {64: "--", 256: "-"}
@@ -44,7 +44,7 @@ def memory_table(found: dict[str, Any]) -> str:
     ]
     for row in found["memory"]:
         ours, peer = row["times"]["ours"], row["times"][PEER]
-        memory = " | ".join(_mebibytes(row["bytes"][who]) for who in ("ours", PEER))
+        memory = " | ".join(mebibytes(row["bytes"][who]) for who in ("ours", PEER))
         lines.append(
             f"| {row['size']:,} | {row['batch']} | {row['kept']:.1%} | {_ms(ours['step'])} | "
             f"{_ms(peer['step'])} | {peer['ratio']:.1f}x | {peer['ratio_low']:.1f} to "
@@ -82,7 +82,7 @@ def distributed_table(found: dict[str, Any]) -> str:
                 f"| {kind} | {row['world']}{shares} | {schedule} | {row['n']:,} | "
                 f"{row['n'] // row['world']:,} | {_ms(row['step'])} | {1e3 * row['low']:.1f} to "
                 f"{1e3 * row['high']:.1f} ms | {_ms(row['work'])} | {beside} | {given:,} B | "
-                f"{received:,} B | {_mebibytes(row['bytes'])} |"
+                f"{received:,} B | {mebibytes(row['bytes'])} |"
             )
     if any(row["world"] > machine["cores"] for row in rows):
         lines += ["", f"\\* More processes than the {machine['cores']} cores: they share them."]
@@ -96,10 +96,6 @@ def _of_kind(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.1f} ms"
-
-
-def _mebibytes(number: int | None) -> str:
-    return "" if number is None else f"{number / 2**20:.1f} MiB"
 
 
 def plot(found: Mapping[str, dict[str, Any] | None], path: Path) -> None:

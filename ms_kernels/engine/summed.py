@@ -1,5 +1,5 @@
-"""The sum of row losses whose worth is known beforehand, and its gradient, by one call of a
-backend; the losses themselves come with it, as constants."""
+"""The sum of row losses and its gradient by one call of a backend; the losses themselves come with
+it, as constants."""
 
 from typing import Any, NamedTuple
 
@@ -15,17 +15,17 @@ from ms_kernels.rules.spec import PairSpec
 
 
 class Summed(NamedTuple):
-    total: Tensor  # () in the compute dtype, the sum of rows times their worth
+    total: Tensor  # () in the compute dtype, the sum of rows
     rows: Tensor  # (N,) losses
     kept: Tensor  # (N,) pairs of either kind
 
 
-def summed_loss(pairs: Pairs, spec: PairSpec, backend: str, worth: Tensor | None = None) -> Summed:
-    """worth: (N,) in the compute dtype, a constant; None for ones."""
+def summed_loss(pairs: Pairs, spec: PairSpec, backend: str) -> Summed:
+    """Differentiable in the embeddings of both sides."""
     x, r = differentiable_once(pairs)
     if not torch.is_grad_enabled():  # which a function of autograd does not see
         x, r = x.detach(), None if r is None else r.detach()
-    given = pairs, spec.pack(), backend, worth
+    given = pairs, spec.pack(), backend
     return Summed(*_SummedLoss.apply(x, r, given))  # type: ignore[no-untyped-call]
 
 
@@ -34,13 +34,11 @@ class _SummedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, r: Tensor | None, given: tuple[Any, ...]
     ) -> tuple[Tensor, ...]:
-        pairs, packed, backend, worth = given
+        pairs, packed, backend = given
         need_dx, need_dr, _ = ctx.needs_input_grad
         with below_autograd():
-            rows, kept, dx, dr = ops.loss_and_gradient(
-                *pairs, need_dx, need_dr, packed, backend, worth
-            )
-            total = total_of(rows if worth is None else rows * worth)
+            rows, kept, dx, dr = ops.loss_and_gradient(*pairs, need_dx, need_dr, packed, backend)
+            total = total_of(rows)
         constants_of(ctx, rows, kept)
         ctx.dtype = x.dtype
         ctx.save_for_backward(dx if need_dx else None, dr if need_dr else None)

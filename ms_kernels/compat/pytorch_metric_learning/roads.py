@@ -55,11 +55,8 @@ def row_losses(
         )
 
 
-def summed_rows(
-    measure: Measure, weighting: Weighting, chosen: Chosen, worth: Tensor | None = None
-) -> Summed | None:
-    """The sum of the losses, each times its worth, in one sweep with its gradient; None where no
-    kernel has it. worth: (N,) constants in the compute dtype."""
+def summed_rows(measure: Measure, weighting: Weighting, chosen: Chosen) -> Summed | None:
+    """The sum of the losses in one sweep with its gradient; None where no kernel has it."""
     pairs, mining, _ = chosen
     shared = options_of(None, measure.normalize, measure.distance)
     loss = loss_of(weighting, mining, shared, "auto")
@@ -68,7 +65,7 @@ def summed_rows(
     x, labels, ids, r, ref_labels, ref_ids = pairs
     pairs = check_pairs(x, labels, r, ref_labels, ids, ref_ids)
     backend = backend_of(loss, pairs)
-    return None if backend is None else summed_loss(pairs, loss.spec, backend, worth)
+    return None if backend is None else summed_loss(pairs, loss.spec, backend)
 
 
 def streamed_rows(measure: Measure, formula: Formula, chosen: Chosen) -> Tensor:
