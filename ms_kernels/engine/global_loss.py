@@ -5,6 +5,7 @@ the whole batch and, since a gradient needs nothing but both rows and their stat
 own rows. So a backward pass tells nobody anything.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +57,30 @@ class GlobalCall(NamedTuple):
         return Reduced(loss, stats, dx)
 
 
+# Of the rows that are here: from what losses counted, their statistics, and the rows of the call.
+LaterGradient = Callable[[Tensor, RowStatistics, list[Tensor]], Tensor]
+
+
+def gradient_of(ctx: Any, dloss: Tensor | None, later: LaterGradient) -> Tensor | None:
+    """What a backward pass gives the embeddings: the gradient of forward scaled, or, where losses
+    of rows had to wait for what they are worth, `later`."""
+    refuse_second_derivative("DistributedLoss")
+    if dloss is None:
+        return None
+    dx, *kept = ctx.saved_tensors
+    if kept:
+        with products_of(ctx.precision), below_autograd():
+            dx = later(kept[0], RowStatistics(*kept[1:8]), kept[8:])
+    elif dx is not None:
+        dx = dx * dloss
+    return None if dx is None else dx.to(ctx.dtype)
+
+
+def worth_of(counted: Tensor, dloss: Tensor) -> Tensor:
+    """What does not count weighs nothing, whatever comes in."""
+    return torch.where(counted == 0, 0, counted * dloss)
+
+
 class GlobalLoss(torch.autograd.Function):
     """Of the rows of all processes: sum, mean or mean_valid; or of each that is here."""
 
@@ -80,19 +105,12 @@ class GlobalLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative("DistributedLoss")
-        if dloss is None:
-            return None, None, None
-        dx, *later = ctx.saved_tensors
-        if later:
-            worth, stats = later[0], RowStatistics(*later[1:8])
-            call = ctx.call._replace(anchors=Pairs(*later[8:]))
-            with products_of(ctx.precision), below_autograd():
-                worth = torch.where(worth == 0, 0, worth * call.exchange.gather(dloss))
-                dx = _gradient(call, stats, worth, ctx.here)
-        elif dx is not None:
-            dx = dx * dloss
-        return None if dx is None else dx.to(ctx.dtype), None, None
+        def later(worth: Tensor, stats: RowStatistics, kept: list[Tensor]) -> Tensor:
+            call = ctx.call._replace(anchors=Pairs(*kept))
+            worth = worth_of(worth, call.exchange.gather(dloss))
+            return _gradient(call, stats, worth, ctx.here)
+
+        return gradient_of(ctx, dloss, later), None, None
 
 
 class RowsHere(torch.autograd.Function):

@@ -16,11 +16,11 @@ from torch import Tensor
 from ms_kernels.backends import dispatch
 from ms_kernels.backends.interface import Known, Side, Term, compute_dtype
 from ms_kernels.engine import ops
-from ms_kernels.engine.autograd import constants_of, keep, precision_now, products_of
+from ms_kernels.engine.autograd import constants_of, keep, precision_now
 from ms_kernels.engine.exchange import Exchange, from_message, message_of
-from ms_kernels.engine.global_loss import Reduced
+from ms_kernels.engine.global_loss import Reduced, gradient_of, worth_of
 from ms_kernels.engine.reduction import divisor_from, reduce_rows, share_of_divisor
-from ms_kernels.engine.refusals import below_autograd, refuse_second_derivative
+from ms_kernels.engine.refusals import below_autograd
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 
@@ -75,19 +75,12 @@ class RingLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        refuse_second_derivative("DistributedLoss")
-        if dloss is None:
-            return None, None, None
-        dx, *later = ctx.saved_tensors
-        if later:
-            worth, stats = later[0], RowStatistics(*later[1:8])
-            call = ctx.call._replace(own=Side(*later[8:]))
-            with products_of(ctx.precision), below_autograd():
-                worth = torch.where(worth == 0, 0, worth * dloss)
-                dx = _gradient(call, Term(stats, worth))
-        elif dx is not None:
-            dx = dx * dloss
-        return None if dx is None else dx.to(ctx.dtype), None, None
+        def later(worth: Tensor, stats: RowStatistics, kept: list[Tensor]) -> Tensor:
+            assert dloss is not None
+            call = ctx.call._replace(own=Side(*kept))
+            return _gradient(call, Term(stats, worth_of(worth, dloss)))
+
+        return gradient_of(ctx, dloss, later), None, None
 
 
 def _rows_here(call: RingCall, weight: Tensor | None) -> tuple[RowStatistics, Tensor, Tensor]:
