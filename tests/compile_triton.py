@@ -180,6 +180,12 @@ def cases(variants, some=False):
             if variants or depth == 1024:
                 pair = PairSpec(rule(), SemiHardMining())  # with bounds on both sides
                 yield f"bf16-D{depth}-{rule.__name__}", "highest", step(half, depth, pair)
+    # Distances: rows held whole, and by panels.
+    for depth, distance in ((128, "euclidean"), (1024, "squared_euclidean")):
+        if variants or depth == 128:
+            rules = PairSpec(MultiSimilarity(), distance=distance)
+            far = step(torch.float32, depth, rules, exact=variants)
+            yield f"tf32x3-D{depth}-{distance}", "highest", far
     hardest = PairSpec(MultiSimilarity(), TopKMining(8))
     for name, dtype in (("bf16", half), ("tf32x3", torch.float32), ("fp64", torch.float64)):
         if variants or name == "tf32x3":

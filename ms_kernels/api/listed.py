@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.interface import compute_dtype
-from ms_kernels.backends.plain.distance import by_product, middle_of, pull, similarities
+from ms_kernels.backends.plain.distance import middle_of, pull, similarities, through_distance
 from ms_kernels.checks import check_choice
 from ms_kernels.engine.refusals import refuse_second_derivative
 from ms_kernels.reference import unit_rows
@@ -106,7 +106,7 @@ class _Listed(torch.autograd.Function):
         dx = torch.zeros_like(x) if need_dx else None
         dr = torch.zeros_like(r) if need_dr else None
         if ctx.distance is not None:
-            incoming = by_product(incoming, found, ctx.distance)
+            incoming = through_distance(incoming, found, ctx.distance)
         of = _of_panels if _are_many(x, r, anchors) else _of_blocks
         of((x, r), (anchors, candidates), incoming, ctx.distance is not None, (dx, dr))
         return dx, dr, None, None, None

@@ -1,6 +1,7 @@
 """CUDA C++ backend: statistics, loss and gradient of a batch in one cooperative launch, of a small
 one with all its pairs at hand, of a large one by tiles in label order."""
 
+import dataclasses
 import functools
 import importlib
 from collections.abc import Hashable
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ms_kernels.backends import gpu
 from ms_kernels.backends.fit import REBUILD, unfit
-from ms_kernels.backends.interface import NO_DISTANCE, Crowd, Reduced, ReducedPlan, Side
+from ms_kernels.backends.interface import Crowd, Found, Reduced, ReducedPlan, Side, Term
 from ms_kernels.backends.native import (
     LATER,
     NativeBackend,
@@ -21,6 +22,8 @@ from ms_kernels.backends.native import (
     native_spec,
 )
 from ms_kernels.backends.plan import Plan
+from ms_kernels.backends.products import Products, as_products
+from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet
 from ms_kernels.settings import ONE_LAUNCH, float32_products, options
@@ -72,7 +75,7 @@ def missing() -> str | None:
 
 def refuses(spec: PairSpec, dtype: torch.dtype | None) -> str | None:
     """None when the kernels take these rules, else why not."""
-    return NO_DISTANCE if spec.distance is not None else spec.unfit_options()
+    return spec.unfit_options()
 
 
 @functools.cache
@@ -123,15 +126,16 @@ class _Call(NativeCall):
         largest = _largest(rows, columns)
         self.small = job == "loss_and_gradient" and _is_small(rows, columns, spec)
         # Tiles know the MS loss alone; any rules go through the one launch, panel by panel.
-        self.by_tiles = largest > ONE_LAUNCH and spec.is_multi_similarity
+        tiled = spec.is_multi_similarity and spec.distance is None
+        self.by_tiles = largest > ONE_LAUNCH and tiled
         self.native = module.Call(
             getattr(module.Job, job),
             native_dtype(module, rows.embeddings),
-            getattr(module.Precision, float32_products()),
+            getattr(module.Precision, "highest" if spec.distance else float32_products()),
             rows.embeddings.shape[1],
             self._side(rows),
             None if columns is None else self._side(columns),
-            native_spec(spec, self.dtype),
+            native_spec(spec_of_kernels(spec), self.dtype),
             options.skip_below_of(self.dtype == torch.float64),
             self.by_tiles,
             self.small,
@@ -187,10 +191,64 @@ def _run_again(
         native.run_again(inputs, outputs, workspace, 0, 0)
 
 
+@functools.lru_cache(maxsize=64)
+def spec_of_kernels(spec: PairSpec) -> PairSpec:
+    """Longer rows are made of unit ones where such are asked for, and are none themselves."""
+    return spec if spec.distance is None else dataclasses.replace(spec, normalize=False)
+
+
 _backend = NativeBackend(_Call)
-row_statistics = _backend.row_statistics
-embedding_gradient = _backend.embedding_gradient
-loss_and_gradient = _backend.loss_and_gradient
+
+
+# Kernels read a row in one way: a batch with itself has two sides where it has longer rows.
+def _sides(rows: Side, columns: Side | None, spec: PairSpec) -> Products:
+    return as_products(rows, columns, spec, apart=True)
+
+
+def _gradients(
+    sides: Products, dx: Tensor | None, dr: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    dx, dr = sides.of_rows(dx), sides.of_columns(dr)
+    if sides.is_apart and dx is not None and dr is not None:
+        return dx.add_(dr), None
+    return dx, dr
+
+
+def row_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> RowStatistics:
+    """Statistics of each anchor; candidates None means the anchors themselves."""
+    sides = _sides(anchors, candidates, spec)
+    return _backend.row_statistics(sides.rows, sides.columns, spec)
+
+
+def embedding_gradient(
+    rows: Side,
+    columns: Side | None,
+    spec: PairSpec,
+    row_term: Term | None,
+    column_term: Term | None,
+) -> Tensor:
+    """Gradient (N, D) with respect to the rows' embeddings, through their normalisation."""
+    sides = _sides(rows, columns, spec)
+    found = _backend.embedding_gradient(sides.rows, sides.columns, spec, row_term, column_term)
+    gradient = sides.of_rows(found)
+    assert gradient is not None
+    return gradient
+
+
+def loss_and_gradient(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    need_dx: bool,
+    need_dr: bool,
+    dloss: Tensor | None = None,
+) -> Found:
+    """Row losses, above 0 for the rows that keep a pair, and the gradients of the losses' sum."""
+    sides = _sides(anchors, candidates, spec)
+    need_dr = need_dx if sides.is_apart else need_dr
+    how = spec, need_dx, need_dr, dloss
+    losses, kept, dx, dr = _backend.loss_and_gradient(sides.rows, sides.columns, *how)
+    return losses, kept, *_gradients(sides, dx, dr)
 
 
 def reduced_loss_and_gradient(
@@ -220,16 +278,21 @@ def plan_reduced(
     """What reduced_loss_and_gradient does, for all tensors of these kinds."""
     if not _is_small(anchors, candidates, spec):
         return None
-    call = _Call("loss_and_gradient", anchors, candidates, spec)
-    plan = call.plan(reduction, dtype, need_dx, need_dr)
+    sides = _sides(anchors, candidates, spec)
+    call = _Call("loss_and_gradient", sides.rows, sides.columns, spec)
+    # Kernels write a loss in the dtype of their rows, or in that which they compute in.
+    written = dtype if spec.distance is None else call.dtype
+    plan = call.plan(reduction, written, need_dx, need_dx if sides.is_apart else need_dr)
 
     def run(anchors: Side, candidates: Side | None) -> Reduced:
-        loss, factor, dx, dr = plan(anchors, candidates)
+        sides = _sides(anchors, candidates, spec)
+        loss, factor, dx, dr = plan(sides.rows, sides.columns)
         assert loss is not None
+        dx, dr = _gradients(sides, dx, dr)
         for gradient in (dx, dr):
             if gradient is not None and factor is not None:
                 gradient.mul_(factor)
-        return loss, dx, dr
+        return loss.to(dtype), dx, dr
 
     return run
 

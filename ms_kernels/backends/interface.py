@@ -84,7 +84,6 @@ from ms_kernels.reference import RowStatistics
 
 # e to this power, 2^23 times, is a float32; so is its inverse.
 MOST_EXPONENT = 70
-NO_DISTANCE = "its kernels compute products of rows, no distances"
 
 
 class Side(NamedTuple):

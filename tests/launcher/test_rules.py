@@ -8,8 +8,8 @@ from steps import FULL, cost_of, step
 
 import ms_kernels
 from ms_kernels.rules import mining as mining_rules
-from ms_kernels.rules.spec import MININGS, NATIVE_WEIGHTINGS
-from ms_kernels.rules.weighting import Circle
+from ms_kernels.rules.spec import DISTANCES, MININGS, NATIVE_WEIGHTINGS
+from ms_kernels.rules.weighting import Circle, Triplet
 
 # (dtype, depth): rows held whole, panels.
 KINDS = [(torch.bfloat16, 40)]
@@ -41,3 +41,20 @@ def test_refs(stand_in, weighting, n):
         run = step(n, depth, loss=ms_kernels.pair_loss, m=m, ids=ids, learn_refs=m > 77, **given)
         cost = cost_of(stand_in, run)
         assert not cost.waits and len(cost.kernels) >= 4
+
+
+@pytest.mark.parametrize("distance", DISTANCES[1:])
+@pytest.mark.parametrize("normalize", [True, False], ids=["unit", "raw"])
+def test_distances(stand_in, distance, normalize):
+    """Longer rows are made of rows by ops of torch, none of which waits."""
+    given = {"distance": distance, "normalize": normalize}
+    for weighting in (made(rule) for rule in NATIVE_WEIGHTINGS if FULL or rule is Triplet):
+        for m, reduction in itertools.product((None, 77), ("mean", "none")):
+            refs = {} if m is None else {"m": m, "learn_refs": True}
+            rules = {"weighting": weighting, "reduction": reduction, **given}
+            if isinstance(weighting, Circle):  # is streamed
+                continue
+            run = step(70, 40, torch.float32, ms_kernels.pair_loss, **refs, **rules)
+            first, second = cost_of(stand_in, run), cost_of(stand_in, run)
+            assert not first.waits and len(first.kernels) >= 4
+            assert first.kernels == second.kernels and not second.compiled

@@ -62,7 +62,7 @@ MSK_PHASE void pair_weights(const Problem& p, const Loss& loss, std::int64_t fir
       if (by_column)
         w +=
             weight_for(term_for(loss, pass.columns, j), loss, s, positive, negative, p.ordinals, i);
-      return w * pass.columns.scale[j];
+      return through_distance(pass.distance, w, s) * pass.columns.scale[j];
     };
     const std::int64_t filled = present ? pass.columns.count : 0;
     Scalar weight_scale = Scalar(1);

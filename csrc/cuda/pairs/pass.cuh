@@ -35,8 +35,9 @@ struct Pass : Pairs<P> {
     const Scalar* part = similarities + (i - first) * width + j;
     Scalar sum = *part;
     for (int s = 1; s < splits; ++s) sum += part[s * panel * width];
-    return this->scaled(sum, this->rows.scale[i], this->columns.scale[j],
-                        this->rows.residue[i] + this->columns.residue[j]);
+    const Scalar product = this->scaled(sum, this->rows.scale[i], this->columns.scale[j],
+                                        this->rows.residue[i] + this->columns.residue[j]);
+    return similarity_of(this->distance, product);
   }
 };
 

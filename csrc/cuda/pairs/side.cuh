@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "cuda/core/product.cuh"
+#include "cuda/pairs/distance.cuh"
 #include "cuda/pairs/problem.h"
 #include "rules/pair_loss.h"
 
@@ -163,13 +164,15 @@ struct Pairs {
   bool self;
   const MultiSimilarity<Scalar>& loss;
   bool normalize;
+  Distance distance;
 
   MSK_DEVICE explicit Pairs(const Problem& p)
       : rows(p.rows, p.row_buffers, p.padded_depth),
         columns(p.columns, p.column_buffers, p.padded_depth),
         self(p.self),
         loss(loss_of<Scalar>(p)),
-        normalize(p.options.normalize) {}
+        normalize(p.options.normalize),
+        distance(p.options.distance) {}
 
   MSK_DEVICE bool self_pair(std::int64_t i, std::int64_t j) const {
     if (rows.ids && columns.ids) {

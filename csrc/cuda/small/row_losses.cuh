@@ -27,8 +27,9 @@ MSK_DEVICE WarpRow<typename P::Scalar, kValues> similarities_of(const Pass<P>& p
   for (int k = 0; k < kValues; ++k) {
     if (k >= values) continue;
     const int j = k * 32 + lane();
-    row.value[k] =
+    const Scalar product =
         pass.scaled(row.value[k], scale, pass.columns.scale[j], residue + pass.columns.residue[j]);
+    row.value[k] = similarity_of(pass.distance, product);
     out[k * 32] = row.value[k];
   }
   return row;

@@ -80,7 +80,8 @@ struct RowWeights {
           w += weight_of(forms.negative, s, own.negative);
         if (by_column && negative && s > columns.above[k] && s < columns.below[k])
           w += weight_of(forms.negative, s, {columns.coefficient[k], columns.offset[k]});
-        visit(column, s, columns.scale[k], w * columns.scale[k]);
+        visit(column, s, columns.scale[k],
+              through_distance(pass.distance, w, s) * columns.scale[k]);
       }
 #pragma unroll 1
       for (int column = j; positives; column += 32, positives >>= 1)
@@ -103,7 +104,7 @@ struct RowWeights {
         w += forms.positive.sign *
              (weight_of(forms.positive, value, term.positive) + term.pos_constant);
     }
-    visit(j, s, scale, w * scale);
+    visit(j, s, scale, through_distance(pass.distance, w, s) * scale);
   }
 
   // NaN of an anchor whose loss is NaN, whatever is kept.

@@ -27,7 +27,7 @@ def similarities(x: Tensor, r: Tensor, distance: str | None, middle: Tensor | No
     return -found if distance == "euclidean" else -found.square()
 
 
-def by_product(weight: Tensor, similarity: Tensor, distance: str) -> Tensor:
+def through_distance(weight: Tensor, similarity: Tensor, distance: str) -> Tensor:
     """What a weight on such a similarity is on the product of its rows; on distance 0 nothing."""
     if distance == "squared_euclidean":
         return 2 * weight
@@ -35,11 +35,15 @@ def by_product(weight: Tensor, similarity: Tensor, distance: str) -> Tensor:
 
 
 def middle_of(r: Tensor) -> Tensor:
-    """(D,): a median, which a few rows far away do not take with them as they do a mean."""
+    """(D,): a median, which a few rows far away, or not finite, do not take with them as they do a
+    mean."""
     r = r.detach()
     if r.shape[0] == 0:
         return r.new_zeros(r.shape[1])
-    return r[:: 1 + r.shape[0] // SAMPLED].median(0).values
+    # Sorted: median has no algorithm on a GPU that torch calls deterministic.
+    ascending = r[:: 1 + r.shape[0] // SAMPLED].sort(0).values
+    middle = ascending[(len(ascending) - 1) // 2]
+    return torch.where(middle.isfinite(), middle, 0)
 
 
 def pull(weight: Tensor, own: Tensor, other: Tensor, middle: Tensor) -> Tensor:
@@ -68,5 +72,5 @@ class _Distances(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor, Tensor, None]:
         x, r, middle, found = ctx.saved_tensors
-        weight = -by_product(incoming, -found, "euclidean")
+        weight = -through_distance(incoming, -found, "euclidean")
         return pull(weight, x, r, middle), pull(weight.T, r, x, middle), None

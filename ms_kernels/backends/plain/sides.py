@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.interface import Side, compute_dtype
-from ms_kernels.backends.plain.distance import by_product, middle_of, pull, similarities
+from ms_kernels.backends.plain.distance import middle_of, pull, similarities, through_distance
 from ms_kernels.reference import IGNORED, is_floored, row_scale, shares_label, unit_rows
 from ms_kernels.rules.spec import PairOptions
 from ms_kernels.settings import options
@@ -80,7 +80,7 @@ class Sides:
             if dr is not None:
                 dr += weight.T @ x
             return
-        weight = by_product(weight, panel.sim, self.spec.distance)
+        weight = through_distance(weight, panel.sim, self.spec.distance)
         if dx is not None:
             dx[panel.rows] += pull(weight, x, r, self.middle)
         if dr is not None:

@@ -15,7 +15,6 @@ from torch import Tensor
 from ms_kernels.backends import gpu
 from ms_kernels.backends.interface import (
     MOST_EXPONENT,
-    NO_DISTANCE,
     Crowd,
     Found,
     Reduced,
@@ -23,6 +22,7 @@ from ms_kernels.backends.interface import (
     Side,
     Term,
 )
+from ms_kernels.backends.products import as_products
 from ms_kernels.backends.triton import driver, tiles
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
@@ -81,15 +81,14 @@ def refuses(spec: PairSpec, dtype: torch.dtype | None) -> str | None:
     """None when the kernels take these rules, and embeddings of this dtype with the Triton that is
     here; else why not."""
     rule = spec.weighting
-    if spec.distance is not None:
-        return NO_DISTANCE
     # A circle's exponentials are added as they are.
     if isinstance(rule, Circle):
         square = rule.m**2
-        if not spec.normalize or rule.gamma * max(square, 1 - square) > MOST_EXPONENT:
+        bounded = spec.normalize and spec.distance is None
+        if not bounded or rule.gamma * max(square, 1 - square) > MOST_EXPONENT:
             return (
-                f"rows must have unit length and gamma * max(m**2, 1 - m**2) be at most "
-                f"{MOST_EXPONENT}"
+                "rows must have unit length and no distance, and gamma * max(m**2, 1 - m**2) be at "
+                f"most {MOST_EXPONENT}"
             )
     return spec.unfit_options() or _refuses_dtype(dtype)
 
@@ -134,7 +133,8 @@ def row_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> Ro
     from ms_kernels.backends.triton.launch_step import exact_statistics
 
     with _on_device_of(anchors.embeddings):
-        return exact_statistics(anchors, candidates, spec)
+        sides = as_products(anchors, candidates, spec)
+        return exact_statistics(sides.rows, sides.columns, spec)
 
 
 def embedding_gradient(
@@ -153,11 +153,16 @@ def embedding_gradient(
     from ms_kernels.backends.triton.problem import Problem
 
     with _on_device_of(rows.embeddings):
-        problem = other = Problem(rows, columns, spec, wide=True)
+        sides = as_products(rows, columns, spec)
+        problem = other = Problem(sides.rows, sides.columns, spec, wide=True)
         if column_term is not None and columns is not None:
             ranges = problem.columns.ranges_among(columns.labels, problem.rows, rows.labels)
             other = problem.other_way(*ranges)
-        return gradient_of_terms(problem, other, row_term, column_term, options.workspace_bytes)
+        budget = options.workspace_bytes
+        found = gradient_of_terms(problem, other, row_term, column_term, budget)
+        gradient = sides.of_rows(found)
+        assert gradient is not None
+        return gradient
 
 
 def loss_and_gradient(
@@ -172,9 +177,10 @@ def loss_and_gradient(
     from ms_kernels.backends.triton.launch_step import step
 
     with _on_device_of(anchors.embeddings):
-        losses, valid, dx, dr = step(anchors, candidates, spec, need_dx, need_dr, dloss)
+        sides = as_products(anchors, candidates, spec)
+        losses, valid, dx, dr = step(sides.rows, sides.columns, spec, need_dx, need_dr, dloss)
         assert losses is not None and valid is not None
-        return losses, valid, dx, dr
+        return losses, valid, sides.of_rows(dx), sides.of_columns(dr)
 
 
 def reduced_loss_and_gradient(
@@ -206,13 +212,15 @@ def plan_reduced(
     if isinstance(spec.weighting, Triplet):
         return None
     how = spec, reduction, dtype, need_dx, need_dr
-    key = key_of_reduced(anchors, candidates, *how)
+    # Of longer rows it is known when they are made.
+    key = key_of_reduced(anchors, candidates, *how) if spec.distance is None else None
 
     def run(anchors: Side, candidates: Side | None) -> Reduced:
         with _on_device_of(anchors.embeddings):
-            loss, dx, dr = reduced_step(anchors, candidates, *how, key)
+            sides = as_products(anchors, candidates, spec)
+            loss, dx, dr = reduced_step(sides.rows, sides.columns, *how, key)
             assert loss is not None
-            return loss, dx, dr
+            return loss, sides.of_rows(dx), sides.of_columns(dr)
 
     return run
 

@@ -62,6 +62,7 @@ def finish_kernel(
     depth,
     padded,
     MODE: tl.constexpr,
+    DISTANCE: tl.constexpr,
     ID_MODE: tl.constexpr,
     RULE: tl.constexpr,
     NEGATIVE: tl.constexpr,
@@ -106,7 +107,9 @@ def finish_kernel(
     count = tl.zeros((BLOCK_M,), tl.int32)
     for start in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
-        sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
+        sim = similarity(
+            x, row_scale, rows, r, column_scale, columns, depth, MODE, DISTANCE, BLOCK_K
+        )
         here = columns
         if ID_MODE == GIVEN:
             here = paired(columns, column_ids)

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ms_kernels.backends.triton.gradient_sums import as_operand, scaled, store_gradient
 from ms_kernels.backends.triton.pairs import positive_tiles
-from ms_kernels.backends.triton.similarity import multiply_add, similarity
+from ms_kernels.backends.triton.similarity import multiply_add, similarity, through_distance
 from ms_kernels.backends.triton.weights import pair_weights
 
 
@@ -42,6 +42,7 @@ def weights_kernel(
     row_padded,
     column_padded,
     MODE: tl.constexpr,
+    DISTANCE: tl.constexpr,
     ID_MODE: tl.constexpr,
     NEGATIVE: tl.constexpr,
     POSITIVE: tl.constexpr,
@@ -66,7 +67,7 @@ def weights_kernel(
     low, width = positive_tiles(first, last, rows, N, BLOCK_N)
     tile = first_column // BLOCK_N + place
     weight = tl.zeros((BLOCK_M, BLOCK_N), row_scale.dtype.element_ty)
-    sim = similarity(x, row_scale, rows, r, column_scale, columns, stride, MODE, BLOCK_K)
+    sim = similarity(x, row_scale, rows, r, column_scale, columns, stride, MODE, DISTANCE, BLOCK_K)
     for NEGATIVES in tl.static_range(2):
         if ((tile >= low) & (tile < low + width)) == (NEGATIVES == 0):
             weight = pair_weights(
@@ -100,6 +101,7 @@ def weights_kernel(
                 HAS_OFFSET,
                 TWO_SIDED,
             )
+    weight = through_distance(weight, sim, DISTANCE)
     weight = as_operand(
         weight, tl.load(column_scale + columns), panel.dtype.element_ty, MODE, WEIGHT_SCALE
     )

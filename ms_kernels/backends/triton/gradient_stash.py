@@ -87,7 +87,7 @@ def positive_weights_kernel(
     end = tl.maximum(low + width, tl.cdiv((block + 1) * BLOCK_M, BLOCK_N))
     for tile in range(diagonal + part, tl.minimum(end, column_blocks), PARTS):
         columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        sim = similarity(x, row_scale, rows, x, row_scale, columns, stride, MODE, BLOCK_K)
+        sim = similarity(x, row_scale, rows, x, row_scale, columns, stride, MODE, "none", BLOCK_K)
         weight = pair_weights(
             sim,
             terms,

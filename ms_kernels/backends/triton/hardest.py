@@ -49,6 +49,7 @@ def hardest_scan_kernel(
     tiles,  # blocks of columns of one program
     padded,
     MODE: tl.constexpr,
+    DISTANCE: tl.constexpr,
     ID_MODE: tl.constexpr,
     K: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -64,7 +65,9 @@ def hardest_scan_kernel(
     found = empty_lists(BLOCK_M, SLOTS, K, T)
     for tile in range(split * tiles, tl.minimum(split * tiles + tiles, column_blocks)):
         columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
+        sim = similarity(
+            x, row_scale, rows, r, column_scale, columns, depth, MODE, DISTANCE, BLOCK_K
+        )
         pair = (columns < M)[None, :] & (rows < N)[:, None]
         pair &= same_class(row_first, row_last, columns) == 0
         if ID_MODE == GIVEN:

@@ -10,6 +10,7 @@ def arguments(problem: Problem) -> tuple[Any, Any, Any]:
     rows, columns, tile = problem.rows, problem.columns, problem.tiles.scan
     constants = {
         "MODE": problem.mode,
+        "DISTANCE": problem.distance,
         "ID_MODE": problem.id_mode,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,

@@ -77,7 +77,7 @@ def _rows_whole(launch: Launch, owner: Tile) -> None:
         problem.columns.padded,
         column_blocks,
         launch.poison_stride,
-        NORMALIZE=problem.spec.normalize,
+        NORMALIZE=problem.normalizes,
         SPLIT=parts > 1,
         SCALED=launch.scaled,
         BLOCK_M=owner.block_m,

@@ -47,6 +47,7 @@ class Launch:
         rows, columns = problem.rows, problem.columns
         self.pairs: Any = {
             **problem.pair_constants,
+            "DISTANCE": problem.distance,
             "HAS_ROW": row_terms is not None,
             "HAS_COLUMN": column_terms is not None,
         }
@@ -89,7 +90,7 @@ class Launch:
             rows.width,
             rows.stride,
             self.poison_stride,
-            NORMALIZE=self.problem.spec.normalize,
+            NORMALIZE=self.problem.normalizes,
             SCALED=self.scaled,
             ROWS=at_once,
             BLOCK_D=width,
@@ -99,7 +100,7 @@ class Launch:
     def project(self) -> None:
         """Takes dx through the normalisation."""
         rows = self.problem.rows
-        if not self.problem.spec.normalize:
+        if not self.problem.normalizes:
             return
         height, width = rows_at_once(rows.width)
         launch_kernel(

@@ -59,6 +59,7 @@ def negative_scan_kernel(
     tiles,  # blocks of columns of one program
     padded,
     MODE: tl.constexpr,
+    DISTANCE: tl.constexpr,
     ID_MODE: tl.constexpr,
     NEGATIVE: tl.constexpr,
     TWO_SIDED: tl.constexpr,
@@ -125,7 +126,9 @@ def negative_scan_kernel(
             columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
             if SYMMETRIC:
                 column_above = tl.load(neg_above + columns)
-            sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
+            sim = similarity(
+                x, row_scale, rows, r, column_scale, columns, depth, MODE, DISTANCE, BLOCK_K
+            )
             if MASKED:
                 there = columns < M
                 if ID_MODE == GIVEN:

@@ -37,6 +37,7 @@ def positive_scan_kernel(
     N,
     depth,
     MODE: tl.constexpr,
+    DISTANCE: tl.constexpr,
     ID_MODE: tl.constexpr,
     MINING: tl.constexpr,
     TWO_SIDED: tl.constexpr,
@@ -55,7 +56,9 @@ def positive_scan_kernel(
     hardest = tl.full((BLOCK_M,), INFINITY, T)
     for start in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
-        sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
+        sim = similarity(
+            x, row_scale, rows, r, column_scale, columns, depth, MODE, DISTANCE, BLOCK_K
+        )
         here = columns
         if ID_MODE == GIVEN:
             here = paired(columns, column_ids)

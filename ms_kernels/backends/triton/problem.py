@@ -1,5 +1,6 @@
 """Both sides of the pairs as the kernels want them: sorted by label, copied, padded."""
 
+import copy
 import struct
 from typing import Any
 
@@ -50,7 +51,15 @@ def rows_at_once(depth: int, itemsize: int = 4) -> tuple[int, int]:
 class Rows:
     """One side, in label order. Arrays are as long as `padded`; what is past `count` is inert."""
 
-    def __init__(self, side: Side, spec: PairSpec, tiles: Tiles, mode: str, operand: torch.dtype):
+    def __init__(
+        self,
+        side: Side,
+        normalize: bool,
+        tiles: Tiles,
+        mode: str,
+        operand: torch.dtype,
+        as_candidates: bool = False,  # they are candidates of themselves: `candidates` is asked for
+    ):
         x = side.embeddings
         self.device = x.device
         self.count, self.width = int(x.shape[0]), int(x.shape[1])
@@ -67,6 +76,7 @@ class Rows:
         if side.ids is not None:
             self.ids = torch.empty(self.padded, dtype=torch.int64, device=self.device)
         self.copy = torch.empty(self.padded, self.stride, dtype=operand, device=self.device)
+        self._turned = torch.empty_like(self.copy) if as_candidates else self.copy
         self.scale = torch.empty(self.padded, dtype=self.dtype, device=self.device)
         self.norm = torch.empty_like(self.scale)
         height, width = rows_at_once(self.stride, self.dtype.itemsize)
@@ -80,6 +90,7 @@ class Rows:
             self.order if side.ids is None else side.ids,
             self.ids,
             self.copy,
+            self._turned,
             self.scale,
             self.norm,
             self.poisoned,
@@ -87,12 +98,19 @@ class Rows:
             self.width,
             self.stride,
             GIVEN_IDS=side.ids is not None,
-            NORMALIZE=spec.normalize,
+            NORMALIZE=normalize,
+            TURNED=as_candidates,
             SCALED=mode == "tf32" or 2 in (operand.itemsize, x.dtype.itemsize),
             ROUND=mode == "tf32",
             ROWS=height,
             BLOCK_D=width,
         )
+
+    def candidates(self) -> "Rows":
+        """The same longer rows as candidates of themselves: see `products.py`."""
+        found = copy.copy(self)
+        found.copy = self._turned
+        return found
 
     def ranges_among(self, own_labels: Tensor, columns: "Rows", labels: Tensor) -> Ranges:
         """Where the labels of these rows lie among those of other rows, sorted."""
@@ -169,20 +187,24 @@ class Problem:
         self.spec = spec
         self.rule = WEIGHTING_RULES[type(spec.weighting)]
         wide |= not self.shares
-        self.mode, operand = mode_of(rows.embeddings.dtype, rows.embeddings.shape[1], wide)
+        exact = spec.distance is not None
+        self.mode, operand = mode_of(rows.embeddings.dtype, rows.embeddings.shape[1], wide, exact)
         self.tiles = tiles or tiles_of(self.mode, rows.embeddings.device)
         self.mining = MINING_RULES[type(spec.mining)]
         count = (rows if columns is None else columns).embeddings.shape[0]
         dtype = torch.float64 if operand == torch.float64 else torch.float32
         self.bounded = is_bounded(spec, count, BOUND[dtype])
         self.tiles = self._fitting(wide)
-        self.rows = Rows(rows, spec, self.tiles, self.mode, operand)
+        how = self.normalizes, self.tiles, self.mode, operand
+        turned = columns is None and spec.distance is not None
+        self.rows = Rows(rows, *how, turned)
         self.symmetric = columns is None
         if columns is None:
-            self.columns, self.first, self.last = self.rows, self.rows.first, self.rows.last
+            self.columns = self.rows.candidates() if turned else self.rows
+            self.first, self.last = self.rows.first, self.rows.last
         else:
             columns = _contiguous(columns)
-            self.columns = Rows(columns, spec, self.tiles, self.mode, operand)
+            self.columns = Rows(columns, *how)
             self.first, self.last = self.rows.ranges_among(
                 rows.labels, self.columns, columns.labels
             )
@@ -203,6 +225,16 @@ class Problem:
         if self.ranked:  # lists are read by many warps
             owner = {d: t._replace(warps=max(t.warps, t.block_m // 8)) for d, t in owner.items()}
         return tiles._replace(owner=owner)
+
+    @property
+    def distance(self) -> str:
+        """What similarities are made of products: see `less_distance`."""
+        return self.spec.distance or "none"
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the copies are of unit rows; longer rows have been made of such."""
+        return self.spec.normalize and self.spec.distance is None
 
     @property
     def ranked(self) -> bool:

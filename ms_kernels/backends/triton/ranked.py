@@ -100,6 +100,7 @@ def list_kernel(
     depth,
     padded,
     MODE: tl.constexpr,
+    DISTANCE: tl.constexpr,
     ID_MODE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -114,7 +115,9 @@ def list_kernel(
     tl.store(first_rank + rows, place)
     for start in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
-        sim = similarity(x, row_scale, rows, r, column_scale, columns, depth, MODE, BLOCK_K)
+        sim = similarity(
+            x, row_scale, rows, r, column_scale, columns, depth, MODE, DISTANCE, BLOCK_K
+        )
         pair = same_class(row_first, row_last, columns)
         pair &= distinct(rows, columns, row_ids, column_ids, ID_MODE)
         keep = is_positive(sim, pair, coefficients) & (sim < below[:, None])

@@ -32,6 +32,7 @@ def copy_kernel(
     ids,  # (N) int64, if GIVEN_IDS
     ordered_ids,  # (padded N) out, if GIVEN_IDS: those of each row
     copy,  # (padded N, stride) out, in the operand dtype
+    turned,  # the same out, if TURNED: the first two numbers of a row change places
     scale,  # (padded N) out: S_ij = copy_i . copy_j scale_i scale_j; 0 for rows that are not there
     norm,  # (padded N) out: what the gradient is divided by: infinite for rows without a direction,
     # whose norm is under 1e-12; NaN for rows that are not finite
@@ -42,6 +43,7 @@ def copy_kernel(
     GIVEN_IDS: tl.constexpr,
     NORMALIZE: tl.constexpr,
     SCALED: tl.constexpr,  # rows keep their length, else they are divided by it
+    TURNED: tl.constexpr,
     ROUND: tl.constexpr,  # to tf32 numbers: of others tensor cores cut what does not fit
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -102,8 +104,12 @@ def copy_kernel(
             x /= length[:, None]
         if ROUND:
             x = round_to_tf32(x)
-        at = copy + row[:, None] * stride + d[None, :]
-        tl.store(at, x.to(copy.dtype.element_ty), mask=(d < stride)[None, :])
+        start_of_row = row[:, None] * stride
+        x = x.to(copy.dtype.element_ty)
+        tl.store(copy + start_of_row + d[None, :], x, mask=(d < stride)[None, :])
+        if TURNED:
+            place = tl.where(d < 2, 1 - d, d)
+            tl.store(turned + start_of_row + place[None, :], x, mask=(d < stride)[None, :])
     tl.store(scale + row, tl.where(present & is_finite, factor, 0))
     tl.store(norm + row, tl.where(is_finite, divisor, float("nan")))
     tl.atomic_max(poisoned + row * 0, 1, mask=present & (is_finite == 0))

@@ -169,4 +169,4 @@ def is_bounded(spec: PairSpec, count: int, most_exponent: float) -> bool:
         return True
     numbers = rule.numbers(spec.weighting)
     reach = reach_of(numbers.negative_scale, numbers.negative_base, count)
-    return spec.normalize and reach <= most_exponent
+    return spec.normalize and spec.distance is None and reach <= most_exponent

@@ -2,10 +2,13 @@
 
 Operands are padded copies (`rows.py`): whole blocks are read without masks. A pair's similarity is
 the product of the copies times the product of the two rows' scales, accumulated in ascending depth.
+What is added first of longer rows is the sum of two numbers: exchanged they have the same.
 """
 
 import triton
 import triton.language as tl
+
+from ms_kernels.backends.triton.softplus import INFINITY
 
 
 @triton.jit
@@ -52,14 +55,37 @@ def split_product(a, b):
 
 
 @triton.jit
-def similarity_of(own, other, row_scale, column_scale, MODE: tl.constexpr):
+def less_distance(product, DISTANCE: tl.constexpr):
+    """The similarity of longer rows, whose product is less half a squared distance: see
+    `products.py`. A product above 0 is rounding; one that is not a number stays so."""
+    if DISTANCE != "none":
+        product = 2 * tl.where(product > 0, 0, product)
+        if DISTANCE == "euclidean":
+            product = -tl.sqrt(-product)
+        else:
+            tl.static_assert(DISTANCE == "squared_euclidean", "less_distance: unknown distance")
+    return product
+
+
+@triton.jit
+def through_distance(weight, sim, DISTANCE: tl.constexpr):
+    """What a weight on a similarity is on the product of its rows; on distance 0 nothing."""
+    if DISTANCE == "euclidean":
+        weight /= tl.where(sim < 0, -sim, INFINITY)
+    elif DISTANCE == "squared_euclidean":
+        weight *= 2
+    return weight
+
+
+@triton.jit
+def similarity_of(own, other, row_scale, column_scale, MODE: tl.constexpr, DISTANCE: tl.constexpr):
     """Of rows `own` (BLOCK_M, depth) and columns `other` (depth, BLOCK_N), held whole."""
     if MODE == "tf32x3":
         sums = split_product(own, other)
     else:
         zero = tl.zeros((own.shape[0], other.shape[1]), row_scale.dtype)
         sums = multiply_add(own, other, zero, MODE)
-    return sums * (row_scale[:, None] * column_scale[None, :])
+    return less_distance(sums * (row_scale[:, None] * column_scale[None, :]), DISTANCE)
 
 
 @triton.jit
@@ -72,6 +98,7 @@ def similarity(
     columns,  # (BLOCK_N)
     depth,  # a multiple of BLOCK_K, and the stride of both copies
     MODE: tl.constexpr,
+    DISTANCE: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """(BLOCK_M, BLOCK_N) similarities of rows and columns, in pieces of BLOCK_K."""
@@ -86,4 +113,4 @@ def similarity(
             sums += split_product(a, b)
         else:
             sums = multiply_add(a, b, sums, MODE)
-    return sums * (row_factor[:, None] * column_factor[None, :])
+    return less_distance(sums * (row_factor[:, None] * column_factor[None, :]), DISTANCE)

@@ -146,18 +146,21 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def mode_of(dtype: torch.dtype, depth: int, wide: bool = False) -> tuple[str, torch.dtype]:
+def mode_of(
+    dtype: torch.dtype, depth: int, wide: bool = False, exact: bool = False
+) -> tuple[str, torch.dtype]:
     """The mode for embeddings of a dtype and depth, and the dtype of the operands.
 
     `wide`: weights may be of any size. Those of float16 rows are tf32 numbers then, of as many bits
     and more range; so are the rows, without loss.
     float32 products follow torch.get_float32_matmul_precision(): "highest" are accurate to float32,
-    "high" are tf32, "medium" take rows rounded to bfloat16.
+    "high" are tf32, "medium" take rows rounded to bfloat16; not so `exact` ones, of which small
+    differences are asked for.
     """
     if dtype == torch.float64:
         return "float64", dtype
     if dtype == torch.float32:
-        precision = float32_products()
+        precision = "highest" if exact else float32_products()
         if precision == "highest":
             return "float32" if depth <= SHALLOW else "tf32x3", dtype
         if precision == "high":

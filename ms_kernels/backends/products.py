@@ -1,0 +1,90 @@
+"""Distances as products of longer rows, for kernels that compute nothing but products.
+
+-|x - r|^2 / 2 = x . r - |x|^2 / 2 - |r|^2 / 2 is the product of (-|x|^2 / 2, 1, x) and
+(1, -|r|^2 / 2, r), of which the kernels make a distance or its square. So a gradient of products is
+one of distances: how much all of an anchor's pairs weigh stands in it beside their sum of rows.
+
+The rounding of such a product is that of the squares of its rows, not of their difference: rows are
+shifted, so that the origin lies in their middle. It is of float32 whatever the rows are.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ms_kernels.backends.interface import Side
+from ms_kernels.backends.plain.distance import middle_of
+from ms_kernels.backends.plain.sides import computed, through_normalisation
+from ms_kernels.rules.spec import PairSpec
+
+# Before the numbers of a row: less half its square and 1, the other way round of a candidate.
+ADDED = 2
+# Rows of so many numbers begin where a kernel reads 16 bytes at once.
+EVEN = 8
+
+
+class Products(NamedTuple):
+    """Both sides, so that the products of their rows tell the similarities of a spec."""
+
+    rows: Side
+    columns: Side | None
+    given: tuple[Side, Side | None]
+    spec: PairSpec
+    is_apart: bool = False  # the columns are the rows once more
+
+    def of_rows(self, gradient: Tensor | None) -> Tensor | None:
+        """From the gradient of `rows` to that of the rows that were given."""
+        return self._back(gradient, self.rows, self.given[0], is_candidate=False)
+
+    def of_columns(self, gradient: Tensor | None) -> Tensor | None:
+        return self._back(gradient, self.columns, self.given[1], is_candidate=True)
+
+    def _back(
+        self, gradient: Tensor | None, side: Side | None, given: Side | None, is_candidate: bool
+    ) -> Tensor | None:
+        if self.spec.distance is None or gradient is None or side is None or given is None:
+            return gradient
+        x, width = given.embeddings, given.embeddings.shape[1]
+        own = slice(ADDED, ADDED + width)
+        # The weights of its pairs are what the other side's 1 is multiplied by.
+        weights = gradient[:, 1:2] if is_candidate else gradient[:, :1]
+        found = gradient[:, own] - weights * side.embeddings[:, own]
+        return through_normalisation(found, computed(x, self.spec.normalize), x, self.spec)
+
+
+def as_products(rows: Side, columns: Side | None, spec: PairSpec, apart: bool = False) -> Products:
+    """The sides as they are where no distance is asked for.
+
+    apart: of a batch with itself two sides too, for kernels that read a row in one way alone; pairs
+    of a sample with itself are told by ids.
+    """
+    if spec.distance is None:
+        return Products(rows, columns, (rows, columns), spec)
+    apart &= columns is None
+    if apart:
+        if rows.ids is None:
+            ids = torch.arange(len(rows.labels), device=rows.labels.device)
+            rows = rows._replace(ids=ids)
+        columns = rows
+    x = computed(rows.embeddings, spec.normalize)
+    r = x if columns is None or columns is rows else computed(columns.embeddings, spec.normalize)
+    if not spec.normalize:  # no unit row is far from the origin
+        # Of both sides alike: a pair has the same bits when they change places.
+        middle = (middle_of(x) + middle_of(r)) / 2
+        x, r = x - middle, r - middle
+    long_rows = rows._replace(embeddings=_longer(x, is_candidate=False))
+    long_columns = None
+    if columns is not None:
+        long_columns = columns._replace(embeddings=_longer(r, is_candidate=True))
+    return Products(long_rows, long_columns, (rows, columns), spec, apart)
+
+
+def _longer(x: Tensor, is_candidate: bool) -> Tensor:
+    count, width = x.shape
+    longer = x.new_zeros(count, -(-(ADDED + width) // EVEN) * EVEN)
+    square, one = (1, 0) if is_candidate else (0, 1)
+    longer[:, square] = (x * x).sum(1) * -0.5
+    longer[:, one] = 1
+    longer[:, ADDED : ADDED + width] = x
+    return longer
