@@ -6,8 +6,8 @@ import math
 import every_backend
 import pytest
 import torch
+from distances import DISTANCES, MININGS, RULES, batch, step
 from family import KERNELS, name_of
-from test_distances import DISTANCES, MININGS, RULES, batch, step
 
 import ms_kernels
 from ms_kernels import pair_loss

@@ -25,9 +25,9 @@ class Step(NamedTuple):
 
 # Under a sanitizer the caching allocator would hide reads past the end of a tensor.
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-CUDA_TESTS = ("test_gpu_cuda", "test_gpu_family")
+CUDA_TESTS = ("test_gpu_cuda", "test_gpu_family", "test_gpu_distances")
 TRITON_TESTS = ("test_gpu", "test_gpu_family", "test_triton", "test_triton_division")
-TRITON_TESTS += ("test_triton_edges", "test_triton_family")
+TRITON_TESTS += ("test_triton_edges", "test_triton_family", "test_gpu_distances")
 # Seconds before its limit at which a step begins no case more, and writes its tables.
 CLOSING = 8
 
