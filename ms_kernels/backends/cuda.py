@@ -285,16 +285,19 @@ def plan_reduced(
     plan = call.plan(reduction, written, need_dx, need_dx if sides.is_apart else need_dr)
 
     def run(anchors: Side, candidates: Side | None) -> Reduced:
-        sides = _sides(anchors, candidates, spec)
-        loss, factor, dx, dr = plan(sides.rows, sides.columns)
+        loss, factor, dx, dr = plan(anchors, candidates)
         assert loss is not None
-        dx, dr = _gradients(sides, dx, dr)
         for gradient in (dx, dr):
             if gradient is not None and factor is not None:
                 gradient.mul_(factor)
-        return loss.to(dtype), dx, dr
+        return loss, dx, dr
 
-    return run
+    def run_longer(anchors: Side, candidates: Side | None) -> Reduced:
+        sides = _sides(anchors, candidates, spec)
+        loss, dx, dr = run(sides.rows, sides.columns)
+        return loss.to(dtype), *_gradients(sides, dx, dr)
+
+    return run if spec.distance is None else run_longer
 
 
 def plans_depend_on() -> Hashable:

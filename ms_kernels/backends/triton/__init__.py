@@ -212,17 +212,21 @@ def plan_reduced(
     if isinstance(spec.weighting, Triplet):
         return None
     how = spec, reduction, dtype, need_dx, need_dr
-    # Of longer rows it is known when they are made.
-    key = key_of_reduced(anchors, candidates, *how) if spec.distance is None else None
+    given = as_products(anchors, candidates, spec)
+    key = key_of_reduced(given.rows, given.columns, *how)
 
     def run(anchors: Side, candidates: Side | None) -> Reduced:
         with _on_device_of(anchors.embeddings):
-            sides = as_products(anchors, candidates, spec)
-            loss, dx, dr = reduced_step(sides.rows, sides.columns, *how, key)
+            loss, dx, dr = reduced_step(anchors, candidates, *how, key)
             assert loss is not None
-            return loss, sides.of_rows(dx), sides.of_columns(dr)
+            return loss, dx, dr
 
-    return run
+    def run_longer(anchors: Side, candidates: Side | None) -> Reduced:
+        sides = as_products(anchors, candidates, spec)
+        loss, dx, dr = run(sides.rows, sides.columns)
+        return loss, sides.of_rows(dx), sides.of_columns(dr)
+
+    return run if spec.distance is None else run_longer
 
 
 def plans_depend_on() -> Hashable:
