@@ -39,6 +39,14 @@ def test_small_batches_take_the_single_launch():
     assert dispatch.choose("cpu", everything) == "cpu"
 
 
+def test_triton_takes_distances_of_small_batches():
+    near = PairSpec(distance="euclidean")
+    both = frozenset(("cuda", "triton", "panels"))
+    assert dispatch.choose("cuda", both, 64) == "cuda"
+    assert dispatch.choose("cuda", both, 64, near) == "triton"
+    assert dispatch.choose("cuda", both - {"triton"}, 64, near) == "cuda"
+
+
 def test_an_explicit_backend_never_falls_back(monkeypatch):
     monkeypatch.setattr(dispatch, "why_missing", lambda name: "no compiler was there")
     x, y = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)

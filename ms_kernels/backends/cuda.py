@@ -48,6 +48,11 @@ def fastest_at_any_size(spec: PairSpec | None, dtype: torch.dtype | None) -> boo
     return known and dtype == torch.float32 and float32_products() == "highest"
 
 
+def leaves_to_others(spec: PairSpec | None) -> bool:
+    """By counting: some fifty launches of torch make longer rows, those of Triton one a side."""
+    return spec is not None and spec.distance is not None
+
+
 def missing() -> str | None:
     """None when the compiled module and a GPU that it serves are here; else why not."""
     if torch.version.hip is not None:
@@ -200,11 +205,6 @@ def spec_of_kernels(spec: PairSpec) -> PairSpec:
 _backend = NativeBackend(_Call)
 
 
-# Kernels read a row in one way: a batch with itself has two sides where it has longer rows.
-def _sides(rows: Side, columns: Side | None, spec: PairSpec) -> Products:
-    return as_products(rows, columns, spec, apart=True)
-
-
 def _gradients(
     sides: Products, dx: Tensor | None, dr: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -216,7 +216,7 @@ def _gradients(
 
 def row_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> RowStatistics:
     """Statistics of each anchor; candidates None means the anchors themselves."""
-    sides = _sides(anchors, candidates, spec)
+    sides = as_products(anchors, candidates, spec)
     return _backend.row_statistics(sides.rows, sides.columns, spec)
 
 
@@ -228,7 +228,7 @@ def embedding_gradient(
     column_term: Term | None,
 ) -> Tensor:
     """Gradient (N, D) with respect to the rows' embeddings, through their normalisation."""
-    sides = _sides(rows, columns, spec)
+    sides = as_products(rows, columns, spec)
     found = _backend.embedding_gradient(sides.rows, sides.columns, spec, row_term, column_term)
     gradient = sides.of_rows(found)
     assert gradient is not None
@@ -244,7 +244,7 @@ def loss_and_gradient(
     dloss: Tensor | None = None,
 ) -> Found:
     """Row losses, above 0 for the rows that keep a pair, and the gradients of the losses' sum."""
-    sides = _sides(anchors, candidates, spec)
+    sides = as_products(anchors, candidates, spec)
     need_dr = need_dx if sides.is_apart else need_dr
     how = spec, need_dx, need_dr, dloss
     losses, kept, dx, dr = _backend.loss_and_gradient(sides.rows, sides.columns, *how)
@@ -278,7 +278,7 @@ def plan_reduced(
     """What reduced_loss_and_gradient does, for all tensors of these kinds."""
     if not _is_small(anchors, candidates, spec):
         return None
-    sides = _sides(anchors, candidates, spec)
+    sides = as_products(anchors, candidates, spec)
     call = _Call("loss_and_gradient", sides.rows, sides.columns, spec)
     # Kernels write a loss in the dtype of their rows, or in that which they compute in.
     written = dtype if spec.distance is None else call.dtype
@@ -293,7 +293,7 @@ def plan_reduced(
         return loss, dx, dr
 
     def run_longer(anchors: Side, candidates: Side | None) -> Reduced:
-        sides = _sides(anchors, candidates, spec)
+        sides = as_products(anchors, candidates, spec)
         loss, dx, dr = run(sides.rows, sides.columns)
         return loss.to(dtype), *_gradients(sides, dx, dr)
 

@@ -43,7 +43,9 @@ def choose(
     for name in here:
         module = MODULES[name]
         most = module.MOST_SAMPLES
-        if hasattr(module, "fastest_at_any_size") and module.fastest_at_any_size(spec, dtype):
+        if hasattr(module, "leaves_to_others") and module.leaves_to_others(spec):
+            most = -1
+        elif hasattr(module, "fastest_at_any_size") and module.fastest_at_any_size(spec, dtype):
             return name
         # Others serve more samples faster, but not plain PyTorch, which serves any device.
         if most is None or samples <= most or not _others_of(device, name, here):

@@ -12,6 +12,9 @@ float64 embeddings, else float32:
         Of the larger side: beyond it others that are made for the device are faster. None: any.
     fastest_at_any_size(spec, dtype) -> bool
         Only beside a number: whether it is none for these rules and this dtype, None if unknown.
+    leaves_to_others(spec) -> bool
+        Only beside a number: whether it is none for these rules, for which others that are made
+        for the device are faster at every size.
     CROWD: Crowd | None
         Beyond it a triplet loss goes faster by panels, which sort the positives of an anchor.
     missing() -> str | None

@@ -1,4 +1,4 @@
-"""Distances as products of longer rows, for kernels that compute nothing but products.
+"""Distances as products of longer rows, for kernels that compute products, by ops of PyTorch.
 
 -|x - r|^2 / 2 = x . r - |x|^2 / 2 - |r|^2 / 2 is the product of (-|x|^2 / 2, 1, x) and
 (1, -|r|^2 / 2, r), of which the kernels make a distance or its square. So a gradient of products is
@@ -53,30 +53,25 @@ class Products(NamedTuple):
         return through_normalisation(found, computed(x, self.spec.normalize), x, self.spec)
 
 
-def as_products(rows: Side, columns: Side | None, spec: PairSpec, apart: bool = False) -> Products:
-    """The sides as they are where no distance is asked for.
-
-    apart: of a batch with itself two sides too, for kernels that read a row in one way alone; pairs
-    of a sample with itself are told by ids.
-    """
+def as_products(rows: Side, columns: Side | None, spec: PairSpec) -> Products:
+    """The sides as they are where no distance is asked for; else, of a batch with itself, two too:
+    each row is read in one way. Pairs of a sample with itself are told by ids."""
     if spec.distance is None:
         return Products(rows, columns, (rows, columns), spec)
-    apart &= columns is None
-    if apart:
+    apart = columns is None
+    if columns is None:
         if rows.ids is None:
             ids = torch.arange(len(rows.labels), device=rows.labels.device)
             rows = rows._replace(ids=ids)
         columns = rows
     x = computed(rows.embeddings, spec.normalize)
-    r = x if columns is None or columns is rows else computed(columns.embeddings, spec.normalize)
+    r = x if apart else computed(columns.embeddings, spec.normalize)
     if not spec.normalize:  # no unit row is far from the origin
         # Of both sides alike: a pair has the same bits when they change places.
         middle = (middle_of(x) + middle_of(r)) / 2
         x, r = x - middle, r - middle
     long_rows = rows._replace(embeddings=_longer(x, is_candidate=False))
-    long_columns = None
-    if columns is not None:
-        long_columns = columns._replace(embeddings=_longer(r, is_candidate=True))
+    long_columns = columns._replace(embeddings=_longer(r, is_candidate=True))
     return Products(long_rows, long_columns, (rows, columns), spec, apart)
 
 

@@ -9,7 +9,7 @@ from steps import FULL, cost_of, step
 import ms_kernels
 from ms_kernels.rules import mining as mining_rules
 from ms_kernels.rules.spec import DISTANCES, MININGS, NATIVE_WEIGHTINGS
-from ms_kernels.rules.weighting import Circle, Triplet
+from ms_kernels.rules.weighting import Circle, MultiSimilarity, Triplet
 
 # (dtype, depth): rows held whole, panels.
 KINDS = [(torch.bfloat16, 40)]
@@ -46,7 +46,7 @@ def test_refs(stand_in, weighting, n):
 @pytest.mark.parametrize("distance", DISTANCES[1:])
 @pytest.mark.parametrize("normalize", [True, False], ids=["unit", "raw"])
 def test_distances(stand_in, distance, normalize):
-    """Longer rows are made of rows by ops of torch, none of which waits."""
+    """Longer rows take a launch to be made and one for their gradient, and one finds the middle."""
     given = {"distance": distance, "normalize": normalize}
     for weighting in (made(rule) for rule in NATIVE_WEIGHTINGS if FULL or rule is Triplet):
         for m, reduction in itertools.product((None, 77), ("mean", "none")):
@@ -58,3 +58,18 @@ def test_distances(stand_in, distance, normalize):
             first, second = cost_of(stand_in, run), cost_of(stand_in, run)
             assert not first.waits and len(first.kernels) >= 4
             assert first.kernels == second.kernels and not second.compiled
+
+
+@pytest.mark.parametrize("normalize", [True, False], ids=["unit", "raw"])
+def test_a_distance_takes_few_launches_more(stand_in, normalize):
+    costs = []
+    for distance in DISTANCES:
+        given = {"distance": distance, "normalize": normalize, "weighting": made(MultiSimilarity)}
+        run = step(333, 40, torch.float32, ms_kernels.pair_loss, **given)
+        cost_of(stand_in, run)
+        costs.append(cost_of(stand_in, run))
+    products, *distances = costs
+    more = ("longer", "shorter", *(() if normalize else ("middle",)))
+    for cost in distances:
+        assert cost.torch_ops == products.torch_ops
+        assert sorted(cost.kernels) == sorted([*products.kernels, *more])

@@ -22,7 +22,6 @@ from ms_kernels.backends.interface import (
     Side,
     Term,
 )
-from ms_kernels.backends.products import as_products
 from ms_kernels.backends.triton import driver, tiles
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
@@ -133,8 +132,7 @@ def row_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> Ro
     from ms_kernels.backends.triton.launch_step import exact_statistics
 
     with _on_device_of(anchors.embeddings):
-        sides = as_products(anchors, candidates, spec)
-        return exact_statistics(sides.rows, sides.columns, spec)
+        return exact_statistics(anchors, candidates, spec)
 
 
 def embedding_gradient(
@@ -149,11 +147,12 @@ def embedding_gradient(
     The triplet loss compares the anchors' pairs anew: there the columns must be all candidates of a
     row_term's anchors, and the rows all candidates of a column_term's.
     """
+    from ms_kernels.backends.triton.launch_longer import Sides
     from ms_kernels.backends.triton.launch_terms import gradient_of_terms
     from ms_kernels.backends.triton.problem import Problem
 
     with _on_device_of(rows.embeddings):
-        sides = as_products(rows, columns, spec)
+        sides = Sides(rows, columns, spec)
         problem = other = Problem(sides.rows, sides.columns, spec, wide=True)
         if column_term is not None and columns is not None:
             ranges = problem.columns.ranges_among(columns.labels, problem.rows, rows.labels)
@@ -177,10 +176,9 @@ def loss_and_gradient(
     from ms_kernels.backends.triton.launch_step import step
 
     with _on_device_of(anchors.embeddings):
-        sides = as_products(anchors, candidates, spec)
-        losses, valid, dx, dr = step(sides.rows, sides.columns, spec, need_dx, need_dr, dloss)
+        losses, valid, dx, dr = step(anchors, candidates, spec, need_dx, need_dr, dloss)
         assert losses is not None and valid is not None
-        return losses, valid, sides.of_rows(dx), sides.of_columns(dr)
+        return losses, valid, dx, dr
 
 
 def reduced_loss_and_gradient(
@@ -212,8 +210,7 @@ def plan_reduced(
     if isinstance(spec.weighting, Triplet):
         return None
     how = spec, reduction, dtype, need_dx, need_dr
-    given = as_products(anchors, candidates, spec)
-    key = key_of_reduced(given.rows, given.columns, *how)
+    key = key_of_reduced(anchors, candidates, *how)
 
     def run(anchors: Side, candidates: Side | None) -> Reduced:
         with _on_device_of(anchors.embeddings):
@@ -221,12 +218,7 @@ def plan_reduced(
             assert loss is not None
             return loss, dx, dr
 
-    def run_longer(anchors: Side, candidates: Side | None) -> Reduced:
-        sides = as_products(anchors, candidates, spec)
-        loss, dx, dr = run(sides.rows, sides.columns)
-        return loss, sides.of_rows(dx), sides.of_columns(dr)
-
-    return run if spec.distance is None else run_longer
+    return run
 
 
 def plans_depend_on() -> Hashable:

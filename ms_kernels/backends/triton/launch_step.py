@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ms_kernels.backends.interface import Side
 from ms_kernels.backends.triton.launch_gradient import gradient
+from ms_kernels.backends.triton.launch_longer import Sides
 from ms_kernels.backends.triton.launch_ranked import rounds
 from ms_kernels.backends.triton.launch_reduction import Reduced, reduced
 from ms_kernels.backends.triton.launch_statistics import Statistics, statistics
@@ -84,7 +85,8 @@ def exact_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> 
     """Of every anchor, in the caller's order."""
 
     def launched() -> RowStatistics:
-        problem = Problem(anchors, candidates, spec, wide=True)
+        sides = Sides(anchors, candidates, spec)
+        problem = Problem(sides.rows, sides.columns, spec, wide=True)
         budget = options.workspace_bytes
         first, *later = rounds(problem)
         found = statistics(problem, budget, exact=True, passed=first).exact
@@ -138,6 +140,8 @@ def _launched(
     reduction: str,
     dtype: torch.dtype | None,
 ) -> Step:
+    sides = Sides(anchors, candidates, spec)
+    anchors, candidates = sides.rows, sides.columns
     # Else weights may be of any size.
     problem = Problem(anchors, candidates, spec, wide=dloss is not None)
     stash_bytes = options.stash_bytes if need_dx and problem.shares and dloss is None else 0
@@ -155,7 +159,7 @@ def _launched(
         dx = None if dx is None or more_dx is None else dx + more_dx
         dr = None if dr is None or more_dr is None else dr + more_dr
     assert row_loss is not None and valid is not None
-    return Step(total.loss, row_loss, valid, dx, dr)
+    return Step(total.loss, row_loss, valid, sides.of_rows(dx), sides.of_columns(dr))
 
 
 def _gradients(
