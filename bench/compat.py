@@ -111,7 +111,7 @@ def times(name: str, n: int, d: int) -> dict[str, Any]:
     """Medians of interleaved rounds."""
     x, y, _ = make_batch(n, d, "mid")
     ours, peer = (SETUPS[name].script(*modules) for modules in libraries().values())
-    return timed(x, y, ours, peer, rounds_for(n), MOST_SECONDS)
+    return timed(x, y, ours, {PEER: peer}, rounds_for(n), MOST_SECONDS)
 
 
 def print_peak(name: str, candidate: str, n: int, d: int) -> None:

@@ -147,8 +147,8 @@ def check(name: str) -> None:
 def times(name: str, n: int) -> dict[str, dict[str, float]]:
     """Medians of interleaved rounds of each candidate."""
     member = members()[name]
-    peer = member.peer if n <= member.most else None
-    return timed(*make_batch(n), member.ours, peer, rounds_for(n), MOST_SECONDS)
+    others = {} if member.peer is None or n > member.most else {PEER: member.peer}
+    return timed(*make_batch(n), member.ours, others, rounds_for(n), MOST_SECONDS)
 
 
 def peak(name: str, candidate: str, n: int) -> int | None:

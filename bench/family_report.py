@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from bench import tasks_report
 from bench.baselines import PEER
 from bench.report import mebibytes, save
 
@@ -69,7 +70,10 @@ def plot(found: dict[str, Any], path: Path) -> None:
     save(figure, path, found)
 
 
-def page(found: dict[str, Any]) -> str:
+def page(found: dict[str, Any], tasks: dict[str, Any] | None) -> str:
+    """tasks: of `python -m bench tasks`."""
     title = "# The family, measured\n\n`python -m bench family` measures it.\n\n"
     picture = "![How many times longer the peer takes](bench_family.png)\n\n"
-    return f"{title}{picture}{table(found)}\n"
+    beside = "## Place recognition, CLIP and SigLIP\n\n"
+    shown = tasks_report.NOT_YET if tasks is None else tasks_report.table(tasks)
+    return f"{title}{picture}{table(found)}\n\n{beside}{shown}\n"

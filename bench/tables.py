@@ -1,6 +1,6 @@
 """python -m bench.tables: the tables and plots of README and docs, from what bench/results holds.
 
-Of each kind the latest file is shown: cpu-*.json, family-*.json, memory-*.json,
+Of each kind the latest file is shown: cpu-*.json, family-*.json, tasks-*.json, memory-*.json,
 distributed-*.json, compat-*.json, and *.jsonl of a GPU (also in a folder, as
 `make gpu RESULTS=folder` fills it).
 """
@@ -18,6 +18,7 @@ NO_GPU = (
     "Nothing has been measured on a GPU yet: `make gpu RESULTS=folder` is the command that does."
 )
 CPU, FAMILY = ("cpu-*.json", "times"), ("family-*.json", "family")
+TASKS = ("tasks-*.json", "tasks")
 SCALING = {name: (f"{name}-*.json", name) for name in ("memory", "distributed")}
 COMPAT = ("compat-*.json", "compat")
 GPU_PAGE, SCALING_PAGE = "docs/benchmark_gpu.md", "docs/scaling.md"
@@ -65,7 +66,7 @@ def pages(root: Path = ROOT) -> dict[str, str]:
         found["docs/benchmark.md"] = report.page(cpu)
         readme = region(readme, "bench", report.table(cpu, report.headline))
     if family is not None:
-        found["docs/benchmark_family.md"] = family_report.page(family)
+        found["docs/benchmark_family.md"] = family_report.page(family, newest(results, *TASKS))
     scaling = {name: newest(results, *place) for name, place in SCALING.items()}
     if any(scaling.values()):
         text = (root / SCALING_PAGE).read_text()

@@ -1,11 +1,12 @@
-"""Two candidates of one step: refused unless they are equal, then timed in turns."""
+"""Candidates of one step: refused unless they are equal, then timed in turns."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.baselines import PEER, Loss
+from bench.baselines import Loss
 from bench.timing import Turns
 
 
@@ -30,14 +31,21 @@ def refuse_unequal(
 
 
 def timed(
-    x: Tensor, y: Tensor, ours: Loss, peer: Loss | None, rounds: int, most_seconds: float
+    x: Tensor,
+    y: Tensor,
+    ours: Loss,
+    others: Mapping[str, Loss],
+    rounds: int,
+    most_seconds: float,
 ) -> dict[str, Any]:
-    """Medians of interleaved rounds; the peer sits out what is left once it took so long."""
+    """Medians of interleaved rounds; the others sit out what is left once the slowest of them took
+    so long."""
     turns = Turns(x, y, with_gradient=True)
-    turns.baselines = {} if peer is None else {PEER: peer}
+    turns.baselines = dict(others)
     turns.warm_up(ours)
     for _ in range(rounds):
-        if sum(turns.times.get(PEER, {}).get("step", [])) < most_seconds:
+        spent = (sum(turns.times.get(name, {}).get("step", [])) for name in others)
+        if max(spent, default=0) < most_seconds:
             turns.others()
         turns.run("ours", ours)
     return turns.summary()

@@ -207,7 +207,7 @@ def test_quick_results_are_not_published(quick, tmp_path, monkeypatch, capsys):
     assert (tables.newest(keep.RESULTS, *tables.SCALING["memory"]) is None) == quick
 
 
-@pytest.mark.parametrize("kind", [None, "family", "memory", "distributed"])
+@pytest.mark.parametrize("kind", [None, "family", "tasks", "memory", "distributed"])
 @pytest.mark.parametrize("quick", [True, False])
 def test_words_of_the_command(kind, quick):
     words = [word for word in (kind, "quick" if quick else None) if word]
@@ -216,6 +216,6 @@ def test_words_of_the_command(kind, quick):
 
 @pytest.mark.parametrize("words", ["fast", "memory family", "memory 4096"])
 def test_unknown_words_are_refused(words):
-    wanted = "bench: expected nothing or one of 'family', 'memory', 'distributed', 'compat', an"
+    wanted = "bench: expected nothing or one of 'family', 'tasks', 'memory', 'distributed', 'com"
     with pytest.raises(SystemExit, match=f"^{wanted}.*, got '{words}'"):
         command.parse(words.split())
