@@ -3,15 +3,12 @@
 >>> from ms_kernels.compat.pytorch_metric_learning import losses, miners, distributed
 
 instead of `from pytorch_metric_learning import losses, miners` is the only change in a training
-script: what is not replaced is the library's own, its other modules too. docs/compat.md says what
-is replaced, what falls back, and what differs.
+script: what is not replaced is the library's own, its other modules too, by whatever path below
+this one a line names them. docs/compat.md says what is replaced, what falls back, and what differs.
 
 Developed and tested against 2.9.0. Under 3 nothing is replaced: every class is the library's own
 formula, with one warning.
 """
-
-import importlib
-from typing import Any
 
 try:
     import pytorch_metric_learning as _theirs
@@ -23,17 +20,12 @@ except ImportError as error:
     ) from error
 
 from ms_kernels.compat.pytorch_metric_learning import distributed, losses, miners
+from ms_kernels.compat.pytorch_metric_learning.mirror import install, parts_of
 
 __version__ = _theirs.__version__
 
 __all__ = ["distributed", "losses", "miners"]
 
-
-def __getattr__(name: str) -> Any:
-    """The library's other modules: distances, reducers, regularizers, samplers, testers..."""
-    try:
-        return importlib.import_module(f"pytorch_metric_learning.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"pytorch_metric_learning.{name}":  # it needs a package that is missing
-            raise
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+# The library's other modules: distances, reducers, regularizers, samplers, testers...
+__getattr__ = parts_of(__name__)
+install()

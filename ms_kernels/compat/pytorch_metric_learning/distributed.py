@@ -92,6 +92,9 @@ class DistributedMinerWrapper(theirs.DistributedMinerWrapper):
         return mined.gathered_from(emb, ref_emb) if isinstance(mined, Unlisted) else mined
 
 
+REPLACED = DistributedLossWrapper, DistributedMinerWrapper
+
+
 def without_own(mined: MinedPairs, rows: Tensor, everybody: Tensor) -> MinedPairs:
     """Without the pairs of a row here with itself: own rows are the first of everybody's."""
     ids = (torch.arange(len(side), device=rows.device) for side in (rows, everybody))

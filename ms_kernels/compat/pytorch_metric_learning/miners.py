@@ -11,6 +11,7 @@ from ms_kernels.compat.pytorch_metric_learning.choosing import rule_of, served_m
 from ms_kernels.compat.pytorch_metric_learning.fallible import Fallible, Unserved
 from ms_kernels.compat.pytorch_metric_learning.measures import Measure, record_norms
 from ms_kernels.compat.pytorch_metric_learning.mined import MinedPairs, MinedTriplets
+from ms_kernels.compat.pytorch_metric_learning.mirror import parts_of, without_parts
 from ms_kernels.compat.pytorch_metric_learning.pairs import Call, by_labels, call_of
 from ms_kernels.compat.pytorch_metric_learning.triplet_mining import hardest_triplets
 from ms_kernels.compat.pytorch_metric_learning.unlisted import Unlisted
@@ -115,3 +116,11 @@ class TripletMarginMiner(Lazy, theirs.TripletMarginMiner):
             raise Unserved("collect_stats=True")
         pairs = by_labels(call).pairs
         return MinedTriplets.of(pairs, measure, self.margin, self.type_of_triplets)
+
+
+REPLACED = BatchHardMiner, MultiSimilarityMiner, PairMarginMiner, TripletMarginMiner
+
+# A package, as there: its modules are found by `mirror`.
+__path__: list[str] = []
+without_parts(globals(), __name__)
+__getattr__ = parts_of(__name__)

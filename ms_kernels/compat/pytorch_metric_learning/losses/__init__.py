@@ -17,6 +17,7 @@ from ms_kernels.compat.pytorch_metric_learning.losses.rows import (
 )
 from ms_kernels.compat.pytorch_metric_learning.losses.triplets import TripletMarginLoss
 from ms_kernels.compat.pytorch_metric_learning.memory import CrossBatchMemory
+from ms_kernels.compat.pytorch_metric_learning.mirror import parts_of, without_parts
 
 REPLACED = (
     CircleLoss,
@@ -31,3 +32,6 @@ REPLACED = (
     SupConLoss,
     TripletMarginLoss,
 )
+
+without_parts(globals(), __name__)
+__getattr__ = parts_of(__name__)
