@@ -6,6 +6,7 @@ import pytest
 import torch
 from peer_classes import ALONE, LOSSES, MINERS, D, assert_close, miner_pair, ours, rows, theirs
 from pytorch_metric_learning import losses as library
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ms_kernels.compat.pytorch_metric_learning import losses, miners
 
@@ -40,13 +41,16 @@ def run(memory, x, y, *rest, dtype=torch.float64):
 @pytest.mark.parametrize("name", INNER)
 def test_many_steps(name, miner, dtype):
     mine, their = pair(name, miner)
+    places = set()
     for step, n in enumerate(SIZES):
         x, y = batch(step, n)
         got = run(mine, x, y, dtype=dtype)
+        places.add((mine.embedding_memory.data_ptr(), mine.label_memory.data_ptr()))
         assert_close(got, run(their, x, y), dtype)
         assert torch.equal(mine.embedding_memory.double(), their.embedding_memory)
         assert torch.equal(mine.label_memory, their.label_memory)
         assert mine.queue_idx == their.queue_idx and mine.has_been_filled == their.has_been_filled
+    assert len(places) == 1  # it is written into, not copied
     assert mine.loss.calls.total() >= len(SIZES) - 3 and not mine.loss.calls["fallback"]
     if miner is None:
         assert not mine.loss.calls["lists"]
@@ -107,6 +111,73 @@ def test_a_batch_whose_backward_pass_comes_after_the_next():
         sum(values).backward()
     for x, their_x in zip(mine.leaves, their.leaves, strict=True):
         torch.testing.assert_close(x.grad, their_x.grad, rtol=1e-9, atol=1e-12)
+
+
+class Copies(TorchDispatchMode):
+    """Bytes of the tensors as large as the memory that operations make."""
+
+    bytes = 0
+
+    def __init__(self, least):
+        super().__init__()
+        self.least = least
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        known = {a.data_ptr() for a in args if isinstance(a, torch.Tensor)}
+        if isinstance(found, torch.Tensor) and found.data_ptr() not in known:
+            size = found.numel() * found.element_size()
+            self.bytes += size if size >= self.least else 0
+        return found
+
+
+def copied(memory, *given):
+    """Bytes that an enqueued batch copies, in parts of the memory."""
+    size = memory.embedding_memory.numel() * memory.embedding_memory.element_size()
+    with Copies(size) as seen:
+        memory.add_to_memory(*given, len(given[0]))
+    return seen.bytes / size
+
+
+def filled(name, miner=None):
+    mine, their = pair(name, miner, 4096)
+    for memory in (mine, their):
+        run(memory, *batch(0, 64))
+    return mine, their
+
+
+def test_the_queue_is_not_copied():
+    mine, _ = filled("NTXentLoss")
+    assert copied(mine, *batch(1, 64)) == 0
+
+
+def test_a_graph_that_is_still_to_run_keeps_the_queue_as_it_was():
+    mine, their = filled("NTXentLoss")
+    x, y = batch(1, 64)
+    leaf = x.clone().requires_grad_()
+    value = mine(leaf, y)
+    assert copied(mine, *batch(2, 64)) == 1
+    assert copied(mine, *batch(3, 64)) == 0  # nobody holds the copy
+    value.backward()
+    assert_close((value.detach(), [leaf.grad]), run(their, x, y), torch.float64)
+
+
+def test_a_tensor_of_the_queue_stays_as_it_was():
+    mine, _ = filled("NTXentLoss")
+    held = mine.embedding_memory[:128]
+    was = held.clone()
+    assert copied(mine, *batch(1, 64)) == 1
+    assert torch.equal(held, was) and not torch.equal(mine.embedding_memory[:128], was)
+
+
+def test_a_miner_tells_how_many_it_found_before_others_were_enqueued():
+    mine, their = filled("NTXentLoss", "multi_similarity")
+    assert copied(mine, *batch(1, 64)) == 1
+    assert mine.miner.num_neg_pairs == their.miner.num_neg_pairs > 0
+    run(mine, *batch(2, 64))
+    before = mine.embedding_memory.data_ptr()
+    run(mine, *batch(3, 64))  # in which it mines anew
+    assert mine.embedding_memory.data_ptr() == before
 
 
 def test_state_and_queue():

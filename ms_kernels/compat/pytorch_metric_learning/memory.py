@@ -8,6 +8,7 @@ from pytorch_metric_learning.utils import loss_and_miner_utils
 from torch import Tensor
 
 from ms_kernels.compat.pytorch_metric_learning.mined import MinedPairs, all_pairs
+from ms_kernels.compat.pytorch_metric_learning.miners import Lazy
 from ms_kernels.compat.pytorch_metric_learning.pairs import Call
 
 
@@ -19,10 +20,26 @@ class CrossBatchMemory(theirs.CrossBatchMemory):
     embedding_memory: Tensor
     label_memory: Tensor
 
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Any = None,
+        enqueue_mask: Tensor | None = None,
+    ) -> Any:
+        """The loss of a batch against the memory, which it enters: see pytorch-metric-learning."""
+        # What it mined last, to tell how many they were, are rows of the memory as it is.
+        miner = getattr(self.miner, "miner", self.miner)
+        if isinstance(miner, Lazy):
+            miner.let_go()
+        return super().forward(embeddings, labels, indices_tuple, enqueue_mask)
+
     def add_to_memory(self, embeddings: Tensor, labels: Tensor, batch_size: int) -> None:
-        # A loss whose backward pass is still to come holds the memory as it was.
-        self.embedding_memory = self.embedding_memory.clone()
-        self.label_memory = self.label_memory.clone()
+        for name in ("embedding_memory", "label_memory"):
+            # The tensor that others may hold, and one of our own of the same numbers.
+            setattr(self, name, getattr(self, name).detach())
+            if is_shared(getattr(self, name)):
+                setattr(self, name, getattr(self, name).clone())
         super().add_to_memory(embeddings, labels, batch_size)
 
     def create_indices_tuple(
@@ -48,3 +65,14 @@ class CrossBatchMemory(theirs.CrossBatchMemory):
             return remove(mined, self.curr_batch_idx, self.memory_size)
         slots = torch.arange(len(E_mem), device=E_mem.device)
         return mined.at(embeddings, E_mem, self.curr_batch_idx, slots)
+
+
+def is_shared(tensor: Tensor) -> bool:
+    """Whether another tensor has its numbers: one that somebody kept, or that a loss whose backward
+    pass is still to come holds as it was."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    if count is None or torch.compiler.is_compiling():
+        return True
+    storage = tensor.untyped_storage()
+    # Of a storage the tensor is one owner, the object that asks the other.
+    return int(count(storage._cdata)) > 2

@@ -59,6 +59,10 @@ class Lazy(Fallible):
         numbers = tuple(map(self._number, range(3)))
         return {**self.__dict__, "_numbers": numbers, "_last": None}
 
+    def let_go(self) -> None:
+        """Of the rows that were mined last, before others are mined."""
+        self._last, self._numbers = None, (0, 0, 0)
+
     def _number(self, kind: int) -> int:
         return self._numbers[kind] if self._last is None else self._last.counts()[kind]
 
