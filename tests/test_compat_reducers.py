@@ -173,7 +173,38 @@ def test_a_sum_takes_one_sweep_with_its_gradient(monkeypatch, loss, sweeps, redu
     criterion = getattr(losses, loss)(reducer=reducer)
     miner = miners.MultiSimilarityMiner()
     criterion(x, y, miner(x, y) if loss == "MultiSimilarityLoss" else None).backward()
-    assert len(planned) == sweeps and criterion.calls == {"kernels": 1}
+    # Means of positives and of negatives are gradients of two sums, whose numbers come with them.
+    one = loss == "ContrastiveLoss" and type(reducer) is reducers.SumReducer
+    assert len(planned) == (1 if one else sweeps) and criterion.calls == {"kernels": 1}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("miner", [None, "pair_margin"])
+@pytest.mark.parametrize("batch", ["any", "one class", "no company", "one pair", "one row"])
+@pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
+def test_a_sum_of_hinges_of_both_kinds(batch, refs, miner, dtype):
+    for reducer in (SUM, reducers.MultipleReducers({"pos_loss": SUM, "neg_loss": SUM})):
+        loss, y = ours("ContrastiveLoss", reducer=reducer), BATCHES[batch]
+        sides = (rows(len(REFS), 1), REFS) if refs else (None, None)
+        mine, their = (None, None) if miner is None else miner_pair(miner)
+        got = step(loss, rows(len(y)), y, *sides, miner=mine, dtype=dtype)
+        # Theirs of half would mine in half.
+        want = step(theirs(loss), rows(len(y)), y, *sides, miner=their)
+        assert_close(got, want, dtype)
+        assert loss.calls == {"kernels": 1}
+
+
+def test_weighed_sums_of_both_kinds_stay_apart():
+    """By a subclass, which sees either sum."""
+
+    class Weighed(reducers.MultipleReducers):
+        def sub_loss_reduction(self, sub_losses, embeddings=None, labels=None):
+            return sub_losses[0] + 3 * sub_losses[1]
+
+    loss = ours("ContrastiveLoss")
+    loss.reducer = Weighed({"pos_loss": SUM, "neg_loss": SUM})
+    their = theirs(loss)
+    assert_close(step(loss, rows(len(Y)), Y), step(their, rows(len(Y)), Y), torch.float64)
 
 
 def test_a_threshold_of_0_is_the_mean_of_what_is_not_0():

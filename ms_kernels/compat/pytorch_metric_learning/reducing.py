@@ -74,6 +74,12 @@ def is_linear(module: Any, name: str) -> bool:
     return kind_of(reducer_of(module, name)) in ("mean", "sum", "active")
 
 
+def are_summed(module: Any, names: tuple[str, ...]) -> bool:
+    """Whether the loss is the sum of all pairs of the sub-losses, which are not looked at."""
+    known = type(module.reducer) in (reducers.SumReducer, reducers.MultipleReducers)
+    return known and all(kind_of(reducer_of(module, name)) == "sum" for name in names)
+
+
 def record_sizes(module: Any) -> None:
     """`losses_size` and the like, which a reducer reads off the losses of single pairs."""
     for name, totals in module.sizes.items():

@@ -29,6 +29,7 @@ from ms_kernels.compat.pytorch_metric_learning.pairs import (
 from ms_kernels.compat.pytorch_metric_learning.reducing import (
     LossDict,
     Totals,
+    are_summed,
     is_linear,
     reduced,
     singles,
@@ -70,7 +71,15 @@ class ContrastiveLoss(Served, theirs.ContrastiveLoss):
         if chosen.mined is not None:
             chosen.mined.keep_counts(positives, negatives)
         both = positives.sum(), negatives.sum()
+        self.calls["kernels"] += 1
         found = {}
+        if are_summed(self, names) and (summed := of_bounded(measure, hinge, chosen)) is not None:
+            # What either kind adds to the sum nobody sees: all of it stands for the positives.
+            total = unless_too_few(self, summed.total, *both)
+            shares = total, torch.zeros_like(total)
+            for name, share, number in zip(names, shares, both, strict=True):
+                found[name] = reduced(self, name, Totals(share, number.clone, number.clone))
+            return found
         for name, kept, number in zip(names, (True, False), (positives, negatives), strict=True):
             summed = of_one_kind(measure, hinge, chosen, kept) if is_linear(self, name) else None
             if summed is not None:
@@ -82,7 +91,6 @@ class ContrastiveLoss(Served, theirs.ContrastiveLoss):
             means = losses / number.clamp(min=1)
             totals = Totals(losses.sum(), number.sum, active, means)
             found[name] = reduced(self, name, totals)
-        self.calls["kernels"] += 1
         return found
 
     def _of_lists(self, lists: Lists, call: Call, measure: Measure, hinge: Contrastive) -> LossDict:
@@ -101,12 +109,16 @@ class ContrastiveLoss(Served, theirs.ContrastiveLoss):
 def of_one_kind(
     measure: Measure, hinge: Contrastive, chosen: Chosen, positives: bool
 ) -> Summed | None:
-    """The sum of the hinges of the positives alone, or of the negatives, whose active pairs are
-    those that are kept; None where the pairs are mined by others."""
-    alone = hinge_of(hinge, positives)
+    """The sum of the hinges of the positives alone, or of the negatives."""
+    return of_bounded(measure, hinge_of(hinge, positives), chosen)
+
+
+def of_bounded(measure: Measure, hinge: Contrastive, chosen: Chosen) -> Summed | None:
+    """The sum of the hinges, whose active pairs are those that are kept; None where the pairs are
+    mined by others."""
     if not isinstance(chosen.mining, (NoMining, ThresholdMining)):
         return None
-    return summed_rows(measure, alone, active_of(alone, chosen))
+    return summed_rows(measure, hinge, active_of(hinge, chosen))
 
 
 def hinge_of(hinge: Contrastive, positives: bool) -> Contrastive:
