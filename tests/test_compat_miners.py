@@ -11,8 +11,10 @@ from pytorch_metric_learning import miners as library
 from pytorch_metric_learning.utils import loss_and_miner_utils
 
 from ms_kernels import options
+from ms_kernels.backends.plain.distance import similarities
 from ms_kernels.compat.pytorch_metric_learning import miners
 from ms_kernels.compat.pytorch_metric_learning.mined import MinedPairs
+from ms_kernels.compat.pytorch_metric_learning.triplet_mining import symmetric
 
 LAZY = ("multi_similarity", "pair_margin")
 Y = BATCHES["any"]
@@ -81,6 +83,34 @@ def test_kinds_of_triplets(distance, kind, panel_bytes):
     got, want = (miner(*tensors(Y, True, torch.float64)) for miner in (mine, their))
     assert all(map(torch.equal, got, want)) and len(got[0]) > 0
     assert mine.num_triplets == len(want[0]) and mine.calls == {"kernels": 1}
+
+
+@pytest.mark.parametrize("kind", ["all", "hard", "semihard", "easy"])
+@pytest.mark.parametrize("distance", ["unit", "raw", "squared", "cosine"])
+@pytest.mark.parametrize("panel_bytes", [1 << 14, 1 << 24], ids=["panels", "at once"])
+def test_triplets_of_a_batch_in_their_order(distance, kind, panel_bytes):
+    """Of several blocks of rows, the last of which is smaller."""
+    options.panel_bytes = panel_bytes
+    given = {
+        "unit": distances.LpDistance(),
+        "raw": distances.LpDistance(normalize_embeddings=False),
+        "squared": distances.LpDistance(power=2),
+        "cosine": distances.CosineSimilarity(),
+    }[distance]
+    x, y = rows(75, 3), torch.randint(9, (75,), generator=torch.Generator().manual_seed(1))
+    x[9] = x[10]  # of which the distance is 0
+    options_of = {"margin": 0.3, "type_of_triplets": kind, "distance": given}
+    mine, their = miners.TripletMarginMiner(**options_of), library.TripletMarginMiner(**options_of)
+    got, want = mine(x, y), their(x, y)
+    assert all(map(torch.equal, got, want)) and len(got[0]) > 0
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 130])
+@pytest.mark.parametrize("distance", ["euclidean", "squared_euclidean"])
+def test_a_block_that_is_mirrored_has_the_bits_of_one_that_is_computed(n, distance):
+    x = torch.randn(n, 7)
+    want = similarities(x, x, distance, None)
+    assert torch.equal(symmetric(x, distance), want)
 
 
 @pytest.mark.parametrize("name", LAZY)

@@ -24,8 +24,9 @@ class Listed(NamedTuple):
 def listed(measure: Measure, x: Tensor, r: Tensor, lists: tuple[Tensor, ...]) -> Listed:
     """Of four lists, each pair as often as it is listed."""
     anchors, positives, others, negatives = (index.to(x.device) for index in lists)
-    pos = similarities(measure, x, r, anchors, positives)
-    neg = similarities(measure, x, r, others, negatives)
+    # One list, for of many pairs all distances are computed once.
+    ends = torch.cat([anchors, others]), torch.cat([positives, negatives])
+    pos, neg = torch.split(similarities(measure, x, r, *ends), [len(anchors), len(others)])
     return Listed(anchors, positives, pos, others, negatives, neg, len(x))
 
 

@@ -4,7 +4,7 @@ The one place that knows what the kernels measure. All results are in the comput
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from ms_kernels.api.listed import listed_similarities
 from ms_kernels.api.mining import mined_pairs
 from ms_kernels.api.road import backend_of, loss_of
 from ms_kernels.api.streaming import streamed_loss
-from ms_kernels.backends.interface import Side, compute_dtype
-from ms_kernels.backends.plain.sides import Panel, Sides
+from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.checks import Pairs, check_pairs
 from ms_kernels.compat.pytorch_metric_learning.measures import Measure
 from ms_kernels.compat.pytorch_metric_learning.pairs import (
@@ -26,7 +25,7 @@ from ms_kernels.compat.pytorch_metric_learning.pairs import (
 from ms_kernels.engine.summed import Summed, summed_loss
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining
-from ms_kernels.rules.spec import PairOptions, options_of
+from ms_kernels.rules.spec import options_of
 from ms_kernels.rules.weighting import Contrastive, Weighting
 
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -128,15 +127,6 @@ def list_pairs(measure: Measure | None, pairs: Pairs, mining: Mining) -> tuple[T
         others_copy = ids[anchors] != ref_ids[positives]
         anchors, positives = anchors[others_copy], positives[others_copy]
     return anchors, positives, others, negatives
-
-
-def panels(measure: Measure, pairs: Pairs) -> Iterator[Panel]:
-    """Blocks of anchors against all candidates, without a gradient."""
-    x, labels, ids, r, ref_labels, ref_ids = pairs
-    columns = None if r is None or ref_labels is None else Side(r, ref_labels, ref_ids)
-    shared = PairOptions(normalize=measure.normalize, distance=measure.distance)
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        yield from Sides(Side(x, labels, ids), columns, shared).panels()
 
 
 def similarities(

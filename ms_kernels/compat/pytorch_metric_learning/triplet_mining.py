@@ -1,12 +1,52 @@
 """Triplets that miners list, a panel of similarities at a time."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from ms_kernels.backends.plain.distance import similarities
+from ms_kernels.backends.plain.sides import Panel, computed
 from ms_kernels.checks import Pairs
 from ms_kernels.compat.pytorch_metric_learning.measures import Measure
-from ms_kernels.compat.pytorch_metric_learning.roads import panels
 from ms_kernels.settings import options
+
+# So few rows are one block of a symmetric panel: a call costs as much as their distances.
+BLOCK = 32
+
+
+def panels(measure: Measure, pairs: Pairs) -> Iterator[Panel]:
+    """Blocks of anchors against all candidates, without a gradient."""
+    x, labels, ids, r, ref_labels, ref_ids = pairs
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        rows = computed(x, measure.normalize)
+        columns = rows if r is None else computed(r, measure.normalize)
+        others = labels if ref_labels is None else ref_labels
+        if r is None:
+            ids = ref_ids = torch.arange(len(x), device=x.device)
+        height = max(1, options.panel_bytes // max(1, len(columns) * columns.element_size()))
+        for start in range(0, len(rows), height):
+            block = slice(start, start + height)
+            if r is None and len(rows) <= height and measure.distance is not None:
+                sim = symmetric(rows, measure.distance)
+            else:
+                sim = similarities(rows[block], columns, measure.distance, None)
+            positive = labels[block, None] == others
+            negative = ~positive
+            if ids is not None and ref_ids is not None:
+                positive &= ids[block, None] != ref_ids
+            yield Panel(block, sim, positive, negative)
+
+
+def symmetric(x: Tensor, distance: str) -> Tensor:
+    """(N, N): each pair of blocks is looked at once, for the square of a difference has no sign."""
+    found = x.new_empty(len(x), len(x))
+    height = max(BLOCK, -(-len(x) // 4))
+    for start in range(0, len(x), height):
+        block, rest = slice(start, start + height), slice(start, None)
+        found[block, rest] = similarities(x[block], x[rest], distance, None)
+        found[start + height :, block] = found[block, start + height :].T
+    return found
 
 
 def hardest_triplets(measure: Measure, pairs: Pairs) -> tuple[Tensor, ...]:
@@ -32,17 +72,21 @@ def triplets_within(
     kind: "all" those up to the margin, "hard" those up to 0, "semihard" those between, "easy" those
         beyond the margin.
     """
-    found = [torch.zeros(0, 3, dtype=torch.int64, device=pairs.labels.device)]
+    none = torch.zeros(0, dtype=torch.int64, device=pairs.labels.device)
+    found = [(none, none, none)]
+    # Of what is no negative, a lead that is not kept.
+    never = torch.inf if kind == "easy" else -torch.inf
     for panel in panels(measure, pairs):
-        lines = panel.positive.nonzero()
-        fitting = options.panel_bytes // max(1, panel.sim.shape[1] * panel.sim.element_size())
-        for some in torch.split(lines, max(1, fitting)):
-            near = panel.sim[some[:, 0], some[:, 1]]
-            lead = near[:, None] - panel.sim[some[:, 0]]
-            kept = (panel.negative[some[:, 0]] & is_kind(lead, margin, kind)).nonzero()
-            anchors, positives = some[kept[:, 0]].unbind(1)
-            found.append(torch.stack([anchors + panel.rows.start, positives, kept[:, 1]], 1))
-    anchors, positives, negatives = torch.cat(found).unbind(1)
+        lines, positives = panel.positive.nonzero(as_tuple=True)
+        near = panel.sim[lines, positives][:, None]
+        far = panel.sim.masked_fill_(~panel.negative, never)
+        fitting = options.panel_bytes // max(1, far.shape[1] * far.element_size())
+        for some in torch.split(torch.arange(len(lines), device=lines.device), max(1, fitting)):
+            lead = near[some] - far[lines[some]]
+            kept, negatives = is_kind(lead, margin, kind).nonzero(as_tuple=True)
+            kept = some[kept]
+            found.append((lines[kept] + panel.rows.start, positives[kept], negatives))
+    anchors, positives, negatives = map(joined, zip(*found, strict=True))
     return anchors, positives, negatives
 
 
@@ -50,6 +94,12 @@ def is_kind(lead: Tensor, margin: float, kind: str) -> Tensor:
     if kind == "easy":
         return lead > margin
     if kind == "hard":
-        return (lead <= margin) & (lead <= 0)
+        return lead <= min(margin, 0)
     within = lead <= margin
     return within & (lead > 0) if kind == "semihard" else within
+
+
+def joined(parts: tuple[Tensor, ...]) -> Tensor:
+    """Without a copy of the only one that has any."""
+    some = [part for part in parts if len(part)]
+    return some[0] if len(some) == 1 else torch.cat(parts)

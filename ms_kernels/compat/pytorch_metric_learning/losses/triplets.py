@@ -100,8 +100,9 @@ class TripletMarginLoss(Served, theirs.TripletMarginLoss):
         anchors, positives, negatives = (index.to(x.device) for index in triplets)
         if len(anchors) == 0:
             return self.zero_losses()
-        near = similarities(measure, x, r, anchors, positives)
-        far = similarities(measure, x, r, anchors, negatives)
+        # One list, for of many pairs all distances are computed once.
+        ends = torch.cat([positives, negatives])
+        near, far = similarities(measure, x, r, anchors.repeat(2), ends).chunk(2)
         if self.swap:
             far = torch.maximum(far, similarities(measure, x, r, positives, negatives))
         self.calls["lists"] += 1
