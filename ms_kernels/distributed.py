@@ -16,6 +16,7 @@ from ms_kernels.api.everybody import (
     ring_call,
 )
 from ms_kernels.api.graph import fits_a_graph, loss_in_graph
+from ms_kernels.api.hints import names_the_way
 from ms_kernels.api.joined import check_joined
 from ms_kernels.api.memory import CrossBatchMemory
 from ms_kernels.api.modules import PairLoss
@@ -71,6 +72,7 @@ class DistributedLoss(nn.Module):
     has its share of the derivative.
     """
 
+    @names_the_way
     def __init__(
         self, loss: PairLoss | CrossBatchMemory, group: Any = None, schedule: str = "gather"
     ) -> None:
@@ -92,6 +94,7 @@ class DistributedLoss(nn.Module):
         self.loss, self.group, self.schedule = loss, group, schedule
         self.group_name: str = getattr(group, "group_name", "")  # what a graph can hold of it
 
+    @names_the_way
     def forward(
         self,
         embeddings: Tensor,

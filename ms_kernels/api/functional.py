@@ -5,6 +5,7 @@ from typing import Literal, TypedDict, overload
 from torch import Tensor
 from typing_extensions import Required, Unpack
 
+from ms_kernels.api.hints import names_the_way
 from ms_kernels.api.road import loss_and_statistics
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining
@@ -63,6 +64,7 @@ def pair_loss(
 ) -> Tensor: ...
 
 
+@names_the_way
 def pair_loss(
     embeddings: Tensor,
     labels: Tensor,
@@ -138,6 +140,7 @@ def multi_similarity_loss(
 ) -> Tensor: ...
 
 
+@names_the_way
 def multi_similarity_loss(
     embeddings: Tensor,
     labels: Tensor,

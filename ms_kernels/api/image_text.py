@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.api.functional import pair_loss
+from ms_kernels.api.hints import names_the_way
 from ms_kernels.api.learned import take_in
 from ms_kernels.api.road import loss_of
 from ms_kernels.backends import dispatch
@@ -20,6 +21,7 @@ from ms_kernels.rules.weighting import SigLIP
 SCALE = 1 / 0.07
 
 
+@names_the_way
 def clip_loss(
     image: Tensor,
     text: Tensor,
@@ -77,6 +79,7 @@ def clip_loss(
     return in_public_dtype(fused_loss(pairs, spec, "mean", backend), image, "mean")
 
 
+@names_the_way
 def siglip_loss(
     image: Tensor,
     text: Tensor,

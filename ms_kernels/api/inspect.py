@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.api.counting import without_label
+from ms_kernels.api.hints import names_the_way
 from ms_kernels.api.histogram import Histogram
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.backends.interface import Side, compute_dtype
@@ -50,6 +51,7 @@ class Rules(NamedTuple):
     ignore_label: int | None = None
 
 
+@names_the_way
 def pair_weights(
     loss: PairLoss | Weighting,
     embeddings: Tensor,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ms_kernels.api.counting import check_one_label, check_rows, without_label
+from ms_kernels.api.hints import names_the_way
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.api.ring import Ring, Slots, held
 from ms_kernels.checks import DTYPES, Pairs, check_number, check_pairs, check_whole
@@ -45,6 +46,7 @@ class CrossBatchMemory(nn.Module):
     >>> memory(embeddings, labels, ids=image_numbers).backward()
     """
 
+    @names_the_way
     def __init__(
         self,
         loss: PairLoss,
@@ -87,6 +89,7 @@ class CrossBatchMemory(nn.Module):
         self._left: int | None = warmup  # warm-up calls to come; None: the device knows
         self._told = False
 
+    @names_the_way
     def forward(
         self,
         embeddings: Tensor,

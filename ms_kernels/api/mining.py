@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.api.counting import row_weights, without_label
+from ms_kernels.api.hints import names_the_way
 from ms_kernels.backends.plain.sides import Sides
 from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.engine.reduced import sides_of
@@ -14,6 +15,7 @@ from ms_kernels.rules.spec import options_of
 EPSILON = MultiSimilarityMining.epsilon
 
 
+@names_the_way
 def mined_pairs(
     embeddings: Tensor,
     labels: Tensor,

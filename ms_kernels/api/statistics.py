@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ms_kernels.api import road
 from ms_kernels.api.counting import check_ignore_label, without_label
+from ms_kernels.api.hints import names_the_way
 from ms_kernels.checks import check_pairs
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining, mining_of
@@ -11,6 +12,7 @@ from ms_kernels.rules.spec import options_of
 from ms_kernels.rules.weighting import MultiSimilarity, Weighting
 
 
+@names_the_way
 def row_statistics(
     embeddings: Tensor,
     labels: Tensor,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ms_kernels.api.hints import names_the_way
 from ms_kernels.backends.interface import Side
 from ms_kernels.backends.plain.sides import Sides
 from ms_kernels.backends.plain.sweep import (
@@ -41,6 +42,7 @@ from ms_kernels.rules.spec import PairOptions, options_of
 Given = tuple[RowFunction, Mining, PairOptions]
 
 
+@names_the_way
 def streamed_loss(
     row_loss: RowFunction,
     embeddings: Tensor,
