@@ -15,6 +15,7 @@ from ms_kernels.api.everybody import (
     gathered,
     ring_call,
 )
+from ms_kernels.api.gathered import gather_rows
 from ms_kernels.api.graph import fits_a_graph, loss_in_graph
 from ms_kernels.api.hints import names_the_way
 from ms_kernels.api.joined import check_joined
@@ -23,7 +24,7 @@ from ms_kernels.api.modules import PairLoss
 from ms_kernels.checks import Pairs, check_choice
 from ms_kernels.engine.ring_loss import RingLoss
 
-__all__ = ["DistributedLoss"]
+__all__ = ["DistributedLoss", "gather_rows"]
 
 SCHEDULES = ("gather", "ring")
 

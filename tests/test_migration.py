@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
+import torch.distributed as dist
 from torch.nn.functional import cross_entropy, normalize, softplus
 
 import ms_kernels
@@ -12,22 +14,17 @@ from ms_kernels.compat.sentence_transformers import (
     MultipleNegativesRankingLoss,
     MultipleNegativesSymmetricRankingLoss,
 )
+from ms_kernels.distributed import gather_rows
 
 PAGE = (Path(__file__).parent.parent / "docs" / "migration.md").read_text()
 
 
-def snippets():
-    """By the heading that they stand under."""
+def ran(name, number=0, **given):
+    """The snippet of that number under a heading."""
     parts = re.split(r"^## (.*)$", PAGE, flags=re.M)[1:]
-    return {
-        name: "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
-        for name, text in zip(parts[::2], parts[1::2], strict=True)
-    }
-
-
-def ran(name, **given):
+    text = dict(zip(parts[::2], parts[1::2], strict=True))[name]
     scope = {"torch": torch, "ms_kernels": ms_kernels, **given}
-    exec(snippets()[name], scope)
+    exec(re.findall(r"```python\n(.*?)```", text, re.S)[number], scope)
     return scope
 
 
@@ -111,7 +108,9 @@ def test_place_recognition():
 
 def test_re_identification():
     features, identities = rows(48), torch.arange(48) // 4
-    scope = ran("Person re-identification", features=features, identities=identities)
+    centres = rows(12, seed=1)
+    given = {"features": features, "identities": identities, "centres": centres}
+    scope = ran("Person re-identification", **given)
     distance = torch.cdist(features, features)
     same_id = identities[:, None] == identities
     furthest = distance.masked_fill(~same_id, 0).amax(1)
@@ -120,7 +119,10 @@ def test_re_identification():
     distance = torch.cdist(features, features)
     furthest = distance.masked_fill(~same_id, 0).amax(1)
     nearest = distance.masked_fill(same_id, torch.inf).amin(1)
-    same(scope["soft"], softplus(furthest - nearest).mean(), features)
+    soft = softplus(furthest - nearest).mean()
+    torch.testing.assert_close(scope["soft"], soft, rtol=1e-10, atol=0)
+    apart = torch.stack([features[i] - centres[k] for i, k in enumerate(identities)])
+    same(scope["loss"], soft + 5e-4 * (apart**2).sum() / 48, features, centres)
 
 
 def test_the_released_code():
@@ -130,6 +132,68 @@ def test_the_released_code():
         embeddings, labels, alpha=2.0, beta=40.0, max_positive_similarity=1 - 1e-5
     )
     same(scope["loss"], want, embeddings)
+
+
+class Encoders(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image, self.text = (torch.nn.Parameter(rows(16, 7, seed).detach()) for seed in (5, 6))
+        self.log_scale, self.bias = (
+            torch.nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (2.0, -3.0)
+        )
+
+    def forward(self, image, text):
+        return image @ self.image, text @ self.text, 1 * self.log_scale, 1 * self.bias
+
+
+def both_losses(model, image, text):
+    """Of CLIP and of SigLIP, by the snippet."""
+    image, text, log_scale, bias = model(image, text)
+    losses = {name: getattr(ms_kernels, name) for name in ("clip_loss", "siglip_loss")}
+    given = {"image": image, "text": text, "log_scale": log_scale, "bias": bias, **losses}
+    scope = ran("CLIP and SigLIP", 1, **given)
+    return scope["clip_everywhere"] + 3 * scope["siglip_everywhere"]
+
+
+SPLIT = [7, 4]  # rows of each process
+
+
+def everywhere(rank, world, folder):
+    with ranks.joined(rank, world, folder):
+        model = torch.nn.parallel.DistributedDataParallel(Encoders())
+        sides = (x.detach().split(SPLIT)[rank] for x in (rows(11), rows(11, seed=1)))
+        loss = both_losses(model, *sides)
+        loss.backward()
+        found = [loss.detach(), *(p.grad for p in model.parameters())]
+        refused = []
+        for given in (rows(3, 4 + rank), rows(3)[:, 0] if rank else rows(3)):
+            try:
+                gather_rows(given)
+            except (RuntimeError, ValueError) as error:
+                refused.append(str(error))
+        torch.save((found, refused), f"{folder}/{rank}.pt")
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch without processes")
+def test_images_and_texts_of_two_processes(tmp_path):
+    model = Encoders()
+    want = both_losses(model, rows(11).detach(), rows(11, seed=1).detach())
+    want.backward()
+    exact = [want.detach(), *(p.grad for p in model.parameters())]
+    for found, refused in ranks.run(2, tmp_path, everywhere):
+        torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-13)
+        width, shape = refused
+        assert re.match(
+            r"rows: expected the same on every rank, got shape \(n, 4\) of .* rank 1", width
+        )
+        assert shape == (
+            "gather_rows: rank 1: ValueError: rows: expected a tensor of shape (n, D), got (3,)"
+        )
+
+
+def test_one_process_has_its_own_rows():
+    x = rows(4)
+    assert gather_rows(x) is x
 
 
 def test_images_and_texts():

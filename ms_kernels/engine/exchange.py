@@ -16,10 +16,13 @@ _gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_
 
 
 class Exchange:
-    """The collectives of one call. Every process must make the same calls in the same order."""
+    """The collectives of one call. Every process must make the same calls in the same order.
 
-    def __init__(self, group: Any, device: torch.device) -> None:
-        self.group, self.device = group, device
+    name: of the public class or function, for its errors.
+    """
+
+    def __init__(self, group: Any, device: torch.device, name: str = "DistributedLoss") -> None:
+        self.group, self.device, self.name = group, device, name
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.counts: list[int] = []
         self.gradients: set[bool] = set()  # whether processes want one
@@ -65,7 +68,7 @@ class Exchange:
             return
         words = self._objects(error)
         told = "; ".join(f"rank {rank}: {word}" for rank, word in enumerate(words) if word)
-        raise RuntimeError(f"DistributedLoss: {told}")
+        raise RuntimeError(f"{self.name}: {told}")
 
     @property
     def own(self) -> slice:
