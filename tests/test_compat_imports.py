@@ -82,31 +82,38 @@ LINES = [
 
 
 EACH_ALONE = """
-import os, sys, ms_kernels, pytorch_metric_learning.losses
-assert "ms_kernels.compat" not in sys.modules
+import os, sys, ms_kernels
+asked = "ms_kernels.compat", "pytorch_metric_learning"
+print("loaded unasked:", [name for name in sys.modules if name in asked], flush=True)
+import pytorch_metric_learning.losses
 for code in sys.argv[1:]:
     child = os.fork()
     if child == 0:
         try:
-            exec(code, {})
+            exec(code, {"sys": sys})
         except BaseException as error:
-            print(f"{code}: {error!r}", flush=True)
+            print(f"{type(error).__name__}: {error} in {code!r}", flush=True)
         os._exit(0)
     os.waitpid(child, 0)
 print("all tried")
 """
+WITHOUT_THE_LIBRARY = f"sys.modules['{THEIRS}'] = None\nimport {HERE}"
 
 
 def test_lines_of_a_fresh_process():
-    """Each in one of its own: nothing before it has imported what it names."""
+    """Each in one of its own, where nothing has imported what it names."""
     codes = []
     for line in LINES:
         names = [n for n in REPLACED if n in line and f".{n}" not in line]
         wanted = (f"\nassert {n}.__module__.startswith('ms_kernels.'), {n}" for n in names)
         codes.append(line.format(root=HERE) + "".join(wanted))
-    codes.append("raise ValueError('seen')")
-    run = subprocess.run([sys.executable, "-c", EACH_ALONE, *codes], capture_output=True, text=True)
-    assert run.stdout.splitlines() == [f"{codes[-1]}: ValueError('seen')", "all tried"], run.stderr
+    command = [sys.executable, "-c", EACH_ALONE, *codes, WITHOUT_THE_LIBRARY]
+    run = subprocess.run(command, capture_output=True, text=True)
+    first, *refused, last = run.stdout.splitlines()
+    assert (first, last) == ("loaded unasked: []", "all tried"), run.stderr
+    assert len(refused) == 1, refused
+    assert refused[0].startswith(f"ImportError: {HERE}: expected the package pytorch-metric-le")
+    assert "pip install pytorch-metric-learning" in refused[0]
 
 
 def test_the_state_of_a_module_is_one():

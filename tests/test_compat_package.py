@@ -1,8 +1,6 @@
 """The package as an import line: what it names, what it needs, and which version it knows."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,31 +14,6 @@ from pytorch_metric_learning import reducers
 import ms_kernels
 import ms_kernels.compat.pytorch_metric_learning as package
 from ms_kernels.compat.pytorch_metric_learning import distributed, losses, miners
-
-
-def said_by(code):
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return run.stdout.split()
-
-
-def test_nobody_who_does_not_ask_for_it_imports_it_and_who_does_needs_it():
-    code = """
-import sys
-import ms_kernels
-names = "ms_kernels.compat", "pytorch_metric_learning"
-print([name for name in sys.modules if name in names])
-sys.modules["pytorch_metric_learning"] = None
-try:
-    from ms_kernels.compat.pytorch_metric_learning import losses
-except ImportError as error:
-    print(error)
-"""
-    loaded, *said = said_by(code)
-    said = " ".join(said)
-    assert loaded == "[]"
-    assert said.startswith("ms_kernels.compat.pytorch_metric_learning: expected the package")
-    assert "pip install pytorch-metric-learning" in said
 
 
 def test_other_modules_are_the_librarys_own():
