@@ -14,7 +14,7 @@ if "triton" not in ms_kernels.backends.dispatch.built():
     pytest.skip(ms_kernels.backends()["triton"].note, allow_module_level=True)
 
 from ms_kernels import pair_loss, settings  # noqa: E402
-from ms_kernels.backends.triton import problem, tape  # noqa: E402
+from ms_kernels.backends.triton import side_rows, tape  # noqa: E402
 from ms_kernels.backends.triton.tiles import interpreted  # noqa: E402
 from ms_kernels.rules import mining as mine  # noqa: E402
 from ms_kernels.rules import weighting as weigh  # noqa: E402
@@ -121,7 +121,7 @@ def test_of_refs_that_learn_and_ids():
 
 
 def test_labels_that_are_sorted_are_sorted_again(monkeypatch):
-    monkeypatch.setattr(problem, "MOST_COUNTED", 16)
+    monkeypatch.setattr(side_rows, "MOST_COUNTED", 16)
     compare(batches(3, (40, None, 20)))
     compare(batches(3, (30, 50, 20)), learn=True)
 

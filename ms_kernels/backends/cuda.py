@@ -13,6 +13,7 @@ from torch import Tensor
 from ms_kernels.backends import gpu
 from ms_kernels.backends.fit import REBUILD, unfit
 from ms_kernels.backends.interface import Crowd, Found, Reduced, ReducedPlan, Side, Term
+from ms_kernels.backends.listing import ordinals_in_classes
 from ms_kernels.backends.native import (
     LATER,
     NativeBackend,
@@ -96,18 +97,6 @@ def _refuse(device: torch.device) -> None:
     reason = unfit(capability, module.architectures, *module.versions())
     if reason is not None:
         raise ValueError(f"embeddings: on {device}, {reason}")
-
-
-def ordinals_in_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of its class each sample is, (M,), and how many the largest class has, (1,)."""
-    ascending, order = labels.sort(stable=True)
-    place = torch.arange(len(labels), device=labels.device)
-    starts = torch.ones_like(place, dtype=torch.bool)
-    starts[1:] = ascending[1:] != ascending[:-1]
-    first = torch.where(starts, place, 0).cummax(0).values
-    ordinals = torch.empty_like(place).index_copy_(0, order, place - first)
-    most = torch.cat([ordinals + 1, place.new_zeros(1)]).amax(0, keepdim=True)
-    return ordinals, most
 
 
 def _largest(rows: Side, columns: Side | None) -> int:

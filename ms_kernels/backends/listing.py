@@ -1,4 +1,5 @@
-"""`embedding_gradient` by a sweep over all pairs of the anchors, which gives both sides theirs."""
+"""Pairs that are listed: ordinals of the positives, and `embedding_gradient` by a sweep over all
+pairs of the anchors."""
 
 from collections.abc import Callable
 
@@ -40,3 +41,15 @@ def gradient_of_anchors(
     if not found:
         return torch.zeros_like(rows.embeddings, dtype=compute_dtype(rows.embeddings))
     return found[0] if len(found) == 1 else found[0] + found[1]
+
+
+def ordinals_in_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of its class each sample is, (M,), and how many the largest class has, (1,)."""
+    ascending, order = labels.sort(stable=True)
+    place = torch.arange(len(labels), device=labels.device)
+    starts = torch.ones_like(place, dtype=torch.bool)
+    starts[1:] = ascending[1:] != ascending[:-1]
+    first = torch.where(starts, place, 0).cummax(0).values
+    ordinals = torch.empty_like(place).index_copy_(0, order, place - first)
+    most = torch.cat([ordinals + 1, place.new_zeros(1)]).amax(0, keepdim=True)
+    return ordinals, most

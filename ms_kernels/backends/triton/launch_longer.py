@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ms_kernels.backends.interface import Side, compute_dtype
 from ms_kernels.backends.triton.longer import ADDED, longer_kernel, middle_kernel, shorter_kernel
-from ms_kernels.backends.triton.problem import rows_at_once
+from ms_kernels.backends.triton.side_rows import rows_at_once
 from ms_kernels.backends.triton.tape import launch_kernel
 from ms_kernels.rules.spec import PairSpec
 

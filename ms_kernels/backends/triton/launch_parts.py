@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ms_kernels.backends.triton.gradient_sums import sum_parts_kernel
 from ms_kernels.backends.triton.launch_statistics import Terms
-from ms_kernels.backends.triton.problem import BUSY, Problem, rows_at_once
+from ms_kernels.backends.triton.problem import BUSY, Problem
 from ms_kernels.backends.triton.rows import project_kernel
+from ms_kernels.backends.triton.side_rows import rows_at_once
 from ms_kernels.backends.triton.tape import launch_kernel
 
 # Weights are at most 2 in absolute value; this lifts them into the range of float16.
