@@ -1,0 +1,129 @@
+"""An embedding: backbone, linear head, L2."""
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from examples.retrieval.refusal import Refusal
+
+# What classifiers are called: these make room for the head.
+HEADS = ("fc", "classifier", "head", "heads", "last_linear")
+NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+class Embedder(nn.Module):
+    """(N, channels, size, size) images to (N, D) unit rows.
+
+    frozen_norm: batch normalisation keeps the statistics that it was given, as the paper has it;
+    its scale and shift learn.
+    """
+
+    def __init__(self, backbone: nn.Module, features: int, dim: int, frozen_norm: bool) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, nn.Linear(features, dim)
+        self.frozen_norm = frozen_norm
+
+    def forward(self, images: Tensor) -> Tensor:
+        return normalize(self.head(self.backbone(images).flatten(1)), dim=1)
+
+    def train(self, mode: bool = True) -> "Embedder":
+        super().train(mode)
+        if self.frozen_norm:
+            for module in self.modules():
+                if isinstance(module, NORMS):
+                    module.eval()
+        return self
+
+
+def small(channels: int) -> nn.Module:
+    """Four convolutions, for small images and no published weights; normalised by groups, which
+    do not know of other images of the batch."""
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.GroupNorm(8, outputs),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+
+    layers = [*block(channels, 32), *block(32, 64), *block(64, 128)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+
+def backbone_of(name: str, channels: int, size: int, pretrained: bool) -> tuple[nn.Module, int]:
+    """A backbone and how many features it has.
+
+    name: "small"; "timm/NAME" or "torchvision/NAME"; or "module:function", your own, which is
+    called without arguments and returns a network, with a classifier or without.
+    """
+    if name == "small":
+        model: Any = small(channels)
+    elif name.startswith("timm/"):
+        timm = _library("timm", name)
+        known = name.removeprefix("timm/")
+        if not timm.is_model(known):
+            close = ", ".join(timm.list_models(f"*{known[:6]}*")[:5]) or "none that is close"
+            raise Refusal(f"--backbone: expected a model of timm, got {known!r}; it has {close}")
+        options = {"num_classes": 0, "in_chans": channels, "pretrained": pretrained}
+        if known.startswith(("vit", "deit")):
+            options["img_size"] = size
+        model = timm.create_model(known, **options)
+    elif name.startswith("torchvision/"):
+        models = _library("torchvision", name).models
+        known = name.removeprefix("torchvision/")
+        if known not in models.list_models(module=models):
+            raise Refusal(f"--backbone: expected a classifier of torchvision, got {known!r}")
+        model = headless(models.get_model(known, weights="DEFAULT" if pretrained else None))
+    elif ":" in name:
+        model = headless(_own(name))
+    else:
+        raise Refusal(
+            "--backbone: expected 'small', 'timm/NAME', 'torchvision/NAME' or 'module:function', "
+            f"got {name!r}; for example torchvision/resnet50 or timm/vit_small_patch16_224"
+        )
+    model.eval()
+    try:
+        with torch.no_grad():
+            found = model(torch.zeros(2, channels, size, size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise Refusal(
+            f"--backbone: expected {name} to take images of {channels} x {size} x {size}, got "
+            f"{error}"
+        ) from error
+    return model, found.flatten(1).shape[1]
+
+
+def headless(model: Any) -> Any:
+    """Without its classifier, if it has one by one of the usual names."""
+    for head in HEADS:
+        if isinstance(getattr(model, head, None), nn.Module):
+            setattr(model, head, nn.Identity())
+            break
+    return model
+
+
+def _library(library: str, name: str) -> Any:
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise Refusal(
+            f"--backbone: expected {library} to be installed for {name!r}: pip install {library}, "
+            "or take --backbone small"
+        ) from error
+
+
+def _own(name: str) -> nn.Module:
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise Refusal(
+            f"--backbone: expected a function without arguments at {name!r}, got {error}"
+        ) from error
+    if not isinstance(found, nn.Module):
+        raise Refusal(f"--backbone: expected {name!r} to return a Module, got {found!r}")
+    return found
