@@ -1,9 +1,10 @@
-"""python -m bench [family | memory | distributed | compat] [quick]: a training step on the CPU,
-measured.
+"""python -m bench [family | memory | distributed | compat | retrieval] [quick]: a training step on
+the CPU, measured.
 
 Without a word: time and peak memory, then the table and the plots. family: the other pair losses
 (bench/family.py), memory: a cross-batch memory (bench/cross_batch.py), distributed: several
-processes (bench/processes.py), compat: a changed import line (bench/compat.py).
+processes (bench/processes.py), compat: a changed import line (bench/compat.py), retrieval: what
+losses retrieve after a training (bench/retrieval.py).
 """
 
 import datetime
@@ -20,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 import ms_kernels
-from bench import compat, cross_batch, family, memory, processes, report, tables
+from bench import compat, cross_batch, family, memory, processes, report, retrieval, tables
 from bench.cases import DEPTHS
 from ms_kernels.backends import cpu
 from ms_kernels.tools.command_line import check_output
@@ -41,6 +42,7 @@ KINDS = {
     "memory": cross_batch.run,
     "distributed": processes.run,
     "compat": compat.run,
+    "retrieval": retrieval.run,
 }
 
 

@@ -41,16 +41,11 @@ class Embedder(nn.Module):
 def small(channels: int) -> nn.Module:
     """Four convolutions, for small images and no published weights; normalised by groups, which
     do not know of other images of the batch."""
-
-    def block(inputs: int, outputs: int) -> list[nn.Module]:
-        return [
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.GroupNorm(8, outputs),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        ]
-
-    layers = [*block(channels, 32), *block(32, 64), *block(64, 128)]
+    layers: list[nn.Module] = []
+    widths = (channels, 32, 64, 128, 128)
+    for k, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        conv = nn.Conv2d(inputs, outputs, 5 if k == 0 else 3, stride=2, padding=2 if k == 0 else 1)
+        layers += [conv, nn.GroupNorm(8, outputs), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
 
