@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from bench.baselines import BASELINES, PEER, metric_learning, ours
 from bench.keep import keep
+from bench.retrieval_report import UNTRAINED, table
 from examples.retrieval.evaluate import embed_all, scores_of
 from examples.retrieval.glyphs import glyphs
 from examples.retrieval.images import Crops, Decoded, TrainingChange
@@ -35,17 +36,17 @@ from ms_kernels.tools.step_cost import peak_of
 
 # Of unit rows every similarity lies between these margins: each pair of the loss weighs 1.
 EQUAL = {"positive_margin": 1.01, "negative_margin": -1.01}
-ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "binomial": ("S", {"loss": "binomial"}),
-    "lifted structure": ("N", {"loss": "lifted"}),
-    "MS mining alone": ("P", {"loss": "contrastive", "loss_options": EQUAL, "mining": "ms"}),
-    "BinLifted": ("S+N", {"loss": "bin-lifted"}),
-    "MS weighting": ("S+N", {"loss": "ms", "mining": "none"}),
-    "binomial + MS mining": ("S+P", {"loss": "binomial", "mining": "ms"}),
-    "lifted + MS mining": ("N+P", {"loss": "lifted", "mining": "ms"}),
-    "MS": ("S+N+P", {"loss": "ms"}),
+# Those of retrieval_report.FOLLOWS.
+RULES: dict[str, dict[str, Any]] = {
+    "binomial": {"loss": "binomial"},
+    "lifted structure": {"loss": "lifted"},
+    "MS mining alone": {"loss": "contrastive", "loss_options": EQUAL, "mining": "ms"},
+    "BinLifted": {"loss": "bin-lifted"},
+    "MS weighting": {"loss": "ms", "mining": "none"},
+    "binomial + MS mining": {"loss": "binomial", "mining": "ms"},
+    "lifted + MS mining": {"loss": "lifted", "mining": "ms"},
+    "MS": {"loss": "ms"},
 }
-UNTRAINED = "untrained"
 SEEDS, STEPS = 5, 200
 SIZES = (80, 1000)  # the paper's batch, and its batch for Stanford Online Products
 ROUNDS = 30
@@ -58,10 +59,10 @@ def options_of(folder: str, steps: int, seed: int, **rule: Any) -> Options:
 
 
 def ablation(benchmark: Benchmark, seeds: int, steps: int) -> list[dict[str, Any]]:
-    work = [(seed, name) for seed in range(seeds) for name in (UNTRAINED, *ROWS)]
+    work = [(seed, name) for seed in range(seeds) for name in (UNTRAINED, *RULES)]
     found = []
     for seed, name in tqdm(work, desc="ablation", unit="run"):
-        rule = {} if name == UNTRAINED else ROWS[name][1]
+        rule = {} if name == UNTRAINED else RULES[name]
         with tempfile.TemporaryDirectory() as folder:
             run = Run(options_of(folder, steps, seed, **rule), benchmark, Processes("cpu"))
             if name != UNTRAINED:
@@ -118,7 +119,8 @@ def steps_in_turn(benchmark: Benchmark, images: int, rounds: int) -> dict[str, A
 def batch_of(run: Run, step: int) -> list[Tensor]:
     """The images of a step, decoded once for all who take it."""
     crops = Crops(run.options.size, run.options.least_crop, run.benchmark.flip)
-    data = Decoded(run.benchmark.train, 1, TrainingChange(crops, run.options.seed))
+    change = TrainingChange(crops, run.options.seed)
+    data = Decoded(run.benchmark.train, run.benchmark.channels, change)
     return [data[item] for item in run.sampler.batch(step).items]
 
 
@@ -167,9 +169,7 @@ def measure(quick: bool) -> dict[str, Any]:
 
 
 def run(machine: dict[str, object], quick: bool) -> None:
-    from bench import retrieval_report
-
-    keep("retrieval", machine, quick, lambda: measure(quick), retrieval_report.table)
+    keep("retrieval", machine, quick, lambda: measure(quick), table)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,15 @@ def test_code_of_the_page_on_scaling_runs():
     assert torch.equal(scope["loss"], want) and scope["embeddings"].grad is not None
 
 
+def test_code_of_the_page_on_retrieval_runs(capsys):
+    page = (ROOT / "docs" / "retrieval.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    scope = {}
+    exec(code, scope)
+    assert scope["neighbours"].shape == (250, 5)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 def test_readme_links_lead_somewhere():
     text = (ROOT / "README.md").read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
