@@ -124,6 +124,26 @@ def test_equal_similarities_give_the_lower_index_first(small_panels, dtype):
     assert torch.equal(found.similarities, (x @ r.T).gather(1, found.indices))
 
 
+@pytest.mark.parametrize("width", [400, 401, 997])
+@pytest.mark.parametrize("mode", ["self", "ids", "gallery"])
+@pytest.mark.parametrize("spread", [2, 1000])  # nearly all similarities equal; hardly any
+def test_groups_of_columns_give_what_a_stable_sort_gives(monkeypatch, width, mode, spread):
+    monkeypatch.setattr(search, "WIDTH", width)
+    torch.manual_seed(6)
+    x = torch.randint(-spread, spread + 1, (997, 2)).float()
+    ids = torch.randint(200, (997,))
+    gallery = () if mode != "gallery" else (x.flip(0).contiguous(),)
+    sim = x @ (gallery[0] if gallery else x).T
+    if mode == "self":
+        sim.fill_diagonal_(-math.inf)
+    elif mode == "ids":
+        sim.masked_fill_(ids[:, None] == ids, -math.inf)
+    want = sim.sort(dim=1, descending=True, stable=True)
+    found = nearest(x, *gallery, k=5, ids=ids if mode == "ids" else None, normalize=False)
+    assert torch.equal(found.indices, want.indices[:, :5])
+    assert torch.equal(found.similarities, want.values[:, :5])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("distance", [None, "euclidean", "squared_euclidean"])
 @pytest.mark.parametrize("normalize", [True, False])

@@ -1,6 +1,9 @@
 """An embedding: backbone, linear head, L2."""
 
+import contextlib
 import importlib
+from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ from examples.retrieval.refusal import Refusal
 
 # What classifiers are called: these make room for the head.
 HEADS = ("fc", "classifier", "head", "heads", "last_linear")
+BESIDE = ("AuxLogits", "aux1", "aux2")
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -58,21 +62,9 @@ def backbone_of(name: str, channels: int, size: int, pretrained: bool) -> tuple[
     if name == "small":
         model: Any = small(channels)
     elif name.startswith("timm/"):
-        timm = _library("timm", name)
-        known = name.removeprefix("timm/")
-        if not timm.is_model(known):
-            close = ", ".join(timm.list_models(f"*{known[:6]}*")[:5]) or "none that is close"
-            raise Refusal(f"--backbone: expected a model of timm, got {known!r}; it has {close}")
-        options = {"num_classes": 0, "in_chans": channels, "pretrained": pretrained}
-        if known.startswith(("vit", "deit")):
-            options["img_size"] = size
-        model = timm.create_model(known, **options)
+        model = _of_timm(name, channels, size, pretrained)
     elif name.startswith("torchvision/"):
-        models = _library("torchvision", name).models
-        known = name.removeprefix("torchvision/")
-        if known not in models.list_models(module=models):
-            raise Refusal(f"--backbone: expected a classifier of torchvision, got {known!r}")
-        model = headless(models.get_model(known, weights="DEFAULT" if pretrained else None))
+        model = _of_torchvision(name, pretrained)
     elif ":" in name:
         model = headless(_own(name))
     else:
@@ -92,8 +84,51 @@ def backbone_of(name: str, channels: int, size: int, pretrained: bool) -> tuple[
     return model, found.flatten(1).shape[1]
 
 
+def _of_timm(name: str, channels: int, size: int, pretrained: bool) -> Any:
+    timm, known = _library("timm", name), name.removeprefix("timm/")
+    if not timm.is_model(known):
+        close = ", ".join(get_close_matches(known, timm.list_models(), 3)) or "none"
+        raise Refusal(f"--backbone: expected a model of timm, got {known!r}; it has {close}")
+    options = {"num_classes": 0, "in_chans": channels, "pretrained": pretrained}
+    if known.startswith(("vit", "deit")):
+        options["img_size"] = size
+    with _weights(name):
+        return timm.create_model(known, **options)
+
+
+def _of_torchvision(name: str, pretrained: bool) -> Any:
+    models, known = _library("torchvision", name).models, name.removeprefix("torchvision/")
+    there = models.list_models(module=models)
+    if known not in there:
+        close = ", ".join(get_close_matches(known, there, 3)) or "none"
+        raise Refusal(
+            f"--backbone: expected a classifier of torchvision, got {known!r}; it has {close}"
+        )
+    with _weights(name):
+        return headless(models.get_model(known, weights="DEFAULT" if pretrained else None))
+
+
+@contextlib.contextmanager
+def _weights(name: str) -> Iterator[None]:
+    """Libraries fetch them by ways of their own, which fail in ways of their own."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise Refusal(
+            f"--backbone: expected {name} with its published weights, got {type(error).__name__}: "
+            f"{reason[0] if reason else ''}; they are fetched once, from the network, or start "
+            "without by --no-pretrained"
+        ) from error
+
+
 def headless(model: Any) -> Any:
-    """Without its classifier, if it has one by one of the usual names."""
+    """Without its classifier, if it has one by one of the usual names, and without what answers
+    beside it in training alone."""
+    for beside in BESIDE:
+        if getattr(model, beside, None) is not None:
+            setattr(model, beside, None)
+            model.aux_logits = False
     for head in HEADS:
         if isinstance(getattr(model, head, None), nn.Module):
             setattr(model, head, nn.Identity())
@@ -108,6 +143,11 @@ def _library(library: str, name: str) -> Any:
         raise Refusal(
             f"--backbone: expected {library} to be installed for {name!r}: pip install {library}, "
             "or take --backbone small"
+        ) from error
+    except (RuntimeError, OSError) as error:  # its compiled part is another torch's
+        raise Refusal(
+            f"--backbone: expected a {library} that fits torch {torch.__version__}, got one that "
+            f"cannot be imported ({error}); install the version made for it"
         ) from error
 
 
