@@ -5,7 +5,17 @@ from typing import Any
 
 DATASETS = ("cub", "cars", "sop", "inshop", "glyphs")
 # These change where a run goes on, or how fast, but not what it computes.
-FREE = ("root", "output", "steps", "workers", "save_every", "evaluate_every", "tensorboard", "ks")
+FREE = (
+    "root",
+    "output",
+    "steps",
+    "workers",
+    "save_every",
+    "evaluate_every",
+    "tensorboard",
+    "ks",
+    "test_batch",
+)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import ms_kernels
 from examples.retrieval import checkpoint
 from examples.retrieval.criterion import criterion_of
 from examples.retrieval.evaluate import embed_all, ks_of, scores_of
@@ -253,6 +254,9 @@ def _tell(run: Run) -> None:
         f"{run.benchmark.name}: trains on {len(train_labels)} images of {len(set(train_labels))} "
         f"classes{alone}; retrieves {len(query.labels)} of {len(set(query.labels))} others"
     )
+    kernels = ms_kernels.backends()["cpu"]
+    if run.processes.device.type == "cpu" and not kernels.available:
+        print(f"the loss goes by plain PyTorch, for the kernels are not built here: {kernels.note}")
     numbers = sum(p.numel() for p in run.model.parameters())
     print(
         f"{run.options.backbone}, {numbers / 1e6:.1f} million parameters, on {run.processes.device}"
