@@ -47,7 +47,7 @@ RULES: dict[str, dict[str, Any]] = {
     "lifted + MS mining": {"loss": "lifted", "mining": "ms"},
     "MS": {"loss": "ms"},
 }
-SEEDS, STEPS = 5, 200
+SEEDS, STEPS = 3, 200
 SIZES = (80, 1000)  # the paper's batch, and its batch for Stanford Online Products
 ROUNDS = 30
 
