@@ -1,10 +1,11 @@
-"""python -m bench [family | tasks | memory | distributed | compat] [quick]: a training step on the
-CPU, measured.
+"""python -m bench [family | tasks | memory | distributed | compat | retrieval | walk] [quick]: a
+training step on the CPU, measured.
 
 Without a word: time and peak memory, then the table and the plots. family: the other pair losses
 (bench/family.py), tasks: place recognition, CLIP and SigLIP (bench/tasks.py), memory: a cross-batch
 memory (bench/cross_batch.py), distributed: several processes (bench/processes.py), compat: a
-changed import line (bench/compat.py).
+changed import line (bench/compat.py), retrieval: what losses retrieve after a training
+(bench/retrieval.py), walk: the training of docs/retrieval.md (bench/walk.py).
 """
 
 import datetime
@@ -21,7 +22,18 @@ import torch
 from tqdm import tqdm
 
 import ms_kernels
-from bench import compat, cross_batch, family, memory, processes, report, tables, tasks
+from bench import (
+    compat,
+    cross_batch,
+    family,
+    memory,
+    processes,
+    report,
+    retrieval,
+    tables,
+    tasks,
+    walk,
+)
 from bench.cases import DEPTHS
 from ms_kernels.backends import cpu
 from ms_kernels.tools.command_line import check_output
@@ -43,6 +55,8 @@ KINDS = {
     "memory": cross_batch.run,
     "distributed": processes.run,
     "compat": compat.run,
+    "retrieval": retrieval.run,
+    "walk": walk.run,
 }
 
 

@@ -1,8 +1,8 @@
 """python -m bench.tables: the tables and plots of README and docs, from what bench/results holds.
 
 Of each kind the latest file is shown: cpu-*.json, family-*.json, tasks-*.json, memory-*.json,
-distributed-*.json, compat-*.json, and *.jsonl of a GPU (also in a folder, as
-`make gpu RESULTS=folder` fills it).
+distributed-*.json, compat-*.json, retrieval-*.json, walk-*.json, and *.jsonl of a GPU (also in a
+folder, as `make gpu RESULTS=folder` fills it).
 """
 
 import json
@@ -10,7 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import compat_report, family_report, gpu_plot, gpu_report, report, scaling_report
+from bench import (
+    compat_report,
+    family_report,
+    gpu_plot,
+    gpu_report,
+    report,
+    retrieval_report,
+    scaling_report,
+    walk,
+)
 from bench.gpu_record import Case, latest, read
 
 ROOT = Path(__file__).parent.parent
@@ -21,8 +30,10 @@ CPU, FAMILY = ("cpu-*.json", "times"), ("family-*.json", "family")
 TASKS = ("tasks-*.json", "tasks")
 SCALING = {name: (f"{name}-*.json", name) for name in ("memory", "distributed")}
 COMPAT = ("compat-*.json", "compat")
+RETRIEVAL, WALK = ("retrieval-*.json", "retrieval"), ("walk-*.json", "walk")
 GPU_PAGE, SCALING_PAGE = "docs/benchmark_gpu.md", "docs/scaling.md"
 COMPAT_PAGE = "docs/compat.md"
+RETRIEVAL_PAGE = "docs/retrieval.md"
 
 
 def newest(results: Path, pattern: str, part: str) -> Any | None:
@@ -75,11 +86,22 @@ def pages(root: Path = ROOT) -> dict[str, str]:
     if compat is not None:
         text = (root / COMPAT_PAGE).read_text()
         found[COMPAT_PAGE] = region(text, "compat", compat_report.table(compat))
+    retrieval, walked = newest(results, *RETRIEVAL), newest(results, *WALK)
+    if retrieval is not None or walked is not None:
+        found[RETRIEVAL_PAGE] = retrieval_page(root, retrieval, walked)
     gpu = gpu_cases(results)
     if gpu:
         found[GPU_PAGE] = gpu_report.page(gpu)
     readme = region(readme, "gpu", gpu_report.headline(gpu) if gpu else NO_GPU)
     return {**found, "README.md": readme}
+
+
+def retrieval_page(root: Path, retrieval: Any | None, walked: Any | None) -> str:
+    text = (root / RETRIEVAL_PAGE).read_text()
+    if retrieval is not None:
+        text = region(text, "ablation", retrieval_report.ablation_table(retrieval))
+        text = region(text, "cost", retrieval_report.cost_table(retrieval))
+    return text if walked is None else region(text, "walk", walk.text(walked))
 
 
 def region(text: str, name: str, content: str) -> str:
@@ -116,6 +138,9 @@ def plots(root: Path = ROOT) -> dict[str, tuple[Any, Any]]:
     scaling = {name: newest(results, *place) for name, place in SCALING.items()}
     if any(scaling.values()):
         found["docs/bench_scaling.png"] = scaling_report.plot, scaling
+    retrieval = newest(results, *RETRIEVAL)
+    if retrieval is not None:
+        found["docs/bench_retrieval.png"] = retrieval_report.plot, retrieval
     if steps := [case for case in gpu_cases(results) if case["kind"] == "step"]:
         found["docs/bench_gpu.png"] = gpu_plot.plot, steps
     return found

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ms_kernels import retrieval
 from ms_kernels.api import family
 from ms_kernels.api.family import *  # noqa: F403
 from ms_kernels.api.functional import multi_similarity_loss, pair_loss
@@ -59,6 +60,7 @@ __all__ = [
     "options",
     "pair_loss",
     "pair_weights",
+    "retrieval",
     "row_statistics",
     "siglip_loss",
     "streamed_loss",

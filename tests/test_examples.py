@@ -14,7 +14,7 @@ ARGUMENTS = {"ablation_digits": ["--quick"]}
 
 
 # The other one is run by the test of two processes.
-ALONE = sorted(set((ROOT / "examples").glob("*.py")) - {ROOT / "examples" / "train_distributed.py"})
+ALONE = sorted(set((ROOT / "examples").glob("[!_]*.py")) - {ROOT / "examples/train_distributed.py"})
 
 
 @pytest.mark.parametrize("path", ALONE, ids=lambda p: p.stem)
@@ -84,6 +84,15 @@ def test_code_of_the_page_on_scaling_runs():
     exec(several, scope)
     want = scope["MultiSimilarityLoss"]()(scope["embeddings"], scope["labels"])
     assert torch.equal(scope["loss"], want) and scope["embeddings"].grad is not None
+
+
+def test_code_of_the_page_on_retrieval_runs(capsys):
+    page = (ROOT / "docs" / "retrieval.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    scope = {}
+    exec(code, scope)
+    assert scope["neighbours"].shape == (250, 5)
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_readme_links_lead_somewhere():

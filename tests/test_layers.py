@@ -18,7 +18,17 @@ CSRC = PACKAGE.parent / "csrc"
 TESTS = PACKAGE.parent / "tests"
 
 # From the ground up: what is in a room may import its own room and those before it.
-ROOMS = ("ground", "rules", "backends", "engine", "api", "distributed", "compat", "tools")
+ROOMS = (
+    "ground",
+    "rules",
+    "backends",
+    "engine",
+    "api",
+    "retrieval",
+    "distributed",
+    "compat",
+    "tools",
+)
 GROUND = ("checks", "once", "reference", "settings")
 # Chosen while running, so that each can be left out: nobody imports one, and none another.
 BACKENDS = tuple(dispatch.MODULES)

@@ -14,7 +14,7 @@ def write_sources(folder):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     assert len(blocks) >= 5
     (folder / "readme.py").write_text("\n\n".join(blocks))
-    for example in (ROOT / "examples").glob("*.py"):
+    for example in (ROOT / "examples").glob("[!_]*.py"):
         (folder / example.name).write_text(example.read_text())
 
 

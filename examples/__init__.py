@@ -1,0 +1,1 @@
+"""Each file is run by itself; retrieval/ is a trainer."""

@@ -1,0 +1,18 @@
+"""The four benchmarks of the Multi-Similarity paper as a trainer: python -m examples.retrieval
+
+`train` trains on a benchmark's images and evaluates, `evaluate` scores a checkpoint, `check`
+decodes every image; --help says more, and docs/retrieval.md walks through it.
+
+layouts.py    the released folders of CUB-200-2011, Cars196, Stanford Online Products and In-Shop
+glyphs.py     a data set that pip can bring: characters in a hundred fonts
+images.py     what an image is, how it is decoded, cropped and flipped
+sampler.py    batches of classes x images
+model.py      backbone, linear head, L2
+criterion.py  the losses of the family, with memory and across processes
+train.py      the loop
+processes.py  what several processes do differently
+checkpoint.py what a run needs to go on as if it had never stopped
+evaluate.py   embeddings of all test images, and their scores
+report.py     table and picture
+dry_run.py    all of it on tiny data sets in each layout
+"""

@@ -1,0 +1,243 @@
+"""python -m examples.retrieval train | evaluate | check"""
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from examples.retrieval import checkpoint
+from examples.retrieval.criterion import LOSSES, MININGS
+from examples.retrieval.dry_run import TINY, dry_options
+from examples.retrieval.options import DATASETS, Options, options_of
+from examples.retrieval.processes import Processes
+from examples.retrieval.refusal import Refusal
+from examples.retrieval.train import Run, Stopped, benchmark_of, train
+
+# What the paper has suits published weights. A small network starts from nothing, on small images.
+SMALL = {"size": 64, "lr": 1e-3, "dim": 128}
+GLYPHS = {"size": 32, "least_crop": 0.7}
+STOPPED, REFUSED = 130, 2
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="python -m examples.retrieval", description=__doc__)
+    commands = found.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train", help="train on a benchmark, evaluate, draw neighbours")
+    _add_training(training)
+    scoring = commands.add_parser("evaluate", help="score a checkpoint")
+    scoring.add_argument("--output", required=True, help="the folder that train wrote")
+    scoring.add_argument("--root", help="where the images are now; default: where they were")
+    _add_common(scoring)
+    checking = commands.add_parser("check", help="decode every image of a benchmark")
+    checking.add_argument("--dataset", required=True, choices=DATASETS)
+    checking.add_argument("--root", help="its folder")
+    return found
+
+
+def _add_training(add: argparse.ArgumentParser) -> None:
+    d = Options("cub")
+    new: Any = add.add_argument
+    new("--dataset", choices=DATASETS, help="which benchmark; glyphs is one that pip can bring")
+    new("--root", help="its folder, as released and unpacked")
+    new("--output", help="folder of checkpoint, results and picture; default runs/DATASET-LOSS")
+    new("--dry-run", action="store_true", help="tiny data sets, of all layouts or of --dataset")
+    new("--resume", action="store_true", help="go on from the checkpoint in --output")
+    new("--loss", choices=LOSSES, default=d.loss, help="default ms")
+    new("--loss-option", action="append", metavar="NAME=NUMBER", help="such as beta=40; repeat")
+    new("--mining", choices=MININGS, help="default: ms for the loss ms, else none")
+    new("--mining-option", action="append", metavar="NAME=NUMBER", help="such as epsilon=0.2")
+    new("--memory", type=_whole(0), default=0, help="rows of a cross-batch memory; default 0")
+    new("--memory-warmup", type=_whole(0), default=0, help="steps before it is used; default 0")
+    new("--classes", type=_whole(1), default=d.classes, help="of a batch; default 16")
+    new("--images", type=_whole(2), default=d.images, help="of each class; default 5")
+    new("--dim", type=_whole(1), help="of the embedding; default 512, or 128 with small")
+    new(
+        "--backbone",
+        default=d.backbone,
+        help="small (default), timm/NAME, torchvision/NAME or module:function of your own",
+    )
+    new("--no-pretrained", action="store_true", help="without the published weights")
+    new("--size", type=_whole(8), help="of the crops; default 224, or 64 with small")
+    new("--least-crop", type=_share, help="least share of the area of a crop; default 0.2")
+    new("--batch-norm", choices=("frozen", "train"), default=d.batch_norm, help="default frozen")
+    new("--lr", type=_positive, help="of Adam; default 3e-5, or 1e-3 with small")
+    new("--weight-decay", type=_not_negative, default=d.weight_decay, help="default 5e-4")
+    new("--amp", action="store_true", help="bfloat16 in the network; the loss stays float32")
+    new("--seed", type=_whole(0), default=d.seed, help="default 0")
+    new("--steps", type=_whole(1), default=d.steps, help="default 3000")
+    new("--save-every", type=_whole(0), default=d.save_every, help="steps; default 500")
+    new("--evaluate-every", type=_whole(0), default=0, help="steps; default 0, only at the end")
+    new("--tensorboard", action="store_true", help="losses and scores for TensorBoard")
+    _add_common(add)
+
+
+def _add_common(add: argparse.ArgumentParser) -> None:
+    add.add_argument("--ks", type=_ks, default=(), help="K of Recall@K, such as 1,10,100")
+    add.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add.add_argument("--workers", type=_whole(0), default=0, help="that decode images; default 0")
+    add.add_argument("--test-batch", type=_whole(1), default=128, help="default 128")
+
+
+def _whole(least: int) -> Any:
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) < 2**31:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number from {least} on, got {text!r}"
+            )
+        return int(text)
+
+    return read
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+
+
+def _positive(text: str) -> float:
+    if not 0 < (value := _number(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    if not 0 <= (value := _number(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected 0 or a number above it, got {text!r}")
+    return value
+
+
+def _share(text: str) -> float:
+    if not 0 < (value := _number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share, above 0 and up to 1, got {text!r}")
+    return value
+
+
+def _ks(text: str) -> tuple[int, ...]:
+    return tuple(_whole(1)(part) for part in text.split(","))
+
+
+def _rule_options(option: str, given: list[str] | None) -> dict[str, float]:
+    found = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise Refusal(f"{option}: expected NAME=NUMBER, such as beta=40, got {text!r}")
+        found[name] = int(number) if value.lstrip("-").isdigit() else number
+    return found
+
+
+def training_options(given: argparse.Namespace) -> Options:
+    defaults: dict[str, Any] = dict(SMALL) if given.backbone == "small" else {}
+    defaults |= GLYPHS if given.dataset == "glyphs" else {}
+    chosen = {
+        name: value
+        for name, value in vars(given).items()
+        if value is not None and name in Options.__dataclass_fields__
+    }
+    return Options(
+        **{
+            **defaults,
+            "output": f"runs/{given.dataset}-{given.loss}",
+            **chosen,
+            "pretrained": not given.no_pretrained,
+            "loss_options": _rule_options("--loss-option", given.loss_option),
+            "mining_options": _rule_options("--mining-option", given.mining_option),
+        }
+    )
+
+
+def dry_run(given: argparse.Namespace) -> None:
+    if given.dataset == "glyphs":
+        raise Refusal("--dataset: expected cub, cars, sop or inshop with --dry-run, got glyphs")
+    rule = {
+        "loss": given.loss,
+        "loss_options": _rule_options("--loss-option", given.loss_option),
+        "mining": given.mining,
+        "mining_options": _rule_options("--mining-option", given.mining_option),
+        "memory": given.memory,
+        "device": given.device,
+        "workers": given.workers,
+        "tensorboard": given.tensorboard,
+    }
+    with tempfile.TemporaryDirectory(prefix="retrieval-") as folder:
+        for name in TINY if given.dataset is None else [given.dataset]:
+            train(dry_options(name, Path(folder), **rule), resume=False)
+    print("\nThe dry run is done: tiny images of coloured noise, so its scores say nothing.")
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    path = Path(given.output) / checkpoint.NAME
+    state = checkpoint.load(path)
+    options = options_of(state["options"], output=given.output, ks=given.ks)
+    options = replace(
+        options, device=given.device, workers=given.workers, test_batch=given.test_batch
+    )
+    if given.root is not None:
+        options = replace(options, root=given.root)
+    # Its weights come from the checkpoint.
+    options = replace(options, pretrained=False)
+    processes = Processes(options.device)
+    try:
+        run = Run(options, benchmark_of(options), processes)
+        run.model.load_state_dict(state["model"])
+        run.step, run.losses, run.scores = state["step"], state["losses"], state["scores"]
+        run.report()
+    finally:
+        processes.end()
+
+
+def check(given: argparse.Namespace) -> None:
+    benchmark = benchmark_of(Options(given.dataset, root=given.root))
+    parts = {"train": benchmark.train, "query": benchmark.query, "gallery": benchmark.gallery}
+    broken, count = [], 0
+    for name, images in parts.items():
+        if images is None:
+            continue
+        print(f"{name}: {len(images.labels)} images of {len(set(images.labels))} classes")
+        for index in tqdm(range(len(images.labels)), desc=name, unit="image", disable=None):
+            count += 1
+            try:
+                images.read(index)
+            except Refusal:
+                broken.append(images.name(index))
+    if broken:
+        listed = "\n  ".join(broken)
+        raise Refusal(f"{len(broken)} of {count} images cannot be decoded:\n  {listed}")
+    print(f"all {count} images can be decoded")
+
+
+def main() -> None:
+    given = parser().parse_args()
+    try:
+        if given.command == "evaluate":
+            evaluate(given)
+        elif given.command == "check":
+            check(given)
+        elif given.dry_run:
+            dry_run(given)
+        elif given.dataset is None:
+            raise Refusal(f"--dataset: expected one of {', '.join(DATASETS)}, or --dry-run")
+        else:
+            train(training_options(given), given.resume)
+    except Stopped as stop:
+        print(f"\n{stop}; --resume goes on from there", file=sys.stderr)
+        sys.exit(STOPPED)
+    except Refusal as refusal:
+        # From a worker that decodes images it comes with the worker's traceback.
+        text = str(refusal).rpartition("examples.retrieval.refusal.Refusal: ")[2]
+        print(f"retrieval {given.command}: {text.strip()}", file=sys.stderr)
+        sys.exit(REFUSED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Images with their classes; decoded, cropped and flipped by Pillow.
+
+Chance is a function of (seed, draw), where a draw has a number of its own: whichever process or
+worker decodes an image, it is the same, and a run that goes on needs no state of it.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from examples.retrieval.refusal import Refusal
+
+# Red, green, blue: of the weights that torchvision and most of timm publish.
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# A test image is scaled so that its shorter side is so much more than the crop: 256 to 224.
+MARGIN = 256 / 224
+TRIES = 10
+
+
+class Images(Protocol):
+    """labels: a number for the class of each image."""
+
+    @property
+    def labels(self) -> Sequence[int]: ...
+
+    def read(self, index: int) -> Image.Image: ...
+
+    def name(self, index: int) -> str: ...
+
+
+class Files:
+    """Images in files."""
+
+    def __init__(self, paths: Sequence[Path], labels: Sequence[int]) -> None:
+        self.paths, self.labels = paths, labels
+
+    def read(self, index: int) -> Image.Image:
+        """A broken image is an error with its name: left out in silence, it would make the scores
+        those of another data set."""
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            raise Refusal(
+                f"{path}: expected an image, got one that cannot be decoded ({error}); unpack it "
+                "again, and see all such with: python -m examples.retrieval check"
+            ) from error
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+
+class Crops(NamedTuple):
+    """How training images are cropped: a share of the area from `least` to 1, of an aspect from 3/4
+    to 4/3, scaled to size x size; flipped half of the time, if so."""
+
+    size: int
+    least: float
+    flip: bool
+
+
+def seeded(*numbers: object) -> torch.Generator:
+    """A generator for what these numbers name."""
+    digest = hashlib.blake2b("/".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def for_training(image: Image.Image, crops: Crops, generator: torch.Generator) -> Image.Image:
+    width, height = image.size
+    left, top, w, h = _window(width, height, crops.least, generator)
+    box = left, top, left + w, top + h
+    image = image.resize((crops.size, crops.size), Image.Resampling.BILINEAR, box=box)
+    if crops.flip and torch.rand((), generator=generator).item() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image
+
+
+def _window(
+    width: int, height: int, least: float, generator: torch.Generator
+) -> tuple[float, float, float, float]:
+    """Left, top, width and height; after some tries that do not fit, all of the image."""
+    for _ in range(TRIES):
+        chance = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        area = width * height * (least + (1 - least) * chance[0])
+        aspect = math.exp(math.log(4 / 3) * (2 * chance[1] - 1))
+        w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if w <= width and h <= height:
+            return (width - w) * chance[2], (height - h) * chance[3], w, h
+    return 0.0, 0.0, float(width), float(height)
+
+
+def for_test(image: Image.Image, size: int, margin: float) -> Image.Image:
+    """The middle of the image."""
+    width, height = image.size
+    side = min(width, height) / margin
+    left, top = (width - side) / 2, (height - side) / 2
+    box = left, top, left + side, top + side
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def to_tensor(image: Image.Image, channels: int) -> Tensor:
+    """(channels, size, size) float32."""
+    pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"), dtype=np.float32) / 255
+    x = torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
+    if channels == 1:
+        return (x - 0.5) / 0.5
+    return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
+
+
+class Decoded(torch.utils.data.Dataset[Tensor]):
+    """Tensors of images; of (index, draw) where images are drawn for training, else of an index."""
+
+    def __init__(self, images: Images, channels: int, change: Callable[..., Image.Image]) -> None:
+        self.images, self.channels, self.change = images, channels, change
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Tensor:
+        index, *draw = item if isinstance(item, tuple) else (item,)
+        return to_tensor(self.change(self.images.read(index), *draw), self.channels)
+
+    def __len__(self) -> int:
+        return len(self.images.labels)
+
+
+@dataclass(frozen=True)
+class TrainingChange:
+    """Picklable, for workers that are spawned."""
+
+    crops: Crops
+    seed: int
+
+    def __call__(self, image: Image.Image, draw: int) -> Image.Image:
+        return for_training(image, self.crops, seeded("crop", self.seed, draw))
+
+
+@dataclass(frozen=True)
+class TestChange:
+    size: int
+    margin: float
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return for_test(image, self.size, self.margin)

@@ -1,0 +1,66 @@
+"""What several processes under torchrun do differently, and one does not notice."""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from examples.retrieval.refusal import Refusal
+
+
+class Processes:
+    """rank of world, and the device of this process."""
+
+    def __init__(self, device: str = "auto") -> None:
+        launched = dist.is_available() and dist.is_torchelastic_launched()
+        has_gpu = torch.cuda.is_available()
+        if device == "cuda" and not has_gpu:
+            raise Refusal("--device: expected a GPU for cuda, got none that torch sees")
+        on_gpu = has_gpu if device == "auto" else device == "cuda"
+        self.device = torch.device("cpu")
+        if on_gpu:
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(self.device)
+        if launched and not dist.is_initialized():
+            dist.init_process_group("nccl" if on_gpu else "gloo")
+        self.rank = dist.get_rank() if launched else 0
+        self.world = dist.get_world_size() if launched else 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """Its gradients are then means over processes."""
+        if self.world == 1:
+            return model
+        # Buffers of frozen normalisation never change, and others have none.
+        return DistributedDataParallel(model, broadcast_buffers=False)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process."""
+        if self.world == 1:
+            return flag
+        told = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return bool(told)
+
+    def of_each(self, value: Any) -> list[Any]:
+        """By rank."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
+
+    def summed(self, x: Tensor) -> Tensor:
+        if self.world > 1:
+            dist.all_reduce(x)
+        return x
+
+    def end(self) -> None:
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,295 @@
+"""The loop: it can be stopped at any step, and goes on to the same bits."""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import ms_kernels
+from examples.retrieval import checkpoint
+from examples.retrieval.criterion import criterion_of
+from examples.retrieval.evaluate import embed_all, ks_of, scores_of
+from examples.retrieval.glyphs import glyphs
+from examples.retrieval.images import Crops, Decoded, TrainingChange, seeded
+from examples.retrieval.layouts import LAYOUTS, Benchmark
+from examples.retrieval.model import Embedder, backbone_of
+from examples.retrieval.options import Options
+from examples.retrieval.processes import Processes
+from examples.retrieval.refusal import Refusal
+from examples.retrieval.report import (
+    draw_neighbours,
+    percentages,
+    table,
+    write_results,
+)
+from examples.retrieval.sampler import ClassSampler, Steps, share
+
+LOG_EVERY = 20  # steps: reading a loss waits for a GPU
+
+
+class Stopped(Exception):
+    """By the user, after everything was saved."""
+
+
+class StopSignal:
+    """The first Ctrl-C, or request to terminate, ends the loop after its step."""
+
+    def __enter__(self) -> "StopSignal":
+        self.came = False
+        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.came = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def benchmark_of(options: Options) -> Benchmark:
+    if options.dataset == "glyphs":
+        return glyphs(None if options.root is None else Path(options.root))
+    if options.root is None:
+        raise Refusal(f"--root: expected the folder of {options.dataset}, got none")
+    return LAYOUTS[options.dataset](Path(options.root))
+
+
+class Run:
+    """Everything that a run is made of; nothing is computed yet."""
+
+    def __init__(self, options: Options, benchmark: Benchmark, processes: Processes) -> None:
+        self.options, self.benchmark, self.processes = options, benchmark, processes
+        self.ks = ks_of(options, benchmark)
+        if options.batch_norm == "train" and processes.world > 1:
+            raise Refusal(
+                "--batch-norm: expected frozen with several processes, each of which would have "
+                "statistics of its own, got train"
+            )
+        labels = benchmark.train.labels
+        self.sampler = ClassSampler(labels, options.classes, options.images, options.seed)
+        torch.backends.cudnn.deterministic = True
+        torch.manual_seed(seeded("weights", options.seed).initial_seed())
+        backbone, features = backbone_of(
+            options.backbone, benchmark.channels, options.size, options.pretrained
+        )
+        frozen = options.batch_norm == "frozen"
+        self.model = Embedder(backbone, features, options.dim, frozen).to(processes.device)
+        self.criterion = criterion_of(options).to(processes.device)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=options.lr, weight_decay=options.weight_decay
+        )
+        self.step = 0
+        self.losses: list[list[float]] = []  # step, loss
+        self.scores: list[dict[str, float]] = []
+        self.seconds: list[float] = []  # of steps since the run began or went on
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        return {"model": self.model, "optimizer": self.optimizer, "criterion": self.criterion}
+
+    @property
+    def path(self) -> Path:
+        return Path(self.options.output) / checkpoint.NAME
+
+    def resume(self) -> None:
+        state = checkpoint.load(self.path)
+        checkpoint.check(self.path, state, self.options, self.processes.world)
+        self.step = checkpoint.restore(state, self.parts, self.processes.rank)
+        self.losses, self.scores = list(state["losses"]), list(state["scores"])
+
+    def save(self) -> None:
+        """Together, for each process has a state of chance of its own."""
+        chances = self.processes.of_each(checkpoint.chance())
+        if self.processes.is_first:
+            state = {name: part.state_dict() for name, part in self.parts.items()}
+            state |= {"options": self.options.kept(), "step": self.step, "chance": chances}
+            state |= {"losses": self.losses, "scores": self.scores}
+            checkpoint.save(self.path, state)
+
+    def train(self) -> None:
+        options, processes = self.options, self.processes
+        writer = _tensorboard(options) if processes.is_first else None
+        model = processes.wrapped(self.model)
+        self.model.train()
+        with StopSignal() as stop:
+            bar = tqdm(
+                self._batches(),
+                total=options.steps,
+                initial=self.step,
+                desc="training",
+                unit="step",
+                disable=None if processes.is_first else True,
+            )
+            since = time.perf_counter()
+            for x in bar:
+                loss = self._train_step(model, x)
+                if self.step % LOG_EVERY == 0 or self.step == options.steps:
+                    self.losses.append([self.step, loss.item()])
+                    bar.set_postfix(loss=f"{self.losses[-1][1]:.4f}", refresh=False)
+                    if writer is not None:
+                        writer.add_scalar("loss", self.losses[-1][1], self.step)
+                self.seconds.append(time.perf_counter() - since)
+                if processes.any(stop.came):
+                    self.save()
+                    raise Stopped(f"stopped at step {self.step}, saved in {self.path}")
+                if options.evaluate_every and self.step % options.evaluate_every == 0:
+                    self._note_scores(writer)
+                if options.save_every and self.step % options.save_every == 0:
+                    self.save()
+                since = time.perf_counter()
+        self.save()
+        if writer is not None:
+            writer.close()
+
+    def _batches(self) -> Any:
+        options, processes = self.options, self.processes
+        crops = Crops(options.size, options.least_crop, self.benchmark.flip)
+        change = TrainingChange(crops, options.seed)
+        data = Decoded(self.benchmark.train, self.benchmark.channels, change)
+        sizes = self.step, options.steps, processes.rank, processes.world
+        return torch.utils.data.DataLoader(
+            data,
+            batch_sampler=Steps(self.sampler, *sizes),
+            num_workers=options.workers,
+            worker_init_fn=_leave_signals,
+            generator=seeded("workers", options.seed),  # else torch's own would lose a number
+            pin_memory=processes.device.type == "cuda",
+        )
+
+    def _train_step(self, model: Any, x: Tensor) -> Tensor:
+        processes = self.processes
+        whole = self.sampler.batch(self.step)
+        own = list(zip(whole.items, whole.labels, strict=True))
+        own = share(own, processes.rank, processes.world)
+        labels = torch.tensor([label for _, label in own], device=processes.device)
+        # By ids a memory knows an image again, and a crop of it is no pair of another crop.
+        ids = torch.tensor([index for (index, _), _ in own], device=processes.device)
+        with torch.autocast(processes.device.type, torch.bfloat16, enabled=self.options.amp):
+            embeddings = model(x.to(processes.device, non_blocking=True))
+        loss: Tensor = self.criterion(embeddings.float(), labels, ids=ids)
+        self.optimizer.zero_grad()
+        # DistributedDataParallel divides gradients by the number of processes.
+        (loss * processes.world).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.step += 1
+        return loss.detach()
+
+    def _note_scores(self, writer: Any) -> None:
+        embedded = embed_all(self.model, self.benchmark, self.options, self.processes)
+        found = percentages(scores_of(embedded, self.ks))
+        self.scores.append({"step": self.step, **found})
+        if self.processes.is_first:
+            shown = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
+            tqdm.write(f"step {self.step}: {shown}")
+            if writer is not None:
+                for name, value in found.items():
+                    writer.add_scalar(name, value, self.step)
+
+    def report(self) -> dict[str, Any]:
+        """Scores of the model as it is; prints and writes them."""
+        embedded = embed_all(self.model, self.benchmark, self.options, self.processes)
+        scores = scores_of(embedded, self.ks)
+        later = sorted(self.seconds[2:] or self.seconds)  # the first steps warm caches
+        found = {
+            "options": self.options.kept(),
+            "step": self.step,
+            "scores": percentages(scores),
+            "queries": scores.queries,
+            "without_relevant": scores.without_relevant,
+            "losses": self.losses,
+            "scores_during_training": self.scores,
+            "seconds_a_step": later[len(later) // 2] if later else None,
+            "torch": torch.__version__,
+        }
+        if self.processes.is_first:
+            folder = Path(self.options.output)
+            folder.mkdir(parents=True, exist_ok=True)
+            print(f"\n{self.benchmark.name} after {self.step} steps\n\n{table(scores)}\n")
+            write_results(folder, found)
+            print(f"results: {folder / 'results.json'}")
+            print(draw_neighbours(embedded, self.benchmark, folder / "neighbours.png"))
+        return found
+
+
+def train(options: Options, resume: bool) -> dict[str, Any]:
+    """A run from its beginning, or from where it stopped, to its table."""
+    processes = Processes(options.device)
+    try:
+        _check_tensorboard(options)
+        folder = Path(options.output)
+        if not resume and (folder / checkpoint.NAME).exists():
+            raise Refusal(
+                f"--output: expected a folder without a checkpoint, got {str(folder)!r}; --resume "
+                "goes on from it, another --output leaves it as it is"
+            )
+        run = Run(options, benchmark_of(options), processes)
+        if resume:
+            run.resume()
+        _make(folder)
+        if processes.is_first:
+            _tell(run)
+        try:
+            run.train()
+        except Refusal as error:
+            if processes.world > 1:
+                raise
+            run.save()
+            raise Refusal(f"{error}; saved in {run.path} after step {run.step}") from error
+        return run.report()
+    finally:
+        processes.end()
+
+
+def _tell(run: Run) -> None:
+    train_labels, query = run.benchmark.train.labels, run.benchmark.query
+    alone = f", {run.sampler.left_out} of a single image left out" if run.sampler.left_out else ""
+    print(
+        f"{run.benchmark.name}: trains on {len(train_labels)} images of {len(set(train_labels))} "
+        f"classes{alone}; retrieves {len(query.labels)} of {len(set(query.labels))} others"
+    )
+    kernels = ms_kernels.backends()["cpu"]
+    if run.processes.device.type == "cpu" and not kernels.available:
+        print(f"the loss goes by plain PyTorch, for the kernels are not built here: {kernels.note}")
+    numbers = sum(p.numel() for p in run.model.parameters())
+    print(
+        f"{run.options.backbone}, {numbers / 1e6:.1f} million parameters, on {run.processes.device}"
+        f", {run.processes.world} process{'es' if run.processes.world > 1 else ''}"
+    )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(f"--output: expected a folder that can be made, got {error}") from error
+
+
+def _check_tensorboard(options: Options) -> None:
+    if options.tensorboard:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError as error:
+            raise Refusal(
+                "--tensorboard: expected tensorboard to be installed: pip install tensorboard, or "
+                "leave the option out; results.json has the losses too"
+            ) from error
+
+
+def _tensorboard(options: Options) -> Any:
+    if not options.tensorboard:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(Path(options.output) / "tensorboard"))
+
+
+def _leave_signals(_: int) -> None:
+    """A worker that Ctrl-C ends would take the batch at hand with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,125 @@
+"""What examples/retrieval reads and draws: layouts, fonts, batches, crops, losses by name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("PIL")
+pytest.importorskip("tqdm")
+
+from retrieval_program import tiny_image, tiny_roots  # noqa: E402
+
+from examples.retrieval import glyphs, sampler  # noqa: E402
+from examples.retrieval.criterion import LOSSES, MININGS, criterion_of  # noqa: E402
+from examples.retrieval.dry_run import CLASSES, IMAGES  # noqa: E402
+from examples.retrieval.evaluate import ks_of  # noqa: E402
+from examples.retrieval.images import Crops, Files, for_training, seeded  # noqa: E402
+from examples.retrieval.layouts import LAYOUTS  # noqa: E402
+from examples.retrieval.options import Options  # noqa: E402
+from examples.retrieval.refusal import Refusal  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_roots(tmp_path_factory)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_protocol_of_each_layout(tiny, name):
+    found = LAYOUTS[name](tiny[name])
+    half = CLASSES // 2
+    assert len(found.train.labels) == half * IMAGES and len(set(found.train.labels)) == half
+    assert not set(found.train.labels) & set(found.query.labels)
+    assert (found.gallery is not None) == (name == "inshop")
+    if found.gallery is not None:
+        assert set(found.gallery.labels) == set(found.query.labels)
+        assert len(found.gallery.labels) == len(found.query.labels) == half * IMAGES // 2
+    assert found.train.read(0).size == (24, 20)
+    assert found.ks[0] == 1
+
+
+def test_cars_may_be_a_folder_for_each_class(tmp_path):
+    for label, number in [(1, 0), (1, 1), (2, 0), (2, 1)]:
+        tiny_image(tmp_path / f"{label}" / f"{number}.jpg")
+    found = LAYOUTS["cars"](tmp_path)
+    assert found.train.labels == [1, 1] and found.query.labels == [2, 2]
+
+
+def test_the_literature_s_k_are_those_that_a_small_gallery_has(tiny):
+    found = LAYOUTS["sop"](tiny["sop"])
+    assert ks_of(Options("sop"), found) == (1, 10)
+    with pytest.raises(Refusal, match="--ks: expected numbers from 1 to 11"):
+        ks_of(Options("sop", ks=(1, 100)), found)
+
+
+def test_batches_have_classes_and_images():
+    labels = [0] * 3 + [1] * 7 + [2] + [3] * 2 + [4] * 5
+    batches = sampler.ClassSampler(labels, 2, 4, seed=1)
+    assert batches.left_out == 1 and batches.epoch_steps == 2
+    draws = []
+    for epoch in range(3):
+        seen = []
+        for step in range(2 * epoch, 2 * epoch + 2):
+            batch = batches.batch(step)
+            assert batch == batches.batch(step)
+            assert [labels[index] for index, _ in batch.items] == batch.labels
+            for part in (batch.items[:4], batch.items[4:]):
+                indices = [index for index, _ in part]
+                (label,) = {labels[index] for index in indices}
+                seen.append(label)
+                assert len(set(indices)) == min(4, labels.count(label))
+            draws += [draw for _, draw in batch.items]
+        assert sorted(seen) == [0, 1, 3, 4]
+    assert len(set(draws)) == len(draws)
+    assert batches.batch(0) != sampler.ClassSampler(labels, 2, 4, seed=2).batch(0)
+    whole = list(range(10))
+    assert [sampler.share(whole, rank, 3) for rank in range(3)] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6, 7, 8, 9],
+    ]
+
+
+def test_crops_lie_in_the_image_and_are_those_of_their_draw(tmp_path):
+    tiny_image(tmp_path / "a.jpg")
+    image = Files([tmp_path / "a.jpg"], [0]).read(0)
+    crops = Crops(16, 0.2, True)
+    one, again = (for_training(image, crops, seeded("crop", 0, 5)) for _ in range(2))
+    assert one.size == (16, 16) and one.tobytes() == again.tobytes()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_of_the_family_trains(loss):
+    options = Options("cub", loss=loss, dim=4)
+    x = torch.nn.functional.normalize(torch.randn(12, 4)).requires_grad_()
+    criterion_of(options)(x, torch.arange(12) // 3, ids=torch.arange(12)).backward()
+    assert x.grad.isfinite().all() and x.grad.any()
+
+
+@pytest.mark.parametrize("mining", MININGS)
+def test_every_mining_rule_trains(mining):
+    x = torch.nn.functional.normalize(torch.randn(12, 4)).requires_grad_()
+    criterion_of(Options("cub", mining=mining))(x, torch.arange(12) // 3).backward()
+    assert x.grad.isfinite().all()
+
+
+def test_glyphs_are_classes_that_fonts_draw(monkeypatch, tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    pytest.importorskip("fontTools")
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    monkeypatch.setattr(glyphs, "LAST", 0x7E)
+    monkeypatch.setattr(glyphs, "LEAST", 6)
+    monkeypatch.setattr(glyphs, "FAMILIES", 2)
+    found = glyphs.glyphs(fonts)
+    assert len(set(found.train.labels)) >= 25 and not (
+        set(found.train.labels) & set(found.query.labels)
+    )
+    assert len(found.query.groups) == len(found.query.labels)
+    assert found.query.read(0).size == (32, 32)
+    pixels = {
+        (label, g.pixels) for label, g in zip(found.query.labels, found.query.glyphs, strict=True)
+    }
+    assert len(pixels) == len(found.query.labels)
+    with pytest.raises(Refusal, match="expected fonts .* in .*, got none"):
+        glyphs.glyphs(tmp_path)

@@ -1,0 +1,237 @@
+"""Bad input of examples/retrieval: what was found, what was expected, and nothing lost."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("PIL")
+pytest.importorskip("tqdm")
+
+from retrieval_program import SMALL, program, run, spoil, tiny_roots  # noqa: E402
+
+from examples.retrieval import checkpoint  # noqa: E402
+from examples.retrieval.dry_run import dry_options  # noqa: E402
+from examples.retrieval.layouts import LAYOUTS  # noqa: E402
+from examples.retrieval.refusal import Refusal  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_roots(tmp_path_factory)
+
+
+def half_unpacked(root):
+    spoil(root, "cub")
+    (root / "CUB_200_2011" / "image_class_labels.txt").unlink()
+
+
+def image_missing(root):
+    spoil(root, "cub")
+    for path in sorted((root / "CUB_200_2011" / "images").rglob("*.jpg"))[:5]:
+        path.unlink()
+
+
+def no_class(root):
+    spoil(root, "cub")
+    path = root / "CUB_200_2011" / "image_class_labels.txt"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+
+
+def cut_off(root):
+    spoil(root, "sop")
+    path = root / "Stanford_Online_Products" / "Ebay_test.txt"
+    text = path.read_text().rstrip()
+    path.write_text(text[: text.rindex("chair_final")])
+
+
+def other_status(root):
+    spoil(root, "inshop")
+    path = root / "Eval" / "list_eval_partition.txt"
+    path.write_text(path.read_text().replace(" gallery", " galery"))
+
+
+def no_images(root):
+    spoil(root, "inshop")
+    (root / "Img" / "img").rename(root / "Img" / "img_highres")
+
+
+def other_annotations(root):
+    import numpy as np
+    from scipy.io import savemat
+
+    spoil(root, "cars")
+    savemat(root / "cars_annos.mat", {"other": np.zeros(3)})
+
+
+def no_annotations(root):
+    spoil(root, "cars")
+    (root / "cars_annos.mat").unlink()
+
+
+def class_in_both(root):
+    spoil(root, "sop")
+    folder = root / "Stanford_Online_Products"
+    with (folder / "Ebay_test.txt").open("a") as file:
+        file.write((folder / "Ebay_train.txt").read_text().splitlines()[1] + "\n")
+
+
+SPOILED = [
+    ("cub", half_unpacked, r"--root: expected images.txt, image_class_labels.txt, images of "
+     r"CUB-200-2011 in .*CUB_200_2011, got no image_class_labels.txt, only images, images.txt; "
+     r"unpack CUB_200_2011.tgz there"),
+    ("cub", image_missing, r"images.txt: expected its 24 images to be there, got no file for 5 of "
+     r"them: .*_1_0.jpg, .* and 2 more; unpack the images again"),
+    ("cub", no_class, r"expected a class for each image of images.txt, got none for .*_6_3.jpg"),
+    ("sop", cut_off, r"Ebay_test.txt: expected 4 columns \(image_id class_id super_class_id path"
+     r"\), got '24 6 1' in row 12"),
+    ("sop", class_in_both, r"got 1 in both: 1"),
+    ("inshop", other_status, r"evaluation_status: expected train, query or gallery, got 'galery'"),
+    ("inshop", no_images, r"expected img \(or Img/img\) of In-Shop .*, got no img"),
+    ("cars", other_annotations, r"cars_annos.mat: expected a struct array 'annotations'"),
+    ("cars", no_annotations, r"expected cars_annos.mat, car_ims \(or a folder a class\) of Cars"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "message"), SPOILED, ids=lambda p: getattr(p, "__name__", "")
+)
+def test_a_spoiled_folder_says_what_is_missing(tmp_path, name, how, message):
+    if name == "cars":
+        pytest.importorskip("scipy")
+    how(tmp_path)
+    with pytest.raises(Refusal, match=message):
+        LAYOUTS[name](tmp_path)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_no_folder_and_an_empty_one(tmp_path, name):
+    with pytest.raises(Refusal, match="--root: expected the folder of .*, which is none"):
+        LAYOUTS[name](tmp_path / "nowhere")
+    with pytest.raises(Refusal, match="--root: expected .*, only nothing; unpack"):
+        LAYOUTS[name](tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_named_and_what_was_done_is_saved(tmp_path, monkeypatch, capsys, workers):
+    given = dry_options("cub", tmp_path)
+    images = sorted(Path(given.root).rglob("*.jpg"))
+    for path in images[:2]:
+        path.write_bytes(path.read_bytes()[:300])
+    arguments = ["train", "--dataset", "cub", "--root", given.root, *SMALL, "--ks", "1"]
+    arguments += ["--output", tmp_path / "run", "--workers", workers, "--steps", 50]
+    assert run(monkeypatch, *arguments) == program.REFUSED
+    told = capsys.readouterr().err
+    assert re.search(
+        r"retrieval train: .*Bird_1_[01].jpg: expected an image, got one that cannot be decoded",
+        told,
+    )
+    assert "Traceback" not in told
+    assert (tmp_path / "run" / checkpoint.NAME).exists()
+    assert run(monkeypatch, "check", "--dataset", "cub", "--root", given.root) == program.REFUSED
+    told = capsys.readouterr().err
+    assert "2 of 24 images cannot be decoded" in told and str(images[1]) in told
+
+
+def test_check_of_whole_images(monkeypatch, tiny, capsys):
+    assert run(monkeypatch, "check", "--dataset", "inshop", "--root", tiny["inshop"]) == 0
+    assert "all 24 images can be decoded" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_other_options_names_each_difference(tmp_path, tiny, monkeypatch, capsys):
+    given = ["--dataset", "cub", "--root", tiny["cub"], *SMALL, "--ks", "1", "--output", tmp_path]
+    assert run(monkeypatch, "train", *given, "--steps", "2") == 0
+    before = (tmp_path / checkpoint.NAME).read_bytes()
+    other = ["--resume", "--lr", "0.5", "--loss", "triplet", "--steps", "4"]
+    assert run(monkeypatch, "train", *given, *other) == program.REFUSED
+    told = capsys.readouterr().err
+    assert "expected the options of its run, got 2 that differ:" in told
+    assert "--lr: the checkpoint has 0.001, given was 0.5" in told
+    assert "--loss: the checkpoint has 'ms', given was 'triplet'" in told
+    assert run(monkeypatch, "train", *given, "--steps", "4") == program.REFUSED
+    assert "--output: expected a folder without a checkpoint" in capsys.readouterr().err
+    assert run(monkeypatch, "train", *given, "--resume", "--steps", "1") == program.REFUSED
+    assert "--steps: expected at least the 2" in capsys.readouterr().err
+    assert (tmp_path / checkpoint.NAME).read_bytes() == before
+
+
+def test_a_checkpoint_that_is_none(tmp_path):
+    with pytest.raises(Refusal, match="expected a checkpoint, got no file"):
+        checkpoint.load(tmp_path / "checkpoint.pt")
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK of another kind")
+    with pytest.raises(Refusal, match="a file that torch cannot load"):
+        checkpoint.load(tmp_path / "checkpoint.pt")
+    torch.save({"step": 3}, tmp_path / "checkpoint.pt")
+    with pytest.raises(Refusal, match="one without chance, criterion, model, optimizer, options"):
+        checkpoint.load(tmp_path / "checkpoint.pt")
+
+
+def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"step": 1})
+
+    def fails(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError):
+        checkpoint.save(path, {"step": 2})
+    assert torch.load(path)["step"] == 1
+
+
+WRONG = [
+    (["--classes", "9"], "--classes: expected at most the 3 classes that have two images to train "
+     "with, got 9"),
+    (["--ks", "1,12"], "--ks: expected numbers from 1 to 11, as many as a query can find in cub, "
+     "got 12"),
+    (["--backbone", "resnet50"], "--backbone: expected 'small', 'timm/NAME'"),
+    (["--backbone", "timm/resnet50"], "pip install timm|expected a model of timm"),
+    (["--backbone", "nowhere:make"], "expected a function without arguments at 'nowhere:make'"),
+    (["--loss-option", "gamma=3"], "--loss-option: expected options of ms, which are alpha, beta"),
+    (["--loss-option", "beta"], "--loss-option: expected NAME=NUMBER, such as beta=40, got 'beta'"),
+    (["--loss-option", "beta=-1"], "--loss-option: beta: expected a finite number above 0, got -1"),
+    (["--mining-option", "k=2"], "--mining-option: expected options of ms, which are epsilon"),
+    (["--memory", "8", "--loss", "histogram"], "memory"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_wrong_arguments(tmp_path, tiny, monkeypatch, capsys, arguments, message):
+    given = ["--dataset", "cub", "--root", tiny["cub"], *SMALL, "--output", tmp_path / "run"]
+    assert run(monkeypatch, "train", *given, *arguments) == program.REFUSED
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_arguments_that_no_number_is(monkeypatch, capsys):
+    for option, value in (("--lr", "0"), ("--images", "1"), ("--steps", "x"), ("--ks", "1,,2")):
+        assert run(monkeypatch, "train", "--dataset", "cub", option, value) == 2
+        assert f"argument {option}: expected" in capsys.readouterr().err
+    assert run(monkeypatch, "train") == program.REFUSED
+    assert "--dataset: expected one of cub, cars" in capsys.readouterr().err
+    assert run(monkeypatch, "train", "--dataset", "cub") == program.REFUSED
+    assert "--root: expected the folder of cub, got none" in capsys.readouterr().err
+
+
+def test_tensorboard_that_is_missing(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    given = ["--dataset", "cub", "--root", "nowhere", "--tensorboard", "--output", tmp_path]
+    assert run(monkeypatch, "train", *given) == program.REFUSED
+    assert "pip install tensorboard" in capsys.readouterr().err
+
+
+def test_a_class_with_one_image_is_left_out_and_told(tmp_path, monkeypatch, capsys, tiny):
+    root = tmp_path / "cub"
+    spoil(root, "cub")
+    folder = root / "CUB_200_2011"
+    rows = [row for row in (folder / "images.txt").read_text().splitlines()]
+    kept = [row for row in rows if "Bird_1_" not in row or "Bird_1_0" in row]
+    kept = [row for row in kept if "Bird_6_" not in row or "Bird_6_0" in row]
+    (folder / "images.txt").write_text("\n".join(kept) + "\n")
+    given = ["--dataset", "cub", "--root", root, *SMALL, "--steps", "1", "--output", tmp_path / "r"]
+    assert run(monkeypatch, "train", *given, "--classes", "2") == 0
+    shown = capsys.readouterr().out
+    assert "9 images of 3 classes, 1 of a single image left out" in shown
+    assert "Percent of 8 queries; 1 more have nobody to find, and are left out." in shown
