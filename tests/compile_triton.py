@@ -180,7 +180,7 @@ def cases(variants, some=False):
             if variants or depth == 1024:
                 pair = PairSpec(rule(), SemiHardMining())  # with bounds on both sides
                 yield f"bf16-D{depth}-{rule.__name__}", "highest", step(half, depth, pair)
-    # Distances: rows held whole, and by panels.
+    # Distances, whose rows are never held whole.
     for depth, distance in ((128, "euclidean"), (1024, "squared_euclidean")):
         if variants or depth == 128:
             rules = PairSpec(MultiSimilarity(), distance=distance)

@@ -12,8 +12,8 @@ from family import KERNELS, name_of
 import ms_kernels
 from ms_kernels import pair_loss
 from ms_kernels.backends import cuda, dispatch, products
-from ms_kernels.backends.interface import Side
-from ms_kernels.reference import IGNORED
+from ms_kernels.backends.interface import Side, Term
+from ms_kernels.reference import IGNORED, RowStatistics
 from ms_kernels.rules import mining as mine
 from ms_kernels.rules import weighting as weigh
 from ms_kernels.rules.spec import NATIVE, PairSpec
@@ -27,6 +27,11 @@ KEEPING = [rule for rule in MININGS if type(rule) is not mine.ThresholdMining]
 @pytest.fixture(params=["triton", "cuda-one_launch", "cuda-small"])
 def backend(monkeypatch, request):
     return every_backend.served(monkeypatch, request.param)
+
+
+@pytest.fixture(params=["triton", "cuda-one_launch"])
+def served_module(monkeypatch, request):
+    return dispatch.MODULES[every_backend.served(monkeypatch, request.param)]
 
 
 def takes(backend, weighting, distance):
@@ -140,6 +145,56 @@ def test_a_row_far_from_all_the_others(backend, distance):
         assert (got[2:].double() - want[2:]).norm() < 1e-4 * want[2:].norm()
 
 
+@pytest.mark.parametrize("spread", [1e-2, 1e-3])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_unit_rows_that_all_point_one_way(backend, distance, spread):
+    """As those of a network that has learnt nothing yet: their products are all but 1."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = 1 + spread * torch.randn(32, 64, generator=generator), torch.arange(32) // 4
+    rules = {"weighting": weigh.NTXent(spread), "distance": distance}
+    loss, dx = step(tensors, backend, torch.float32, **rules)
+    want, exact = step(tensors, "reference", **rules)
+    torch.testing.assert_close(loss.double(), want, rtol=1e-3, atol=0)
+    assert (dx.double() - exact).norm() < 2e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("normalize", [True, False], ids=["unit", "raw"])
+@pytest.mark.parametrize("mining", [mine.HardestMining(), mine.TopKMining(2)], ids=name_of)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_each_half_finds_what_the_other_found(served_module, distance, mining, normalize):
+    """Statistics of half of the anchors here, of half there, as processes have them: then the
+    gradient of a candidate, which meets anchors of both, knows each anchor's hardest pair again."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(24, 7, generator=generator, dtype=torch.float64)
+    x += 5 + torch.arange(24)[:, None] / 8
+    y, ids, ones = torch.arange(24) % 6, torch.arange(24), torch.ones(24, dtype=torch.float64)
+    rules = weigh.NTXent(0.5), mining
+    spec = PairSpec(*rules, distance=distance, normalize=normalize)
+    every = Side(x, y, ids)
+    here, there = slice(0, 10), slice(10, 24)
+    parts = [Side(x[s], y[s], ids[s]) for s in (here, there)]
+    found = [served_module.row_statistics(part, every, spec) for part in parts]
+    whole = RowStatistics(*map(torch.cat, zip(*found, strict=True)))
+    dx = [
+        served_module.embedding_gradient(
+            part, every, spec, Term(own, ones[: len(part.labels)]), Term(whole, ones)
+        )
+        for part, own in zip(parts, found, strict=True)
+    ]
+    how = {"weighting": rules[0], "mining": rules[1], "reduction": "sum", "distance": distance}
+    _, want = step((x, y), "reference", normalize=normalize, **how)
+    assert_same([torch.cat(dx)], [want], 1e-9)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_small_distances_are_no_ties(backend, distance):
+    x, y = batch(40, None, 11, classes=5)
+    given = (1e-4 * x).float(), y
+    how = {"weighting": MS, "mining": mine.HardestMining(), "distance": distance}
+    stats = ms_kernels.row_statistics(*given, **how, normalize=False, backend=backend)
+    assert (stats.neg_kept == 1).all() and (stats.pos_kept == 1).all()
+
+
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_equal_rows_pull_at_nothing(backend, distance):
     x = torch.eye(4)[torch.tensor([0, 0, 1, 1, 2, 2])]
@@ -200,7 +255,7 @@ def test_a_product_of_longer_rows_is_less_half_a_squared_distance():
     for columns in (Side(r, z, None), None):
         found = products.as_products(Side(x, y, None), columns, spec)
         rows, others = found.rows.embeddings, found.columns.embeddings
-        assert rows.shape[1] % products.EVEN == 0
+        assert rows.shape[1] % products.ALIGNED == 0
         if columns is None:
             assert found.is_apart and torch.equal(found.rows.ids, found.columns.ids)
         want = -0.5 * (x[:, None] - (x if columns is None else r)).square().sum(2)

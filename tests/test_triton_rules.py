@@ -219,7 +219,7 @@ def read_all(pointer, out):
 
 def test_coefficients_are_read_as_they_were_written():
     """To every bit of float64, and in one order."""
-    values = rule_table.Coefficients(*(k + 1 / 3 for k in range(9)))
+    values = rule_table.Coefficients(*(k + 1 / 3 for k in range(10)))
     written = problem._coefficients_on(torch.device(DEVICE), torch.float64, values)
     names = [name for name in inspect.signature(coefficients.coefficients_kernel.fn).parameters]
     assert names == ["out", *rule_table.Coefficients._fields]

@@ -66,7 +66,8 @@ def names_the_way(function: Function) -> Function:
     def call(*args: Any, **options: Any) -> Any:
         for option in options:
             if option not in known:
-                name = own if of_class is None else f"{type(args[0]).__name__}{of_class}"
+                owner = type(args[0]).__name__ if args else ""
+                name = own if of_class is None else f"{owner}{of_class}"
                 refuse_unknown(name, {k: v for k, v in options.items() if k not in known}, names)
         return function(*args, **options)
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.plain.sides import computed
+from ms_kernels.api.unit import scaled_rows
+from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.checks import Pairs, savable, savable_pairs
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import HardestMining, Mining, NoMining, TopKMining
@@ -56,12 +57,12 @@ def take_in(pairs: Pairs, weighting: Weighting, shared: PairOptions) -> Scaled:
         return _with_bias(pairs, weighting, shared)
     temperature = weighting.learned["temperature"]
     x, labels, ids, r, ref_labels, ref_ids = pairs
-    x = computed(x, shared.normalize)
-    scale = temperature.to(x.dtype).reciprocal()
+    scale = temperature.to(compute_dtype(x)).reciprocal()
     if r is None:
-        x = x * scale.sqrt()
+        x = scaled_rows(x, scale.sqrt(), shared.normalize)
     else:
-        x, r = x * scale, computed(r, shared.normalize)
+        x = scaled_rows(x, scale, shared.normalize)
+        r = scaled_rows(r, None, shared.normalize)
     scaled = Pairs(x, labels, ids, r, ref_labels, ref_ids)
     return Scaled(scaled, type(weighting)(1.0), PairOptions(normalize=False))  # type: ignore[call-arg]
 
@@ -70,16 +71,18 @@ def _with_bias(pairs: Pairs, weighting: SigLIP, shared: PairOptions) -> Scaled:
     """scale s + bias is the product of (scale x, bias) and (r, 1): of two sides, so of a batch with
     itself too."""
     x, labels, ids, r, ref_labels, ref_ids = pairs
-    x = computed(x, shared.normalize)
+    options = weighting.scale, weighting.bias
+    scale, bias = (
+        savable(torch.as_tensor(option).to(x.device, compute_dtype(x))) for option in options
+    )
+    assert scale is not None and bias is not None
+    given = x
+    x = scaled_rows(x, scale, shared.normalize)
     if r is None or ref_labels is None:
         ids = torch.arange(len(x), device=x.device) if ids is None else ids
-        r, ref_labels, ref_ids = x, labels, ids
-    else:
-        r = computed(r, shared.normalize)
-    options = weighting.scale, weighting.bias
-    scale, bias = (savable(torch.as_tensor(option).to(x)) for option in options)
-    assert scale is not None and bias is not None
-    x = torch.cat([x * scale, bias.expand(len(x), 1)], 1)
+        r, ref_labels, ref_ids = given, labels, ids
+    r = scaled_rows(r, None, shared.normalize)
+    x = torch.cat([x, bias.expand(len(x), 1)], 1)
     r = torch.cat([r, r.new_ones(len(r), 1)], 1)
     scaled = Pairs(x, labels, ids, r, ref_labels, ref_ids)
     return Scaled(scaled, SigLIP(1.0, 0.0), PairOptions(normalize=False))

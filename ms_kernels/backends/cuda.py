@@ -217,7 +217,7 @@ def embedding_gradient(
     column_term: Term | None,
 ) -> Tensor:
     """Gradient (N, D) with respect to the rows' embeddings, through their normalisation."""
-    sides = as_products(rows, columns, spec)
+    sides = as_products(rows, columns, spec, exchanged=row_term is None)
     found = _backend.embedding_gradient(sides.rows, sides.columns, spec, row_term, column_term)
     gradient = sides.of_rows(found)
     assert gradient is not None

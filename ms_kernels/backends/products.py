@@ -21,7 +21,7 @@ from ms_kernels.rules.spec import PairSpec
 # Before the numbers of a row: less half its square and 1, the other way round of a candidate.
 ADDED = 2
 # Rows of so many numbers begin where a kernel reads 16 bytes at once.
-EVEN = 8
+ALIGNED = 8
 
 
 class Products(NamedTuple):
@@ -53,9 +53,14 @@ class Products(NamedTuple):
         return through_normalisation(found, computed(x, self.spec.normalize), x, self.spec)
 
 
-def as_products(rows: Side, columns: Side | None, spec: PairSpec) -> Products:
+def as_products(
+    rows: Side, columns: Side | None, spec: PairSpec, exchanged: bool = False
+) -> Products:
     """The sides as they are where no distance is asked for; else, of a batch with itself, two too:
-    each row is read in one way. Pairs of a sample with itself are told by ids."""
+    each row is read in one way. Pairs of a sample with itself are told by ids.
+
+    exchanged: the rows are the candidates.
+    """
     if spec.distance is None:
         return Products(rows, columns, (rows, columns), spec)
     apart = columns is None
@@ -66,10 +71,10 @@ def as_products(rows: Side, columns: Side | None, spec: PairSpec) -> Products:
         columns = rows
     x = computed(rows.embeddings, spec.normalize)
     r = x if apart else computed(columns.embeddings, spec.normalize)
-    if not spec.normalize:  # no unit row is far from the origin
-        # Of both sides alike: a pair has the same bits when they change places.
-        middle = (middle_of(x) + middle_of(r)) / 2
-        x, r = x - middle, r - middle
+    # Of the candidates alone: all who compare the same pairs know them, so that what was the
+    # hardest has the same bits again, whichever anchors are at hand and whoever is first.
+    middle = middle_of(x if exchanged else r)
+    x, r = x - middle, r - middle
     long_rows = rows._replace(embeddings=_longer(x, is_candidate=False))
     long_columns = columns._replace(embeddings=_longer(r, is_candidate=True))
     return Products(long_rows, long_columns, (rows, columns), spec, apart)
@@ -77,7 +82,7 @@ def as_products(rows: Side, columns: Side | None, spec: PairSpec) -> Products:
 
 def _longer(x: Tensor, is_candidate: bool) -> Tensor:
     count, width = x.shape
-    longer = x.new_zeros(count, -(-(ADDED + width) // EVEN) * EVEN)
+    longer = x.new_zeros(count, -(-(ADDED + width) // ALIGNED) * ALIGNED)
     square, one = (1, 0) if is_candidate else (0, 1)
     longer[:, square] = (x * x).sum(1) * -0.5
     longer[:, one] = 1

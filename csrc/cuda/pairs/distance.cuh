@@ -9,7 +9,7 @@ namespace msk::gpu {
 // The similarity of two rows, whose product is less half a squared distance if one is asked for. A
 // product above 0 is rounding; one that is not a number stays so.
 template <typename T>
-MSK_DEVICE T similarity_of(Distance distance, T product) {
+MSK_DEVICE T distance_similarity(Distance distance, T product) {
   if (distance == Distance::none) return product;
   const T less_square = product > T(0) ? T(0) : product + product;
   return distance == Distance::euclidean ? -std::sqrt(-less_square) : less_square;

@@ -37,7 +37,7 @@ struct Pass : Pairs<P> {
     for (int s = 1; s < splits; ++s) sum += part[s * panel * width];
     const Scalar product = this->scaled(sum, this->rows.scale[i], this->columns.scale[j],
                                         this->rows.residue[i] + this->columns.residue[j]);
-    return similarity_of(this->distance, product);
+    return distance_similarity(this->distance, product);
   }
 };
 

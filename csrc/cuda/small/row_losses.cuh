@@ -29,7 +29,7 @@ MSK_DEVICE WarpRow<typename P::Scalar, kValues> similarities_of(const Pass<P>& p
     const int j = k * 32 + lane();
     const Scalar product =
         pass.scaled(row.value[k], scale, pass.columns.scale[j], residue + pass.columns.residue[j]);
-    row.value[k] = similarity_of(pass.distance, product);
+    row.value[k] = distance_similarity(pass.distance, product);
     out[k * 32] = row.value[k];
   }
   return row;

@@ -152,7 +152,7 @@ def embedding_gradient(
     from ms_kernels.backends.triton.problem import Problem
 
     with _on_device_of(rows.embeddings):
-        sides = Sides(rows, columns, spec)
+        sides = Sides(rows, columns, spec, exchanged=row_term is None)
         problem = other = Problem(sides.rows, sides.columns, spec, wide=True)
         if column_term is not None and columns is not None:
             ranges = problem.columns.ranges_among(columns.labels, problem.rows, rows.labels)

@@ -56,6 +56,14 @@ def mining_negative_above(coefficients):
     return tl.load(coefficients + 8)
 
 
+@triton.jit
+def least_rounded(coefficients):
+    """Smaller similarities are rounded as this one is: 1, of products of unit rows. Of distances 0:
+    for them all kernels divide the depth alike, and small ones differ by less than a rounding of 1.
+    """
+    return tl.load(coefficients + 9)
+
+
 # An int64 each: a small number of bits, as that of 0, would else be an int32 and another kernel.
 @triton.jit(do_not_specialize=list(Coefficients._fields))
 def coefficients_kernel(
@@ -69,6 +77,7 @@ def coefficients_kernel(
     mining_slack: tl.int64,
     mining_positive_below: tl.int64,
     mining_negative_above: tl.int64,
+    least_rounded: tl.int64,
 ):
     """Writes coefficients from the bits of float64 numbers: a float argument would be a float32."""
     T: tl.constexpr = out.dtype.element_ty
@@ -81,3 +90,4 @@ def coefficients_kernel(
     tl.store(out + 6, mining_slack.to(tl.int64).to(tl.float64, bitcast=True).to(T))
     tl.store(out + 7, mining_positive_below.to(tl.int64).to(tl.float64, bitcast=True).to(T))
     tl.store(out + 8, mining_negative_above.to(tl.int64).to(tl.float64, bitcast=True).to(T))
+    tl.store(out + 9, least_rounded.to(tl.int64).to(tl.float64, bitcast=True).to(T))

@@ -9,7 +9,7 @@ import triton.language as tl
 from ms_kernels.backends.triton.gradient_sums import as_operand, scaled, store_gradient
 from ms_kernels.backends.triton.pairs import positive_tiles
 from ms_kernels.backends.triton.rows import through_normalisation
-from ms_kernels.backends.triton.similarity import multiply_add, similarity_of, through_distance
+from ms_kernels.backends.triton.similarity import multiply_add, similarity_of
 from ms_kernels.backends.triton.weights import pair_weights
 
 
@@ -47,7 +47,6 @@ def gradient_kernel(
     column_blocks,
     poison_stride,
     MODE: tl.constexpr,
-    DISTANCE: tl.constexpr,
     ID_MODE: tl.constexpr,
     NEGATIVE: tl.constexpr,
     POSITIVE: tl.constexpr,
@@ -96,7 +95,7 @@ def gradient_kernel(
             at = r + columns.to(tl.int64)[:, None] * stride + depth[None, :]
             other = tl.load(at, mask=inside[None, :], other=0)
             factor = tl.load(column_scale + columns)
-            sim = similarity_of(own, tl.trans(other), scale, factor, MODE, DISTANCE)
+            sim = similarity_of(own, tl.trans(other), scale, factor, MODE)
             weight = pair_weights(
                 sim,
                 row_terms,
@@ -128,7 +127,6 @@ def gradient_kernel(
                 HAS_OFFSET,
                 TWO_SIDED,
             )
-            weight = through_distance(weight, sim, DISTANCE)
             weight = as_operand(weight, factor, other.dtype, MODE, WEIGHT_SCALE)
             sums = multiply_add(weight, other, sums, MODE)
     sums = scaled(sums, loss_scale, WEIGHT_SCALE, SCALED and not SPLIT)

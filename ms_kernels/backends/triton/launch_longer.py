@@ -15,21 +15,26 @@ from ms_kernels.backends.triton.side_rows import rows_at_once
 from ms_kernels.backends.triton.tape import launch_kernel
 from ms_kernels.rules.spec import PairSpec
 
-# Rows of each side that tell where the middle is; columns of one program.
+# Rows that tell where the middle is; columns of one program.
 MIDDLE = {"SAMPLED": 32, "BLOCK_D": 16}
 
 
 class Longer:
-    """A side with its rows made longer, and the way back of their gradient."""
+    """A side with its rows made longer, and the way back of their gradient.
 
-    def __init__(self, side: Side, middle: Tensor | None, is_candidate: bool) -> None:
+    middle: (D), from which its rows are taken; None: as they are.
+    """
+
+    def __init__(
+        self, side: Side, normalize: bool, middle: Tensor | None, is_candidate: bool
+    ) -> None:
         x = side.embeddings.detach()
         self.count, self.width = x.shape
-        self.normalize = middle is None
-        self.is_candidate = is_candidate
+        self.normalize, self.is_candidate = normalize, is_candidate
         new: Any = {"dtype": compute_dtype(x), "device": x.device}
         rows = torch.empty(self.count, int(ADDED.value) + self.width, **new)
         self.norm = torch.empty(self.count, **new)
+        self.middle = self.norm if middle is None else middle  # else never read
         self.side = Side(rows, side.labels, side.ids)
         if self.count:
             launch_kernel(
@@ -37,7 +42,7 @@ class Longer:
                 self._grid(),
                 x,
                 *x.stride(),
-                self.norm if middle is None else middle,
+                self.middle,
                 rows,
                 self.norm,
                 self.count,
@@ -56,7 +61,7 @@ class Longer:
             launch_kernel(
                 shorter_kernel,
                 self._grid(),
-                *(of_longer, rows, self.norm, dx),
+                *(of_longer, rows, self.middle, self.norm, dx),
                 self.count,
                 self.width,
                 **self._constants(),
@@ -77,19 +82,26 @@ class Longer:
 
 
 class Sides:
-    """Both sides as kernels multiply them: longer ones where a distance is asked for."""
+    """Both sides as kernels multiply them: longer ones where a distance is asked for.
 
-    def __init__(self, rows: Side, columns: Side | None, spec: PairSpec) -> None:
+    exchanged: the rows are the candidates.
+    """
+
+    def __init__(
+        self, rows: Side, columns: Side | None, spec: PairSpec, exchanged: bool = False
+    ) -> None:
         self.rows, self.columns = rows, columns
         self._own = self._other = None
         if spec.distance is None:
             return
-        # A unit row is not far from the origin.
-        middle = None if spec.normalize else _middle(rows, columns or rows)
-        self._own = Longer(rows, middle, is_candidate=False)
+        # Of the candidates alone: all who compare the same pairs know them, so that what was the
+        # hardest has the same bits again, whichever anchors are at hand and whoever is first.
+        candidates = rows if columns is None or exchanged else columns
+        middle = _middle(candidates, spec.normalize)
+        self._own = Longer(rows, spec.normalize, middle, is_candidate=False)
         self.rows = self._own.side
         if columns is not None:
-            self._other = Longer(columns, middle, is_candidate=True)
+            self._other = Longer(columns, spec.normalize, middle, is_candidate=True)
             self.columns = self._other.side
 
     def of_rows(self, gradient: Tensor | None) -> Tensor | None:
@@ -99,16 +111,37 @@ class Sides:
         return gradient if self._other is None else self._other.gradient(gradient)
 
 
-def _middle(rows: Side, columns: Side) -> Tensor:
-    x, r = rows.embeddings.detach(), columns.embeddings.detach()
-    width = x.shape[1]
+def _middle(side: Side, normalize: bool) -> Tensor:
+    """(D) medians of some rows; of unit ones, which may all point one way, if asked."""
+    x = side.embeddings.detach()
+    count, width = x.shape
+    strides, skipped = x.stride(), 0
     middle = torch.empty(width, dtype=compute_dtype(x), device=x.device)
-    if width:
+    if not width:
+        return middle
+    if normalize and count:
+        # Rows at equal steps stand for all, as if they were a side of their own.
+        step = max(1, count // MIDDLE["SAMPLED"])
+        count = min(count, MIDDLE["SAMPLED"])
+        few = torch.empty(count, int(ADDED.value) + width, dtype=middle.dtype, device=x.device)
+        rows, piece = rows_at_once(max(16, width), middle.itemsize)
         launch_kernel(
-            middle_kernel,
-            (triton.cdiv(width, MIDDLE["BLOCK_D"]),),
-            *(x, *x.stride(), r, *r.stride(), middle),
-            *(x.shape[0], r.shape[0], width),
-            **MIDDLE,
+            longer_kernel,
+            (triton.cdiv(count, rows),),
+            *(x, strides[0] * step, strides[1], middle, few, few),
+            *(count, width),
+            NORMALIZE=True,
+            SHIFTED=False,
+            CANDIDATE=False,
+            ROWS=rows,
+            BLOCK_D=piece,
         )
+        x, strides, skipped = few, few.stride(), int(ADDED.value)
+    launch_kernel(
+        middle_kernel,
+        (triton.cdiv(width, MIDDLE["BLOCK_D"]),),
+        *(x, *strides, skipped, middle),
+        *(count, width),
+        **MIDDLE,
+    )
     return middle

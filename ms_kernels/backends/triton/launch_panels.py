@@ -55,6 +55,7 @@ def _weights(launch: Launch, panel: Tensor, place: Place, height: int) -> None:
         rows.stride,
         rows.padded,
         problem.columns.padded,
+        DISTANCE=problem.distance,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_K=problem.piece(tile.block_k),

@@ -48,7 +48,6 @@ class Launch:
         rows, columns = problem.rows, problem.columns
         self.pairs: Any = {
             **problem.pair_constants,
-            "DISTANCE": problem.distance,
             "HAS_ROW": row_terms is not None,
             "HAS_COLUMN": column_terms is not None,
         }

@@ -12,7 +12,8 @@ ADDED = tl.constexpr(2)
 
 @triton.jit
 def median(x, row_stride, column_stride, count, d, D, SAMPLED: tl.constexpr, T: tl.constexpr):
-    """(BLOCK_D) medians of SAMPLED rows of `count`; 0 where half of them are not finite."""
+    """(BLOCK_D) medians of SAMPLED rows of `count`, of fewer those rows several times; 0 where half
+    of them are not finite."""
     k = tl.arange(0, SAMPLED)
     row = k.to(tl.int64) * count // SAMPLED
     at = x + row[:, None] * row_stride + d.to(tl.int64)[None, :] * column_stride
@@ -25,27 +26,24 @@ def median(x, row_stride, column_stride, count, d, D, SAMPLED: tl.constexpr, T: 
     return tl.where(found < INFINITY, found, 0)
 
 
-@triton.jit(do_not_specialize=["N", "M"])
+@triton.jit(do_not_specialize=["N"])
 def middle_kernel(
     x,
-    x_row_stride,
-    x_column_stride,
-    r,
-    r_row_stride,
-    r_column_stride,
-    middle,  # (D) out: half way between the medians of both sides, whichever is first
+    row_stride,
+    column_stride,
+    skipped,  # numbers before those of a row
+    middle,  # (D) out
     N,
-    M,
     D,
     SAMPLED: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """One program finds the middle of BLOCK_D columns."""
-    T: tl.constexpr = middle.dtype.element_ty
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
-    own = median(x, x_row_stride, x_column_stride, N, d, D, SAMPLED, T)
-    other = median(r, r_row_stride, r_column_stride, M, d, D, SAMPLED, T)
-    tl.store(middle + d, own / 2 + other / 2, mask=d < D)
+    T: tl.constexpr = middle.dtype.element_ty
+    first = x + skipped * column_stride
+    found = median(first, row_stride, column_stride, N, d, D, SAMPLED, T)
+    tl.store(middle + d, found, mask=d < D)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -65,8 +63,8 @@ def longer_kernel(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One program writes ROWS rows: unit rows, or rows less the middle. One that is not finite gets
-    a square that is none."""
+    """One program writes ROWS rows, unit ones if NORMALIZE, less the middle. One that is not finite
+    gets a square that is none."""
     T: tl.constexpr = longer.dtype.element_ty
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     present = row < N
@@ -123,6 +121,7 @@ def longer_kernel(
 def shorter_kernel(
     gradient,  # (N, ADDED + D) of the longer rows
     longer,
+    middle,  # (D): with it they are unit rows, if NORMALIZE
     norm,
     dx,  # (N, D) out, of the rows
     N,
@@ -146,7 +145,7 @@ def shorter_kernel(
             inside = present[:, None] & (d < D)
             x = tl.load(longer + at + d, mask=inside, other=0)
             g = tl.load(gradient + at + d, mask=inside, other=0) - weight[:, None] * x
-            along += g * x
+            along += g * (x + tl.load(middle + d, mask=d < D, other=0))
     projection = tl.sum(along, 1)
     divisor = tl.load(norm + row, mask=present, other=1)
     for start in range(0, D, BLOCK_D):
@@ -155,5 +154,6 @@ def shorter_kernel(
         x = tl.load(longer + at + d, mask=inside, other=0)
         g = tl.load(gradient + at + d, mask=inside, other=0) - weight[:, None] * x
         if NORMALIZE:
-            g = (g - projection[:, None] * x) / divisor[:, None]
+            unit = x + tl.load(middle + d, mask=d < D, other=0)
+            g = (g - projection[:, None] * unit) / divisor[:, None]
         tl.store(dx + row[:, None] * D + d, g, mask=inside)

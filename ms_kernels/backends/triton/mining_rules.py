@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from ms_kernels.backends.triton.coefficients import (
+    least_rounded,
     max_positive_similarity,
     mining_negative_above,
     mining_positive_below,
@@ -20,11 +21,11 @@ def is_positive(sim, same_class, coefficients):
 
 
 @triton.jit
-def beside(sim, SIGN: tl.constexpr):
+def beside(sim, coefficients, SIGN: tl.constexpr):
     """A number over sim, or under it, by some rounding errors of a similarity: kernels that divide
     the depth differently need not find the hardest pair at the same bits. So near are ties."""
     SLACK: tl.constexpr = 2.0**-46 if sim.dtype == tl.float64 else 2.0**-19
-    return sim + SIGN * SLACK * tl.maximum(tl.abs(sim), 1)
+    return sim + SIGN * SLACK * tl.maximum(tl.abs(sim), least_rounded(coefficients))
 
 
 @triton.jit
@@ -33,7 +34,7 @@ def negative_above(hardest_positive, hardest_negative, coefficients, MINING: tl.
     if MINING == "multi_similarity" or MINING == "semi_hard":
         return hardest_positive - mining_slack(coefficients)
     elif MINING == "hardest" or MINING == "top_k":
-        return beside(hardest_negative, -1)
+        return beside(hardest_negative, coefficients, -1)
     elif MINING == "threshold":
         return tl.zeros_like(hardest_positive) + mining_negative_above(coefficients)
     else:
@@ -54,7 +55,7 @@ def positive_below(hardest_positive, hardest_negative, coefficients, MINING: tl.
     if MINING == "multi_similarity":
         return hardest_negative + mining_slack(coefficients)
     elif MINING == "hardest":
-        return beside(hardest_positive, 1)
+        return beside(hardest_positive, coefficients, 1)
     elif MINING == "threshold":
         return tl.zeros_like(hardest_positive) + mining_positive_below(coefficients)
     else:

@@ -74,6 +74,10 @@ class Problem:
     def _fitting(self, wide: bool) -> Tiles:
         """The tiles that the registers of these rules allow."""
         tiles = self.tiles
+        if self.spec.distance is not None:
+            # The depth in the same pieces everywhere: a distance has no bits to spare for others.
+            weights = tiles.weights._replace(block_k=tiles.scan.block_k)
+            return tiles._replace(weights=weights, owner={})
         if self.folded and self.shares and not self.mining.two_sided and not wide:
             return tiles if tiles.lean is None else tiles._replace(scan=tiles.lean)
         owner = {d: t._replace(block_n=min(t.block_n, 64)) for d, t in tiles.owner.items()}
@@ -83,7 +87,7 @@ class Problem:
 
     @property
     def distance(self) -> str:
-        """What similarities are made of products: see `less_distance`."""
+        """What similarities are made of products: see `distance_similarity`."""
         return self.spec.distance or "none"
 
     @property
@@ -149,7 +153,7 @@ def _contiguous(side: Side) -> Side:
 
 
 def _coefficients_on(device: torch.device, dtype: torch.dtype, values: Coefficients) -> Tensor:
-    """(9,) in the compute dtype, as `coefficients.py` reads them."""
+    """(10,) in the compute dtype, as `coefficients.py` reads them."""
     coefficients = torch.empty(len(values), dtype=dtype, device=device)
     bits = struct.unpack(f"{len(values)}q", struct.pack(f"{len(values)}d", *values))
     launch_kernel(coefficients_kernel, (1,), coefficients, *bits)

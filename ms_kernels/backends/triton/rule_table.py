@@ -48,6 +48,7 @@ class Coefficients(NamedTuple):
     mining_slack: float = 0.0
     mining_positive_below: float = 0.0
     mining_negative_above: float = 0.0
+    least_rounded: float = 1.0
 
 
 class Rule(NamedTuple):
@@ -151,6 +152,7 @@ def coefficients_of(spec: PairSpec, most: float) -> Coefficients:
     cap = spec.max_positive_similarity
     return numbers._replace(
         max_positive_similarity=math.inf if cap is None else cap,
+        least_rounded=float(spec.distance is None),
         **{name: max(-most, min(most, bound)) for name, bound in bounds.items()},
     )
 

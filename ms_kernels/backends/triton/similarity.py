@@ -55,7 +55,7 @@ def split_product(a, b):
 
 
 @triton.jit
-def less_distance(product, DISTANCE: tl.constexpr):
+def distance_similarity(product, DISTANCE: tl.constexpr):
     """The similarity of longer rows, whose product is less half a squared distance: see
     `products.py`. A product above 0 is rounding; one that is not a number stays so."""
     if DISTANCE != "none":
@@ -63,7 +63,9 @@ def less_distance(product, DISTANCE: tl.constexpr):
         if DISTANCE == "euclidean":
             product = -tl.sqrt(-product)
         else:
-            tl.static_assert(DISTANCE == "squared_euclidean", "less_distance: unknown distance")
+            tl.static_assert(
+                DISTANCE == "squared_euclidean", "distance_similarity: unknown distance"
+            )
     return product
 
 
@@ -78,14 +80,14 @@ def through_distance(weight, sim, DISTANCE: tl.constexpr):
 
 
 @triton.jit
-def similarity_of(own, other, row_scale, column_scale, MODE: tl.constexpr, DISTANCE: tl.constexpr):
+def similarity_of(own, other, row_scale, column_scale, MODE: tl.constexpr):
     """Of rows `own` (BLOCK_M, depth) and columns `other` (depth, BLOCK_N), held whole."""
     if MODE == "tf32x3":
         sums = split_product(own, other)
     else:
         zero = tl.zeros((own.shape[0], other.shape[1]), row_scale.dtype)
         sums = multiply_add(own, other, zero, MODE)
-    return less_distance(sums * (row_scale[:, None] * column_scale[None, :]), DISTANCE)
+    return sums * (row_scale[:, None] * column_scale[None, :])
 
 
 @triton.jit
@@ -113,4 +115,4 @@ def similarity(
             sums += split_product(a, b)
         else:
             sums = multiply_add(a, b, sums, MODE)
-    return less_distance(sums * (row_factor[:, None] * column_factor[None, :]), DISTANCE)
+    return distance_similarity(sums * (row_factor[:, None] * column_factor[None, :]), DISTANCE)

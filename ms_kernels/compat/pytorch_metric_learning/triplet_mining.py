@@ -74,12 +74,10 @@ def triplets_within(
     """
     none = torch.zeros(0, dtype=torch.int64, device=pairs.labels.device)
     found = [(none, none, none)]
-    # Of what is no negative, a lead that is not kept.
-    never = torch.inf if kind == "easy" else -torch.inf
     for panel in panels(measure, pairs):
         lines, positives = panel.positive.nonzero(as_tuple=True)
         near = panel.sim[lines, positives][:, None]
-        far = panel.sim.masked_fill_(~panel.negative, never)
+        far = panel.sim.masked_fill_(~panel.negative, torch.nan)  # keeps none
         fitting = options.panel_bytes // max(1, far.shape[1] * far.element_size())
         for some in torch.split(torch.arange(len(lines), device=lines.device), max(1, fitting)):
             lead = near[some] - far[lines[some]]
