@@ -46,7 +46,7 @@ def test_refs(stand_in, weighting, n):
 @pytest.mark.parametrize("distance", DISTANCES[1:])
 @pytest.mark.parametrize("normalize", [True, False], ids=["unit", "raw"])
 def test_distances(stand_in, distance, normalize):
-    """Longer rows take a launch to be made and one for their gradient, and one finds the middle."""
+    """Longer rows are made and taken back by launches of Triton, which wait for nothing."""
     given = {"distance": distance, "normalize": normalize}
     for weighting in (made(rule) for rule in NATIVE_WEIGHTINGS if FULL or rule is Triplet):
         for m, reduction in itertools.product((None, 77), ("mean", "none")):
@@ -65,11 +65,11 @@ def test_a_distance_takes_few_launches_more(stand_in, normalize):
     costs = []
     for distance in DISTANCES:
         given = {"distance": distance, "normalize": normalize, "weighting": made(MultiSimilarity)}
-        run = step(333, 40, torch.float32, ms_kernels.pair_loss, **given)
+        run = step(333, 128, torch.float32, ms_kernels.pair_loss, **given)
         cost_of(stand_in, run)
         costs.append(cost_of(stand_in, run))
     products, *distances = costs
-    more = ("longer", "shorter", *(() if normalize else ("middle",)))
+    more = ("middle", "longer", "shorter", *(("longer",) if normalize else ()))
     for cost in distances:
         assert cost.torch_ops == products.torch_ops
         assert sorted(cost.kernels) == sorted([*products.kernels, *more])
