@@ -3,7 +3,7 @@
 import pytest
 import torch
 from family import name_of
-from on_device import BACKENDS, clustered, host_never_waits, replayed, tiny
+from on_device import BACKENDS, DEVICE, clustered, host_never_waits, replayed, tiny
 
 from ms_kernels import pair_loss
 from ms_kernels.rules import mining as mine
@@ -42,8 +42,7 @@ def step(x, y, backend, distance, normalize, rules, refs=None):
 @pytest.mark.parametrize("normalize", [True, False], ids=["unit", "raw"])
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_values_and_gradients(distance, normalize, rules, backend):
-    """In float32 to the rounding of squares, in float64 what the definition gives: so mining finds
-    in the gradient what it found in the loss."""
+    """In float32 to the rounding of squares, in float64 what the definition gives."""
     dtypes = tiny(((torch.float64, 1e-8), (torch.float32, 2e-4)), ((torch.float32, 2e-4),))
     for n, d in tiny(((200, 40), (1500, 130), (70, 300)), ((24, 20),)):
         x, y = clustered(n, d, torch.float64, n // 4)
@@ -89,3 +88,34 @@ def test_deterministic_algorithms_are_no_obstacle(backend):
         step(x, y, backend, "euclidean", False, RULES[0])
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mining", [mine.HardestMining(), mine.TopKMining(1)], ids=name_of)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_hardest_pair_is_found_again_in_the_gradient(distance, mining, backend):
+    """Of unit rows that all but point one way, in float32, but for anchors whose two hardest pairs
+    are equally hard within its rounding."""
+    dtype = tiny(torch.float32, torch.float64)
+    for d in tiny((20, 40, 62, 130, 512), (20,)):
+        generator = torch.Generator(DEVICE).manual_seed(d)
+        n = tiny(400, 24)
+        noise = torch.randn(n, d, generator=generator, device=DEVICE, dtype=torch.float64)
+        x, y = 1 + 0.03 * noise, torch.arange(n, device=DEVICE) % (n // 4)
+        refs = x.flip(0)[: n // 2] + 0.001
+        found = []
+        for name, kind in ((backend, dtype), ("reference", torch.float64)):
+            leaf = x.to(kind).requires_grad_()
+            how = {"weighting": weigh.NTXent(0.05), "mining": mining, "distance": distance}
+            pairs = leaf, y, refs.to(kind), y[: n // 2]
+            loss = pair_loss(*pairs, reduction="sum", backend=name, **how)
+            found.append(torch.autograd.grad(loss, leaf)[0].double())
+        unit, others = (torch.nn.functional.normalize(t) for t in (x, refs))
+        apart = torch.cdist(unit, others, compute_mode="donot_use_mm_for_euclid_dist")
+        same = y[:, None] == y[: n // 2]
+        near = apart.masked_fill(same, torch.inf).topk(2, largest=False).values
+        far = apart.masked_fill(~same, -torch.inf).topk(2).values
+        clear = (near[:, 1] - near[:, 0] > 1e-3 * near[:, 0]) & ~(far[:, 0] - far[:, 1] < 1e-5)
+        assert clear.sum() > n // 2
+        got, want = (dx[clear] for dx in found)
+        assert (got - want).norm(dim=1).max() < 1e-2 * want.norm(dim=1).max()

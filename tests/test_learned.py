@@ -21,6 +21,9 @@ from ms_kernels import (
     pair_loss,
     row_statistics,
 )
+from ms_kernels.api.unit import scaled_rows
+from ms_kernels.backends.interface import compute_dtype
+from ms_kernels.reference import unit_rows
 from ms_kernels.rules import weighting as rules
 
 OF_SCALE = [rules.NTXent, rules.NPair, rules.SupCon, rules.DecoupledContrastive, rules.NCA]
@@ -224,3 +227,24 @@ def test_what_cannot_learn(value, message):
         NTXentLoss(value)
     with pytest.raises(TypeError, match="weighting: expected options that are numbers"):
         ms_kernels.PairSpec(rules.NTXent(scalar(0.1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_unit_rows_of_every_length(dtype):
+    """Without a direction, with squares that overflow, or not finite: as of the reference."""
+    rows = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).double()
+    rows[1], rows[2], rows[3, 2] = 0, rows[2] * 1e-20, torch.inf
+    largest = {torch.float64: 1e200, torch.float32: 1e30, torch.float16: 6e4}[dtype]
+    rows[4] = rows[4] / rows[4].abs().max() * largest
+    worth = torch.randn(7, 5, generator=torch.Generator().manual_seed(1)).to(compute_dtype(rows))
+    found = []
+    for of in (scaled_rows, lambda x, factor, _: unit_rows(x.to(compute_dtype(x))) * factor):
+        x = rows.to(dtype).requires_grad_()
+        factor = torch.tensor(0.7, dtype=compute_dtype(x), requires_grad=True)
+        got = of(x, factor, True)
+        incoming = worth.to(got.dtype).masked_fill(~got.isfinite(), 0)
+        found.append([got, *torch.autograd.grad(got, (x, factor), incoming)])
+    (got, dx, dfactor), (want, exact, wanted) = found
+    torch.testing.assert_close(got, want, equal_nan=True)
+    torch.testing.assert_close(dx, exact, equal_nan=True)
+    assert dfactor.isnan() == wanted.isnan()
