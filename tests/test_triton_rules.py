@@ -215,6 +215,7 @@ def read_all(pointer, out):
     tl.store(out + 6, coefficients.mining_slack(pointer))
     tl.store(out + 7, coefficients.mining_positive_below(pointer))
     tl.store(out + 8, coefficients.mining_negative_above(pointer))
+    tl.store(out + 9, coefficients.least_rounded(pointer))
 
 
 def test_coefficients_are_read_as_they_were_written():
