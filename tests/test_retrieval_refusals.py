@@ -13,7 +13,7 @@ pytest.importorskip("tqdm")
 from retrieval_program import SMALL, program, run, spoil, tiny_roots  # noqa: E402
 
 from examples.retrieval import checkpoint  # noqa: E402
-from examples.retrieval.dry_run import dry_options  # noqa: E402
+from examples.retrieval.dry_run import dry_options, make_tiny  # noqa: E402
 from examples.retrieval.layouts import LAYOUTS  # noqa: E402
 from examples.retrieval.refusal import Refusal  # noqa: E402
 
@@ -116,6 +116,7 @@ def test_no_folder_and_an_empty_one(tmp_path, name):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_is_named_and_what_was_done_is_saved(tmp_path, monkeypatch, capsys, workers):
+    make_tiny("cub", tmp_path)
     given = dry_options("cub", tmp_path)
     images = sorted(Path(given.root).rglob("*.jpg"))
     for path in images[:2]:

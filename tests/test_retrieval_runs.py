@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from retrieval_program import SMALL, equal, run, tiny_roots  # noqa: E402
 
 from examples.retrieval import __main__ as program  # noqa: E402
 from examples.retrieval import checkpoint, train  # noqa: E402
-from examples.retrieval.dry_run import dry_options  # noqa: E402
+from examples.retrieval.dry_run import dry_options, make_tiny  # noqa: E402
 from examples.retrieval.evaluate import embed_all  # noqa: E402
 from examples.retrieval.layouts import LAYOUTS  # noqa: E402
 from examples.retrieval.options import Options  # noqa: E402
@@ -28,6 +29,10 @@ from examples.retrieval.processes import Processes  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 MODULE = ["-m", "examples.retrieval"]
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+needs_gloo = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +58,15 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path, capsys):
         "backbone": "retrieval_program:with_dropout",
         "evaluate_every": 0,
     }
+    for folder in ("whole", "parts"):
+        make_tiny("cub", tmp_path / folder)
     whole = dry_options("cub", tmp_path / "whole", steps=7, **given)
-    train.train(whole, resume=False)
+    train.train(whole, Processes("cpu"), resume=False)
     folder = tmp_path / "parts"
     for steps, resume in ((3, False), (5, True), (7, True)):
         part = dry_options("cub", folder, steps=steps, **given)
         torch.manual_seed(steps)  # whatever happened meanwhile
-        train.train(part, resume=resume)
+        train.train(part, Processes("cpu"), resume=resume)
     states = [checkpoint.load(Path(o.output) / checkpoint.NAME) for o in (whole, part)]
     for name in ("model", "optimizer", "criterion", "chance", "step"):
         assert equal(states[0][name], states[1][name]), name
@@ -97,16 +104,28 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path, tiny, monkeypatch, capsys):
     assert equal(states[0]["optimizer"], states[1]["optimizer"])
 
 
-@pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
-)
+@needs_gloo
+def test_a_dry_run_of_two_processes(tmp_path):
+    """They meet once for all layouts, and read the images that the first has made."""
+    made = ["--dry-run", "--device", "cpu"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [*LAUNCHER, *MODULE, "train", *made], cwd=ROOT, env=environment, timeout=120,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in LAYOUTS:
+        assert done.stdout.count(f"{name} after 4 steps") == 1
+    assert not list(tmp_path.glob("retrieval-*"))
+
+
+@needs_gloo
 def test_two_processes_train_as_one(tmp_path, tiny, monkeypatch, capsys):
     """With a memory: the loss of the batch and that of the memory, added up."""
     given = ["train", "--dataset", "inshop", "--root", str(tiny["inshop"]), *SMALL]
     given += ["--steps", "6", "--memory", "15", "--ks", "1,2", "--test-batch", "4"]
     assert run(monkeypatch, *given, "--output", tmp_path / "one") == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command = [*launcher, *MODULE, *given, "--output", str(tmp_path / "two")]
+    command = [*LAUNCHER, *MODULE, *given, "--output", str(tmp_path / "two")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     one, two = (checkpoint.load(tmp_path / f / checkpoint.NAME) for f in ("one", "two"))
     assert (len(one["chance"]), len(two["chance"])) == (1, 2)

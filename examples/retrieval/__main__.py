@@ -1,6 +1,7 @@
 """python -m examples.retrieval train | evaluate | check"""
 
 import argparse
+import contextlib
 import sys
 import tempfile
 from dataclasses import replace
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from examples.retrieval import checkpoint
 from examples.retrieval.criterion import LOSSES, MININGS
-from examples.retrieval.dry_run import TINY, dry_options
+from examples.retrieval.dry_run import TINY, dry_options, make_tiny
 from examples.retrieval.options import DATASETS, Options, options_of
 from examples.retrieval.processes import Processes
 from examples.retrieval.refusal import Refusal
@@ -156,7 +157,7 @@ def training_options(given: argparse.Namespace) -> Options:
     )
 
 
-def dry_run(given: argparse.Namespace) -> None:
+def dry_run(given: argparse.Namespace, processes: Processes) -> None:
     if given.dataset == "glyphs":
         raise Refusal("--dataset: expected cub, cars, sop or inshop with --dry-run, got glyphs")
     rule = {
@@ -169,13 +170,23 @@ def dry_run(given: argparse.Namespace) -> None:
         "workers": given.workers,
         "tensorboard": given.tensorboard,
     }
-    with tempfile.TemporaryDirectory(prefix="retrieval-") as folder:
+    with contextlib.ExitStack() as stack:
+        folder = ""
+        if processes.is_first:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="retrieval-"))
+        folder = processes.of_first(folder)
         for name in TINY if given.dataset is None else [given.dataset]:
-            train(dry_options(name, Path(folder), **rule), resume=False)
-    print("\nThe dry run is done: tiny images of coloured noise, so its scores say nothing.")
+            if processes.is_first:
+                make_tiny(name, Path(folder))
+            processes.wait()
+            train(dry_options(name, Path(folder), **rule), processes, resume=False)
+        # The others may still read images when the first is done.
+        processes.wait()
+    if processes.is_first:
+        print("\nThe dry run is done: tiny images of coloured noise, so its scores say nothing.")
 
 
-def evaluate(given: argparse.Namespace) -> None:
+def evaluate(given: argparse.Namespace, processes: Processes) -> None:
     path = Path(given.output) / checkpoint.NAME
     state = checkpoint.load(path)
     options = options_of(state["options"], output=given.output, ks=given.ks)
@@ -186,14 +197,10 @@ def evaluate(given: argparse.Namespace) -> None:
         options = replace(options, root=given.root)
     # Its weights come from the checkpoint.
     options = replace(options, pretrained=False)
-    processes = Processes(options.device)
-    try:
-        run = Run(options, benchmark_of(options), processes)
-        run.model.load_state_dict(state["model"])
-        run.step, run.losses, run.scores = state["step"], state["losses"], state["scores"]
-        run.report()
-    finally:
-        processes.end()
+    run = Run(options, benchmark_of(options), processes)
+    run.model.load_state_dict(state["model"])
+    run.step, run.losses, run.scores = state["step"], state["losses"], state["scores"]
+    run.report()
 
 
 def check(given: argparse.Namespace) -> None:
@@ -216,19 +223,30 @@ def check(given: argparse.Namespace) -> None:
     print(f"all {count} images can be decoded")
 
 
+def _together(given: argparse.Namespace) -> None:
+    """What all processes under torchrun do, who meet once: a group that is made anew may meet what
+    is left of the last one."""
+    if given.command == "train" and not given.dry_run and given.dataset is None:
+        raise Refusal(f"--dataset: expected one of {', '.join(DATASETS)}, or --dry-run")
+    processes = Processes(given.device)
+    try:
+        if given.command == "evaluate":
+            evaluate(given, processes)
+        elif given.dry_run:
+            dry_run(given, processes)
+        else:
+            train(training_options(given), processes, given.resume)
+    finally:
+        processes.end()
+
+
 def main() -> None:
     given = parser().parse_args()
     try:
-        if given.command == "evaluate":
-            evaluate(given)
-        elif given.command == "check":
+        if given.command == "check":
             check(given)
-        elif given.dry_run:
-            dry_run(given)
-        elif given.dataset is None:
-            raise Refusal(f"--dataset: expected one of {', '.join(DATASETS)}, or --dry-run")
         else:
-            train(training_options(given), given.resume)
+            _together(given)
     except Stopped as stop:
         print(f"\n{stop}; --resume goes on from there", file=sys.stderr)
         sys.exit(STOPPED)

@@ -56,6 +56,14 @@ class Processes:
         dist.all_gather_object(found, value)
         return found
 
+    def of_first(self, value: Any) -> Any:
+        """The value of the first process."""
+        return self.of_each(value)[0]
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self.any(False)
+
     def summed(self, x: Tensor) -> Tensor:
         if self.world > 1:
             dist.all_reduce(x)

@@ -218,33 +218,31 @@ class Run:
         return found
 
 
-def train(options: Options, resume: bool) -> dict[str, Any]:
+def train(options: Options, processes: Processes, resume: bool) -> dict[str, Any]:
     """A run from its beginning, or from where it stopped, to its table."""
-    processes = Processes(options.device)
+    _check_tensorboard(options)
+    folder = Path(options.output)
+    if not resume and (folder / checkpoint.NAME).exists():
+        raise Refusal(
+            f"--output: expected a folder without a checkpoint, got {str(folder)!r}; --resume "
+            "goes on from it, another --output leaves it as it is"
+        )
+    run = Run(options, benchmark_of(options), processes)
+    if resume:
+        run.resume()
+    # A process that is late must not take the checkpoint of this run for that of another.
+    processes.wait()
+    _make(folder)
+    if processes.is_first:
+        _tell(run)
     try:
-        _check_tensorboard(options)
-        folder = Path(options.output)
-        if not resume and (folder / checkpoint.NAME).exists():
-            raise Refusal(
-                f"--output: expected a folder without a checkpoint, got {str(folder)!r}; --resume "
-                "goes on from it, another --output leaves it as it is"
-            )
-        run = Run(options, benchmark_of(options), processes)
-        if resume:
-            run.resume()
-        _make(folder)
-        if processes.is_first:
-            _tell(run)
-        try:
-            run.train()
-        except Refusal as error:
-            if processes.world > 1:
-                raise
-            run.save()
-            raise Refusal(f"{error}; saved in {run.path} after step {run.step}") from error
-        return run.report()
-    finally:
-        processes.end()
+        run.train()
+    except Refusal as error:
+        if processes.world > 1:
+            raise
+        run.save()
+        raise Refusal(f"{error}; saved in {run.path} after step {run.step}") from error
+    return run.report()
 
 
 def _tell(run: Run) -> None:
