@@ -17,7 +17,7 @@ import torch.distributed as dist
 pytest.importorskip("PIL")
 pytest.importorskip("tqdm")
 
-from retrieval_program import SMALL, equal, run, tiny_roots  # noqa: E402
+from retrieval_program import LAUNCHER, MODULE, ROOT, SMALL, equal, run, tiny_roots  # noqa: E402
 
 from examples.retrieval import __main__ as program  # noqa: E402
 from examples.retrieval import checkpoint, train  # noqa: E402
@@ -27,9 +27,6 @@ from examples.retrieval.layouts import LAYOUTS  # noqa: E402
 from examples.retrieval.options import Options  # noqa: E402
 from examples.retrieval.processes import Processes  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
-MODULE = ["-m", "examples.retrieval"]
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 needs_gloo = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
 )

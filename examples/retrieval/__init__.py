@@ -10,6 +10,7 @@ sampler.py    batches of classes x images
 model.py      backbone, linear head, L2
 criterion.py  the losses of the family, with memory and across processes
 train.py      the loop
+stopping.py   what Ctrl-C and a request to terminate do
 processes.py  what several processes do differently
 checkpoint.py what a run needs to go on as if it had never stopped
 evaluate.py   embeddings of all test images, and their scores

@@ -15,8 +15,9 @@ from examples.retrieval.criterion import LOSSES, MININGS
 from examples.retrieval.dry_run import TINY, dry_options, make_tiny
 from examples.retrieval.options import DATASETS, Options, options_of
 from examples.retrieval.processes import Processes
-from examples.retrieval.refusal import Refusal
-from examples.retrieval.train import Run, Stopped, benchmark_of, train
+from examples.retrieval.refusal import Refusal, plain
+from examples.retrieval.stopping import Stopped
+from examples.retrieval.train import Run, benchmark_of, train
 
 # What the paper has suits published weights. A small network starts from nothing, on small images.
 SMALL = {"size": 64, "lr": 1e-3, "dim": 128}
@@ -251,10 +252,12 @@ def main() -> None:
         print(f"\n{stop}; --resume goes on from there", file=sys.stderr)
         sys.exit(STOPPED)
     except Refusal as refusal:
-        # From a worker that decodes images it comes with the worker's traceback.
-        text = str(refusal).rpartition("examples.retrieval.refusal.Refusal: ")[2]
-        print(f"retrieval {given.command}: {text.strip()}", file=sys.stderr)
+        print(f"retrieval {given.command}: {plain(refusal)}", file=sys.stderr)
         sys.exit(REFUSED)
+    except KeyboardInterrupt:
+        kept = "; the last checkpoint stays as it is" if given.command == "train" else ""
+        print(f"\nretrieval {given.command}: interrupted{kept}", file=sys.stderr)
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from examples.retrieval.layouts import Benchmark
 from examples.retrieval.options import Options
 from examples.retrieval.processes import Processes
 from examples.retrieval.refusal import Refusal
+from examples.retrieval.stopping import leave_signals
 from ms_kernels.retrieval import RetrievalScores, retrieval_scores
 
 
@@ -74,7 +75,11 @@ def embed(
     mine = batches[processes.rank :: processes.world]
     # Its generator is its own: an evaluation leaves the training's chance as it was.
     loader: Any = torch.utils.data.DataLoader(
-        data, batch_sampler=mine, num_workers=options.workers, generator=seeded("embedding")
+        data,
+        batch_sampler=mine,
+        num_workers=options.workers,
+        worker_init_fn=leave_signals,
+        generator=seeded("embedding"),
     )
     was_training = model.training
     model.eval()
@@ -86,11 +91,19 @@ def embed(
         unit="batch",
         disable=None if processes.is_first else True,
     )
-    for indices, x in bar:
-        with torch.autocast(processes.device.type, torch.bfloat16, enabled=options.amp):
-            found = model(x.to(processes.device, non_blocking=True))
-        rows[indices[0] : indices[-1] + 1] = found.float()
+    failure = None
+    try:
+        for indices, x in bar:
+            with torch.autocast(processes.device.type, torch.bfloat16, enabled=options.amp):
+                found = model(x.to(processes.device, non_blocking=True))
+            rows[indices[0] : indices[-1] + 1] = found.float()
+    except Exception as error:
+        failure = error
     model.train(was_training)
+    # The others would wait for the rows of the one that has failed.
+    if processes.any(failure is not None):
+        text = processes.told(failure)
+        raise Refusal(text) if failure is None or isinstance(failure, Refusal) else failure
     return processes.summed(rows)
 
 

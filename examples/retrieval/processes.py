@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from examples.retrieval.refusal import Refusal
+from examples.retrieval.refusal import Refusal, plain
 
 
 class Processes:
@@ -59,6 +59,14 @@ class Processes:
     def of_first(self, value: Any) -> Any:
         """The value of the first process."""
         return self.of_each(value)[0]
+
+    def told(self, failure: Exception | None) -> str:
+        """What has failed, in whichever process, told in all of them."""
+        found = self.of_each(None if failure is None else plain(failure))
+        told = [(rank, text) for rank, text in enumerate(found) if text is not None]
+        if len(told) == self.world and len({text for _, text in told}) == 1:
+            return told[0][1]
+        return "; ".join(f"process {rank}: {text}" for rank, text in told)
 
     def wait(self) -> None:
         """Until all are here."""

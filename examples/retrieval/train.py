@@ -1,7 +1,7 @@
 """The loop: it can be stopped at any step, and goes on to the same bits."""
 
-import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +27,9 @@ from examples.retrieval.report import (
     write_results,
 )
 from examples.retrieval.sampler import ClassSampler, Steps, share
+from examples.retrieval.stopping import Stopped, StopSignal, leave_signals
 
 LOG_EVERY = 20  # steps: reading a loss waits for a GPU
-
-
-class Stopped(Exception):
-    """By the user, after everything was saved."""
-
-
-class StopSignal:
-    """The first Ctrl-C, or request to terminate, ends the loop after its step."""
-
-    def __enter__(self) -> "StopSignal":
-        self.came = False
-        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.came and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.came = True
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def benchmark_of(options: Options) -> Benchmark:
@@ -118,35 +97,67 @@ class Run:
         writer = _tensorboard(options) if processes.is_first else None
         model = processes.wrapped(self.model)
         self.model.train()
-        with StopSignal() as stop:
-            bar = tqdm(
-                self._batches(),
-                total=options.steps,
-                initial=self.step,
-                desc="training",
-                unit="step",
-                disable=None if processes.is_first else True,
-            )
-            since = time.perf_counter()
-            for x in bar:
+        bar = tqdm(
+            total=options.steps,
+            initial=self.step,
+            desc="training",
+            unit="step",
+            disable=None if processes.is_first else True,
+        )
+        with StopSignal() as stop, bar:
+            batches = iter(self._batches())
+            while True:
+                if self._scores_are_due:
+                    # A stop does not wait for them: the run that goes on begins with them.
+                    self._end_if(stop.came)
+                    self._note_scores(stop, writer)
+                if self.seconds and options.save_every and self.step % options.save_every == 0:
+                    self.save()
+                if self.step == options.steps:
+                    break
+                since = time.perf_counter()
+                x = self._next(batches, stop)
                 loss = self._train_step(model, x)
+                bar.update()
                 if self.step % LOG_EVERY == 0 or self.step == options.steps:
                     self.losses.append([self.step, loss.item()])
                     bar.set_postfix(loss=f"{self.losses[-1][1]:.4f}", refresh=False)
                     if writer is not None:
                         writer.add_scalar("loss", self.losses[-1][1], self.step)
                 self.seconds.append(time.perf_counter() - since)
-                if processes.any(stop.came):
-                    self.save()
-                    raise Stopped(f"stopped at step {self.step}, saved in {self.path}")
-                if options.evaluate_every and self.step % options.evaluate_every == 0:
-                    self._note_scores(writer)
-                if options.save_every and self.step % options.save_every == 0:
-                    self.save()
-                since = time.perf_counter()
+            self._end_if(stop.came)
         self.save()
         if writer is not None:
             writer.close()
+
+    def _next(self, batches: Iterator[Tensor], stop: StopSignal) -> Tensor:
+        failure = None
+        try:
+            x = next(batches)
+        except Exception as error:
+            failure = error
+        self._end_if(stop.came, failure)
+        return x
+
+    def _end_if(self, stopped: bool, failure: Exception | None = None) -> None:
+        """All processes end together, after the same step, as soon as one has to; all is saved."""
+        processes = self.processes
+        if not processes.any(stopped or failure is not None):
+            return
+        self.save()
+        if processes.any(stopped):  # which may be why a loader fails
+            raise Stopped(f"stopped at step {self.step}, saved in {self.path}") from failure
+        if isinstance(failure, Refusal) or failure is None:
+            text = processes.told(failure)
+            raise Refusal(f"{text}; saved in {self.path} after step {self.step}") from failure
+        processes.told(failure)
+        raise failure
+
+    @property
+    def _scores_are_due(self) -> bool:
+        every = self.options.evaluate_every
+        done = self.scores[-1]["step"] if self.scores else 0
+        return bool(every) and self.step % every == 0 and self.step > done
 
     def _batches(self) -> Any:
         options, processes = self.options, self.processes
@@ -158,7 +169,7 @@ class Run:
             data,
             batch_sampler=Steps(self.sampler, *sizes),
             num_workers=options.workers,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=leave_signals,
             generator=seeded("workers", options.seed),  # else torch's own would lose a number
             pin_memory=processes.device.type == "cuda",
         )
@@ -181,8 +192,12 @@ class Run:
         self.step += 1
         return loss.detach()
 
-    def _note_scores(self, writer: Any) -> None:
-        embedded = embed_all(self.model, self.benchmark, self.options, self.processes)
+    def _note_scores(self, stop: StopSignal, writer: Any) -> None:
+        try:
+            embedded = embed_all(self.model, self.benchmark, self.options, self.processes)
+        except Exception as error:
+            self._end_if(stop.came, error)
+            raise
         found = percentages(scores_of(embedded, self.ks))
         self.scores.append({"step": self.step, **found})
         if self.processes.is_first:
@@ -235,13 +250,7 @@ def train(options: Options, processes: Processes, resume: bool) -> dict[str, Any
     _make(folder)
     if processes.is_first:
         _tell(run)
-    try:
-        run.train()
-    except Refusal as error:
-        if processes.world > 1:
-            raise
-        run.save()
-        raise Refusal(f"{error}; saved in {run.path} after step {run.step}") from error
+    run.train()
     return run.report()
 
 
@@ -286,8 +295,3 @@ def _tensorboard(options: Options) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(Path(options.output) / "tensorboard"))
-
-
-def _leave_signals(_: int) -> None:
-    """A worker that Ctrl-C ends would take the batch at hand with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
