@@ -72,6 +72,9 @@ class Signalled:
     def name(self, index):
         return self.images.name(index)
 
+    def key(self, index):
+        return self.images.key(index)
+
 
 # Dropout in the backbone draws from torch's own generator, which must go on, too.
 def with_dropout():

@@ -83,7 +83,7 @@ def test_batches_have_classes_and_images():
 
 def test_crops_lie_in_the_image_and_are_those_of_their_draw(tmp_path):
     tiny_image(tmp_path / "a.jpg")
-    image = Files([tmp_path / "a.jpg"], [0]).read(0)
+    image = Files(tmp_path, [tmp_path / "a.jpg"], [0]).read(0)
     crops = Crops(16, 0.2, True)
     one, again = (for_training(image, crops, seeded("crop", 0, 5)) for _ in range(2))
     assert one.size == (16, 16) and one.tobytes() == again.tobytes()

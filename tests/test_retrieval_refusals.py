@@ -158,6 +158,38 @@ def test_a_checkpoint_of_other_options_names_each_difference(tmp_path, tiny, mon
     assert (tmp_path / checkpoint.NAME).read_bytes() == before
 
 
+def test_a_checkpoint_of_other_images_names_both_counts(tmp_path, tiny, monkeypatch, capsys):
+    """The same images may lie elsewhere; others, or of other classes, are no longer the run's."""
+    given = ["--dataset", "cub", *SMALL, "--ks", "1", "--output", tmp_path / "run"]
+    assert run(monkeypatch, "train", *given, "--root", tiny["cub"], "--steps", "1") == 0
+    goes_on = ["train", *given, "--steps", "2", "--resume", "--root"]
+    scored = ["evaluate", "--device", "cpu", "--output", tmp_path / "run", "--root"]
+    roots = {name: tmp_path / name for name in ("moved", "fewer", "others")}
+    for root in roots.values():
+        spoil(root, "cub")
+    for name, change in (("fewer", lambda rows: rows[:-1]), ("others", swapped)):
+        path = roots[name] / "CUB_200_2011" / "images.txt"
+        path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    told = {
+        "fewer": "query: the checkpoint has 12 images, given were 11\n",
+        "others": "train: the checkpoint has 12 images, given were 12 of other names or classes\n",
+    }
+    capsys.readouterr()
+    for arguments in (goes_on, scored):
+        for name, message in told.items():
+            assert run(monkeypatch, *arguments, roots[name]) == program.REFUSED
+            found = capsys.readouterr().err
+            assert "--root: expected the images that" in found and message in found
+            assert found.count("the checkpoint has") == 1 + (name == "others")
+        assert run(monkeypatch, *arguments, roots["moved"] / "CUB_200_2011") == 0
+
+
+def swapped(rows):
+    """The first image and the last one take each other's class."""
+    (one, first), (other, last) = rows[0].split(), rows[-1].split()
+    return [f"{one} {last}", *rows[1:-1], f"{other} {first}"]
+
+
 def test_a_checkpoint_that_is_none(tmp_path):
     with pytest.raises(Refusal, match="expected a checkpoint, got no file"):
         checkpoint.load(tmp_path / "checkpoint.pt")
@@ -165,7 +197,7 @@ def test_a_checkpoint_that_is_none(tmp_path):
     with pytest.raises(Refusal, match="a file that torch cannot load"):
         checkpoint.load(tmp_path / "checkpoint.pt")
     torch.save({"step": 3}, tmp_path / "checkpoint.pt")
-    with pytest.raises(Refusal, match="one without chance, criterion, model, optimizer, options"):
+    with pytest.raises(Refusal, match="one without chance, criterion, images, losses, model"):
         checkpoint.load(tmp_path / "checkpoint.pt")
 
 

@@ -199,6 +199,7 @@ def evaluate(given: argparse.Namespace, processes: Processes) -> None:
     # Its weights come from the checkpoint.
     options = replace(options, pretrained=False)
     run = Run(options, benchmark_of(options), processes)
+    checkpoint.check_images(path, state, run.images)
     run.model.load_state_dict(state["model"])
     run.step, run.losses, run.scores = state["step"], state["losses"], state["scores"]
     run.report()
@@ -206,11 +207,8 @@ def evaluate(given: argparse.Namespace, processes: Processes) -> None:
 
 def check(given: argparse.Namespace) -> None:
     benchmark = benchmark_of(Options(given.dataset, root=given.root))
-    parts = {"train": benchmark.train, "query": benchmark.query, "gallery": benchmark.gallery}
     broken, count = [], 0
-    for name, images in parts.items():
-        if images is None:
-            continue
+    for name, images in benchmark.parts.items():
         print(f"{name}: {len(images.labels)} images of {len(set(images.labels))} classes")
         for index in tqdm(range(len(images.labels)), desc=name, unit="image", disable=None):
             count += 1

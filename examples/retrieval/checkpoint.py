@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
+from examples.retrieval.images import told
+from examples.retrieval.layouts import Benchmark
 from examples.retrieval.options import Options, differences
 from examples.retrieval.refusal import Refusal
 
 NAME = "checkpoint.pt"
 # Batches and crops are functions of the seed and the step; these are states.
 STATES = ("model", "optimizer", "criterion")
+PARTS = {"options", "step", "chance", "images", "losses", "scores", *STATES}
 
 
 def chance() -> dict[str, Any]:
@@ -39,7 +42,7 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
         raise Refusal(f"{wanted} a file that torch cannot load ({error})") from error
-    missing = {"options", "step", "chance", *STATES} - set(state if isinstance(state, dict) else ())
+    missing = PARTS - set(state if isinstance(state, dict) else ())
     if missing:
         raise Refusal(f"{wanted} one without {', '.join(sorted(missing))}")
     return dict(state)
@@ -61,6 +64,29 @@ def check(path: Path, state: dict[str, Any], options: Options, world: int) -> No
             f"--steps: expected at least the {state['step']} that {path} has done, got "
             f"{options.steps}; evaluate scores it as it is"
         )
+
+
+def images_of(benchmark: Benchmark) -> dict[str, list[Any]]:
+    """{part: [number of images, digest]}, as a checkpoint has it."""
+    return {name: list(told(images)) for name, images in benchmark.parts.items()}
+
+
+def check_images(path: Path, state: dict[str, Any], given: dict[str, list[Any]]) -> None:
+    """Whether the images given, which may lie elsewhere, are those of the run kept."""
+    kept = state["images"]
+    if kept == given:
+        return
+    found = []
+    for name in dict.fromkeys([*kept, *given]):
+        (had, digest), (has, other) = (some.get(name, (0, "")) for some in (kept, given))
+        if (had, digest) != (has, other):
+            names = " of other names or classes" if had == has else ""
+            found.append(f"{name}: the checkpoint has {had} images, given were {has}{names}")
+    listed = "\n  ".join(found)
+    raise Refusal(
+        f"--root: expected the images that {path} was trained and scored with, got others:\n  "
+        f"{listed}\ngive the folder of those, or train on these with another --output"
+    )
 
 
 def restore(state: dict[str, Any], parts: dict[str, Any], rank: int) -> int:

@@ -35,12 +35,24 @@ class Images(Protocol):
 
     def name(self, index: int) -> str: ...
 
+    def key(self, index: int) -> str:
+        """A name that is the same wherever the images lie."""
+        ...
+
+
+def told(images: Images) -> tuple[int, str]:
+    """Which images, in which order and of which classes: their number, and a digest."""
+    digest = hashlib.blake2b(digest_size=16)
+    for index, label in enumerate(images.labels):
+        digest.update(f"{label} {images.key(index)}\0".encode(errors="surrogateescape"))
+    return len(images.labels), digest.hexdigest()
+
 
 class Files:
-    """Images in files."""
+    """Images in files below a folder."""
 
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int]) -> None:
-        self.paths, self.labels = paths, labels
+    def __init__(self, folder: Path, paths: Sequence[Path], labels: Sequence[int]) -> None:
+        self.folder, self.paths, self.labels = folder, paths, labels
 
     def read(self, index: int) -> Image.Image:
         """A broken image is an error with its name: left out in silence, it would make the scores
@@ -57,6 +69,9 @@ class Files:
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
+
+    def key(self, index: int) -> str:
+        return self.paths[index].relative_to(self.folder).as_posix()
 
 
 class Crops(NamedTuple):

@@ -29,6 +29,12 @@ class Benchmark(NamedTuple):
     channels: int = 3
     flip: bool = True
 
+    @property
+    def parts(self) -> dict[str, Images]:
+        """train, query, and gallery if there is one."""
+        found = {"train": self.train, "query": self.query}
+        return found if self.gallery is None else {**found, "gallery": self.gallery}
+
 
 def cub(root: Path) -> Benchmark:
     """images.txt: number and path below images/; image_class_labels.txt: number and class."""
@@ -44,7 +50,7 @@ def cub(root: Path) -> Benchmark:
             f"got none for {some(without)}; unpack it again"
         )
     files = [(folder / "images" / path, class_of[number]) for number, path in paths]
-    return _halves("cub", folder / "images.txt", files, (1, 2, 4, 8))
+    return _halves("cub", folder, folder / "images.txt", files, (1, 2, 4, 8))
 
 
 def cars(root: Path) -> Benchmark:
@@ -60,7 +66,7 @@ def cars(root: Path) -> Benchmark:
     files = [
         (path, number) for number, folder in enumerate(folders, 1) for path in _images_in(folder)
     ]
-    return _halves("cars", root, files, (1, 2, 4, 8))
+    return _halves("cars", root, root, files, (1, 2, 4, 8))
 
 
 def _cars_by_annotations(folder: Path) -> Benchmark:
@@ -79,7 +85,7 @@ def _cars_by_annotations(folder: Path) -> Benchmark:
     except (KeyError, ValueError, OSError, TypeError, NotImplementedError) as error:
         raise Refusal(f"{path}: {wanted}, got {error}; fetch it again") from error
     files = [(folder / image, number) for image, number in zip(images, classes, strict=True)]
-    return _halves("cars", path, files, (1, 2, 4, 8))
+    return _halves("cars", folder, path, files, (1, 2, 4, 8))
 
 
 def sop(root: Path) -> Benchmark:
@@ -94,7 +100,7 @@ def sop(root: Path) -> Benchmark:
     for file in wanted:
         rows = _columns(folder / file, columns, header=1)
         files = [(folder / row[3], _whole(row[1], folder / file)) for row in rows]
-        parts.append(_there(folder / file, files))
+        parts.append(_there(folder, folder / file, files))
     train, test = parts
     _no_class_in_both(folder, train, test)
     return Benchmark("sop", train, test, None, (1, 10, 100, 1000))
@@ -123,7 +129,7 @@ def inshop(root: Path) -> Benchmark:
                 f"for {image}"
             )
         files[status].append((holder / image, number[item]))
-    parts = {status: _there(listed, some_files) for status, some_files in files.items()}
+    parts = {status: _there(holder, listed, some_files) for status, some_files in files.items()}
     _no_class_in_both(listed, parts["train"], parts["query"])
     ks = (1, 10, 20, 30)
     return Benchmark("inshop", parts["train"], parts["query"], parts["gallery"], ks)
@@ -194,7 +200,7 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
-def _there(listed: Path, files: Iterable[tuple[Path, int]]) -> Files:
+def _there(folder: Path, listed: Path, files: Iterable[tuple[Path, int]]) -> Files:
     """Those files, if all are there."""
     files = list(files)
     missing = [str(path) for path, _ in files if not path.is_file()]
@@ -203,11 +209,11 @@ def _there(listed: Path, files: Iterable[tuple[Path, int]]) -> Files:
             f"{listed}: expected its {len(files)} images to be there, got no file for "
             f"{len(missing)} of them: {some(missing)}; unpack the images again, to the end"
         )
-    return Files([path for path, _ in files], [label for _, label in files])
+    return Files(folder, [path for path, _ in files], [label for _, label in files])
 
 
 def _halves(
-    name: str, listed: Path, files: list[tuple[Path, int]], ks: tuple[int, ...]
+    name: str, folder: Path, listed: Path, files: list[tuple[Path, int]], ks: tuple[int, ...]
 ) -> Benchmark:
     classes = sorted({label for _, label in files})
     if len(classes) < 2:
@@ -216,9 +222,9 @@ def _halves(
             f"{len(classes)}"
         )
     first = set(classes[: len(classes) // 2])
-    _there(listed, files)
-    train = _there(listed, [file for file in files if file[1] in first])
-    test = _there(listed, [file for file in files if file[1] not in first])
+    _there(folder, listed, files)
+    train = _there(folder, listed, [file for file in files if file[1] in first])
+    test = _there(folder, listed, [file for file in files if file[1] not in first])
     return Benchmark(name, train, test, None, ks)
 
 

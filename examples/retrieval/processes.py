@@ -65,7 +65,7 @@ class Processes:
         found = self.of_each(None if failure is None else plain(failure))
         told = [(rank, text) for rank, text in enumerate(found) if text is not None]
         if len(told) == self.world and len({text for _, text in told}) == 1:
-            return told[0][1]
+            return str(told[0][1])
         return "; ".join(f"process {rank}: {text}" for rank, text in told)
 
     def wait(self) -> None:

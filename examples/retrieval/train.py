@@ -46,6 +46,7 @@ class Run:
     def __init__(self, options: Options, benchmark: Benchmark, processes: Processes) -> None:
         self.options, self.benchmark, self.processes = options, benchmark, processes
         self.ks = ks_of(options, benchmark)
+        self.images = checkpoint.images_of(benchmark)
         if options.batch_norm == "train" and processes.world > 1:
             raise Refusal(
                 "--batch-norm: expected frozen with several processes, each of which would have "
@@ -80,6 +81,7 @@ class Run:
     def resume(self) -> None:
         state = checkpoint.load(self.path)
         checkpoint.check(self.path, state, self.options, self.processes.world)
+        checkpoint.check_images(self.path, state, self.images)
         self.step = checkpoint.restore(state, self.parts, self.processes.rank)
         self.losses, self.scores = list(state["losses"]), list(state["scores"])
 
@@ -90,6 +92,7 @@ class Run:
             state = {name: part.state_dict() for name, part in self.parts.items()}
             state |= {"options": self.options.kept(), "step": self.step, "chance": chances}
             state |= {"losses": self.losses, "scores": self.scores}
+            state["images"] = self.images
             checkpoint.save(self.path, state)
 
     def train(self) -> None:

@@ -117,8 +117,8 @@ def checked_search(
     shared = options_of(None, normalize, distance)
     embeddings, labels, ref_emb, ref_labels, ids, ref_ids = tensors
     if ref_labels is labels and isinstance(labels, Tensor):
-        # The check of pairs takes the same two objects for a batch that leaves out itself. A gallery
-        # that is given is one, whether it is the queries or a copy of them.
+        # The check of pairs takes the same two objects for a batch that leaves out itself. A
+        # gallery that is given is one, whether it is the queries or a copy of them.
         ref_labels = labels.view_as(labels)
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
     if pairs.labels.ndim != 1:
