@@ -15,9 +15,10 @@ from examples.retrieval.criterion import LOSSES, MININGS, criterion_of  # noqa: 
 from examples.retrieval.dry_run import CLASSES, IMAGES  # noqa: E402
 from examples.retrieval.evaluate import ks_of  # noqa: E402
 from examples.retrieval.images import Crops, Files, for_training, seeded  # noqa: E402
-from examples.retrieval.layouts import LAYOUTS  # noqa: E402
+from examples.retrieval.layouts import LAYOUTS, Benchmark  # noqa: E402
 from examples.retrieval.options import Options  # noqa: E402
 from examples.retrieval.refusal import Refusal  # noqa: E402
+from examples.retrieval.released import other_than_released  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,33 @@ def test_cars_may_be_a_folder_for_each_class(tmp_path):
         tiny_image(tmp_path / f"{label}" / f"{number}.jpg")
     found = LAYOUTS["cars"](tmp_path)
     assert found.train.labels == [1, 1] and found.query.labels == [2, 2]
+
+
+class Numbered:
+    """So many images of so many classes, from the class `first` on."""
+
+    def __init__(self, images, classes, first=0):
+        self.labels = [first + k % classes for k in range(images)]
+
+
+def test_other_numbers_than_the_released_ones_are_told(tiny):
+    whole = {
+        "cub": [Numbered(5864, 100), Numbered(5924, 100, 100), None],
+        "cars": [Numbered(8054, 98), Numbered(8131, 98, 98), None],
+        "sop": [Numbered(59551, 11318), Numbered(60502, 11316, 11318), None],
+        "inshop": [Numbered(25882, 3997), Numbered(14218, 3985, 3997), Numbered(12612, 3985, 3997)],
+    }
+    for name, (train, query, gallery) in whole.items():
+        found = Benchmark(name, train, query, gallery, (1,))
+        assert other_than_released(found) is None
+        train.labels = train.labels[:-1]
+        assert "not the released" in other_than_released(found)
+    told = other_than_released(LAYOUTS["sop"](tiny["sop"]))
+    assert told.startswith(
+        "train: 12 images of 3 classes, not the released 59,551 images of 11,318 classes\nquery: 12"
+    )
+    told = other_than_released(LAYOUTS["cars"](tiny["cars"]))
+    assert "24 images of 6 classes, not the released 16,185 images of 196 classes" in told
 
 
 def test_the_literature_s_k_are_those_that_a_small_gallery_has(tiny):

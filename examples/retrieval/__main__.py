@@ -16,6 +16,7 @@ from examples.retrieval.dry_run import TINY, dry_options, make_tiny
 from examples.retrieval.options import DATASETS, Options, options_of
 from examples.retrieval.processes import Processes
 from examples.retrieval.refusal import Refusal, plain
+from examples.retrieval.released import other_than_released
 from examples.retrieval.stopping import Stopped
 from examples.retrieval.train import Run, benchmark_of, train
 
@@ -201,6 +202,8 @@ def evaluate(given: argparse.Namespace, processes: Processes) -> None:
     run = Run(options, benchmark_of(options), processes)
     checkpoint.check_images(path, state, run.images)
     run.model.load_state_dict(state["model"])
+    if processes.is_first and (other := other_than_released(run.benchmark)) is not None:
+        print(other)
     run.step, run.losses, run.scores = state["step"], state["losses"], state["scores"]
     run.report()
 
@@ -220,6 +223,8 @@ def check(given: argparse.Namespace) -> None:
         listed = "\n  ".join(broken)
         raise Refusal(f"{len(broken)} of {count} images cannot be decoded:\n  {listed}")
     print(f"all {count} images can be decoded")
+    if (other := other_than_released(benchmark)) is not None:
+        print(other)
 
 
 def _together(given: argparse.Namespace) -> None:

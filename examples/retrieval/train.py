@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 import ms_kernels
 from examples.retrieval import checkpoint
+from examples.retrieval.board import check_tensorboard, writer_of
 from examples.retrieval.criterion import criterion_of
 from examples.retrieval.evaluate import embed_all, ks_of, scores_of
 from examples.retrieval.glyphs import glyphs
@@ -20,6 +21,7 @@ from examples.retrieval.model import Embedder, backbone_of
 from examples.retrieval.options import Options
 from examples.retrieval.processes import Processes
 from examples.retrieval.refusal import Refusal
+from examples.retrieval.released import other_than_released
 from examples.retrieval.report import (
     draw_neighbours,
     percentages,
@@ -97,7 +99,7 @@ class Run:
 
     def train(self) -> None:
         options, processes = self.options, self.processes
-        writer = _tensorboard(options) if processes.is_first else None
+        writer = writer_of(options) if processes.is_first else None
         model = processes.wrapped(self.model)
         self.model.train()
         bar = tqdm(
@@ -238,7 +240,7 @@ class Run:
 
 def train(options: Options, processes: Processes, resume: bool) -> dict[str, Any]:
     """A run from its beginning, or from where it stopped, to its table."""
-    _check_tensorboard(options)
+    check_tensorboard(options)
     folder = Path(options.output)
     if not resume and (folder / checkpoint.NAME).exists():
         raise Refusal(
@@ -264,6 +266,8 @@ def _tell(run: Run) -> None:
         f"{run.benchmark.name}: trains on {len(train_labels)} images of {len(set(train_labels))} "
         f"classes{alone}; retrieves {len(query.labels)} of {len(set(query.labels))} others"
     )
+    if (other := other_than_released(run.benchmark)) is not None:
+        print(other)
     kernels = ms_kernels.backends()["cpu"]
     if run.processes.device.type == "cpu" and not kernels.available:
         print(f"the loss goes by plain PyTorch, for the kernels are not built here: {kernels.note}")
@@ -279,22 +283,3 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Refusal(f"--output: expected a folder that can be made, got {error}") from error
-
-
-def _check_tensorboard(options: Options) -> None:
-    if options.tensorboard:
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except ImportError as error:
-            raise Refusal(
-                "--tensorboard: expected tensorboard to be installed: pip install tensorboard, or "
-                "leave the option out; results.json has the losses too"
-            ) from error
-
-
-def _tensorboard(options: Options) -> Any:
-    if not options.tensorboard:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(Path(options.output) / "tensorboard"))
