@@ -24,6 +24,7 @@ from examples.retrieval import checkpoint, train  # noqa: E402
 from examples.retrieval.dry_run import dry_options, make_tiny  # noqa: E402
 from examples.retrieval.evaluate import embed_all  # noqa: E402
 from examples.retrieval.layouts import LAYOUTS  # noqa: E402
+from examples.retrieval.model import Embedder  # noqa: E402
 from examples.retrieval.options import Options  # noqa: E402
 from examples.retrieval.processes import Processes  # noqa: E402
 
@@ -153,7 +154,7 @@ def test_rows_do_not_depend_on_the_number_of_workers(tiny):
     options = Options("cub", dim=4, size=16, test_batch=5)
     found = LAYOUTS["cub"](tiny["cub"])
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 4))
+    model = Embedder(torch.nn.Flatten(), 3 * 16 * 16, 4, True)
     processes = Processes("cpu")
     alone = embed_all(model, found, options, processes)
 

@@ -3,11 +3,12 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from examples.retrieval.images import MARGIN, Decoded, Images, TestChange, seeded
 from examples.retrieval.layouts import Benchmark
+from examples.retrieval.model import Embedder
 from examples.retrieval.options import Options
 from examples.retrieval.processes import Processes
 from examples.retrieval.refusal import Refusal
@@ -44,18 +45,19 @@ def ks_of(options: Options, benchmark: Benchmark) -> tuple[int, ...]:
 
 
 def embed_all(
-    model: nn.Module, benchmark: Benchmark, options: Options, processes: Processes
+    model: Embedder, benchmark: Benchmark, options: Options, processes: Processes
 ) -> Embedded:
     def labels_of(images: Images) -> Tensor:
         return torch.tensor(images.labels, dtype=torch.int64, device=processes.device)
 
-    query = embed(model, benchmark.query, benchmark.channels, options, processes)
+    margin = MARGIN if benchmark.channels == 3 else 1.0
+    query = embed(model, benchmark.query, margin, options, processes)
     groups = getattr(benchmark.query, "groups", None)
     if groups is not None:
         groups = torch.tensor(groups, device=processes.device)
     if benchmark.gallery is None:
         return Embedded(query, labels_of(benchmark.query), None, None, groups)
-    gallery = embed(model, benchmark.gallery, benchmark.channels, options, processes)
+    gallery = embed(model, benchmark.gallery, margin, options, processes)
     return Embedded(
         query, labels_of(benchmark.query), gallery, labels_of(benchmark.gallery), groups
     )
@@ -63,11 +65,10 @@ def embed_all(
 
 @torch.no_grad()
 def embed(
-    model: nn.Module, images: Images, channels: int, options: Options, processes: Processes
+    model: Embedder, images: Images, margin: float, options: Options, processes: Processes
 ) -> Tensor:
     """(N, D) rows in the order of the images; each process embeds its part of them."""
-    margin = MARGIN if channels == 3 else 1.0
-    data = Decoded(images, channels, TestChange(options.size, margin))
+    data = Decoded(images, model.normalisation, TestChange(options.size, margin))
     n = len(data)
     # Whole batches, cut alike for any number of processes: rows do not depend on who embeds them.
     starts = range(0, n, options.test_batch)

@@ -17,7 +17,7 @@ from examples.retrieval.evaluate import embed_all, ks_of, scores_of
 from examples.retrieval.glyphs import glyphs
 from examples.retrieval.images import Crops, Decoded, TrainingChange, seeded
 from examples.retrieval.layouts import LAYOUTS, Benchmark
-from examples.retrieval.model import Embedder, backbone_of
+from examples.retrieval.model import Embedder, backbone_of, normalisation_of
 from examples.retrieval.options import Options
 from examples.retrieval.processes import Processes
 from examples.retrieval.refusal import Refusal
@@ -62,7 +62,8 @@ class Run:
             options.backbone, benchmark.channels, options.size, options.pretrained
         )
         frozen = options.batch_norm == "frozen"
-        self.model = Embedder(backbone, features, options.dim, frozen).to(processes.device)
+        pixels = normalisation_of(backbone, benchmark.channels)
+        self.model = Embedder(backbone, features, options.dim, frozen, pixels).to(processes.device)
         self.criterion = criterion_of(options).to(processes.device)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=options.lr, weight_decay=options.weight_decay
@@ -164,14 +165,18 @@ class Run:
         done = self.scores[-1]["step"] if self.scores else 0
         return bool(every) and self.step % every == 0 and self.step > done
 
-    def _batches(self) -> Any:
-        options, processes = self.options, self.processes
+    def training_images(self) -> Decoded:
+        """By (index, draw)."""
+        options = self.options
         crops = Crops(options.size, options.least_crop, self.benchmark.flip)
         change = TrainingChange(crops, options.seed)
-        data = Decoded(self.benchmark.train, self.benchmark.channels, change)
+        return Decoded(self.benchmark.train, self.model.normalisation, change)
+
+    def _batches(self) -> Any:
+        options, processes = self.options, self.processes
         sizes = self.step, options.steps, processes.rank, processes.world
         return torch.utils.data.DataLoader(
-            data,
+            self.training_images(),
             batch_sampler=Steps(self.sampler, *sizes),
             num_workers=options.workers,
             worker_init_fn=leave_signals,
@@ -276,6 +281,7 @@ def _tell(run: Run) -> None:
         f"{run.options.backbone}, {numbers / 1e6:.1f} million parameters, on {run.processes.device}"
         f", {run.processes.world} process{'es' if run.processes.world > 1 else ''}"
     )
+    print(f"pixels are {run.model.normalisation}")
 
 
 def _make(folder: Path) -> None:
