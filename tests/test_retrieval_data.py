@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("PIL")
+Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("tqdm")
 
 from retrieval_program import tiny_image, tiny_roots  # noqa: E402
@@ -14,7 +15,7 @@ from examples.retrieval import glyphs, sampler  # noqa: E402
 from examples.retrieval.criterion import LOSSES, MININGS, criterion_of  # noqa: E402
 from examples.retrieval.dry_run import CLASSES, IMAGES  # noqa: E402
 from examples.retrieval.evaluate import ks_of  # noqa: E402
-from examples.retrieval.images import Crops, Files, for_training, seeded  # noqa: E402
+from examples.retrieval.images import Crops, Files, for_test, for_training, seeded  # noqa: E402
 from examples.retrieval.layouts import LAYOUTS, Benchmark  # noqa: E402
 from examples.retrieval.options import Options  # noqa: E402
 from examples.retrieval.refusal import Refusal  # noqa: E402
@@ -35,7 +36,7 @@ def test_the_protocol_of_each_layout(tiny, name):
     assert (found.gallery is not None) == (name == "inshop")
     if found.gallery is not None:
         assert set(found.gallery.labels) == set(found.query.labels)
-        assert len(found.gallery.labels) == len(found.query.labels) == half * IMAGES // 2
+        assert len(found.query.labels) == half and len(found.gallery.labels) == half * (IMAGES - 1)
     assert found.train.read(0).size == (24, 20)
     assert found.ks[0] == 1
 
@@ -115,6 +116,33 @@ def test_crops_lie_in_the_image_and_are_those_of_their_draw(tmp_path):
     crops = Crops(16, 0.2, True)
     one, again = (for_training(image, crops, seeded("crop", 0, 5)) for _ in range(2))
     assert one.size == (16, 16) and one.tobytes() == again.tobytes()
+
+
+def ramp():
+    """A pixel tells its place: red from the left, green from above."""
+    across, down = np.meshgrid(np.arange(80), np.arange(60))
+    return Image.fromarray(np.stack([across, down, 0 * down], axis=2).astype(np.uint8))
+
+
+def test_crops_and_flips_happen():
+    places, flipped = set(), []
+    for draw in range(40):
+        found = np.asarray(for_training(ramp(), Crops(16, 0.2, True), seeded("crop", 0, draw)), int)
+        left, right = found[8, 0, 0], found[8, -1, 0]
+        flipped.append(left > right)
+        width, height = abs(right - left), found[-1, 8, 1] - found[0, 8, 1]
+        assert 0.1 * 80 * 60 < width * height <= 80 * 60
+        places.add((min(left, right), found[0, 8, 1], width, height))
+        still = for_training(ramp(), Crops(16, 0.2, False), seeded("crop", 0, draw))
+        assert np.asarray(still, int)[8, 0, 0] < np.asarray(still, int)[8, -1, 0]
+    assert 10 < sum(flipped) < 30 and len(places) > 30
+    assert len({width for _, _, width, _ in places}) > 10
+
+
+def test_test_images_are_cut_from_the_middle():
+    found = np.asarray(for_test(ramp(), 16, 1.5), int)
+    assert np.abs(found[8, [0, -1], 0] - [21, 58]).max() <= 1
+    assert np.abs(found[[0, -1], 8, 1] - [11, 48]).max() <= 1
 
 
 @pytest.mark.parametrize("loss", LOSSES)

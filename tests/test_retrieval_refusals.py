@@ -114,7 +114,9 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, {"step": 1})
 
-    def fails(*_):
+    def fails(_, where):
+        with open(where, "wb") as file:
+            file.write(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", fails)

@@ -23,6 +23,7 @@ from examples.retrieval import __main__ as program  # noqa: E402
 from examples.retrieval import checkpoint, train  # noqa: E402
 from examples.retrieval.dry_run import dry_options, make_tiny  # noqa: E402
 from examples.retrieval.evaluate import embed_all  # noqa: E402
+from examples.retrieval.images import MARGIN, for_test, to_tensor  # noqa: E402
 from examples.retrieval.layouts import LAYOUTS  # noqa: E402
 from examples.retrieval.model import Embedder  # noqa: E402
 from examples.retrieval.options import Options  # noqa: E402
@@ -45,7 +46,7 @@ def test_a_dry_run_trains_and_evaluates_in_every_layout(monkeypatch, capsys):
         assert f"{name} after 4 steps" in shown
     rows = re.findall(r"^\| (\d+\.\d) \| (\d+\.\d) \| (\d+\.\d) \| (\d+\.\d) \|$", shown, re.M)
     assert len(rows) == 4 and all(float(first) <= float(second) for first, second, *_ in rows)
-    assert shown.count("Percent of 12 queries.") == 3 and "Percent of 6 queries." in shown
+    assert shown.count("Percent of 12 queries.") == 3 and "Percent of 3 queries." in shown
     assert shown.count("neighbours.png") == 4
 
 
@@ -134,7 +135,8 @@ def test_two_processes_train_as_one(tmp_path, tiny, monkeypatch, capsys):
         key = f"loss.ring.{name}"
         assert torch.equal(one["criterion"][key], two["criterion"][key]), name
     scores = [json.loads((tmp_path / f / "results.json").read_text()) for f in ("one", "two")]
-    assert scores[0]["queries"] == scores[1]["queries"] == 6
+    assert scores[0]["queries"] == scores[1]["queries"] == 3
+    assert scores[0]["scores"] == pytest.approx(scores[1]["scores"])
     capsys.readouterr()
     assert run(monkeypatch, *given, "--output", tmp_path / "two", "--resume") == program.REFUSED
     assert "processes: the checkpoint has 2, there are 1" in capsys.readouterr().err
@@ -146,8 +148,61 @@ def test_evaluate_finds_what_training_found(tmp_path, tiny, monkeypatch, capsys)
     first = json.loads((tmp_path / "results.json").read_text())
     assert run(monkeypatch, "evaluate", "--output", tmp_path, "--ks", "1,2") == 0
     assert json.loads((tmp_path / "results.json").read_text())["scores"] == first["scores"]
-    assert (tmp_path / "neighbours.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob("*.part"))
+
+
+class Part(Processes):
+    """One of several processes, whose rows are not added up."""
+
+    def __init__(self, rank, world):
+        super().__init__("cpu")
+        self.rank, self.world = rank, world
+
+    def any(self, flag):
+        return flag
+
+    def summed(self, x):
+        return x
+
+
+def test_processes_embed_each_row_once(tiny):
+    options = Options("inshop", dim=4, size=16, test_batch=2)
+    found = LAYOUTS["inshop"](tiny["inshop"])
+    torch.manual_seed(0)
+    model = Embedder(torch.nn.Flatten(), 3 * 16 * 16, 4, True)
+    whole = embed_all(model, found, options, Processes("cpu"))
+    parts = [embed_all(model, found, options, Part(rank, 2)) for rank in range(2)]
+    for name in ("query", "gallery"):
+        one, other = (getattr(part, name) for part in parts)
+        assert not (one * other).any() and one.any() and other.any()
+        assert torch.equal(one + other, getattr(whole, name))
+    assert (len(whole.query), len(whole.gallery)) == (3, 9)
+    torch.testing.assert_close(whole.query[:1], model(decoded(found.query, model)))
+
+
+def decoded(images, model):
+    """The first test image."""
+    return to_tensor(for_test(images.read(0), 16, MARGIN), model.normalisation)[None]
+
+
+def test_a_step_has_its_options_and_its_ids(tmp_path, tiny, monkeypatch):
+    options = dry_options("cub", tmp_path, weight_decay=0.25, lr=0.125, classes=3)
+    made = train.Run(options, LAYOUTS["cub"](tiny["cub"]), Processes("cpu"))
+    (group,) = made.optimizer.param_groups
+    assert (group["weight_decay"], group["lr"]) == (0.25, 0.125)
+    assert len(group["params"]) == len(list(made.model.parameters()))
+    seen = {}
+    real = made.criterion.forward
+
+    def noted(embeddings, labels, **given):
+        seen.update(given, labels=labels)
+        return real(embeddings, labels, **given)
+
+    monkeypatch.setattr(made.criterion, "forward", noted)
+    batch = made.sampler.batch(0)
+    made._train_step(made.model, next(iter(made._batches())))
+    assert seen["ids"].tolist() == [index for index, _ in batch.items]
+    assert seen["labels"].tolist() == batch.labels
 
 
 def test_rows_do_not_depend_on_the_number_of_workers(tiny):

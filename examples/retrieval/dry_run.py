@@ -74,7 +74,7 @@ def tiny_inshop(root: Path) -> None:
     tiny = Tiny(root)
     lines = [str(len(ALL)), "image_name item_id evaluation_status"]
     for label, number in ALL:
-        test = "query" if number < IMAGES // 2 else "gallery"
+        test = "query" if number < 1 else "gallery"
         status = "train" if label <= CLASSES // 2 else test
         place = f"img/WOMEN/Tees/id_{label:08}/{number:02}_1_front.jpg"
         tiny.image(f"Img/{place}", label, number)
