@@ -4,17 +4,22 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("PIL")
+Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("tqdm")
 
-from retrieval_program import SMALL, program, run, spoil, tiny_roots  # noqa: E402
+from retrieval_program import SMALL, program, run, spoil, tiny_image, tiny_roots  # noqa: E402
 
 from examples.retrieval import checkpoint  # noqa: E402
 from examples.retrieval.dry_run import dry_options, make_tiny  # noqa: E402
+from examples.retrieval.images import Files  # noqa: E402
+from examples.retrieval.layouts import LAYOUTS  # noqa: E402
+from examples.retrieval.processes import Processes  # noqa: E402
 from examples.retrieval.refusal import Refusal  # noqa: E402
+from examples.retrieval.train import Run  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +113,48 @@ def test_a_checkpoint_that_is_none(tmp_path):
     torch.save({"step": 3}, tmp_path / "checkpoint.pt")
     with pytest.raises(Refusal, match="one without chance, criterion, images, losses, model"):
         checkpoint.load(tmp_path / "checkpoint.pt")
+
+
+def test_a_checkpoint_of_another_network(tmp_path, tiny, monkeypatch, capsys):
+    given = ["--dataset", "cub", "--root", tiny["cub"], *SMALL, "--ks", "1", "--output", tmp_path]
+    assert run(monkeypatch, "train", *given, "--steps", "1") == 0
+    path = tmp_path / checkpoint.NAME
+    state = checkpoint.load(path)
+    for name in ("model", "optimizer"):
+        torch.save({**state, name: {}}, path)
+        assert run(monkeypatch, "train", *given, "--steps", "2", "--resume") == program.REFUSED
+        assert f"expected a {name} that fits this trainer's" in capsys.readouterr().err
+    torch.save({**state, "model": {}}, path)
+    assert run(monkeypatch, "evaluate", "--output", tmp_path) == program.REFUSED
+    assert "expected a model that fits" in capsys.readouterr().err
+    torch.save({name: part for name, part in state.items() if name != "losses"}, path)
+    assert run(monkeypatch, "evaluate", "--output", tmp_path) == program.REFUSED
+    assert "one without losses" in capsys.readouterr().err
+    torch.save({**state, "options": {"loss": "ms"}}, path)
+    assert run(monkeypatch, "evaluate", "--output", tmp_path) == program.REFUSED
+    assert "options name no dataset" in capsys.readouterr().err
+
+
+def test_images_whose_white_is_not_known_and_bombs(tmp_path, monkeypatch):
+    deep = np.full((4, 4), 40000)
+    for kind, name in ((np.uint16, "a.png"), (np.int32, "b.tif"), (np.float32, "c.tif")):
+        Image.fromarray(deep.astype(kind)).save(tmp_path / name)
+        with pytest.raises(Refusal, match=f"{name}: expected an image of 8 bits a channel, got"):
+            Files(tmp_path, [tmp_path / name], [0]).read(0)
+    tiny_image(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(
+        Refusal, match="large.png: expected an image, got .* decompression bomb"
+    ):
+        Files(tmp_path, [tmp_path / "large.png"], [0]).read(0)
+
+
+def test_more_processes_than_images_a_batch(tmp_path, tiny):
+    processes = Processes("cpu")
+    processes.world = 10
+    options = dry_options("cub", tmp_path, classes=3, images=3)
+    with pytest.raises(Refusal, match="as many images as the 10 processes .*, got 3 x 3; start"):
+        Run(options, LAYOUTS["cub"](tiny["cub"]), processes)
 
 
 def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):

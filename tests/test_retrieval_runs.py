@@ -147,7 +147,9 @@ def test_evaluate_finds_what_training_found(tmp_path, tiny, monkeypatch, capsys)
     assert run(monkeypatch, "train", *given, "--output", tmp_path, "--ks", "1,2") == 0
     first = json.loads((tmp_path / "results.json").read_text())
     assert run(monkeypatch, "evaluate", "--output", tmp_path, "--ks", "1,2") == 0
-    assert json.loads((tmp_path / "results.json").read_text())["scores"] == first["scores"]
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["scores"] == first["scores"] and found["seconds_a_step"] is None
+    assert json.loads((tmp_path / "results.json").read_text()) == first
     assert not list(tmp_path.glob("*.part"))
 
 

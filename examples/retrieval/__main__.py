@@ -201,11 +201,11 @@ def evaluate(given: argparse.Namespace, processes: Processes) -> None:
     options = replace(options, pretrained=False)
     run = Run(options, benchmark_of(options), processes)
     checkpoint.check_images(path, state, run.images)
-    run.model.load_state_dict(state["model"])
+    checkpoint.fill(path, state, "model", run.model)
     if processes.is_first and (other := other_than_released(run.benchmark)) is not None:
         print(other)
     run.step, run.losses, run.scores = state["step"], state["losses"], state["scores"]
-    run.report()
+    run.report("evaluation.json")
 
 
 def check(given: argparse.Namespace) -> None:

@@ -45,6 +45,8 @@ def load(path: Path) -> dict[str, Any]:
     missing = PARTS - set(state if isinstance(state, dict) else ())
     if missing:
         raise Refusal(f"{wanted} one without {', '.join(sorted(missing))}")
+    if not isinstance(state["options"], dict) or "dataset" not in state["options"]:
+        raise Refusal(f"{wanted} one whose options name no dataset")
     return dict(state)
 
 
@@ -89,10 +91,21 @@ def check_images(path: Path, state: dict[str, Any], given: dict[str, list[Any]])
     )
 
 
-def restore(state: dict[str, Any], parts: dict[str, Any], rank: int) -> int:
+def fill(path: Path, state: dict[str, Any], name: str, part: Any) -> None:
+    """Puts one part back where it was."""
+    try:
+        part.load_state_dict(state[name])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refusal(
+            f"{path}: expected a {name} that fits this trainer's, got one that does not ({error}); "
+            "it may be of another version, or the file of --backbone has changed"
+        ) from error
+
+
+def restore(path: Path, state: dict[str, Any], parts: dict[str, Any], rank: int) -> int:
     """Puts everything back where it was, and says at which step."""
     for name in STATES:
-        parts[name].load_state_dict(state[name])
+        fill(path, state, name, parts[name])
     torch.set_rng_state(state["chance"][rank]["cpu"])
     if "cuda" in state["chance"][rank] and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["chance"][rank]["cuda"])

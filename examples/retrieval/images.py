@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from examples.retrieval.refusal import Refusal
@@ -77,8 +77,13 @@ class Files:
         path = self.paths[index]
         try:
             with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise Refusal(
+                        f"{path}: expected an image of 8 bits a channel, got one of mode "
+                        f"{image.mode}, whose white is not known; convert it beforehand"
+                    )
                 return image.convert("RGB")
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise Refusal(
                 f"{path}: expected an image, got one that cannot be decoded ({error}); unpack it "
                 "again, and see all such with: python -m examples.retrieval check"

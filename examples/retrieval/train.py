@@ -55,6 +55,12 @@ class Run:
                 "statistics of its own, got train"
             )
         labels = benchmark.train.labels
+        if processes.world > options.classes * options.images:
+            raise Refusal(
+                "--classes, --images: expected a batch of at least as many images as the "
+                f"{processes.world} processes that share it, got {options.classes} x "
+                f"{options.images}; start fewer processes, or choose more images"
+            )
         self.sampler = ClassSampler(labels, options.classes, options.images, options.seed)
         torch.backends.cudnn.deterministic = True
         torch.manual_seed(seeded("weights", options.seed).initial_seed())
@@ -85,7 +91,7 @@ class Run:
         state = checkpoint.load(self.path)
         checkpoint.check(self.path, state, self.options, self.processes.world)
         checkpoint.check_images(self.path, state, self.images)
-        self.step = checkpoint.restore(state, self.parts, self.processes.rank)
+        self.step = checkpoint.restore(self.path, state, self.parts, self.processes.rank)
         self.losses, self.scores = list(state["losses"]), list(state["scores"])
 
     def save(self) -> None:
@@ -217,7 +223,7 @@ class Run:
                 for name, value in found.items():
                     writer.add_scalar(name, value, self.step)
 
-    def report(self) -> dict[str, Any]:
+    def report(self, name: str = "results.json") -> dict[str, Any]:
         """Scores of the model as it is; prints and writes them."""
         embedded = embed_all(self.model, self.benchmark, self.options, self.processes)
         scores = scores_of(embedded, self.ks)
@@ -237,8 +243,8 @@ class Run:
             folder = Path(self.options.output)
             folder.mkdir(parents=True, exist_ok=True)
             print(f"\n{self.benchmark.name} after {self.step} steps\n\n{table(scores)}\n")
-            write_results(folder, found)
-            print(f"results: {folder / 'results.json'}")
+            write_results(folder / name, found)
+            print(f"results: {folder / name}")
             print(draw_neighbours(embedded, self.benchmark, folder / "neighbours.png"))
         return found
 
