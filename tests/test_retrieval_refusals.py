@@ -62,14 +62,30 @@ def test_a_checkpoint_of_other_options_names_each_difference(tmp_path, tiny, mon
     other = ["--resume", "--lr", "0.5", "--loss", "triplet", "--steps", "4"]
     assert run(monkeypatch, "train", *given, *other) == program.REFUSED
     told = capsys.readouterr().err
-    assert "expected the options of its run, got 2 that differ:" in told
+    assert "expected the options of its run, got 3 that differ:" in told
     assert "--lr: the checkpoint has 0.001, given was 0.5" in told
     assert "--loss: the checkpoint has 'ms', given was 'triplet'" in told
+    assert "--mining: the checkpoint has 'ms', given was 'none'" in told
     assert run(monkeypatch, "train", *given, "--steps", "4") == program.REFUSED
     assert "--output: expected a folder without a checkpoint" in capsys.readouterr().err
     assert run(monkeypatch, "train", *given, "--resume", "--steps", "1") == program.REFUSED
     assert "--steps: expected at least the 2" in capsys.readouterr().err
     assert (tmp_path / checkpoint.NAME).read_bytes() == before
+
+
+def test_options_that_were_left_to_the_trainer_are_compared_as_it_chose(
+    tmp_path, tiny, monkeypatch, capsys
+):
+    """MS mining is that of the loss ms, and a machine without a GPU is one with --device cpu."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    given = ["--dataset", "cub", "--root", tiny["cub"], *SMALL[:-2], "--ks", "1"]
+    given += ["--output", tmp_path]
+    assert run(monkeypatch, "train", *given, "--steps", "1") == 0
+    same = ["--steps", "2", "--resume", "--mining", "ms", "--device", "cpu", "--loss", "ms"]
+    assert run(monkeypatch, "train", *given, *same) == 0
+    other = ["--steps", "2", "--resume", "--mining", "none"]
+    assert run(monkeypatch, "train", *given, *other) == program.REFUSED
+    assert "--mining: the checkpoint has 'ms', given was 'none'" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_other_images_names_both_counts(tmp_path, tiny, monkeypatch, capsys):
@@ -143,9 +159,7 @@ def test_images_whose_white_is_not_known_and_bombs(tmp_path, monkeypatch):
             Files(tmp_path, [tmp_path / name], [0]).read(0)
     tiny_image(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(
-        Refusal, match="large.png: expected an image, got .* decompression bomb"
-    ):
+    with pytest.raises(Refusal, match="large.png: expected an image, got .* decompression bomb"):
         Files(tmp_path, [tmp_path / "large.png"], [0]).read(0)
 
 

@@ -50,6 +50,28 @@ def test_a_dry_run_trains_and_evaluates_in_every_layout(monkeypatch, capsys):
     assert shown.count("neighbours.png") == 4
 
 
+def test_a_dry_run_takes_what_is_given_and_refuses_what_it_cannot(monkeypatch, capsys):
+    """An option that is given is used, also one that equals the default of a training."""
+    seen = []
+    monkeypatch.setattr(program, "train", lambda options, *_, **__: seen.append(options))
+    more = ["--batch-norm", "train", "--amp", "--steps", "3000", "--lr", "0.5", "--no-pretrained"]
+    more += ["--test-batch", "3", "--ks", "2", "--seed", "4", "--loss-option", "beta=40"]
+    assert run(monkeypatch, "train", "--dry-run", "--dataset", "sop", *more) == 0
+    assert run(monkeypatch, "train", "--dry-run", "--dataset", "sop") == 0
+    given, usual = seen
+    found = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
+    changed = {name for name, value in found.items() if value != getattr(usual, name)}
+    found = {name: found[name] for name in changed - {"root", "output"}}
+    assert found == {
+        "batch_norm": "train", "amp": True, "steps": 3000, "lr": 0.5, "pretrained": False,
+        "test_batch": 3, "ks": (2,), "seed": 4, "loss_options": {"beta": 40},
+    }  # fmt: skip
+    assert (usual.steps, usual.pretrained, usual.test_batch) == (4, True, 128)
+    for wrong in (["--root", "x"], ["--output", "x"], ["--resume"]):
+        assert run(monkeypatch, "train", "--dry-run", *wrong) == program.REFUSED
+        assert f"{wrong[0]}: expected none with --dry-run" in capsys.readouterr().err
+
+
 def test_a_run_that_goes_on_is_the_run_that_never_stopped(tmp_path, capsys):
     given = {
         "memory": 20,

@@ -252,6 +252,7 @@ class Run:
 def train(options: Options, processes: Processes, resume: bool) -> dict[str, Any]:
     """A run from its beginning, or from where it stopped, to its table."""
     check_tensorboard(options)
+    options = options.resolved(processes.device.type)
     folder = Path(options.output)
     if not resume and (folder / checkpoint.NAME).exists():
         raise Refusal(
