@@ -93,6 +93,23 @@ def test_the_picture_leaves_out_the_query_s_group(monkeypatch, tmp_path):
     ]  # fmt: skip
 
 
+def test_a_picture_that_breaks_off_leaves_the_last_one(monkeypatch, tmp_path):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    path = tmp_path / "neighbours.png"
+    path.write_bytes(b"the last one")
+
+    def fails(self, where, **_):
+        where.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(figure, "savefig", fails)
+    images = Grey([0, 0, 1, 1])
+    embedded = Embedded(at(0, 10, 13, 60), torch.tensor(images.labels), None, None, None)
+    with pytest.raises(OSError):
+        draw_neighbours(embedded, Benchmark("x", images, images, None, (1,)), path)
+    assert path.read_bytes() == b"the last one"
+
+
 def test_the_picture_of_a_gallery(monkeypatch, tmp_path):
     query, gallery = Grey([5, 6]), Grey([6, 5, 5])
     labels, gallery_labels = torch.tensor(query.labels), torch.tensor(gallery.labels)

@@ -71,8 +71,10 @@ def nearest(
     `ms_kernels.options.panel_bytes`.
 
     Of equal similarities the lower index comes first. Similarities are those of float32 products,
-    or float64 for float64 rows, so rows that differ by less may come in either order; those beyond
-    the range of their dtype count as its limits, and one that is not a number as the lowest.
+    or float64 for float64 rows, so rows that differ by less may come in either order, and so may
+    equal rows: by its place in a panel a sum may be added up in another order, and differ in its
+    last bit. Those beyond the range of their dtype count as its limits, and one that is not a
+    number as the lowest.
 
     Args:
         embeddings: (N, D) queries, float16, bfloat16, float32 or float64, finite, on any device.
