@@ -135,6 +135,7 @@ def test_a_dry_run_of_two_processes(tmp_path):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "Warning: `" not in done.stderr
     for name in LAYOUTS:
         assert done.stdout.count(f"{name} after 4 steps") == 1
     assert not list(tmp_path.glob("retrieval-*"))

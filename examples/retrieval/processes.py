@@ -1,6 +1,7 @@
 """What several processes under torchrun do differently, and one does not notice."""
 
 import os
+from inspect import signature
 from typing import Any
 
 import torch
@@ -37,8 +38,11 @@ class Processes:
         """Its gradients are then means over processes."""
         if self.world == 1:
             return model
-        # Buffers of frozen normalisation never change, and others have none.
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        # Buffers of frozen normalisation never change, and others have none. A newer torch warns of
+        # the older name.
+        newer = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+        options: Any = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+        return DistributedDataParallel(model, **options)
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process."""
