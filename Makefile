@@ -44,7 +44,8 @@ $(VENV)/extra-%: $(VENV)/installed
 demo: $(VENV)/extra-demo
 	OMP_WAIT_POLICY=passive $(BIN)/python -m ms_kernels demo
 
-SUITE = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist worksteal
+# TESTS=tests/test_known.py runs one file, or several.
+SUITE = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist worksteal $(TESTS)
 
 test: $(VENV)/extra-test
 	$(SUITE) -m "not gpu_code"

@@ -75,9 +75,8 @@ class Problem:
         """The tiles that the registers of these rules allow."""
         tiles = self.tiles
         if self.spec.distance is not None:
-            # The depth in the same pieces everywhere: a distance has no bits to spare for others.
-            weights = tiles.weights._replace(block_k=tiles.scan.block_k)
-            return tiles._replace(weights=weights, owner={})
+            # One tile for all: what was the hardest pair has the same bits in the gradient.
+            return tiles._replace(weights=tiles.scan, owner={})
         if self.folded and self.shares and not self.mining.two_sided and not wide:
             return tiles if tiles.lean is None else tiles._replace(scan=tiles.lean)
         owner = {d: t._replace(block_n=min(t.block_n, 64)) for d, t in tiles.owner.items()}
