@@ -134,6 +134,8 @@ class Run:
                 if self.step % LOG_EVERY == 0 or self.step == options.steps:
                     self.losses.append([self.step, loss.item()])
                     bar.set_postfix(loss=f"{self.losses[-1][1]:.4f}", refresh=False)
+                    if bar.disable and processes.is_first:  # nobody sees a bar
+                        print(f"step {self.step}: loss {self.losses[-1][1]:.4f}", flush=True)
                     if writer is not None:
                         writer.add_scalar("loss", self.losses[-1][1], self.step)
                 self.seconds.append(time.perf_counter() - since)
