@@ -27,7 +27,6 @@ from bench.keep import keep
 from bench.retrieval_report import UNTRAINED, table
 from examples.retrieval.evaluate import embed_all, scores_of
 from examples.retrieval.glyphs import glyphs
-from examples.retrieval.images import Crops, Decoded, TrainingChange
 from examples.retrieval.layouts import Benchmark
 from examples.retrieval.options import Options
 from examples.retrieval.processes import Processes
@@ -118,9 +117,7 @@ def steps_in_turn(benchmark: Benchmark, images: int, rounds: int) -> dict[str, A
 
 def batch_of(run: Run, step: int) -> list[Tensor]:
     """The images of a step, decoded once for all who take it."""
-    crops = Crops(run.options.size, run.options.least_crop, run.benchmark.flip)
-    change = TrainingChange(crops, run.options.seed)
-    data = Decoded(run.benchmark.train, run.benchmark.channels, change)
+    data = run.training_images()
     return [data[item] for item in run.sampler.batch(step).items]
 
 

@@ -41,10 +41,10 @@ def text(found: dict[str, Any]) -> str:
             "| " + " | ".join(f"{value:.1f}" for value in scores.values()) + " |",
             "",
             f"Percent of {walk['queries']:,} queries after {walk['step']:,} steps, of "
-            f"{1e3 * walk['seconds_a_step']:.0f} ms each, {seconds / 60:.1f} minutes in all, on "
-            f"{threads} of {machine['cpu']}, load {machine['load']} when it began; torch "
-            f"{machine['torch']}, {machine['date']}, commit {machine['commit']}. The loss went "
-            f"from {losses[0][1]:.2f} at step {losses[0][0]} to {losses[-1][1]:.2f}.",
+            f"{1e3 * walk['seconds_a_step']:.0f} ms each, {seconds / 60:.1f} minutes beside "
+            f"drawing and scoring, on {threads} of {machine['cpu']}, load {machine['load']} when "
+            f"it began; torch {machine['torch']}, {machine['date']}, commit {machine['commit']}. "
+            f"The loss went from {losses[0][1]:.2f} at step {losses[0][0]} to {losses[-1][1]:.2f}.",
             "",
             f"![Nearest neighbours of some queries]({PICTURE.name})",
         ]

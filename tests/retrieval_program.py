@@ -1,6 +1,10 @@
 """What tests of examples/retrieval share: tiny data sets, the command line in this process."""
 
+import multiprocessing
+import os
+import signal
 import sys
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -8,6 +12,9 @@ from PIL import Image
 from examples.retrieval import __main__ as program
 from examples.retrieval.dry_run import TINY
 
+ROOT = Path(__file__).parent.parent
+MODULE = ["-m", "examples.retrieval"]
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 SMALL = ["--classes", "3", "--images", "3", "--size", "16", "--dim", "8", "--device", "cpu"]
 
 
@@ -48,6 +55,25 @@ def equal(one, other):
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(equal, one, other))
     return one == other
+
+
+class Signalled:
+    """Images whose worker gets the signals that a terminal or a batch system sends to a group."""
+
+    def __init__(self, images):
+        self.images, self.labels = images, images.labels
+
+    def read(self, index):
+        if multiprocessing.parent_process() is not None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+        return self.images.read(index)
+
+    def name(self, index):
+        return self.images.name(index)
+
+    def key(self, index):
+        return self.images.key(index)
 
 
 # Dropout in the backbone draws from torch's own generator, which must go on, too.

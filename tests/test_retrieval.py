@@ -114,6 +114,27 @@ def test_ties_and_ragged_classes(small_panels, mode, dtype):
     check()
 
 
+@pytest.mark.parametrize("ids", [None, torch.tensor([0, 1, 2, 2, 3, IGNORED])])
+def test_a_gallery_that_is_the_queries_is_a_gallery_as_a_copy_of_them_is(ids):
+    """Only a gallery that is left out has each query leave out itself."""
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 2])
+    same = {} if ids is None else {"ids": ids, "ref_ids": ids}
+    copied = {} if ids is None else {"ids": ids, "ref_ids": ids.clone()}
+    one = retrieval_scores(x, y, x, y, ks=(1, 6), **same)
+    other = retrieval_scores(x, y, x.clone(), y.clone(), ks=(1, 6), **copied)
+    assert (one.recall, one.queries) == (other.recall, other.queries)
+    for name in one.of_queries._fields:
+        mine, theirs = getattr(one.of_queries, name), getattr(other.of_queries, name)
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+    for measure in (recall_at_k, map_at_r, r_precision):
+        assert measure(x, y, x, y, **same) == measure(x, y, x.clone(), y, **copied)
+    found = nearest(x, x, k=6, **same).indices
+    assert torch.equal(found, nearest(x, x.clone(), k=6, **copied).indices)
+    if ids is None:
+        assert one.recall[1] == 1.0 and found[:, 0].tolist() == list(range(6))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equal_similarities_give_the_lower_index_first(small_panels, dtype):
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=dtype)

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("PIL")
+Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("tqdm")
 
 from retrieval_program import tiny_image, tiny_roots  # noqa: E402
@@ -14,10 +15,11 @@ from examples.retrieval import glyphs, sampler  # noqa: E402
 from examples.retrieval.criterion import LOSSES, MININGS, criterion_of  # noqa: E402
 from examples.retrieval.dry_run import CLASSES, IMAGES  # noqa: E402
 from examples.retrieval.evaluate import ks_of  # noqa: E402
-from examples.retrieval.images import Crops, Files, for_training, seeded  # noqa: E402
-from examples.retrieval.layouts import LAYOUTS  # noqa: E402
+from examples.retrieval.images import Crops, Files, for_test, for_training, seeded  # noqa: E402
+from examples.retrieval.layouts import LAYOUTS, Benchmark  # noqa: E402
 from examples.retrieval.options import Options  # noqa: E402
 from examples.retrieval.refusal import Refusal  # noqa: E402
+from examples.retrieval.released import other_than_released  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def test_the_protocol_of_each_layout(tiny, name):
     assert (found.gallery is not None) == (name == "inshop")
     if found.gallery is not None:
         assert set(found.gallery.labels) == set(found.query.labels)
-        assert len(found.gallery.labels) == len(found.query.labels) == half * IMAGES // 2
+        assert len(found.query.labels) == half and len(found.gallery.labels) == half * (IMAGES - 1)
     assert found.train.read(0).size == (24, 20)
     assert found.ks[0] == 1
 
@@ -44,6 +46,33 @@ def test_cars_may_be_a_folder_for_each_class(tmp_path):
         tiny_image(tmp_path / f"{label}" / f"{number}.jpg")
     found = LAYOUTS["cars"](tmp_path)
     assert found.train.labels == [1, 1] and found.query.labels == [2, 2]
+
+
+class Numbered:
+    """So many images of so many classes, from the class `first` on."""
+
+    def __init__(self, images, classes, first=0):
+        self.labels = [first + k % classes for k in range(images)]
+
+
+def test_other_numbers_than_the_released_ones_are_told(tiny):
+    whole = {
+        "cub": [Numbered(5864, 100), Numbered(5924, 100, 100), None],
+        "cars": [Numbered(8054, 98), Numbered(8131, 98, 98), None],
+        "sop": [Numbered(59551, 11318), Numbered(60502, 11316, 11318), None],
+        "inshop": [Numbered(25882, 3997), Numbered(14218, 3985, 3997), Numbered(12612, 3985, 3997)],
+    }
+    for name, (train, query, gallery) in whole.items():
+        found = Benchmark(name, train, query, gallery, (1,))
+        assert other_than_released(found) is None
+        train.labels = train.labels[:-1]
+        assert "not the released" in other_than_released(found)
+    told = other_than_released(LAYOUTS["sop"](tiny["sop"]))
+    assert told.startswith(
+        "train: 12 images of 3 classes, not the released 59,551 images of 11,318 classes\nquery: 12"
+    )
+    told = other_than_released(LAYOUTS["cars"](tiny["cars"]))
+    assert "24 images of 6 classes, not the released 16,185 images of 196 classes" in told
 
 
 def test_the_literature_s_k_are_those_that_a_small_gallery_has(tiny):
@@ -83,10 +112,37 @@ def test_batches_have_classes_and_images():
 
 def test_crops_lie_in_the_image_and_are_those_of_their_draw(tmp_path):
     tiny_image(tmp_path / "a.jpg")
-    image = Files([tmp_path / "a.jpg"], [0]).read(0)
+    image = Files(tmp_path, [tmp_path / "a.jpg"], [0]).read(0)
     crops = Crops(16, 0.2, True)
     one, again = (for_training(image, crops, seeded("crop", 0, 5)) for _ in range(2))
     assert one.size == (16, 16) and one.tobytes() == again.tobytes()
+
+
+def ramp():
+    """A pixel tells its place: red from the left, green from above."""
+    across, down = np.meshgrid(np.arange(80), np.arange(60))
+    return Image.fromarray(np.stack([across, down, 0 * down], axis=2).astype(np.uint8))
+
+
+def test_crops_and_flips_happen():
+    places, flipped = set(), []
+    for draw in range(40):
+        found = np.asarray(for_training(ramp(), Crops(16, 0.2, True), seeded("crop", 0, draw)), int)
+        left, right = found[8, 0, 0], found[8, -1, 0]
+        flipped.append(left > right)
+        width, height = abs(right - left), found[-1, 8, 1] - found[0, 8, 1]
+        assert 0.1 * 80 * 60 < width * height <= 80 * 60
+        places.add((min(left, right), found[0, 8, 1], width, height))
+        still = for_training(ramp(), Crops(16, 0.2, False), seeded("crop", 0, draw))
+        assert np.asarray(still, int)[8, 0, 0] < np.asarray(still, int)[8, -1, 0]
+    assert 10 < sum(flipped) < 30 and len(places) > 30
+    assert len({width for _, _, width, _ in places}) > 10
+
+
+def test_test_images_are_cut_from_the_middle():
+    found = np.asarray(for_test(ramp(), 16, 1.5), int)
+    assert np.abs(found[8, [0, -1], 0] - [21, 58]).max() <= 1
+    assert np.abs(found[[0, -1], 8, 1] - [11, 48]).max() <= 1
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -8,13 +8,20 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("PIL")
+Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("tqdm")
 
 from retrieval_program import SMALL, run, tiny_roots  # noqa: E402
 
 from examples.retrieval import checkpoint  # noqa: E402
-from examples.retrieval.model import Embedder, backbone_of, headless, small  # noqa: E402
+from examples.retrieval.images import GREY, IMAGENET, to_tensor  # noqa: E402
+from examples.retrieval.model import (  # noqa: E402
+    Embedder,
+    backbone_of,
+    headless,
+    normalisation_of,
+    small,
+)
 from examples.retrieval.refusal import Refusal  # noqa: E402
 
 
@@ -112,6 +119,64 @@ def test_images_that_a_backbone_does_not_take(monkeypatch):
     monkeypatch.setitem(sys.modules, "own_networks", types.SimpleNamespace(make=Classifier))
     with pytest.raises(Refusal, match="expected own_networks:make to take images of 1 x 8 x 8"):
         backbone_of("own_networks:make", 1, 8, False)
+
+
+def with_pixels(**said):
+    return types.SimpleNamespace(**said)
+
+
+def test_a_backbone_says_what_pixels_it_takes():
+    assert normalisation_of(small(3), 3) == IMAGENET and normalisation_of(small(1), 1) == GREY
+    half = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.25)}
+    assert normalisation_of(with_pixels(pretrained_cfg=half), 3)[:2] == (half["mean"], half["std"])
+    caffe = dict(mean=[104, 117, 128], std=[1, 1, 1], input_space="BGR", input_range=[0, 255])
+    found = normalisation_of(with_pixels(**caffe), 3)
+    assert str(found) == "BGR from 0 to 255, less 104, 117, 128, over 1, 1, 1"
+    red = Image.new("RGB", (2, 2), (200, 30, 128))
+    assert to_tensor(red, found)[:, 0, 0].tolist() == [24, -87, 72]
+    buffers = {name: torch.tensor(half[name]).view(3, 1, 1) for name in half}
+    assert normalisation_of(with_pixels(**buffers), 3)[:2] == (half["mean"], half["std"])
+    wrong = [{"mean": [1, 2, 3]}, {**half, "std": (0, 1, 1)}, {**half, "input_space": "YUV"}]
+    wrong += [{**half, "input_range": [-1, 1]}, {**half, "mean": (0.5,)}, {**half, "mean": "x"}]
+    for said in wrong:
+        with pytest.raises(Refusal, match="--backbone: expected mean and std of 3 numbers"):
+            normalisation_of(with_pixels(**said), 3)
+
+
+def test_channels_are_red_green_and_blue():
+    x = to_tensor(Image.new("RGB", (2, 2), (255, 51, 0)), IMAGENET)[:, 1, 1]
+    want = [(1 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, -0.406 / 0.225]
+    torch.testing.assert_close(x, torch.tensor(want))
+    grey = to_tensor(Image.new("L", (2, 2), 51), GREY)
+    assert grey.shape == (1, 2, 2)
+    torch.testing.assert_close(grey, torch.full((1, 2, 2), -0.6))
+
+
+def test_pixels_of_a_backbone_reach_training_and_test(
+    monkeypatch, tmp_path, tmp_path_factory, capsys
+):
+    caffe = dict(mean=[104, 117, 128], std=[1, 1, 1], input_space="BGR", input_range=[0, 255])
+    seen = []
+
+    class Bgr(Classifier):
+        def forward(self, x):
+            seen.append((self.training, float(x.std())))
+            return super().forward(x)
+
+    def make():
+        made = Bgr()
+        for name, value in caffe.items():
+            setattr(made, name, value)
+        return made
+
+    monkeypatch.setitem(sys.modules, "own_networks", types.SimpleNamespace(make=make))
+    root = tiny_roots(tmp_path_factory)["cub"]
+    given = ["--dataset", "cub", "--root", root, *SMALL, "--steps", "2", "--ks", "1"]
+    given += ["--backbone", "own_networks:make", "--output", tmp_path]
+    assert run(monkeypatch, "train", *given) == 0
+    assert "pixels are BGR from 0 to 255, less 104, 117, 128" in capsys.readouterr().out
+    assert {training for training, _ in seen} == {False, True}
+    assert min(deviation for _, deviation in seen[1:]) > 10  # the first is of zeros
 
 
 class Writer:

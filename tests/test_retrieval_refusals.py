@@ -4,18 +4,22 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("PIL")
+Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("tqdm")
 
-from retrieval_program import SMALL, program, run, spoil, tiny_roots  # noqa: E402
+from retrieval_program import SMALL, program, run, spoil, tiny_image, tiny_roots  # noqa: E402
 
 from examples.retrieval import checkpoint  # noqa: E402
-from examples.retrieval.dry_run import dry_options  # noqa: E402
+from examples.retrieval.dry_run import dry_options, make_tiny  # noqa: E402
+from examples.retrieval.images import Files  # noqa: E402
 from examples.retrieval.layouts import LAYOUTS  # noqa: E402
+from examples.retrieval.processes import Processes  # noqa: E402
 from examples.retrieval.refusal import Refusal  # noqa: E402
+from examples.retrieval.train import Run  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -23,99 +27,9 @@ def tiny(tmp_path_factory):
     return tiny_roots(tmp_path_factory)
 
 
-def half_unpacked(root):
-    spoil(root, "cub")
-    (root / "CUB_200_2011" / "image_class_labels.txt").unlink()
-
-
-def image_missing(root):
-    spoil(root, "cub")
-    for path in sorted((root / "CUB_200_2011" / "images").rglob("*.jpg"))[:5]:
-        path.unlink()
-
-
-def no_class(root):
-    spoil(root, "cub")
-    path = root / "CUB_200_2011" / "image_class_labels.txt"
-    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
-
-
-def cut_off(root):
-    spoil(root, "sop")
-    path = root / "Stanford_Online_Products" / "Ebay_test.txt"
-    text = path.read_text().rstrip()
-    path.write_text(text[: text.rindex("chair_final")])
-
-
-def other_status(root):
-    spoil(root, "inshop")
-    path = root / "Eval" / "list_eval_partition.txt"
-    path.write_text(path.read_text().replace(" gallery", " galery"))
-
-
-def no_images(root):
-    spoil(root, "inshop")
-    (root / "Img" / "img").rename(root / "Img" / "img_highres")
-
-
-def other_annotations(root):
-    import numpy as np
-    from scipy.io import savemat
-
-    spoil(root, "cars")
-    savemat(root / "cars_annos.mat", {"other": np.zeros(3)})
-
-
-def no_annotations(root):
-    spoil(root, "cars")
-    (root / "cars_annos.mat").unlink()
-
-
-def class_in_both(root):
-    spoil(root, "sop")
-    folder = root / "Stanford_Online_Products"
-    with (folder / "Ebay_test.txt").open("a") as file:
-        file.write((folder / "Ebay_train.txt").read_text().splitlines()[1] + "\n")
-
-
-SPOILED = [
-    ("cub", half_unpacked, r"--root: expected images.txt, image_class_labels.txt, images of "
-     r"CUB-200-2011 in .*CUB_200_2011, got no image_class_labels.txt, only images, images.txt; "
-     r"unpack CUB_200_2011.tgz there"),
-    ("cub", image_missing, r"images.txt: expected its 24 images to be there, got no file for 5 of "
-     r"them: .*_1_0.jpg, .* and 2 more; unpack the images again"),
-    ("cub", no_class, r"expected a class for each image of images.txt, got none for .*_6_3.jpg"),
-    ("sop", cut_off, r"Ebay_test.txt: expected 4 columns \(image_id class_id super_class_id path"
-     r"\), got '24 6 1' in row 12"),
-    ("sop", class_in_both, r"got 1 in both: 1"),
-    ("inshop", other_status, r"evaluation_status: expected train, query or gallery, got 'galery'"),
-    ("inshop", no_images, r"expected img \(or Img/img\) of In-Shop .*, got no img"),
-    ("cars", other_annotations, r"cars_annos.mat: expected a struct array 'annotations'"),
-    ("cars", no_annotations, r"expected cars_annos.mat, car_ims \(or a folder a class\) of Cars"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("name", "how", "message"), SPOILED, ids=lambda p: getattr(p, "__name__", "")
-)
-def test_a_spoiled_folder_says_what_is_missing(tmp_path, name, how, message):
-    if name == "cars":
-        pytest.importorskip("scipy")
-    how(tmp_path)
-    with pytest.raises(Refusal, match=message):
-        LAYOUTS[name](tmp_path)
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_no_folder_and_an_empty_one(tmp_path, name):
-    with pytest.raises(Refusal, match="--root: expected the folder of .*, which is none"):
-        LAYOUTS[name](tmp_path / "nowhere")
-    with pytest.raises(Refusal, match="--root: expected .*, only nothing; unpack"):
-        LAYOUTS[name](tmp_path)
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_is_named_and_what_was_done_is_saved(tmp_path, monkeypatch, capsys, workers):
+    make_tiny("cub", tmp_path)
     given = dry_options("cub", tmp_path)
     images = sorted(Path(given.root).rglob("*.jpg"))
     for path in images[:2]:
@@ -137,7 +51,8 @@ def test_a_broken_image_is_named_and_what_was_done_is_saved(tmp_path, monkeypatc
 
 def test_check_of_whole_images(monkeypatch, tiny, capsys):
     assert run(monkeypatch, "check", "--dataset", "inshop", "--root", tiny["inshop"]) == 0
-    assert "all 24 images can be decoded" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "all 24 images can be decoded" in told and "not the released 25,882 images" in told
 
 
 def test_a_checkpoint_of_other_options_names_each_difference(tmp_path, tiny, monkeypatch, capsys):
@@ -147,14 +62,62 @@ def test_a_checkpoint_of_other_options_names_each_difference(tmp_path, tiny, mon
     other = ["--resume", "--lr", "0.5", "--loss", "triplet", "--steps", "4"]
     assert run(monkeypatch, "train", *given, *other) == program.REFUSED
     told = capsys.readouterr().err
-    assert "expected the options of its run, got 2 that differ:" in told
+    assert "expected the options of its run, got 3 that differ:" in told
     assert "--lr: the checkpoint has 0.001, given was 0.5" in told
     assert "--loss: the checkpoint has 'ms', given was 'triplet'" in told
+    assert "--mining: the checkpoint has 'ms', given was 'none'" in told
     assert run(monkeypatch, "train", *given, "--steps", "4") == program.REFUSED
     assert "--output: expected a folder without a checkpoint" in capsys.readouterr().err
     assert run(monkeypatch, "train", *given, "--resume", "--steps", "1") == program.REFUSED
     assert "--steps: expected at least the 2" in capsys.readouterr().err
     assert (tmp_path / checkpoint.NAME).read_bytes() == before
+
+
+def test_options_that_were_left_to_the_trainer_are_compared_as_it_chose(
+    tmp_path, tiny, monkeypatch, capsys
+):
+    """MS mining is that of the loss ms, and a machine without a GPU is one with --device cpu."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    given = ["--dataset", "cub", "--root", tiny["cub"], *SMALL[:-2], "--ks", "1"]
+    given += ["--output", tmp_path]
+    assert run(monkeypatch, "train", *given, "--steps", "1") == 0
+    same = ["--steps", "2", "--resume", "--mining", "ms", "--device", "cpu", "--loss", "ms"]
+    assert run(monkeypatch, "train", *given, *same) == 0
+    other = ["--steps", "2", "--resume", "--mining", "none"]
+    assert run(monkeypatch, "train", *given, *other) == program.REFUSED
+    assert "--mining: the checkpoint has 'ms', given was 'none'" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_images_names_both_counts(tmp_path, tiny, monkeypatch, capsys):
+    """The same images may lie elsewhere; others, or of other classes, are no longer the run's."""
+    given = ["--dataset", "cub", *SMALL, "--ks", "1", "--output", tmp_path / "run"]
+    assert run(monkeypatch, "train", *given, "--root", tiny["cub"], "--steps", "1") == 0
+    goes_on = ["train", *given, "--steps", "2", "--resume", "--root"]
+    scored = ["evaluate", "--device", "cpu", "--output", tmp_path / "run", "--root"]
+    roots = {name: tmp_path / name for name in ("moved", "fewer", "others")}
+    for root in roots.values():
+        spoil(root, "cub")
+    for name, change in (("fewer", lambda rows: rows[:-1]), ("others", swapped)):
+        path = roots[name] / "CUB_200_2011" / "images.txt"
+        path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    told = {
+        "fewer": "query: the checkpoint has 12 images, given were 11\n",
+        "others": "train: the checkpoint has 12 images, given were 12 of other names or classes\n",
+    }
+    capsys.readouterr()
+    for arguments in (goes_on, scored):
+        for name, message in told.items():
+            assert run(monkeypatch, *arguments, roots[name]) == program.REFUSED
+            found = capsys.readouterr().err
+            assert "--root: expected the images that" in found and message in found
+            assert found.count("the checkpoint has") == 1 + (name == "others")
+        assert run(monkeypatch, *arguments, roots["moved"] / "CUB_200_2011") == 0
+
+
+def swapped(rows):
+    """The first image and the last one take each other's class."""
+    (one, first), (other, last) = rows[0].split(), rows[-1].split()
+    return [f"{one} {last}", *rows[1:-1], f"{other} {first}"]
 
 
 def test_a_checkpoint_that_is_none(tmp_path):
@@ -164,15 +127,57 @@ def test_a_checkpoint_that_is_none(tmp_path):
     with pytest.raises(Refusal, match="a file that torch cannot load"):
         checkpoint.load(tmp_path / "checkpoint.pt")
     torch.save({"step": 3}, tmp_path / "checkpoint.pt")
-    with pytest.raises(Refusal, match="one without chance, criterion, model, optimizer, options"):
+    with pytest.raises(Refusal, match="one without chance, criterion, images, losses, model"):
         checkpoint.load(tmp_path / "checkpoint.pt")
+
+
+def test_a_checkpoint_of_another_network(tmp_path, tiny, monkeypatch, capsys):
+    given = ["--dataset", "cub", "--root", tiny["cub"], *SMALL, "--ks", "1", "--output", tmp_path]
+    assert run(monkeypatch, "train", *given, "--steps", "1") == 0
+    path = tmp_path / checkpoint.NAME
+    state = checkpoint.load(path)
+    for name in ("model", "optimizer"):
+        torch.save({**state, name: {}}, path)
+        assert run(monkeypatch, "train", *given, "--steps", "2", "--resume") == program.REFUSED
+        assert f"expected a {name} that fits this trainer's" in capsys.readouterr().err
+    torch.save({**state, "model": {}}, path)
+    assert run(monkeypatch, "evaluate", "--output", tmp_path) == program.REFUSED
+    assert "expected a model that fits" in capsys.readouterr().err
+    torch.save({name: part for name, part in state.items() if name != "losses"}, path)
+    assert run(monkeypatch, "evaluate", "--output", tmp_path) == program.REFUSED
+    assert "one without losses" in capsys.readouterr().err
+    torch.save({**state, "options": {"loss": "ms"}}, path)
+    assert run(monkeypatch, "evaluate", "--output", tmp_path) == program.REFUSED
+    assert "options name no dataset" in capsys.readouterr().err
+
+
+def test_images_whose_white_is_not_known_and_bombs(tmp_path, monkeypatch):
+    deep = np.full((4, 4), 40000)
+    for kind, name in ((np.uint16, "a.png"), (np.int32, "b.tif"), (np.float32, "c.tif")):
+        Image.fromarray(deep.astype(kind)).save(tmp_path / name)
+        with pytest.raises(Refusal, match=f"{name}: expected an image of 8 bits a channel, got"):
+            Files(tmp_path, [tmp_path / name], [0]).read(0)
+    tiny_image(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(Refusal, match="large.png: expected an image, got .* decompression bomb"):
+        Files(tmp_path, [tmp_path / "large.png"], [0]).read(0)
+
+
+def test_more_processes_than_images_a_batch(tmp_path, tiny):
+    processes = Processes("cpu")
+    processes.world = 10
+    options = dry_options("cub", tmp_path, classes=3, images=3)
+    with pytest.raises(Refusal, match="as many images as the 10 processes .*, got 3 x 3; start"):
+        Run(options, LAYOUTS["cub"](tiny["cub"]), processes)
 
 
 def test_a_save_that_fails_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, {"step": 1})
 
-    def fails(*_):
+    def fails(_, where):
+        with open(where, "wb") as file:
+            file.write(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", fails)

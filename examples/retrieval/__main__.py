@@ -1,9 +1,9 @@
 """python -m examples.retrieval train | evaluate | check"""
 
 import argparse
+import contextlib
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ from tqdm import tqdm
 
 from examples.retrieval import checkpoint
 from examples.retrieval.criterion import LOSSES, MININGS
-from examples.retrieval.dry_run import TINY, dry_options
+from examples.retrieval.dry_run import TINY, dry_options, make_tiny
 from examples.retrieval.options import DATASETS, Options, options_of
 from examples.retrieval.processes import Processes
-from examples.retrieval.refusal import Refusal
-from examples.retrieval.train import Run, Stopped, benchmark_of, train
+from examples.retrieval.refusal import Refusal, plain
+from examples.retrieval.released import other_than_released
+from examples.retrieval.stopping import Stopped
+from examples.retrieval.train import Run, benchmark_of, train
 
 # What the paper has suits published weights. A small network starts from nothing, on small images.
 SMALL = {"size": 64, "lr": 1e-3, "dim": 128}
@@ -39,47 +41,59 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_training(add: argparse.ArgumentParser) -> None:
-    d = Options("cub")
+    """None is what was not given; Options knows the defaults."""
     new: Any = add.add_argument
     new("--dataset", choices=DATASETS, help="which benchmark; glyphs is one that pip can bring")
     new("--root", help="its folder, as released and unpacked")
     new("--output", help="folder of checkpoint, results and picture; default runs/DATASET-LOSS")
     new("--dry-run", action="store_true", help="tiny data sets, of all layouts or of --dataset")
     new("--resume", action="store_true", help="go on from the checkpoint in --output")
-    new("--loss", choices=LOSSES, default=d.loss, help="default ms")
+    new("--loss", choices=LOSSES, help="default ms")
     new("--loss-option", action="append", metavar="NAME=NUMBER", help="such as beta=40; repeat")
     new("--mining", choices=MININGS, help="default: ms for the loss ms, else none")
     new("--mining-option", action="append", metavar="NAME=NUMBER", help="such as epsilon=0.2")
-    new("--memory", type=_whole(0), default=0, help="rows of a cross-batch memory; default 0")
-    new("--memory-warmup", type=_whole(0), default=0, help="steps before it is used; default 0")
-    new("--classes", type=_whole(1), default=d.classes, help="of a batch; default 16")
-    new("--images", type=_whole(2), default=d.images, help="of each class; default 5")
+    new("--memory", type=_whole(0), help="rows of a cross-batch memory; default 0")
+    new("--memory-warmup", type=_whole(0), help="steps before it is used; default 0")
+    new("--classes", type=_whole(1), help="of a batch; default 16")
+    new("--images", type=_whole(2), help="of each class; default 5")
     new("--dim", type=_whole(1), help="of the embedding; default 512, or 128 with small")
     new(
         "--backbone",
-        default=d.backbone,
         help="small (default), timm/NAME, torchvision/NAME or module:function of your own",
     )
-    new("--no-pretrained", action="store_true", help="without the published weights")
+    new(
+        "--no-pretrained",
+        dest="pretrained",
+        action="store_false",
+        default=None,
+        help="without the published weights",
+    )
     new("--size", type=_whole(8), help="of the crops; default 224, or 64 with small")
     new("--least-crop", type=_share, help="least share of the area of a crop; default 0.2")
-    new("--batch-norm", choices=("frozen", "train"), default=d.batch_norm, help="default frozen")
+    new("--batch-norm", choices=("frozen", "train"), help="default frozen")
     new("--lr", type=_positive, help="of Adam; default 3e-5, or 1e-3 with small")
-    new("--weight-decay", type=_not_negative, default=d.weight_decay, help="default 5e-4")
-    new("--amp", action="store_true", help="bfloat16 in the network; the loss stays float32")
-    new("--seed", type=_whole(0), default=d.seed, help="default 0")
-    new("--steps", type=_whole(1), default=d.steps, help="default 3000")
-    new("--save-every", type=_whole(0), default=d.save_every, help="steps; default 500")
-    new("--evaluate-every", type=_whole(0), default=0, help="steps; default 0, only at the end")
-    new("--tensorboard", action="store_true", help="losses and scores for TensorBoard")
+    new("--weight-decay", type=_not_negative, help="default 5e-4")
+    new(
+        "--amp",
+        action="store_true",
+        default=None,
+        help="bfloat16 in the network; the loss stays float32",
+    )
+    new("--seed", type=_whole(0), help="default 0")
+    new("--steps", type=_whole(1), help="default 3000")
+    new("--save-every", type=_whole(0), help="steps; default 500")
+    new("--evaluate-every", type=_whole(0), help="steps; default 0, only at the end")
+    new(
+        "--tensorboard", action="store_true", default=None, help="losses and scores for TensorBoard"
+    )
     _add_common(add)
 
 
 def _add_common(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--ks", type=_ks, default=(), help="K of Recall@K, such as 1,10,100")
-    add.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add.add_argument("--workers", type=_whole(0), default=0, help="that decode images; default 0")
-    add.add_argument("--test-batch", type=_whole(1), default=128, help="default 128")
+    add.add_argument("--ks", type=_ks, help="K of Recall@K, such as 1,10,100")
+    add.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default auto")
+    add.add_argument("--workers", type=_whole(0), help="that decode images; default 0")
+    add.add_argument("--test-batch", type=_whole(1), help="default 128")
 
 
 def _whole(least: int) -> Any:
@@ -136,73 +150,79 @@ def _rule_options(option: str, given: list[str] | None) -> dict[str, float]:
     return found
 
 
-def training_options(given: argparse.Namespace) -> Options:
-    defaults: dict[str, Any] = dict(SMALL) if given.backbone == "small" else {}
-    defaults |= GLYPHS if given.dataset == "glyphs" else {}
-    chosen = {
+def _chosen(given: argparse.Namespace) -> dict[str, Any]:
+    """The options of a run that were given."""
+    found = {
         name: value
         for name, value in vars(given).items()
         if value is not None and name in Options.__dataclass_fields__
     }
-    return Options(
-        **{
-            **defaults,
-            "output": f"runs/{given.dataset}-{given.loss}",
-            **chosen,
-            "pretrained": not given.no_pretrained,
-            "loss_options": _rule_options("--loss-option", given.loss_option),
-            "mining_options": _rule_options("--mining-option", given.mining_option),
-        }
-    )
+    found["loss_options"] = _rule_options("--loss-option", given.loss_option)
+    found["mining_options"] = _rule_options("--mining-option", given.mining_option)
+    return found
 
 
-def dry_run(given: argparse.Namespace) -> None:
+def training_options(given: argparse.Namespace) -> Options:
+    chosen = _chosen(given)
+    usual = Options(given.dataset)
+    backbone, loss = chosen.get("backbone", usual.backbone), chosen.get("loss", usual.loss)
+    defaults: dict[str, Any] = dict(SMALL) if backbone == "small" else {}
+    defaults |= GLYPHS if given.dataset == "glyphs" else {}
+    return Options(**{**defaults, "output": f"runs/{given.dataset}-{loss}", **chosen})
+
+
+def dry_run(given: argparse.Namespace, processes: Processes) -> None:
+    """With every option that is given; small ones stand in for those that are not."""
     if given.dataset == "glyphs":
         raise Refusal("--dataset: expected cub, cars, sop or inshop with --dry-run, got glyphs")
-    rule = {
-        "loss": given.loss,
-        "loss_options": _rule_options("--loss-option", given.loss_option),
-        "mining": given.mining,
-        "mining_options": _rule_options("--mining-option", given.mining_option),
-        "memory": given.memory,
-        "device": given.device,
-        "workers": given.workers,
-        "tensorboard": given.tensorboard,
-    }
-    with tempfile.TemporaryDirectory(prefix="retrieval-") as folder:
+    for name in ("root", "output", "resume"):
+        if getattr(given, name):
+            raise Refusal(
+                f"--{name}: expected none with --dry-run, which makes its images and leaves "
+                "nothing, got one; leave it or --dry-run out"
+            )
+    rule = _chosen(given)
+    rule.pop("dataset", None)
+    with contextlib.ExitStack() as stack:
+        folder = ""
+        if processes.is_first:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="retrieval-"))
+        folder = processes.of_first(folder)
         for name in TINY if given.dataset is None else [given.dataset]:
-            train(dry_options(name, Path(folder), **rule), resume=False)
-    print("\nThe dry run is done: tiny images of coloured noise, so its scores say nothing.")
+            if processes.is_first:
+                make_tiny(name, Path(folder))
+            processes.wait()
+            train(dry_options(name, Path(folder), **rule), processes, resume=False)
+        # The others may still read images when the first is done.
+        processes.wait()
+    if processes.is_first:
+        print("\nThe dry run is done: tiny images of coloured noise, so its scores say nothing.")
 
 
-def evaluate(given: argparse.Namespace) -> None:
+def evaluate(given: argparse.Namespace, processes: Processes) -> None:
     path = Path(given.output) / checkpoint.NAME
     state = checkpoint.load(path)
-    options = options_of(state["options"], output=given.output, ks=given.ks)
-    options = replace(
-        options, device=given.device, workers=given.workers, test_batch=given.test_batch
-    )
-    if given.root is not None:
-        options = replace(options, root=given.root)
+    usual = Options("cub")
+    free = {name: getattr(usual, name) for name in ("device", "workers", "test_batch", "ks")}
+    free |= {"root": state["options"].get("root")}
+    for name in free:
+        if getattr(given, name) is not None:
+            free[name] = getattr(given, name)
     # Its weights come from the checkpoint.
-    options = replace(options, pretrained=False)
-    processes = Processes(options.device)
-    try:
-        run = Run(options, benchmark_of(options), processes)
-        run.model.load_state_dict(state["model"])
-        run.step, run.losses, run.scores = state["step"], state["losses"], state["scores"]
-        run.report()
-    finally:
-        processes.end()
+    options = options_of(state["options"], output=given.output, pretrained=False, **free)
+    run = Run(options, benchmark_of(options), processes)
+    checkpoint.check_images(path, state, run.images)
+    checkpoint.fill(path, state, "model", run.model)
+    if processes.is_first and (other := other_than_released(run.benchmark)) is not None:
+        print(other)
+    run.step, run.losses, run.scores = state["step"], state["losses"], state["scores"]
+    run.report("evaluation.json")
 
 
 def check(given: argparse.Namespace) -> None:
     benchmark = benchmark_of(Options(given.dataset, root=given.root))
-    parts = {"train": benchmark.train, "query": benchmark.query, "gallery": benchmark.gallery}
     broken, count = [], 0
-    for name, images in parts.items():
-        if images is None:
-            continue
+    for name, images in benchmark.parts.items():
         print(f"{name}: {len(images.labels)} images of {len(set(images.labels))} classes")
         for index in tqdm(range(len(images.labels)), desc=name, unit="image", disable=None):
             count += 1
@@ -214,29 +234,44 @@ def check(given: argparse.Namespace) -> None:
         listed = "\n  ".join(broken)
         raise Refusal(f"{len(broken)} of {count} images cannot be decoded:\n  {listed}")
     print(f"all {count} images can be decoded")
+    if (other := other_than_released(benchmark)) is not None:
+        print(other)
+
+
+def _together(given: argparse.Namespace) -> None:
+    """What all processes under torchrun do, who meet once: a group that is made anew may meet what
+    is left of the last one."""
+    if given.command == "train" and not given.dry_run and given.dataset is None:
+        raise Refusal(f"--dataset: expected one of {', '.join(DATASETS)}, or --dry-run")
+    processes = Processes(given.device or "auto")
+    try:
+        if given.command == "evaluate":
+            evaluate(given, processes)
+        elif given.dry_run:
+            dry_run(given, processes)
+        else:
+            train(training_options(given), processes, given.resume)
+    finally:
+        processes.end()
 
 
 def main() -> None:
     given = parser().parse_args()
     try:
-        if given.command == "evaluate":
-            evaluate(given)
-        elif given.command == "check":
+        if given.command == "check":
             check(given)
-        elif given.dry_run:
-            dry_run(given)
-        elif given.dataset is None:
-            raise Refusal(f"--dataset: expected one of {', '.join(DATASETS)}, or --dry-run")
         else:
-            train(training_options(given), given.resume)
+            _together(given)
     except Stopped as stop:
         print(f"\n{stop}; --resume goes on from there", file=sys.stderr)
         sys.exit(STOPPED)
     except Refusal as refusal:
-        # From a worker that decodes images it comes with the worker's traceback.
-        text = str(refusal).rpartition("examples.retrieval.refusal.Refusal: ")[2]
-        print(f"retrieval {given.command}: {text.strip()}", file=sys.stderr)
+        print(f"retrieval {given.command}: {plain(refusal)}", file=sys.stderr)
         sys.exit(REFUSED)
+    except KeyboardInterrupt:
+        kept = "; the last checkpoint stays as it is" if given.command == "train" else ""
+        print(f"\nretrieval {given.command}: interrupted{kept}", file=sys.stderr)
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

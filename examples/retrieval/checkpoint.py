@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
+from examples.retrieval.images import told
+from examples.retrieval.layouts import Benchmark
 from examples.retrieval.options import Options, differences
 from examples.retrieval.refusal import Refusal
 
 NAME = "checkpoint.pt"
 # Batches and crops are functions of the seed and the step; these are states.
 STATES = ("model", "optimizer", "criterion")
+PARTS = {"options", "step", "chance", "images", "losses", "scores", *STATES}
 
 
 def chance() -> dict[str, Any]:
@@ -39,9 +42,11 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
         raise Refusal(f"{wanted} a file that torch cannot load ({error})") from error
-    missing = {"options", "step", "chance", *STATES} - set(state if isinstance(state, dict) else ())
+    missing = PARTS - set(state if isinstance(state, dict) else ())
     if missing:
         raise Refusal(f"{wanted} one without {', '.join(sorted(missing))}")
+    if not isinstance(state["options"], dict) or "dataset" not in state["options"]:
+        raise Refusal(f"{wanted} one whose options name no dataset")
     return dict(state)
 
 
@@ -63,10 +68,44 @@ def check(path: Path, state: dict[str, Any], options: Options, world: int) -> No
         )
 
 
-def restore(state: dict[str, Any], parts: dict[str, Any], rank: int) -> int:
+def images_of(benchmark: Benchmark) -> dict[str, list[Any]]:
+    """{part: [number of images, digest]}, as a checkpoint has it."""
+    return {name: list(told(images)) for name, images in benchmark.parts.items()}
+
+
+def check_images(path: Path, state: dict[str, Any], given: dict[str, list[Any]]) -> None:
+    """Whether the images given, which may lie elsewhere, are those of the run kept."""
+    kept = state["images"]
+    if kept == given:
+        return
+    found = []
+    for name in dict.fromkeys([*kept, *given]):
+        (had, digest), (has, other) = (some.get(name, (0, "")) for some in (kept, given))
+        if (had, digest) != (has, other):
+            names = " of other names or classes" if had == has else ""
+            found.append(f"{name}: the checkpoint has {had} images, given were {has}{names}")
+    listed = "\n  ".join(found)
+    raise Refusal(
+        f"--root: expected the images that {path} was trained and scored with, got others:\n  "
+        f"{listed}\ngive the folder of those, or train on these with another --output"
+    )
+
+
+def fill(path: Path, state: dict[str, Any], name: str, part: Any) -> None:
+    """Puts one part back where it was."""
+    try:
+        part.load_state_dict(state[name])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refusal(
+            f"{path}: expected a {name} that fits this trainer's, got one that does not ({error}); "
+            "it may be of another version, or the file of --backbone has changed"
+        ) from error
+
+
+def restore(path: Path, state: dict[str, Any], parts: dict[str, Any], rank: int) -> int:
     """Puts everything back where it was, and says at which step."""
     for name in STATES:
-        parts[name].load_state_dict(state[name])
+        fill(path, state, name, parts[name])
     torch.set_rng_state(state["chance"][rank]["cpu"])
     if "cuda" in state["chance"][rank] and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["chance"][rank]["cuda"])

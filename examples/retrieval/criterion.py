@@ -38,7 +38,8 @@ MININGS: dict[str, Any] = {
 
 def criterion_of(options: Options) -> DistributedLoss:
     """The loss of the global batch; without other processes, of the batch."""
-    mining = options.mining or ("ms" if options.loss == "ms" else "none")
+    mining = options.resolved(options.device).mining
+    assert mining is not None
     rule = _rule("--loss", LOSSES[options.loss], options.loss, options.loss_options)
     mined = _rule("--mining", MININGS[mining], mining, options.mining_options)
     try:

@@ -74,7 +74,7 @@ def tiny_inshop(root: Path) -> None:
     tiny = Tiny(root)
     lines = [str(len(ALL)), "image_name item_id evaluation_status"]
     for label, number in ALL:
-        test = "query" if number < IMAGES // 2 else "gallery"
+        test = "query" if number < 1 else "gallery"
         status = "train" if label <= CLASSES // 2 else test
         place = f"img/WOMEN/Tees/id_{label:08}/{number:02}_1_front.jpg"
         tiny.image(f"Img/{place}", label, number)
@@ -103,10 +103,19 @@ SETTINGS = {
 }
 
 
-def dry_options(dataset: str, folder: Path, **changed: object) -> Options:
-    """Makes the data set below a folder; a run of it."""
+def make_tiny(dataset: str, folder: Path) -> None:
+    """The data set, below a folder."""
     root = folder / dataset
     root.mkdir(parents=True, exist_ok=True)
     TINY[dataset](root)
-    given = {"root": str(root), "output": str(folder / f"{dataset}-run"), **SETTINGS, **changed}
+
+
+def dry_options(dataset: str, folder: Path, **changed: object) -> Options:
+    """A run of the data set that `make_tiny` makes there."""
+    given = {
+        "root": str(folder / dataset),
+        "output": str(folder / f"{dataset}-run"),
+        **SETTINGS,
+        **changed,
+    }
     return Options(dataset=dataset, **given)  # type: ignore[arg-type]

@@ -3,14 +3,16 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from examples.retrieval.images import MARGIN, Decoded, Images, TestChange, seeded
 from examples.retrieval.layouts import Benchmark
+from examples.retrieval.model import Embedder
 from examples.retrieval.options import Options
 from examples.retrieval.processes import Processes
 from examples.retrieval.refusal import Refusal
+from examples.retrieval.stopping import leave_signals
 from ms_kernels.retrieval import RetrievalScores, retrieval_scores
 
 
@@ -43,18 +45,19 @@ def ks_of(options: Options, benchmark: Benchmark) -> tuple[int, ...]:
 
 
 def embed_all(
-    model: nn.Module, benchmark: Benchmark, options: Options, processes: Processes
+    model: Embedder, benchmark: Benchmark, options: Options, processes: Processes
 ) -> Embedded:
     def labels_of(images: Images) -> Tensor:
         return torch.tensor(images.labels, dtype=torch.int64, device=processes.device)
 
-    query = embed(model, benchmark.query, benchmark.channels, options, processes)
+    margin = MARGIN if benchmark.channels == 3 else 1.0
+    query = embed(model, benchmark.query, margin, options, processes)
     groups = getattr(benchmark.query, "groups", None)
     if groups is not None:
         groups = torch.tensor(groups, device=processes.device)
     if benchmark.gallery is None:
         return Embedded(query, labels_of(benchmark.query), None, None, groups)
-    gallery = embed(model, benchmark.gallery, benchmark.channels, options, processes)
+    gallery = embed(model, benchmark.gallery, margin, options, processes)
     return Embedded(
         query, labels_of(benchmark.query), gallery, labels_of(benchmark.gallery), groups
     )
@@ -62,11 +65,10 @@ def embed_all(
 
 @torch.no_grad()
 def embed(
-    model: nn.Module, images: Images, channels: int, options: Options, processes: Processes
+    model: Embedder, images: Images, margin: float, options: Options, processes: Processes
 ) -> Tensor:
     """(N, D) rows in the order of the images; each process embeds its part of them."""
-    margin = MARGIN if channels == 3 else 1.0
-    data = Decoded(images, channels, TestChange(options.size, margin))
+    data = Decoded(images, model.normalisation, TestChange(options.size, margin))
     n = len(data)
     # Whole batches, cut alike for any number of processes: rows do not depend on who embeds them.
     starts = range(0, n, options.test_batch)
@@ -74,7 +76,11 @@ def embed(
     mine = batches[processes.rank :: processes.world]
     # Its generator is its own: an evaluation leaves the training's chance as it was.
     loader: Any = torch.utils.data.DataLoader(
-        data, batch_sampler=mine, num_workers=options.workers, generator=seeded("embedding")
+        data,
+        batch_sampler=mine,
+        num_workers=options.workers,
+        worker_init_fn=leave_signals,
+        generator=seeded("embedding"),
     )
     was_training = model.training
     model.eval()
@@ -86,11 +92,19 @@ def embed(
         unit="batch",
         disable=None if processes.is_first else True,
     )
-    for indices, x in bar:
-        with torch.autocast(processes.device.type, torch.bfloat16, enabled=options.amp):
-            found = model(x.to(processes.device, non_blocking=True))
-        rows[indices[0] : indices[-1] + 1] = found.float()
+    failure = None
+    try:
+        for indices, x in bar:
+            with torch.autocast(processes.device.type, torch.bfloat16, enabled=options.amp):
+                found = model(x.to(processes.device, non_blocking=True))
+            rows[indices[0] : indices[-1] + 1] = found.float()
+    except Exception as error:
+        failure = error
     model.train(was_training)
+    # The others would wait for the rows of the one that has failed.
+    if processes.any(failure is not None):
+        text = processes.told(failure)
+        raise Refusal(text) if failure is None or isinstance(failure, Refusal) else failure
     return processes.summed(rows)
 
 

@@ -10,6 +10,7 @@ Latin; and characters that look alike in most fonts, such as the Latin and the G
 one class.
 """
 
+import hashlib
 import importlib.util
 import unicodedata
 from collections import Counter, defaultdict
@@ -49,6 +50,10 @@ class Glyphs:
 
     def name(self, index: int) -> str:
         return f"{self.names[index]} in {self.glyphs[index].family}"
+
+    def key(self, index: int) -> str:
+        pixels = hashlib.blake2b(self.glyphs[index].pixels, digest_size=8).hexdigest()
+        return f"{self.name(index)} {pixels}"
 
 
 def glyphs(root: Path | None) -> Benchmark:

@@ -13,16 +13,33 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from examples.retrieval.refusal import Refusal
 
-# Red, green, blue: of the weights that torchvision and most of timm publish.
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # A test image is scaled so that its shorter side is so much more than the crop: 256 to 224.
 MARGIN = 256 / 224
 TRIES = 10
+
+
+class Normalisation(NamedTuple):
+    """What a network takes: (pixels - mean) / std of each channel, in the order of `space`, RGB,
+    BGR or L, of pixels from 0 to `most`."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    space: str = "RGB"
+    most: float = 1.0
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{x:g}" for x in values) for values in (self.mean, self.std))
+        return f"{self.space} from 0 to {self.most:g}, less {mean}, over {std}"
+
+
+# Of the weights that torchvision and most of timm publish.
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+GREY = Normalisation((0.5,), (0.5,), "L")
 
 
 class Images(Protocol):
@@ -35,12 +52,24 @@ class Images(Protocol):
 
     def name(self, index: int) -> str: ...
 
+    def key(self, index: int) -> str:
+        """A name that is the same wherever the images lie."""
+        ...
+
+
+def told(images: Images) -> tuple[int, str]:
+    """Which images, in which order and of which classes: their number, and a digest."""
+    digest = hashlib.blake2b(digest_size=16)
+    for index, label in enumerate(images.labels):
+        digest.update(f"{label} {images.key(index)}\0".encode(errors="surrogateescape"))
+    return len(images.labels), digest.hexdigest()
+
 
 class Files:
-    """Images in files."""
+    """Images in files below a folder."""
 
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int]) -> None:
-        self.paths, self.labels = paths, labels
+    def __init__(self, folder: Path, paths: Sequence[Path], labels: Sequence[int]) -> None:
+        self.folder, self.paths, self.labels = folder, paths, labels
 
     def read(self, index: int) -> Image.Image:
         """A broken image is an error with its name: left out in silence, it would make the scores
@@ -48,8 +77,13 @@ class Files:
         path = self.paths[index]
         try:
             with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise Refusal(
+                        f"{path}: expected an image of 8 bits a channel, got one of mode "
+                        f"{image.mode}, whose white is not known; convert it beforehand"
+                    )
                 return image.convert("RGB")
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise Refusal(
                 f"{path}: expected an image, got one that cannot be decoded ({error}); unpack it "
                 "again, and see all such with: python -m examples.retrieval check"
@@ -57,6 +91,9 @@ class Files:
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
+
+    def key(self, index: int) -> str:
+        return self.paths[index].relative_to(self.folder).as_posix()
 
 
 class Crops(NamedTuple):
@@ -107,24 +144,27 @@ def for_test(image: Image.Image, size: int, margin: float) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
 
-def to_tensor(image: Image.Image, channels: int) -> Tensor:
+def to_tensor(image: Image.Image, normalisation: Normalisation) -> Tensor:
     """(channels, size, size) float32."""
-    pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"), dtype=np.float32) / 255
-    x = torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
-    if channels == 1:
-        return (x - 0.5) / 0.5
-    return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
+    mean, std, space, most = normalisation
+    mode = "L" if space == "L" else "RGB"
+    pixels = np.asarray(image.convert(mode), dtype=np.float32) / (255 / most)
+    x = torch.from_numpy(pixels.reshape(*pixels.shape[:2], len(mode))).permute(2, 0, 1)
+    x = x.flip(0) if space == "BGR" else x
+    return (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
 class Decoded(torch.utils.data.Dataset[Tensor]):
     """Tensors of images; of (index, draw) where images are drawn for training, else of an index."""
 
-    def __init__(self, images: Images, channels: int, change: Callable[..., Image.Image]) -> None:
-        self.images, self.channels, self.change = images, channels, change
+    def __init__(
+        self, images: Images, normalisation: Normalisation, change: Callable[..., Image.Image]
+    ) -> None:
+        self.images, self.normalisation, self.change = images, normalisation, change
 
     def __getitem__(self, item: int | tuple[int, int]) -> Tensor:
         index, *draw = item if isinstance(item, tuple) else (item,)
-        return to_tensor(self.change(self.images.read(index), *draw), self.channels)
+        return to_tensor(self.change(self.images.read(index), *draw), self.normalisation)
 
     def __len__(self) -> int:
         return len(self.images.labels)

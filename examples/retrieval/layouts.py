@@ -4,6 +4,7 @@ Classes are numbered in their order; the first half of them trains, the others a
 and In-Shop name their halves themselves; In-Shop its queries and its gallery, too.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,12 @@ class Benchmark(NamedTuple):
     channels: int = 3
     flip: bool = True
 
+    @property
+    def parts(self) -> dict[str, Images]:
+        """train, query, and gallery if there is one."""
+        found = {"train": self.train, "query": self.query}
+        return found if self.gallery is None else {**found, "gallery": self.gallery}
+
 
 def cub(root: Path) -> Benchmark:
     """images.txt: number and path below images/; image_class_labels.txt: number and class."""
@@ -44,7 +51,7 @@ def cub(root: Path) -> Benchmark:
             f"got none for {some(without)}; unpack it again"
         )
     files = [(folder / "images" / path, class_of[number]) for number, path in paths]
-    return _halves("cub", folder / "images.txt", files, (1, 2, 4, 8))
+    return _halves("cub", folder, folder / "images.txt", files, (1, 2, 4, 8))
 
 
 def cars(root: Path) -> Benchmark:
@@ -57,10 +64,17 @@ def cars(root: Path) -> Benchmark:
         wanted = ("cars_annos.mat", "car_ims")
         _folder(name, root, (), wanted, "car_ims.tgz beside cars_annos.mat", "a folder a class")
     folders = _class_folders(root)
+    parts = [folder.name for folder in folders if folder.name in ("cars_train", "cars_test")]
+    if parts:
+        raise Refusal(
+            f"--root: expected cars_annos.mat and car_ims, or a folder a class, of {name} in "
+            f"{root}, got {' and '.join(parts)}, which are halves of every class; fetch "
+            "car_ims.tgz and cars_annos.mat instead"
+        )
     files = [
         (path, number) for number, folder in enumerate(folders, 1) for path in _images_in(folder)
     ]
-    return _halves("cars", root, files, (1, 2, 4, 8))
+    return _halves("cars", root, root, files, (1, 2, 4, 8))
 
 
 def _cars_by_annotations(folder: Path) -> Benchmark:
@@ -76,10 +90,10 @@ def _cars_by_annotations(folder: Path) -> Benchmark:
         annotations = loadmat(path, squeeze_me=True)["annotations"]
         images = [str(image) for image in annotations["relative_im_path"].reshape(-1)]
         classes = [int(number) for number in annotations["class"].reshape(-1)]
-    except (KeyError, ValueError, OSError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # a damaged file fails in scipy in a dozen ways
         raise Refusal(f"{path}: {wanted}, got {error}; fetch it again") from error
     files = [(folder / image, number) for image, number in zip(images, classes, strict=True)]
-    return _halves("cars", path, files, (1, 2, 4, 8))
+    return _halves("cars", folder, path, files, (1, 2, 4, 8))
 
 
 def sop(root: Path) -> Benchmark:
@@ -92,9 +106,9 @@ def sop(root: Path) -> Benchmark:
     columns = ("image_id", "class_id", "super_class_id", "path")
     parts = []
     for file in wanted:
-        rows = _columns(folder / file, columns, header=1)
+        rows = _columns(folder / file, columns, header=(" ".join(columns),))
         files = [(folder / row[3], _whole(row[1], folder / file)) for row in rows]
-        parts.append(_there(folder / file, files))
+        parts.append(_there(folder, folder / file, files))
     train, test = parts
     _no_class_in_both(folder, train, test)
     return Benchmark("sop", train, test, None, (1, 10, 100, 1000))
@@ -113,7 +127,14 @@ def inshop(root: Path) -> Benchmark:
     if holder is None:
         _folder(name, root, (), ("img",), archive, "Img/img")
     assert holder is not None
-    rows = _columns(listed, ("image_name", "item_id", "evaluation_status"), header=2)
+    columns = ("image_name", "item_id", "evaluation_status")
+    rows = _columns(listed, columns, header=("the number of images", " ".join(columns)))
+    count = listed.read_text(errors="replace").split(maxsplit=1)[0]
+    if count != str(len(rows)):
+        raise Refusal(
+            f"{listed}: expected {count} images, as its first line says, got {len(rows)}; it was "
+            "cut off: fetch it again"
+        )
     number = {item: k for k, item in enumerate(sorted({item for _, item, _ in rows}))}
     files: dict[str, list[tuple[Path, int]]] = {"train": [], "query": [], "gallery": []}
     for image, item, status in rows:
@@ -123,8 +144,15 @@ def inshop(root: Path) -> Benchmark:
                 f"for {image}"
             )
         files[status].append((holder / image, number[item]))
-    parts = {status: _there(listed, some_files) for status, some_files in files.items()}
-    _no_class_in_both(listed, parts["train"], parts["query"])
+    empty = [status for status, some_files in files.items() if not some_files]
+    if empty:
+        raise Refusal(
+            f"{listed}: evaluation_status: expected images to train, to query and in the gallery, "
+            f"got none of {' and none of '.join(empty)}; fetch it again"
+        )
+    parts = {status: _there(holder, listed, some_files) for status, some_files in files.items()}
+    for status in ("query", "gallery"):
+        _no_class_in_both(listed, parts["train"], parts[status])
     ks = (1, 10, 20, 30)
     return Benchmark("inshop", parts["train"], parts["query"], parts["gallery"], ks)
 
@@ -162,9 +190,18 @@ def _folder(
     )
 
 
-def _columns(path: Path, names: tuple[str, ...], header: int = 0) -> list[list[str]]:
-    """Rows of a text file, split at whitespace, below its header."""
-    lines = path.read_text(errors="replace").splitlines()[header:]
+def _columns(path: Path, names: tuple[str, ...], header: tuple[str, ...] = ()) -> list[list[str]]:
+    """Rows of a text file, split at whitespace, below its header, whose last line is the names."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise Refusal(f"{path}: expected a text file, got {error}; fetch it again") from error
+    above, lines = lines[: len(header)], lines[len(header) :]
+    if header and (len(above) < len(header) or above[-1].split() != header[-1].split()):
+        raise Refusal(
+            f"{path}: expected above its rows {', then '.join(map(repr, header))}, got "
+            f"{', then '.join(map(repr, above)) or 'nothing'}; fetch it again"
+        )
     rows = [line.split(maxsplit=len(names) - 1) for line in lines if line.strip()]
     wrong = next((k for k, row in enumerate(rows) if len(row) != len(names)), None)
     if wrong is not None:
@@ -194,20 +231,26 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
-def _there(listed: Path, files: Iterable[tuple[Path, int]]) -> Files:
+def _there(folder: Path, listed: Path, files: Iterable[tuple[Path, int]]) -> Files:
     """Those files, if all are there."""
     files = list(files)
+    twice = [str(path) for path, times in Counter(path for path, _ in files).items() if times > 1]
+    if twice:
+        raise Refusal(
+            f"{listed}: expected each image once, got {len(twice)} of them more often: "
+            f"{some(twice)}; fetch it again"
+        )
     missing = [str(path) for path, _ in files if not path.is_file()]
     if missing:
         raise Refusal(
             f"{listed}: expected its {len(files)} images to be there, got no file for "
             f"{len(missing)} of them: {some(missing)}; unpack the images again, to the end"
         )
-    return Files([path for path, _ in files], [label for _, label in files])
+    return Files(folder, [path for path, _ in files], [label for _, label in files])
 
 
 def _halves(
-    name: str, listed: Path, files: list[tuple[Path, int]], ks: tuple[int, ...]
+    name: str, folder: Path, listed: Path, files: list[tuple[Path, int]], ks: tuple[int, ...]
 ) -> Benchmark:
     classes = sorted({label for _, label in files})
     if len(classes) < 2:
@@ -216,9 +259,9 @@ def _halves(
             f"{len(classes)}"
         )
     first = set(classes[: len(classes) // 2])
-    _there(listed, files)
-    train = _there(listed, [file for file in files if file[1] in first])
-    test = _there(listed, [file for file in files if file[1] not in first])
+    _there(folder, listed, files)
+    train = _there(folder, listed, [file for file in files if file[1] in first])
+    test = _there(folder, listed, [file for file in files if file[1] not in first])
     return Benchmark(name, train, test, None, ks)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from examples.retrieval.images import GREY, IMAGENET, Normalisation
 from examples.retrieval.refusal import Refusal
 
 # What classifiers are called: these make room for the head.
@@ -22,11 +23,19 @@ class Embedder(nn.Module):
     """(N, channels, size, size) images to (N, D) unit rows.
 
     frozen_norm: batch normalisation keeps the statistics that it was given, as the paper has it;
-    its scale and shift learn.
+    its scale and shift learn. normalisation: what the backbone takes, by default ImageNet's.
     """
 
-    def __init__(self, backbone: nn.Module, features: int, dim: int, frozen_norm: bool) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        features: int,
+        dim: int,
+        frozen_norm: bool,
+        normalisation: Normalisation = IMAGENET,
+    ) -> None:
         super().__init__()
+        self.normalisation = normalisation
         self.backbone, self.head = backbone, nn.Linear(features, dim)
         self.frozen_norm = frozen_norm
 
@@ -82,6 +91,34 @@ def backbone_of(name: str, channels: int, size: int, pretrained: bool) -> tuple[
             f"{error}"
         ) from error
     return model, found.flatten(1).shape[1]
+
+
+def normalisation_of(model: Any, channels: int) -> Normalisation:
+    """What a backbone says that it takes: by mean and std, input_space and input_range of its own,
+    as pretrainedmodels has them, or by timm's pretrained_cfg; else ImageNet's."""
+    if channels == 1:
+        return GREY
+    said: Any = getattr(model, "pretrained_cfg", None) or {}
+    said = dict(said) if isinstance(said, dict) else vars(said)
+    for name in ("mean", "std", "input_space", "input_range"):
+        if getattr(model, name, None) is not None:
+            said[name] = getattr(model, name)
+    mean, std = said.get("mean", IMAGENET.mean), said.get("std", IMAGENET.std)
+    space, wide = said.get("input_space", "RGB"), said.get("input_range", (0, 1))
+    try:
+        numbers = [[float(number) for number in values] for values in (mean, std, wide)]
+    except (TypeError, ValueError):
+        numbers = [[], [], []]
+    found, deviation, limits = numbers
+    fits = len(found) == len(deviation) == 3 and len(limits) == 2 and limits[0] == 0 < limits[1]
+    fits = fits and min(deviation) > 0 and ("mean" in said) == ("std" in said)
+    if not fits or space not in ("RGB", "BGR"):
+        raise Refusal(
+            "--backbone: expected mean and std of 3 numbers, std above 0, input_space RGB or BGR, "
+            f"and input_range from 0 up, got mean {said.get('mean')}, std {said.get('std')}, "
+            f"input_space {space!r}, input_range {wide}"
+        )
+    return Normalisation(tuple(found), tuple(deviation), space, limits[1])
 
 
 def _of_timm(name: str, channels: int, size: int, pretrained: bool) -> Any:

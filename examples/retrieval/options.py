@@ -1,6 +1,6 @@
 """What a run is given, and what of it makes another run."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 DATASETS = ("cub", "cars", "sop", "inshop", "glyphs")
@@ -55,6 +55,11 @@ class Options:
     def kept(self) -> dict[str, Any]:
         """As a checkpoint has it."""
         return {**asdict(self), "ks": list(self.ks)}
+
+    def resolved(self, device: str) -> "Options":
+        """With what was left to the trainer: the kind of device, and the mining of the loss."""
+        mining = self.mining or ("ms" if self.loss == "ms" else "none")
+        return replace(self, device=device, mining=mining)
 
 
 def options_of(kept: dict[str, Any], **changed: Any) -> Options:

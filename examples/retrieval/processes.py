@@ -1,6 +1,7 @@
 """What several processes under torchrun do differently, and one does not notice."""
 
 import os
+from inspect import signature
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from examples.retrieval.refusal import Refusal
+from examples.retrieval.refusal import Refusal, plain
 
 
 class Processes:
@@ -37,8 +38,11 @@ class Processes:
         """Its gradients are then means over processes."""
         if self.world == 1:
             return model
-        # Buffers of frozen normalisation never change, and others have none.
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        # Buffers of frozen normalisation never change, and others have none. A newer torch warns of
+        # the older name.
+        newer = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+        options: Any = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+        return DistributedDataParallel(model, **options)
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process."""
@@ -55,6 +59,22 @@ class Processes:
         found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value)
         return found
+
+    def of_first(self, value: Any) -> Any:
+        """The value of the first process."""
+        return self.of_each(value)[0]
+
+    def told(self, failure: Exception | None) -> str:
+        """What has failed, in whichever process, told in all of them."""
+        found = self.of_each(None if failure is None else plain(failure))
+        told = [(rank, text) for rank, text in enumerate(found) if text is not None]
+        if len(told) == self.world and len({text for _, text in told}) == 1:
+            return str(told[0][1])
+        return "; ".join(f"process {rank}: {text}" for rank, text in told)
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self.any(False)
 
     def summed(self, x: Tensor) -> Tensor:
         if self.world > 1:

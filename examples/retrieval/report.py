@@ -42,8 +42,8 @@ def write(path: Path, content: str) -> None:
     os.replace(beside, path)
 
 
-def write_results(folder: Path, found: dict[str, Any]) -> None:
-    write(folder / "results.json", json.dumps(found, indent=1) + "\n")
+def write_results(path: Path, found: dict[str, Any]) -> None:
+    write(path, json.dumps(found, indent=1) + "\n")
 
 
 def draw_neighbours(embedded: Embedded, benchmark: Benchmark, path: Path) -> str:
@@ -70,7 +70,9 @@ def draw_neighbours(embedded: Embedded, benchmark: Benchmark, path: Path) -> str
         ax.text(place + 0.5, -0.08, str(place or "query"), ha="center", fontsize=8)
     ax.set(xlim=(-0.05, k + 1.05), ylim=(len(chosen) + 0.05, -0.05), aspect="equal")
     ax.set_axis_off()
-    figure.savefig(path, dpi=100)
+    beside = path.with_name(path.name + ".part")
+    figure.savefig(beside, dpi=100, format="png")
+    os.replace(beside, path)
     return f"nearest neighbours of {len(chosen)} queries: {path}"
 
 

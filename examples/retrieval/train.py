@@ -1,7 +1,7 @@
 """The loop: it can be stopped at any step, and goes on to the same bits."""
 
-import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,17 @@ from tqdm import tqdm
 
 import ms_kernels
 from examples.retrieval import checkpoint
+from examples.retrieval.board import check_tensorboard, writer_of
 from examples.retrieval.criterion import criterion_of
 from examples.retrieval.evaluate import embed_all, ks_of, scores_of
 from examples.retrieval.glyphs import glyphs
 from examples.retrieval.images import Crops, Decoded, TrainingChange, seeded
 from examples.retrieval.layouts import LAYOUTS, Benchmark
-from examples.retrieval.model import Embedder, backbone_of
+from examples.retrieval.model import Embedder, backbone_of, normalisation_of
 from examples.retrieval.options import Options
 from examples.retrieval.processes import Processes
 from examples.retrieval.refusal import Refusal
+from examples.retrieval.released import other_than_released
 from examples.retrieval.report import (
     draw_neighbours,
     percentages,
@@ -27,30 +29,9 @@ from examples.retrieval.report import (
     write_results,
 )
 from examples.retrieval.sampler import ClassSampler, Steps, share
+from examples.retrieval.stopping import Stopped, StopSignal, leave_signals
 
 LOG_EVERY = 20  # steps: reading a loss waits for a GPU
-
-
-class Stopped(Exception):
-    """By the user, after everything was saved."""
-
-
-class StopSignal:
-    """The first Ctrl-C, or request to terminate, ends the loop after its step."""
-
-    def __enter__(self) -> "StopSignal":
-        self.came = False
-        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.came and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.came = True
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def benchmark_of(options: Options) -> Benchmark:
@@ -67,12 +48,19 @@ class Run:
     def __init__(self, options: Options, benchmark: Benchmark, processes: Processes) -> None:
         self.options, self.benchmark, self.processes = options, benchmark, processes
         self.ks = ks_of(options, benchmark)
+        self.images = checkpoint.images_of(benchmark)
         if options.batch_norm == "train" and processes.world > 1:
             raise Refusal(
                 "--batch-norm: expected frozen with several processes, each of which would have "
                 "statistics of its own, got train"
             )
         labels = benchmark.train.labels
+        if processes.world > options.classes * options.images:
+            raise Refusal(
+                "--classes, --images: expected a batch of at least as many images as the "
+                f"{processes.world} processes that share it, got {options.classes} x "
+                f"{options.images}; start fewer processes, or choose more images"
+            )
         self.sampler = ClassSampler(labels, options.classes, options.images, options.seed)
         torch.backends.cudnn.deterministic = True
         torch.manual_seed(seeded("weights", options.seed).initial_seed())
@@ -80,7 +68,8 @@ class Run:
             options.backbone, benchmark.channels, options.size, options.pretrained
         )
         frozen = options.batch_norm == "frozen"
-        self.model = Embedder(backbone, features, options.dim, frozen).to(processes.device)
+        pixels = normalisation_of(backbone, benchmark.channels)
+        self.model = Embedder(backbone, features, options.dim, frozen, pixels).to(processes.device)
         self.criterion = criterion_of(options).to(processes.device)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=options.lr, weight_decay=options.weight_decay
@@ -101,7 +90,8 @@ class Run:
     def resume(self) -> None:
         state = checkpoint.load(self.path)
         checkpoint.check(self.path, state, self.options, self.processes.world)
-        self.step = checkpoint.restore(state, self.parts, self.processes.rank)
+        checkpoint.check_images(self.path, state, self.images)
+        self.step = checkpoint.restore(self.path, state, self.parts, self.processes.rank)
         self.losses, self.scores = list(state["losses"]), list(state["scores"])
 
     def save(self) -> None:
@@ -111,54 +101,93 @@ class Run:
             state = {name: part.state_dict() for name, part in self.parts.items()}
             state |= {"options": self.options.kept(), "step": self.step, "chance": chances}
             state |= {"losses": self.losses, "scores": self.scores}
+            state["images"] = self.images
             checkpoint.save(self.path, state)
 
     def train(self) -> None:
         options, processes = self.options, self.processes
-        writer = _tensorboard(options) if processes.is_first else None
+        writer = writer_of(options) if processes.is_first else None
         model = processes.wrapped(self.model)
         self.model.train()
-        with StopSignal() as stop:
-            bar = tqdm(
-                self._batches(),
-                total=options.steps,
-                initial=self.step,
-                desc="training",
-                unit="step",
-                disable=None if processes.is_first else True,
-            )
-            since = time.perf_counter()
-            for x in bar:
+        bar = tqdm(
+            total=options.steps,
+            initial=self.step,
+            desc="training",
+            unit="step",
+            disable=None if processes.is_first else True,
+        )
+        with StopSignal() as stop, bar:
+            batches = iter(self._batches())
+            while True:
+                if self._scores_are_due:
+                    # A stop does not wait for them: the run that goes on begins with them.
+                    self._end_if(stop.came)
+                    self._note_scores(stop, writer)
+                if self.seconds and options.save_every and self.step % options.save_every == 0:
+                    self.save()
+                if self.step == options.steps:
+                    break
+                since = time.perf_counter()
+                x = self._next(batches, stop)
                 loss = self._train_step(model, x)
+                bar.update()
                 if self.step % LOG_EVERY == 0 or self.step == options.steps:
                     self.losses.append([self.step, loss.item()])
                     bar.set_postfix(loss=f"{self.losses[-1][1]:.4f}", refresh=False)
+                    if bar.disable and processes.is_first:  # nobody sees a bar
+                        print(f"step {self.step}: loss {self.losses[-1][1]:.4f}", flush=True)
                     if writer is not None:
                         writer.add_scalar("loss", self.losses[-1][1], self.step)
                 self.seconds.append(time.perf_counter() - since)
-                if processes.any(stop.came):
-                    self.save()
-                    raise Stopped(f"stopped at step {self.step}, saved in {self.path}")
-                if options.evaluate_every and self.step % options.evaluate_every == 0:
-                    self._note_scores(writer)
-                if options.save_every and self.step % options.save_every == 0:
-                    self.save()
-                since = time.perf_counter()
+            self._end_if(stop.came)
         self.save()
         if writer is not None:
             writer.close()
 
-    def _batches(self) -> Any:
-        options, processes = self.options, self.processes
+    def _next(self, batches: Iterator[Tensor], stop: StopSignal) -> Tensor:
+        failure = None
+        try:
+            x = next(batches)
+        except Exception as error:
+            failure = error
+        self._end_if(stop.came, failure)
+        return x
+
+    def _end_if(self, stopped: bool, failure: Exception | None = None) -> None:
+        """All processes end together, after the same step, as soon as one has to; all is saved."""
+        processes = self.processes
+        if not processes.any(stopped or failure is not None):
+            return
+        self.save()
+        if processes.any(stopped):  # which may be why a loader fails
+            raise Stopped(f"stopped at step {self.step}, saved in {self.path}") from failure
+        if isinstance(failure, Refusal) or failure is None:
+            text = processes.told(failure)
+            raise Refusal(f"{text}; saved in {self.path} after step {self.step}") from failure
+        processes.told(failure)
+        raise failure
+
+    @property
+    def _scores_are_due(self) -> bool:
+        every = self.options.evaluate_every
+        done = self.scores[-1]["step"] if self.scores else 0
+        return bool(every) and self.step % every == 0 and self.step > done
+
+    def training_images(self) -> Decoded:
+        """By (index, draw)."""
+        options = self.options
         crops = Crops(options.size, options.least_crop, self.benchmark.flip)
         change = TrainingChange(crops, options.seed)
-        data = Decoded(self.benchmark.train, self.benchmark.channels, change)
+        return Decoded(self.benchmark.train, self.model.normalisation, change)
+
+    def _batches(self) -> Any:
+        options, processes = self.options, self.processes
         sizes = self.step, options.steps, processes.rank, processes.world
         return torch.utils.data.DataLoader(
-            data,
+            self.training_images(),
             batch_sampler=Steps(self.sampler, *sizes),
             num_workers=options.workers,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=leave_signals,
             generator=seeded("workers", options.seed),  # else torch's own would lose a number
             pin_memory=processes.device.type == "cuda",
         )
@@ -181,8 +210,12 @@ class Run:
         self.step += 1
         return loss.detach()
 
-    def _note_scores(self, writer: Any) -> None:
-        embedded = embed_all(self.model, self.benchmark, self.options, self.processes)
+    def _note_scores(self, stop: StopSignal, writer: Any) -> None:
+        try:
+            embedded = embed_all(self.model, self.benchmark, self.options, self.processes)
+        except Exception as error:
+            self._end_if(stop.came, error)
+            raise
         found = percentages(scores_of(embedded, self.ks))
         self.scores.append({"step": self.step, **found})
         if self.processes.is_first:
@@ -192,7 +225,7 @@ class Run:
                 for name, value in found.items():
                     writer.add_scalar(name, value, self.step)
 
-    def report(self) -> dict[str, Any]:
+    def report(self, name: str = "results.json") -> dict[str, Any]:
         """Scores of the model as it is; prints and writes them."""
         embedded = embed_all(self.model, self.benchmark, self.options, self.processes)
         scores = scores_of(embedded, self.ks)
@@ -212,39 +245,32 @@ class Run:
             folder = Path(self.options.output)
             folder.mkdir(parents=True, exist_ok=True)
             print(f"\n{self.benchmark.name} after {self.step} steps\n\n{table(scores)}\n")
-            write_results(folder, found)
-            print(f"results: {folder / 'results.json'}")
+            write_results(folder / name, found)
+            print(f"results: {folder / name}")
             print(draw_neighbours(embedded, self.benchmark, folder / "neighbours.png"))
         return found
 
 
-def train(options: Options, resume: bool) -> dict[str, Any]:
+def train(options: Options, processes: Processes, resume: bool) -> dict[str, Any]:
     """A run from its beginning, or from where it stopped, to its table."""
-    processes = Processes(options.device)
-    try:
-        _check_tensorboard(options)
-        folder = Path(options.output)
-        if not resume and (folder / checkpoint.NAME).exists():
-            raise Refusal(
-                f"--output: expected a folder without a checkpoint, got {str(folder)!r}; --resume "
-                "goes on from it, another --output leaves it as it is"
-            )
-        run = Run(options, benchmark_of(options), processes)
-        if resume:
-            run.resume()
-        _make(folder)
-        if processes.is_first:
-            _tell(run)
-        try:
-            run.train()
-        except Refusal as error:
-            if processes.world > 1:
-                raise
-            run.save()
-            raise Refusal(f"{error}; saved in {run.path} after step {run.step}") from error
-        return run.report()
-    finally:
-        processes.end()
+    check_tensorboard(options)
+    options = options.resolved(processes.device.type)
+    folder = Path(options.output)
+    if not resume and (folder / checkpoint.NAME).exists():
+        raise Refusal(
+            f"--output: expected a folder without a checkpoint, got {str(folder)!r}; --resume "
+            "goes on from it, another --output leaves it as it is"
+        )
+    run = Run(options, benchmark_of(options), processes)
+    if resume:
+        run.resume()
+    # A process that is late must not take the checkpoint of this run for that of another.
+    processes.wait()
+    _make(folder)
+    if processes.is_first:
+        _tell(run)
+    run.train()
+    return run.report()
 
 
 def _tell(run: Run) -> None:
@@ -254,6 +280,8 @@ def _tell(run: Run) -> None:
         f"{run.benchmark.name}: trains on {len(train_labels)} images of {len(set(train_labels))} "
         f"classes{alone}; retrieves {len(query.labels)} of {len(set(query.labels))} others"
     )
+    if (other := other_than_released(run.benchmark)) is not None:
+        print(other)
     kernels = ms_kernels.backends()["cpu"]
     if run.processes.device.type == "cpu" and not kernels.available:
         print(f"the loss goes by plain PyTorch, for the kernels are not built here: {kernels.note}")
@@ -262,6 +290,7 @@ def _tell(run: Run) -> None:
         f"{run.options.backbone}, {numbers / 1e6:.1f} million parameters, on {run.processes.device}"
         f", {run.processes.world} process{'es' if run.processes.world > 1 else ''}"
     )
+    print(f"pixels are {run.model.normalisation}")
 
 
 def _make(folder: Path) -> None:
@@ -269,27 +298,3 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Refusal(f"--output: expected a folder that can be made, got {error}") from error
-
-
-def _check_tensorboard(options: Options) -> None:
-    if options.tensorboard:
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except ImportError as error:
-            raise Refusal(
-                "--tensorboard: expected tensorboard to be installed: pip install tensorboard, or "
-                "leave the option out; results.json has the losses too"
-            ) from error
-
-
-def _tensorboard(options: Options) -> Any:
-    if not options.tensorboard:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(Path(options.output) / "tensorboard"))
-
-
-def _leave_signals(_: int) -> None:
-    """A worker that Ctrl-C ends would take the batch at hand with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

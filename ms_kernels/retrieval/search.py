@@ -71,8 +71,10 @@ def nearest(
     `ms_kernels.options.panel_bytes`.
 
     Of equal similarities the lower index comes first. Similarities are those of float32 products,
-    or float64 for float64 rows, so rows that differ by less may come in either order; those beyond
-    the range of their dtype count as its limits, and one that is not a number as the lowest.
+    or float64 for float64 rows, so rows that differ by less may come in either order, and so may
+    equal rows: by its place in a panel a sum may be added up in another order, and differ in its
+    last bit. Those beyond the range of their dtype count as its limits, and one that is not a
+    number as the lowest.
 
     Args:
         embeddings: (N, D) queries, float16, bfloat16, float32 or float64, finite, on any device.
@@ -115,7 +117,12 @@ def checked_search(
 ) -> Search:
     """tensors: as `check_pairs` takes them."""
     shared = options_of(None, normalize, distance)
-    pairs = check_pairs(*tensors)
+    embeddings, labels, ref_emb, ref_labels, ids, ref_ids = tensors
+    if ref_labels is labels and isinstance(labels, Tensor):
+        # The check of pairs takes the same two objects for a batch that leaves out itself. A
+        # gallery that is given is one, whether it is the queries or a copy of them.
+        ref_labels = labels.view_as(labels)
+    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
     if pairs.labels.ndim != 1:
         raise ValueError(
             f"labels: expected shape ({len(pairs.labels)},), one label a row, got "
