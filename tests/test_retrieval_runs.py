@@ -104,6 +104,8 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path, tiny, monkeypatch, capsys):
     process = subprocess.Popen(
         [*command, "--save-every", "5", "--output", folder],
         cwd=ROOT,
+        # As many threads as here: of another number torch's sums have other bits.
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         stderr=subprocess.PIPE,
         text=True,
     )
