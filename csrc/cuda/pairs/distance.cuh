@@ -3,6 +3,7 @@
 
 #include "call.h"
 #include "cuda/core/number.h"
+#include "rules/infinity.h"
 
 namespace msk::gpu {
 
