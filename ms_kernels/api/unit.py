@@ -1,7 +1,7 @@
 """Unit rows, times a factor that may learn, with a derivative of few passes over them.
 
-PyTorch's own way through `unit_rows` is some thirty passes each way: more than the loss itself of
-a batch of hundreds.
+Autograd's way through `unit_rows` is some twenty ops and back: a third of the time of a loss of two
+times 512 rows.
 """
 
 from typing import Any
