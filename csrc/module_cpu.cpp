@@ -99,6 +99,14 @@ class Call : public msk::ModuleCall<msk::Problem> {
       throw std::invalid_argument("read_known: expected a call of statistics, got another job");
     problem_.known = {pointer(known[0]), pointer(known[1]), pointer(known[2])};
   }
+  // Four numbers, to which those of a gradient are added.
+  void add_weight_sums(std::int64_t sums) {
+    check_unplanned("add_weight_sums");
+    if (problem_.job != msk::Job::gradient)
+      throw std::invalid_argument(
+          "add_weight_sums: expected a call of the gradient, got another job");
+    problem_.weight_sums = pointer<double>(sums);
+  }
   // Columns are anchors as rows are; their losses follow those of the rows.
   void anchor_both() {
     check_unplanned("anchor_both");
@@ -173,6 +181,7 @@ PYBIND11_MODULE(_cpu, m) {
            py::arg("job"), py::arg("dtype"), py::arg("depth"), py::arg("rows"), py::arg("columns"),
            py::arg("spec"))
       .def("read_known", &Call::read_known, py::arg("known"))
+      .def("add_weight_sums", &Call::add_weight_sums, py::arg("sums"))
       .def("anchor_both", &Call::anchor_both)
       .def("write_total", &Call::write_total, py::arg("total_loss"), py::arg("scale"))
       .def("plan", &Call::plan, py::arg("threads"), py::arg("budget"))

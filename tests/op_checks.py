@@ -5,6 +5,7 @@ from cases import SPECS, make_batch
 from torch import library
 
 from ms_kernels import multi_similarity_loss
+from ms_kernels.backends import dispatch
 from ms_kernels.engine import ops
 
 X, Y = make_batch(48, None, 48, SPECS["default"], torch.float32)[:2]
@@ -31,6 +32,13 @@ def check_ops(backend, refs, with_ids):
     term = [*stats, torch.ones(48)]
     column_term = [] if refs else term
     library.opcheck(ops.embedding_gradient, (*given, term, column_term, PACKED, backend))
+    if dispatch.learns(backend, SPECS["default"].spec):
+        options = torch.tensor([2.0, 10.0, 0.4])
+        library.opcheck(ops.row_statistics, (*given, PACKED, backend, options))
+        library.opcheck(ops.row_loss_of, (list(stats), X, given[3], PACKED, backend, options))
+        for need in (True, False):
+            how = options, need, need and refs, PACKED, backend
+            library.opcheck(ops.learned_gradient, (*given, term, *how))
 
 
 def check_graph(backend, reduction, refs, dtype):

@@ -1,6 +1,7 @@
-"""Options that learn: their derivatives, in the kernels where a scale is all they are."""
+"""Options that learn: their derivatives, in the kernels."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from ms_kernels import (
     NoMining,
     NTXentLoss,
     PairLoss,
+    SemiHardMining,
     SupConLoss,
+    ThresholdMining,
     TopKMining,
     multi_similarity_loss,
     pair_loss,
@@ -35,6 +38,7 @@ OPTIONS = [
     (rules.LiftedStructure, {"margin": 0.7}),
     (rules.Triplet, {"margin": 0.2}),
     (rules.Circle, {"m": 0.3, "gamma": 4.0}),
+    (rules.SigLIP, {"scale": 4.0, "bias": -1.0}),
     *((rule, {"temperature": 0.3}) for rule in OF_SCALE),
 ]
 
@@ -69,20 +73,101 @@ def test_gradcheck_of_every_option(rule, name):
     assert gradcheck(loss, (x, scalar(options[name])), atol=1e-6)
 
 
-@pytest.mark.parametrize(("rule", "options"), OPTIONS, ids=str)
-def test_as_in_dense_pytorch(rule, options):
+MININGS = [NoMining(), MultiSimilarityMining(), SemiHardMining(0.4), ThresholdMining(0.8, -0.5)]
+
+
+def compare(rule, options, backend, refs, **shared):
+    """Loss and gradients of rows and options by a backend and by dense PyTorch."""
     x, y = batch(30)
     found = []
-    for backend in ("auto", "reference"):
-        leaf = x.clone().requires_grad_()
+    for name in (backend, "reference"):
+        leaves = [x.clone().requires_grad_()]
+        leaves += [side.clone().requires_grad_() for side in refs[:1]]
         values = {name: scalar(value) for name, value in options.items()}
-        loss = pair_loss(leaf, y, weighting=rule(**values), backend=backend)
-        grads = torch.autograd.grad(loss, (leaf, *values.values()))
-        found.append((loss.detach(), *grads))
-    plain = pair_loss(x, y, weighting=rule(**options))
-    torch.testing.assert_close(found[0][0], plain)
+        given = leaves[0], y, *leaves[1:], *refs[1:]
+        loss = pair_loss(*given, weighting=rule(**values), backend=name, **shared)
+        worth = torch.linspace(0.5, 1.5, loss.numel(), dtype=torch.float64)
+        total = (loss * worth.reshape(loss.shape)).sum()
+        found.append((loss.detach(), *torch.autograd.grad(total, (*leaves, *values.values()))))
+        plain = pair_loss(x, y, *refs, weighting=rule(**options), **shared)
+        torch.testing.assert_close(loss.detach(), plain)
     for got, want in zip(*found, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("mining", MININGS, ids=str)
+@pytest.mark.parametrize(("rule", "options"), OPTIONS, ids=str)
+def test_as_in_dense_pytorch(rule, options, mining):
+    given = {"mining": mining, "max_positive_similarity": 0.95}
+    for refs in ((), batch(21, seed=1)):
+        for distance, reduction in ((None, "mean_valid"), ("euclidean", "none")):
+            how = {"distance": distance, "reduction": reduction, **given}
+            compare(rule, options, "cpu", refs, **how)
+
+
+@pytest.mark.parametrize("backend", ["panels", "triton"])
+@pytest.mark.parametrize(("rule", "options"), OPTIONS, ids=str)
+def test_other_backends(monkeypatch, rule, options, backend):
+    backend = served(monkeypatch, backend)
+    if rule is rules.Circle and backend == "triton":
+        backend = "auto"  # its kernels must know m and gamma
+    given = {"mining": MultiSimilarityMining(), "reduction": "none"}
+    compare(rule, options, backend, (), **given)
+    compare(rule, options, backend, batch(21, seed=1), distance="squared_euclidean", **given)
+
+
+def test_rows_are_panels_of_triton(monkeypatch):
+    """More pairs than a panel holds: sums over all of them."""
+    served(monkeypatch, "triton")
+    monkeypatch.setattr(ms_kernels.options, "workspace_bytes", 1)
+    x, y = batch(150)
+    found = []
+    for backend in ("triton", "cpu"):
+        values = [scalar(value) for value in (2.0, 5.0, 0.3)]
+        loss = pair_loss(x, y, weighting=rules.BinomialDeviance(*values), backend=backend)
+        found.append(torch.autograd.grad(loss, values))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_bits_do_not_hang_on_threads():
+    x, y = batch(700, 8)
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            values = [scalar(value).float() for value in (2.0, 50.0, 0.3)]
+            loss = pair_loss(x.float(), y, weighting=rules.MultiSimilarity(*values))
+            found.append(torch.autograd.grad(loss, values))
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2] and all(found[0])
+
+
+def test_who_counts_and_what_is_not_finite():
+    x, y = batch(30)
+    weight = torch.linspace(0, 1, 30)
+    found = []
+    for backend in ("cpu", "reference"):
+        alpha = scalar(2.0)
+        given = {"alpha": alpha, "sample_weight": weight, "ignore_label": 2, "backend": backend}
+        found.append(torch.autograd.grad(multi_similarity_loss(x, y, **given), alpha)[0])
+    torch.testing.assert_close(*found)
+    alpha = scalar(2.0)
+    loss = multi_similarity_loss(x.index_fill(0, torch.tensor(4), torch.nan), y, alpha=alpha)
+    loss.backward()
+    assert loss.isnan() and alpha.grad.isnan()
+    alpha = scalar(2.0)
+    multi_similarity_loss(x[:0], y[:0], alpha=alpha).backward()
+    assert alpha.grad == 0
+
+
+def test_an_option_that_has_left_its_range():
+    x, y = batch()
+    with pytest.raises(ValueError, match="alpha: expected a finite number above 0, got -2"):
+        multi_similarity_loss(x, y, alpha=scalar(-2.0))
+    with pytest.raises(ValueError, match="as it has learned to be: gamma .* use backend='panels'"):
+        pair_loss(x, y, weighting=rules.Circle(gamma=scalar(1e4)))
 
 
 @pytest.mark.parametrize("mining", [NoMining(), HardestMining(), TopKMining(3)], ids=str)
@@ -114,7 +199,7 @@ def test_a_temperature_learns_in_the_kernels(monkeypatch, backend, rule, mining)
 
 @pytest.mark.parametrize("backend", ["reference", "panels", "cpu"])
 def test_statistics_of_a_temperature_that_learns(monkeypatch, backend):
-    """As of the number that it is; of other options that learn there are none."""
+    """As of the number that it is; of other options that learn where kernels have them."""
     backend = served(monkeypatch, backend)
     x, y = batch(30)
     asked = {"backend": backend, "return_statistics": True}
@@ -122,24 +207,37 @@ def test_statistics_of_a_temperature_that_learns(monkeypatch, backend):
     got = pair_loss(x, y, weighting=rules.NTXent(scalar(0.3)), **asked)
     for g, w in zip((got[0], *got[1]), (want[0], *want[1]), strict=True):
         torch.testing.assert_close(g.detach(), w, rtol=1e-9, atol=1e-12)
-    with pytest.raises(ValueError, match="return_statistics: expected options that are numbers"):
-        multi_similarity_loss(x, y, alpha=scalar(2.0), **asked)
+    if backend != "cpu":
+        with pytest.raises(ValueError, match="return_statistics: expected options that are numb"):
+            multi_similarity_loss(x, y, alpha=scalar(2.0), **asked)
+        return
+    want = multi_similarity_loss(x, y, alpha=3.0, **asked)
+    got = multi_similarity_loss(x, y, alpha=scalar(3.0), **asked)
+    for g, w in zip((got[0], *got[1]), (want[0], *want[1]), strict=True):
+        torch.testing.assert_close(g.detach(), w, rtol=1e-12, atol=1e-12)
 
 
 def test_its_road_is_a_kernel_and_others_say_so(monkeypatch):
     from ms_kernels.backends import cpu
 
     seen = []
-    for job in ("reduced_loss_and_gradient", "row_statistics"):
+    for job in ("reduced_loss_and_gradient", "learned_statistics", "learned_gradient"):
         real = getattr(cpu, job)
         monkeypatch.setattr(cpu, job, lambda *a, r=real, j=job: seen.append(j) or r(*a))
     x, y = batch()
     NTXentLoss(nn.Parameter(torch.tensor(0.1)), backend="cpu")(x.requires_grad_(), y).backward()
     assert seen == ["reduced_loss_and_gradient"]
+    PairLoss(rules.Triplet(scalar(0.1)), backend="cpu")(x, y).backward()
+    assert seen[1:] == ["learned_statistics", "learned_gradient"]
     with pytest.raises(ValueError, match="backend: expected 'auto', 'panels' or 'reference' becau"):
-        multi_similarity_loss(x, y, alpha=scalar(2.0), backend="cpu")
+        multi_similarity_loss(x, y, alpha=scalar(2.0), backend="cuda")
     with pytest.raises(ValueError, match="backend: 'cpu' expected a rule that its kernels know"):
-        PairLoss(rules.Triplet(scalar(0.1)), backend="cpu")
+        PairLoss(Own(scalar(0.1)), backend="cpu")
+
+
+@dataclass(frozen=True)
+class Own(rules.Weighting):
+    scale: float = 1.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -191,17 +289,18 @@ def test_a_parameter_belongs_to_the_module():
 def test_compiled():
     x, y = batch(30)
     torch._dynamo.reset()
-    losses = [NTXentLoss(nn.Parameter(torch.tensor(0.2))) for _ in range(2)]
+    mining = MultiSimilarityMining()
+    losses = [PairLoss(rules.BinLifted(nn.Parameter(torch.tensor(2.0))), mining) for _ in range(2)]
     compiled = torch.compile(losses[0], fullgraph=True, backend="aot_eager")
     for run, loss in zip((compiled, losses[1]), losses, strict=True):
         leaf = x.float().requires_grad_()
         run(leaf, y).backward()
         loss.dx = leaf.grad
-    torch.testing.assert_close(losses[0].temperature.grad, losses[1].temperature.grad)
+    torch.testing.assert_close(losses[0].alpha.grad, losses[1].alpha.grad)
     torch.testing.assert_close(losses[0].dx, losses[1].dx)
 
 
-def test_a_mining_in_units_of_similarity_is_streamed():
+def test_a_mining_in_units_of_similarity():
     x, y = batch(30)
     temperature = scalar(0.2)
     rule = rules.NTXent(temperature)

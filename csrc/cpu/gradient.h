@@ -25,10 +25,13 @@ class Gradient {
     if (first_round && w_.problem.d_columns) clear(columns_, static_cast<T*>(w_.problem.d_columns));
     for (;;) {
 #pragma omp single
-      wave_.collect(grid_, w_.problem.job == Job::gradient ? nullptr : w_.states);
+      {
+        if (w_.problem.weight_sums) add_totals();
+        wave_.collect(grid_, w_.problem.job == Job::gradient ? nullptr : w_.states);
+      }
       if (wave_.size == 0) break;
 #pragma omp for schedule(dynamic, 1)
-      for (int e = 0; e < wave_.size; ++e) weigh(wave_.entries[e], scratch);
+      for (int e = 0; e < wave_.size; ++e) weigh(e, scratch);
 #pragma omp for schedule(dynamic, 1)
       for (int task = first_target * chunks; task < targets * chunks; ++task)
         add_products(task / chunks, task % chunks, scratch);
@@ -49,9 +52,23 @@ class Gradient {
     std::int64_t stride;
   };
 
-  void weigh(Entry& entry, Scratch<T>& scratch) {
+  // Of the wave that is done, in the order of its tiles: whatever the threads.
+  void add_totals() {
+    for (int e = 0; e < wave_.size; ++e)
+      for (int k = 0; k < 4; ++k) w_.problem.weight_sums[k] += w_.totals[e].of[k];
+  }
+
+  void weigh(int e, Scratch<T>& scratch) {
+    Entry& entry = wave_.entries[e];
+    if (!w_.problem.weight_sums) return weigh(entry, nullptr, scratch);
+    WeightSums<T> sums(w_.loss);
+    weigh(entry, &sums, scratch);
+    w_.totals[e] = sums.totals();
+  }
+
+  void weigh(Entry& entry, WeightSums<T>* sums, Scratch<T>& scratch) {
     const TileWeights<T> weights(rows_, columns_, entry.tile, w_.loss, w_.problem.options.distance,
-                                 scratch);
+                                 scratch, sums);
     const int columns = columns_.axis.block;
     TileState* state = entry.state;
     if (state && state->holds == TileState::Holds::pairs) {

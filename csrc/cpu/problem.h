@@ -45,6 +45,7 @@ struct Problem {
   double loss_scale = 1;  // of the gradients too
   void* d_rows;           // (rows.count, depth) in the compute type; null: not wanted
   void* d_columns;        // (columns.count, depth); null: not wanted
+  double* weight_sums;    // Job::gradient only: (4), see weight_sums.h; null: not wanted
   std::byte* workspace;
   std::int64_t workspace_bytes;
   std::int64_t rank_capacity;  // slots of a ranked loss, see ranks.h

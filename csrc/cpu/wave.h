@@ -35,8 +35,7 @@ struct Wave {
 
   Wave() = default;
   Wave(const Grid& grid, std::int64_t stash_bytes, Carver& carver) {
-    const std::int64_t tiles = grid.tiles();
-    const std::int64_t most = tiles < kWaveTiles ? tiles : kWaveTiles;
+    const std::int64_t tiles = grid.tiles(), most = Wave::most(grid);
     const bool all_stashed = stash_bytes >= tiles * stash_size(grid);
     entries = carver.take<Entry>(most);
     touches = carver.take<Touch>(2 * most);
@@ -45,6 +44,10 @@ struct Wave {
     buffers = carver.take<T>(buffered * grid.tile_size());
   }
 
+  // Entries.
+  static std::int64_t most(const Grid& grid) {
+    return grid.tiles() < kWaveTiles ? grid.tiles() : kWaveTiles;
+  }
   // Of the stash, for a whole tile.
   static std::int64_t stash_size(const Grid& grid) {
     return (grid.tile_size() * std::int64_t(sizeof(T)) + 63) / 64 * 64;

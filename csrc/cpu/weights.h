@@ -3,6 +3,7 @@
 
 #include "kind_weights.h"
 #include "ranked_weights.h"
+#include "weight_sums.h"
 
 namespace msk::MSK_ISA {
 
@@ -19,13 +20,14 @@ template <typename T>
 class TileWeights {
  public:
   TileWeights(const Side<T>& rows, const Side<T>& columns, Tile t, const PairLoss<T>& loss,
-              Distance distance, const Scratch<T>& scratch)
+              Distance distance, const Scratch<T>& scratch, WeightSums<T>* sums)
       : rows_(rows),
         columns_(columns),
         tile_(t),
         loss_(loss),
         distance_(distance),
-        scratch_(scratch) {}
+        scratch_(scratch),
+        sums_(sums) {}
 
   // Of a whole tile; `out` may be the similarities themselves. Returns the number of kept pairs.
   std::int32_t weigh(const TileView<T>& tile, bool positives, T* out) const {
@@ -65,10 +67,12 @@ class TileWeights {
         Vec<T> weight = negative(s, r, c, pushed);
         pushed &= pairs.negative;
         weight = pushed ? weight : Vec<T>{};
+        if (sums_) sums_->add(true, s, weight);
         if (positives) {
           Mask<T> pulled;
           const Vec<T> pull = sign * positive(sign * s, r, c, pulled);
           pulled &= pairs.positive;
+          if (sums_) sums_->add(false, s, pulled ? pull : Vec<T>{});
           weight = pulled ? pull : weight;
           pushed |= pulled;
         }
@@ -123,6 +127,7 @@ class TileWeights {
   const PairLoss<T>& loss_;
   Distance distance_;
   const Scratch<T>& scratch_;
+  WeightSums<T>* sums_;  // of whole tiles; null: not wanted
 };
 
 // Lists the weights of a tile that are not 0, row by row; returns their number.

@@ -6,6 +6,7 @@
 #include "hardest_lists.h"
 #include "similarity.h"
 #include "wave.h"
+#include "weight_sums.h"
 
 namespace msk::MSK_ISA {
 
@@ -25,6 +26,7 @@ struct Workspace {
   std::uint8_t* active;     // super-tiles whose cells the latest scan has written
   TileState* states;        // [tiles]; absent when only the gradient is asked for
   Wave<T> wave;
+  WeightTotals* totals;      // [entries of a wave]; absent when nobody wants their sum
   std::int64_t bookkeeping;  // bytes of all from `cells` on
   std::byte* scratch_block;
   std::int64_t scratch_bytes;
@@ -49,6 +51,7 @@ struct Workspace {
     active = carver.take<std::uint8_t>(grid.super_tiles());
     states = carver.take<TileState>(p.job == Job::gradient ? 0 : grid.tiles());
     if (p.job != Job::statistics) wave = Wave<T>(grid, p.stash_bytes, carver);
+    totals = carver.take<WeightTotals>(p.weight_sums ? Wave<T>::most(grid) : 0);
     bookkeeping = carver.used() - before;
     Carver one_scratch(nullptr);
     Scratch<T>(grid, depth, one_scratch);

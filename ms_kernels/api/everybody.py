@@ -14,7 +14,7 @@ from ms_kernels.engine.exchange import Exchange
 from ms_kernels.engine.global_loss import GlobalCall, GlobalLoss, RowsHere
 from ms_kernels.engine.ring_loss import RingCall
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.spec import spec_of
+from ms_kernels.rules.asked import spec_of
 from ms_kernels.rules.weighting import Weighting
 
 

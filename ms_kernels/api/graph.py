@@ -15,11 +15,13 @@ from ms_kernels.api.everybody import by_statistics, gathered, ring_call
 from ms_kernels.api.memory import CrossBatchMemory
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.checks import Pairs
-from ms_kernels.engine.autograd import constants_of, differentiable_once, in_public_dtype
-from ms_kernels.engine.ops import row_statistics_fake
+from ms_kernels.engine.autograd import differentiable_once, in_public_dtype
+from ms_kernels.engine.fakes import row_statistics_fake
 from ms_kernels.engine.refusals import below_autograd, refuse_derivatives
+from ms_kernels.engine.saved import constants_of
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.spec import spec_of, unpack
+from ms_kernels.rules.asked import spec_of
+from ms_kernels.rules.spec import unpack
 
 
 def fits_a_graph(loss: PairLoss | CrossBatchMemory, sample_weight: Tensor | None) -> bool:

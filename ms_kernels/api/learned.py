@@ -2,20 +2,24 @@
 
 A temperature only scales the similarities, so it is taken into the rows: of rows divided by it the
 kernels compute the loss of temperature 1, and autograd has its derivative. So is the bias of
-SigLIP, as one more dimension. Nothing asks the device for its value. Other options go with the
-loss's own formula, streamed.
+SigLIP, as one more dimension. Other options go to the kernels as a tensor, and their derivatives
+follow from what the weights of pairs add up to. Nothing asks a GPU for their values.
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ms_kernels.api.unit import scaled_rows
+from ms_kernels.backends import dispatch
 from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.checks import Pairs, savable, savable_pairs
+from ms_kernels.engine.counted import fused_counted_loss
 from ms_kernels.reference import RowStatistics
+from ms_kernels.rules.asked import learned_spec_of
 from ms_kernels.rules.mining import HardestMining, Mining, NoMining, TopKMining
 from ms_kernels.rules.spec import PairOptions
 from ms_kernels.rules.weighting import (
@@ -49,6 +53,46 @@ def takes_in(weighting: Weighting, mining: Mining, shared: PairOptions) -> bool:
         and shared.max_positive_similarity is None
         and shared.distance is None
     )
+
+
+def learn(weighting: Weighting, mining: Mining, shared: PairOptions) -> bool:
+    """Whether there are kernels in which the options of these rules may learn, on some device."""
+    if takes_in(weighting, mining, shared):
+        return True
+    spec = learned_spec_of(weighting, mining, shared)
+    return spec is not None and any(dispatch.learns(name, spec) for name in dispatch.MODULES)
+
+
+def in_kernels(
+    pairs: Pairs,
+    rules: tuple[Weighting, Mining],
+    shared: PairOptions,
+    reduction: str,
+    backend: str,
+    weight: Tensor | None,
+) -> tuple[Tensor, RowStatistics] | None:
+    """Loss and statistics by kernels that take options as tensors; None where there are none."""
+    spec = learned_spec_of(*rules, shared)
+    x = pairs.embeddings
+    if spec is None or pairs.labels.ndim != 1:
+        return None
+    found = dispatch.resolve_learned(backend, x.device.type, spec, x.dtype)
+    if found is None:
+        return None
+    options = _options_of(rules[0], x)
+    return fused_counted_loss(pairs, spec, reduction, found, weight, options)
+
+
+def _options_of(weighting: Weighting, x: Tensor) -> Tensor:
+    """(k,) on the device of x, in the compute dtype."""
+    dtype, found = compute_dtype(x), []
+    for option in fields(weighting):
+        value = getattr(weighting, option.name)
+        if isinstance(value, Tensor):
+            found.append(value.to(x.device, dtype))
+        else:  # written by a kernel: a copy from the host would be waited for
+            found.append(x.new_full((), value, dtype=dtype))
+    return torch.stack(found)
 
 
 def take_in(pairs: Pairs, weighting: Weighting, shared: PairOptions) -> Scaled:
@@ -126,7 +170,8 @@ def way_out_of_statistics(weighting: Weighting) -> str:
 
 def _of_kernels() -> str:
     return (
-        f"kernels learn the temperature of {', '.join(rule.__name__ for rule in SCALED)}, and "
-        "SigLIP's scale and bias, alone, with mining by rank, without max_positive_similarity or "
-        "distance, and of one label a row"
+        "options learn in the kernels of 'cpu' and 'triton', of rules of this package and one "
+        "label a row; Circle's on the CPU only, and on 'cuda' a temperature alone "
+        f"({', '.join(rule.__name__ for rule in SCALED)}) or SigLIP's scale and bias, with mining "
+        "by rank, without max_positive_similarity or distance"
     )

@@ -11,6 +11,7 @@ from ms_kernels.api.counting import row_weights, without_label
 from ms_kernels.api.histogram import Histogram, histogram_loss
 from ms_kernels.api.known import Known, Tensors, keep, key_of, known
 from ms_kernels.api.learned import (
+    in_kernels,
     take_in,
     takes_in,
     unscaled,
@@ -38,8 +39,9 @@ from ms_kernels.engine.counted import fused_counted_loss
 from ms_kernels.engine.reduction import reduce_rows
 from ms_kernels.engine.refusals import constants, refuse_tracing
 from ms_kernels.reference import REDUCTIONS, RowStatistics
+from ms_kernels.rules.asked import options_of, spec_of
 from ms_kernels.rules.mining import Mining
-from ms_kernels.rules.spec import PairOptions, PairSpec, options_of, spec_of
+from ms_kernels.rules.spec import PairOptions, PairSpec
 from ms_kernels.rules.weighting import Triplet, Weighting
 
 
@@ -104,6 +106,9 @@ def loss_and_statistics(
         if pairs.labels.ndim == 1 and takes_in(weighting, mining, shared):
             how = reduction, weight, return_statistics
             return _with_temperature(loss, pairs, *how)
+        learned = in_kernels(pairs, rules, shared, reduction, backend, weight)
+        if learned is not None:
+            return learned[0], learned[1] if return_statistics else None
         if return_statistics:
             raise ValueError(way_out_of_statistics(weighting))
         if backend not in ("auto", "panels"):

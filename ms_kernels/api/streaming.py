@@ -19,12 +19,7 @@ from ms_kernels.backends.plain.sweep import (
     sweep,
 )
 from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule, savable_pairs
-from ms_kernels.engine.autograd import (
-    constants_of,
-    differentiable_once,
-    in_public_dtype,
-    keep,
-)
+from ms_kernels.engine.autograd import differentiable_once, in_public_dtype
 from ms_kernels.engine.reduced import sides_of
 from ms_kernels.engine.reduction import reduce, reduce_rows
 from ms_kernels.engine.refusals import (
@@ -35,9 +30,11 @@ from ms_kernels.engine.refusals import (
     refuse_second_derivative,
     refuse_tracing,
 )
+from ms_kernels.engine.saved import constants_of, keep
 from ms_kernels.reference import REDUCTIONS, count_valid
+from ms_kernels.rules.asked import options_of
 from ms_kernels.rules.mining import NO_MINING, Mining
-from ms_kernels.rules.spec import PairOptions, options_of
+from ms_kernels.rules.spec import PairOptions
 
 Given = tuple[RowFunction, Mining, PairOptions]
 

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import MOST_EXPONENT, Crowd, Known, Reduced, ReducedPlan, Side
+from ms_kernels.backends.interface import (
+    MOST_EXPONENT,
+    Crowd,
+    Known,
+    Reduced,
+    ReducedPlan,
+    Side,
+    Term,
+)
 from ms_kernels.backends.native import (
     LATER,
     NativeBackend,
@@ -22,6 +30,7 @@ from ms_kernels.backends.plan import Plan
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import TopKMining
 from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.sums import WeightSums
 from ms_kernels.rules.weighting import Circle, Triplet
 from ms_kernels.settings import options
 
@@ -126,6 +135,46 @@ _backend = NativeBackend(_Call)
 row_statistics = _backend.row_statistics
 embedding_gradient = _backend.embedding_gradient
 loss_and_gradient = _backend.loss_and_gradient
+
+
+def learns(spec: PairSpec) -> bool:
+    """Whether options may: of a CPU their values can be had."""
+    return True
+
+
+def learned_statistics(
+    anchors: Side, candidates: Side | None, spec: PairSpec, options: Tensor
+) -> RowStatistics:
+    return row_statistics(anchors, candidates, _of_values(spec, options))
+
+
+def learned_gradient(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    options: Tensor,
+    term: Term,
+    need_dx: bool,
+    need_dr: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    spec = _of_values(spec, options)
+    if isinstance(spec.weighting, Triplet):  # its pairs are listed anew
+        how = need_dx, need_dr, term.dloss
+        _, _, dx, dr = loss_and_gradient(anchors, candidates, spec, *how)
+        return dx, dr, term.dloss.new_zeros(len(WeightSums._fields))
+    call = _Call("gradient", anchors, candidates, spec)
+    return call.gradients_and_weights(term, need_dx, need_dr)
+
+
+def _of_values(spec: PairSpec, options: Tensor) -> PairSpec:
+    spec = spec.with_numbers(options)
+    reason = refuses(spec, None)
+    if reason is not None:
+        raise ValueError(
+            f"weighting: {spec.weighting!r}, as it has learned to be: {reason}; use "
+            "backend='panels' or bound what learns"
+        )
+    return spec
 
 
 def takes_blocks(spec: PairSpec) -> bool:

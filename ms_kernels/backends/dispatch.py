@@ -118,6 +118,28 @@ def takes_blocks(name: str, spec: PairSpec) -> bool:
     return module is not None and hasattr(module, "takes_blocks") and module.takes_blocks(spec)
 
 
+def resolve_learned(name: str, device: str, spec: PairSpec, dtype: torch.dtype) -> str | None:
+    """The backend in whose kernels options of the rules learn; None where plain PyTorch has to."""
+    return _first_of(name, device, tuple([k for k in MODULES if learns(k, spec)]), dtype)
+
+
+def _first_of(name: str, device: str, known: tuple[str, ...], dtype: torch.dtype) -> str | None:
+    if name != "auto":
+        return resolve(name, device, 0, DEFAULT, dtype) if name in known else None
+    here = serving(built(device), DEFAULT, dtype)
+    return next((other for other in known if other in here), None)
+
+
+# A compiled graph takes the answer as a constant: see api/road.py.
+_first_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def learns(name: str, spec: PairSpec) -> bool:
+    """Whether options of these rules may learn in the kernels of a backend."""
+    module = MODULES.get(name)  # none of "reference"
+    return module is not None and hasattr(module, "learns") and module.learns(spec)
+
+
 def _interpreted(module: ModuleType) -> bool:
     return hasattr(module, "interpreted") and module.interpreted()
 

@@ -56,6 +56,17 @@ and, where torch's own bits would depend on its threads,
     loss_of_statistics(stats, spec) -> Tensor
         Row losses (N,) of finished statistics, to the bits of loss_and_gradient.
 
+and, where options of the weighting rule may learn,
+
+    learns(spec) -> bool
+        Whether they may of these rules. What follows takes them as a tensor, options (k,) in the
+        compute dtype, in the order of the rule; what the spec has in their place means nothing.
+    learned_statistics(anchors, candidates, spec, options) -> RowStatistics
+    learned_gradient(anchors, candidates, spec, options, term, need_dx, need_dr) -> tuple
+        The gradients of both sides, in self mode with the anchors as candidates in dx, where they
+        are wanted, and `WeightSums` (4,), in self mode too of each anchor's own pairs; of triplets,
+        which need none, anything.
+
 and, where candidates may come a block at a time, whose statistics are joined,
 
     takes_blocks(spec) -> bool

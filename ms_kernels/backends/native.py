@@ -12,6 +12,7 @@ from ms_kernels.backends.interface import Found, Known, Side, Term, compute_dtyp
 from ms_kernels.backends.listing import gradient_of_anchors
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import DISTANCES, PairSpec
+from ms_kernels.rules.sums import WeightSums
 from ms_kernels.rules.weighting import Triplet
 
 
@@ -148,6 +149,18 @@ class NativeCall:
         self.native.write_gradients(dx.data_ptr(), 0)
         self.run()
         return dx
+
+    def gradients_and_weights(
+        self, term: Term, need_dx: bool, need_dr: bool
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Of the rows as anchors: the gradients of both sides, and sums of weights."""
+        numbers = self.term(term, self.rows)
+        self.native.read_terms(numbers, numbers if self.columns is None else None)
+        dx, dr = self.write_gradients(need_dx, need_dr)
+        sums = torch.zeros(len(WeightSums._fields), dtype=torch.float64)
+        self.native.add_weight_sums(sums.data_ptr())
+        self.run()
+        return dx, dr, sums.to(self.dtype)
 
     def loss_and_gradient(self, need_dx: bool, need_dr: bool, dloss: Tensor | None) -> Found:
         if dloss is not None:

@@ -7,32 +7,32 @@ from torch import Tensor
 
 from ms_kernels.checks import Pairs
 from ms_kernels.engine import ops
-from ms_kernels.engine.autograd import (
-    ANEW,
-    constants_of,
-    differentiable_once,
-    gradients,
-    in_public_dtype,
-    row_losses_of,
-)
+from ms_kernels.engine.autograd import differentiable_once, in_public_dtype
 from ms_kernels.engine.reduction import divisor_of, reduce_rows
 from ms_kernels.engine.refusals import below_autograd, refuse_second_derivative
+from ms_kernels.engine.row_loss import ANEW, gradients, learned_gradients, row_losses_of
+from ms_kernels.engine.saved import constants_of
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 
 
 def fused_counted_loss(
-    pairs: Pairs, spec: PairSpec, reduction: str, backend: str, weight: Tensor | None
+    pairs: Pairs,
+    spec: PairSpec,
+    reduction: str,
+    backend: str,
+    weight: Tensor | None,
+    options: Tensor | None = None,
 ) -> tuple[Tensor, RowStatistics]:
-    """In the public dtype. weight: (N,) in the compute dtype, None for ones."""
+    """In the public dtype. weight: (N,) in the compute dtype, None for ones. options: see `ops`."""
     x, r = differentiable_once(pairs)
     if reduction == "none":
-        loss, *stats = row_losses_of(x, r, pairs, spec, backend)
+        loss, *stats = row_losses_of(x, r, pairs, spec, backend, options)
         if weight is not None:
             loss = reduce_rows(loss, stats[4], "none", weight)
     else:
         call = Call(pairs, reduction, spec, backend)
-        loss, *stats = CountedLoss.apply(x, r, weight, call)  # type: ignore[no-untyped-call]
+        loss, *stats = CountedLoss.apply(x, r, weight, options, call)  # type: ignore[no-untyped-call]
     return in_public_dtype(loss, pairs.embeddings, reduction), RowStatistics(*stats)
 
 
@@ -52,34 +52,45 @@ class CountedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, embeddings: Tensor, ref_emb: Tensor | None, weight: Tensor | None, call: Call
+        ctx: Any,
+        embeddings: Tensor,
+        ref_emb: Tensor | None,
+        weight: Tensor | None,
+        options: Tensor | None,
+        call: Call,
     ) -> tuple[Tensor, ...]:
         pairs, reduction, spec, backend = call
-        options = spec.pack(), backend
-        need_dx, need_dr, need_dw, _ = ctx.needs_input_grad
+        how = spec.pack(), backend
+        need_dx, need_dr, need_dw, need_options, _ = ctx.needs_input_grad
+        doptions = None
         with below_autograd():
-            stats = ops.row_statistics(*pairs, *options)
-            rows = ops.row_loss_of(list(stats), embeddings, ref_emb, *options)
+            stats = ops.row_statistics(*pairs, *how, options)
+            rows = ops.row_loss_of(list(stats), embeddings, ref_emb, *how, options)
             kept = stats[4] + stats[5]
             ones = torch.ones_like(rows) if weight is None else weight
             loss = reduce_rows(rows, kept, reduction, ones)
             divisor = divisor_of(ones, kept, reduction)
-            known = () if isinstance(spec.weighting, ANEW) else stats
-            dx, dr = gradients(pairs, known, ones / divisor, need_dx, need_dr, *options)
+            wanted = need_dx, need_dr, *how
+            if options is not None and any(ctx.needs_input_grad):
+                learned = learned_gradients(pairs, stats, ones / divisor, options, *wanted)
+                dx, dr, doptions = learned
+            else:
+                known = () if isinstance(spec.weighting, ANEW) else stats
+                dx, dr = gradients(pairs, known, ones / divisor, *wanted)
         dw = _of_weights(rows, kept, ones, loss, divisor, reduction) if need_dw else None
         ctx.dtype = embeddings.dtype
         constants_of(ctx, *stats)
-        ctx.save_for_backward(dx, dr, dw)
+        ctx.save_for_backward(dx, dr, dw, doptions if need_options else None)
         return loss, *stats
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("ms_kernels")
         if dloss is None:
-            return None, None, None, None
-        dx, dr, dw = (None if d is None else d * dloss for d in ctx.saved_tensors)
+            return None, None, None, None, None
+        dx, dr, dw, doptions = (None if d is None else d * dloss for d in ctx.saved_tensors)
         dx, dr = (None if d is None else d.to(ctx.dtype) for d in (dx, dr))
-        return dx, dr, dw, None
+        return dx, dr, dw, doptions, None
 
 
 def _of_weights(

@@ -14,10 +14,10 @@ from torch import Tensor
 from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.checks import Pairs
 from ms_kernels.engine import ops
-from ms_kernels.engine.autograd import constants_of, keep, precision_now, products_of
 from ms_kernels.engine.exchange import Exchange, from_message, message_of
 from ms_kernels.engine.reduction import divisor_of, reduce_rows
 from ms_kernels.engine.refusals import below_autograd, refuse_second_derivative
+from ms_kernels.engine.saved import constants_of, keep, precision_now, products_of
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet

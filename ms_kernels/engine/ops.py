@@ -4,18 +4,28 @@ Ops are what torch.compile sees: it never traces into a backend. `spec` is PairS
 "auto" is resolved inside.
 """
 
+import math
 import operator
 from typing import Any
 
 import torch
 from torch import Tensor, library
 
-from ms_kernels.backends.interface import Term, compute_dtype
+from ms_kernels.backends.interface import Term
 from ms_kernels.checks import Pairs
+from ms_kernels.engine.fakes import (
+    embedding_gradient_fake,
+    learned_gradient_fake,
+    loss_and_gradient_fake,
+    reduced_loss_fake,
+    row_loss_fake,
+    row_statistics_fake,
+)
 from ms_kernels.engine.reduced import module_of, reduce_pairs, sides_of
 from ms_kernels.engine.refusals import differentiate_once, refuse_derivatives
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec, unpack
+from ms_kernels.rules.sums import RowSums, WeightSums
 
 _PAIRS = (
     "Tensor embeddings, Tensor labels, Tensor? ids, "
@@ -23,8 +33,14 @@ _PAIRS = (
 )
 _library: Any = library.Library("ms_kernels", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
-    f"row_statistics({_PAIRS}, float[] spec, str backend) "
+    f"row_statistics({_PAIRS}, float[] spec, str backend, Tensor? options=None) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+# options: (k,) those of a weighting rule that learns, in its order; what the spec has of them means
+# nothing.
+_library.define(
+    f"learned_gradient({_PAIRS}, Tensor[] term, Tensor options, bool need_dx, bool need_dr, "
+    "float[] spec, str backend) -> (Tensor, Tensor, Tensor)"
 )
 # A term is the statistics and the gradient of the row losses, or empty.
 _library.define(
@@ -43,8 +59,8 @@ _library.define(
 )
 # Ops of their own, so that no compiler chooses the order of a sum or another exponential.
 _library.define(
-    "row_loss(Tensor[] statistics, Tensor embeddings, Tensor? ref_emb, float[] spec, str backend) "
-    "-> Tensor"
+    "row_loss(Tensor[] statistics, Tensor embeddings, Tensor? ref_emb, float[] spec, str backend, "
+    "Tensor? options=None) -> Tensor"
 )
 _library.define("differentiable_once(Tensor x, Tensor labels) -> Tensor")
 
@@ -58,11 +74,44 @@ def _row_statistics(
     ref_ids: Tensor | None,
     spec: list[float],
     backend: str,
+    options: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     pairs, loss = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids), _one_sided(spec)
     module = module_of(embeddings, ref_emb, loss, backend)
     anchors, candidates = sides_of(pairs)
+    if options is not None:
+        return tuple(module.learned_statistics(anchors, candidates, loss, options))
     return tuple(module.row_statistics(anchors, candidates, loss))
+
+
+def _learned_gradient(
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_ids: Tensor | None,
+    term: list[Tensor],
+    options: Tensor,
+    need_dx: bool,
+    need_dr: bool,
+    spec: list[float],
+    backend: str,
+) -> tuple[Tensor, ...]:
+    pairs, loss = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids), _one_sided(spec)
+    module = module_of(embeddings, ref_emb, loss, backend)
+    of_rows = _term(term)
+    assert of_rows is not None
+    how = loss, options, of_rows, need_dx, need_dr
+    dx, dr, weights = module.learned_gradient(*sides_of(pairs), *how)
+    (_, _, pos, neg, pos_kept, neg_kept, moment), dloss = of_rows
+    sums = RowSums(pos, neg, pos_kept, neg_kept, moment)
+    by_option = loss.with_options(options).option_gradients(
+        WeightSums(*weights.unbind()), sums, dloss
+    )
+    # An anchor that is not finite weighs nothing in sums.
+    found = torch.where(neg.isnan().any(), math.nan, torch.stack(by_option))
+    return _or_nothing(dx, found), _or_nothing(dr, found), found
 
 
 def _embedding_gradient(
@@ -140,8 +189,11 @@ def _row_loss(
     ref_emb: Tensor | None,
     spec: list[float],
     backend: str,
+    options: Tensor | None = None,
 ) -> Tensor:
     stats, loss = RowStatistics(*statistics), unpack(spec)
+    if options is not None:
+        return loss.loss_of(stats, loss.with_options(options))
     module = module_of(embeddings, ref_emb, loss, backend)
     if hasattr(module, "loss_of_statistics"):
         return module.loss_of_statistics(stats, loss)  # type: ignore[no-any-return]
@@ -162,67 +214,13 @@ def _term(tensors: list[Tensor]) -> Term | None:
     return Term(RowStatistics(*stats), dloss)
 
 
-def row_statistics_fake(embeddings: Tensor, *_: object) -> tuple[Tensor, ...]:
-    n = embeddings.shape[0]
-    stats = [embeddings.new_empty(n, dtype=compute_dtype(embeddings)) for _ in range(5)]
-    counts = [embeddings.new_empty(n, dtype=torch.int64) for _ in range(2)]
-    return (*stats[:4], *counts, stats[4])
-
-
-def _embedding_gradient_fake(embeddings: Tensor, *_: object) -> Tensor:
-    return embeddings.new_empty(embeddings.shape, dtype=compute_dtype(embeddings))
-
-
-def _loss_and_gradient_fake(
-    embeddings: Tensor,
-    labels: Tensor,
-    ids: Tensor | None,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
-    ref_ids: Tensor | None,
-    need_dx: bool,
-    need_dr: bool,
-    *_: object,
-) -> tuple[Tensor, ...]:
-    dtype = compute_dtype(embeddings)
-    n = embeddings.shape[0]
-    return (
-        embeddings.new_empty(n, dtype=dtype),
-        embeddings.new_empty(n, dtype=torch.int64),
-        embeddings.new_empty(embeddings.shape if need_dx else (0,), dtype=dtype),
-        embeddings.new_empty(
-            ref_emb.shape if need_dr and ref_emb is not None else (0,), dtype=dtype
-        ),
-    )
-
-
-def _reduced_loss_fake(
-    embeddings: Tensor,
-    labels: Tensor,
-    ids: Tensor | None,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
-    ref_ids: Tensor | None,
-    _: str,
-    wide: bool,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    pairs = embeddings, labels, ids, ref_emb, ref_labels, ref_ids
-    rows, _kept, dx, dr = _loss_and_gradient_fake(*pairs, *rest)
-    loss = embeddings.new_empty((), dtype=rows.dtype if wide else embeddings.dtype)
-    return loss, dx, dr
-
-
-def _row_loss_fake(statistics: list[Tensor], *_: object) -> Tensor:
-    return torch.empty_like(statistics[0])
-
-
 for _name, _run, _fake in (
-    ("row_loss", _row_loss, _row_loss_fake),
+    ("row_loss", _row_loss, row_loss_fake),
     ("row_statistics", _row_statistics, row_statistics_fake),
-    ("embedding_gradient", _embedding_gradient, _embedding_gradient_fake),
-    ("loss_and_gradient", _loss_and_gradient, _loss_and_gradient_fake),
-    ("reduced_loss", _reduced_loss, _reduced_loss_fake),
+    ("learned_gradient", _learned_gradient, learned_gradient_fake),
+    ("embedding_gradient", _embedding_gradient, embedding_gradient_fake),
+    ("loss_and_gradient", _loss_and_gradient, loss_and_gradient_fake),
+    ("reduced_loss", _reduced_loss, reduced_loss_fake),
 ):
     _library.impl(_name, _run, "CompositeExplicitAutograd")
     library.register_fake(f"ms_kernels::{_name}", _fake, lib=_library)
@@ -232,6 +230,7 @@ _library.impl("differentiable_once", lambda x, labels: x.clone(), "CompositeExpl
 differentiate_once(_library, "differentiable_once")
 
 row_statistics = torch.ops.ms_kernels.row_statistics.default
+learned_gradient = torch.ops.ms_kernels.learned_gradient.default
 embedding_gradient = torch.ops.ms_kernels.embedding_gradient.default
 loss_and_gradient = torch.ops.ms_kernels.loss_and_gradient.default
 row_loss_of = torch.ops.ms_kernels.row_loss.default

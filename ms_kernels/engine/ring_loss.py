@@ -16,11 +16,11 @@ from torch import Tensor
 from ms_kernels.backends import dispatch
 from ms_kernels.backends.interface import Known, Side, Term, compute_dtype
 from ms_kernels.engine import ops
-from ms_kernels.engine.autograd import constants_of, keep, precision_now
 from ms_kernels.engine.exchange import Exchange, from_message, message_of
 from ms_kernels.engine.global_loss import Reduced, gradient_of, worth_of
 from ms_kernels.engine.reduction import divisor_from, reduce_rows, share_of_divisor
 from ms_kernels.engine.refusals import below_autograd
+from ms_kernels.engine.saved import constants_of, keep, precision_now
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 

@@ -12,6 +12,8 @@ from ms_kernels.rules.sums import (
     PairSums,
     RowSums,
     SummedWeighting,
+    WeightSums,
+    by_temperature,
     log_add_exp,
     masked_sum,
     where_both,
@@ -62,6 +64,11 @@ class NTXent(SummedWeighting):
     def loss_of(self, sums: RowSums) -> Tensor:
         return sums.positive / sums.pos_kept.clamp(min=1)
 
+    def option_gradients(
+        self, weights: WeightSums, sums: RowSums, dloss: Tensor
+    ) -> tuple[Tensor, ...]:
+        return by_temperature(self.temperature, weights)
+
 
 @dataclass(frozen=True)
 class NPair(NTXent):
@@ -102,6 +109,11 @@ class SupCon(SummedWeighting):
         mean = sums.moment / self.temperature / sums.pos_kept.clamp(min=1)
         return torch.where(sums.pos_kept > 0, lse - mean, 0)
 
+    def option_gradients(
+        self, weights: WeightSums, sums: RowSums, dloss: Tensor
+    ) -> tuple[Tensor, ...]:
+        return by_temperature(self.temperature, weights)
+
 
 @dataclass(frozen=True)
 class DecoupledContrastive(SummedWeighting):
@@ -129,6 +141,11 @@ class DecoupledContrastive(SummedWeighting):
         mean = sums.moment / self.temperature / sums.pos_kept.clamp(min=1)
         return where_both(sums.negative - mean, sums)
 
+    def option_gradients(
+        self, weights: WeightSums, sums: RowSums, dloss: Tensor
+    ) -> tuple[Tensor, ...]:
+        return by_temperature(self.temperature, weights)
+
 
 @dataclass(frozen=True)
 class NCA(SummedWeighting):
@@ -150,6 +167,11 @@ class NCA(SummedWeighting):
 
     def loss_of(self, sums: RowSums) -> Tensor:
         return where_both(softplus(sums.negative - sums.positive, threshold=FAR), sums)
+
+    def option_gradients(
+        self, weights: WeightSums, sums: RowSums, dloss: Tensor
+    ) -> tuple[Tensor, ...]:
+        return by_temperature(self.temperature, weights)
 
 
 @dataclass(frozen=True)
@@ -177,3 +199,10 @@ class Circle(SummedWeighting):
 
     def loss_of(self, sums: RowSums) -> Tensor:
         return where_both(softplus(sums.positive + sums.negative, threshold=FAR), sums)
+
+    def option_gradients(
+        self, weights: WeightSums, sums: RowSums, dloss: Tensor
+    ) -> tuple[Tensor, ...]:
+        by_exponent = weights.positive + weights.negative
+        by_gamma = weights.positive_similarity + weights.negative_similarity
+        return -2 * self.gamma * self.m * by_exponent, by_gamma / self.gamma

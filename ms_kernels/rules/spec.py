@@ -5,7 +5,7 @@ The one place that numbers the rules: an op of PyTorch takes numbers, the kernel
 
 import functools
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -30,7 +30,6 @@ from ms_kernels.rules.mining import (
     SemiHardMining,
     ThresholdMining,
     TopKMining,
-    mining_of,
 )
 from ms_kernels.rules.sums import RowSums, SummedWeighting
 from ms_kernels.rules.weighting import (
@@ -165,19 +164,28 @@ class PairSpec(PairOptions):
         nothing."""
         shared = self.max_positive_similarity, self.normalize, self.distance
         nothing = ThresholdMining(-MOST_OPTION, MOST_OPTION)
-        return _spec_of(self.weighting, nothing, *shared)
+        return made_spec(self.weighting, nothing, *shared)
 
     @property
     def names(self) -> str:
         """What was asked for, in a message."""
         return f"{self.weighting!r} with {self.mining!r}"
 
-    def loss_of(self, stats: RowStatistics) -> Tensor:
-        """Loss of each anchor from its statistics, (N,)."""
+    def loss_of(self, stats: RowStatistics, weighting: SummedWeighting | None = None) -> Tensor:
+        """Loss of each anchor from its statistics, (N,). weighting: the rule with other options."""
         _, _, pos, neg, pos_kept, neg_kept, moment = stats
-        loss = self.weighting.loss_of(RowSums(pos, neg, pos_kept, neg_kept, moment))
+        rule = self.weighting if weighting is None else weighting
+        loss = rule.loss_of(RowSums(pos, neg, pos_kept, neg_kept, moment))
         # An anchor that is not finite keeps nothing, of which many losses make 0.
         return torch.where(neg.isnan(), neg, loss)
+
+    def with_options(self, options: Tensor) -> SummedWeighting:
+        """The weighting rule with options () each, in its order, whose values nobody looks at."""
+        return type(self.weighting)(*options.unbind())
+
+    def with_numbers(self, options: Tensor) -> "PairSpec":
+        """With the values of such options, checked; for which a GPU would be waited for."""
+        return replace(self, weighting=type(self.weighting)(*options.tolist()))
 
     def pack(self) -> list[float]:
         """Codes and options as numbers, None as infinity: what an op can take."""
@@ -248,18 +256,8 @@ def _rule(packed: tuple[float, ...], known: tuple[type, ...]) -> Any:
     return rule(*packed[1 : 1 + len(fields(rule))])
 
 
-def spec_of(weighting: Weighting, mining: Mining, options: PairOptions) -> PairSpec | None:
-    """What an op can be told of a pair of rules; None of rules that are not of this package."""
-    if not isinstance(weighting, SummedWeighting) or not isinstance(mining, BoundedMining):
-        return None
-    if type(weighting) not in WEIGHTINGS or type(mining) not in MININGS or weighting.learned:
-        return None
-    shared = options.max_positive_similarity, options.normalize, options.distance
-    return _spec_of(weighting, mining, *shared)
-
-
 @once
-def _spec_of(
+def made_spec(
     weighting: SummedWeighting,
     mining: BoundedMining,
     cap: float | None,
@@ -275,21 +273,3 @@ def _spec_of(
         normalize=normalize,
         distance=distance,
     )
-
-
-@once
-def options_of(
-    max_positive_similarity: float | None, normalize: bool, distance: str | None = None
-) -> PairOptions:
-    """Checked."""
-    return PairOptions(
-        max_positive_similarity=max_positive_similarity, normalize=normalize, distance=distance
-    )
-
-
-@once
-def multi_similarity_rules(
-    alpha: float, beta: float, base: float, epsilon: float | None
-) -> tuple[MultiSimilarity, MultiSimilarityMining | NoMining]:
-    """Those of the Multi-Similarity loss, checked."""
-    return MultiSimilarity(alpha, beta, base), mining_of(epsilon)

@@ -67,6 +67,20 @@ class RowSums(NamedTuple):
     moment: Tensor | None = None
 
 
+class WeightSums(NamedTuple):
+    """What the weights dl/dS of all kept pairs add up to, times the incoming gradients of their
+    anchors, (4,): of positives sum dl/dS and sum S dl/dS, and the same of negatives.
+
+    Of `Circle`, with u and a as in csrc/rules/form.h: sum dl/dz where a is not 0, and
+    sum (u - m) dl/du.
+    """
+
+    positive: Tensor
+    positive_similarity: Tensor
+    negative: Tensor
+    negative_similarity: Tensor
+
+
 @dataclass(frozen=True)
 class SummedWeighting(Weighting):
     """Base of this package's rules: the loss of an anchor follows from sums over its kept pairs.
@@ -96,9 +110,33 @@ class SummedWeighting(Weighting):
         """(rows,) losses; of an anchor without a kept pair 0."""
         raise NotImplementedError
 
+    def option_gradients(
+        self, weights: WeightSums, sums: RowSums, dloss: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The derivative by each option, () each, of the sum of losses times dloss (rows,); the
+        options of self are tensors."""
+        raise NotImplementedError
+
     def row_loss(self, similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         pos, neg, moment = self.row_sums(similarity, positive, negative)
         return self.loss_of(RowSums(pos, neg, positive.sum(1), negative.sum(1), moment))
+
+
+def by_temperature(temperature: float, weights: WeightSums) -> tuple[Tensor]:
+    """Of a loss in which every similarity is divided by it."""
+    return (-(weights.positive_similarity + weights.negative_similarity) / temperature,)
+
+
+def by_scales(
+    alpha: float, beta: float, base: float, weights: WeightSums
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By each of what is summed of alpha (base - S) over positives and of
+    beta (S - base) over negatives: a shift of base is one of all similarities, the other way."""
+    return (
+        (weights.positive_similarity - base * weights.positive) / alpha,
+        (weights.negative_similarity - base * weights.negative) / beta,
+        -(weights.positive + weights.negative),
+    )
 
 
 def where_both(loss: Tensor, sums: RowSums) -> Tensor:

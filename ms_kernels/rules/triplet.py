@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.reference import hardest
-from ms_kernels.rules.sums import PairSums, RowSums, SummedWeighting
+from ms_kernels.rules.sums import PairSums, RowSums, SummedWeighting, WeightSums
 
 # So many positives of an anchor are compared with all negatives one by one; more are sorted.
 FEW = 8
@@ -39,6 +39,12 @@ class Triplet(SummedWeighting):
 
     def loss_of(self, sums: RowSums) -> Tensor:
         return sums.negative
+
+    def option_gradients(
+        self, weights: WeightSums, sums: RowSums, dloss: Tensor
+    ) -> tuple[Tensor, ...]:
+        assert sums.moment is not None  # violations, each as deep as the margin
+        return ((sums.moment * dloss).sum(),)
 
     def _violations(
         self, similarity: Tensor, positive: Tensor, negative: Tensor

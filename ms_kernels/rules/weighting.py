@@ -15,7 +15,16 @@ from ms_kernels.checks import check_option, take_numbers
 from ms_kernels.reference import masked_log_sum_exp
 from ms_kernels.rules import softmax
 from ms_kernels.rules.softmax import *  # noqa: F403
-from ms_kernels.rules.sums import FAR, PairSums, RowSums, SummedWeighting, Weighting, masked_sum
+from ms_kernels.rules.sums import (
+    FAR,
+    PairSums,
+    RowSums,
+    SummedWeighting,
+    Weighting,
+    WeightSums,
+    by_scales,
+    masked_sum,
+)
 from ms_kernels.rules.triplet import Triplet
 
 __all__ = [
@@ -61,6 +70,15 @@ class MultiSimilarity(SummedWeighting):
         pulled = softplus(sums.positive, threshold=FAR) / self.alpha
         return pulled + softplus(sums.negative, threshold=FAR) / self.beta
 
+    def option_gradients(
+        self, weights: WeightSums, sums: RowSums, dloss: Tensor
+    ) -> tuple[Tensor, ...]:
+        alpha, beta, base = by_scales(self.alpha, self.beta, self.base, weights)
+        # By which the sums are divided besides.
+        pulled = (softplus(sums.positive, threshold=FAR) * dloss).sum()
+        pushed = (softplus(sums.negative, threshold=FAR) * dloss).sum()
+        return alpha - pulled / self.alpha**2, beta - pushed / self.beta**2, base
+
 
 @dataclass(frozen=True)
 class Contrastive(SummedWeighting):
@@ -85,6 +103,11 @@ class Contrastive(SummedWeighting):
 
     def loss_of(self, sums: RowSums) -> Tensor:
         return sums.positive + sums.negative
+
+    def option_gradients(
+        self, weights: WeightSums, sums: RowSums, dloss: Tensor
+    ) -> tuple[Tensor, ...]:
+        return -weights.positive, -weights.negative
 
 
 @dataclass(frozen=True)
@@ -113,6 +136,11 @@ class BinomialDeviance(SummedWeighting):
         pulled = sums.positive / sums.pos_kept.clamp(min=1)
         return pulled + sums.negative / sums.neg_kept.clamp(min=1)
 
+    def option_gradients(
+        self, weights: WeightSums, sums: RowSums, dloss: Tensor
+    ) -> tuple[Tensor, ...]:
+        return by_scales(self.alpha, self.beta, self.base, weights)
+
 
 @dataclass(frozen=True)
 class BinLifted(SummedWeighting):
@@ -138,6 +166,11 @@ class BinLifted(SummedWeighting):
         pulled = softplus(sums.positive, threshold=FAR)
         return pulled + softplus(sums.negative, threshold=FAR)
 
+    def option_gradients(
+        self, weights: WeightSums, sums: RowSums, dloss: Tensor
+    ) -> tuple[Tensor, ...]:
+        return by_scales(self.alpha, self.beta, self.base, weights)
+
 
 @dataclass(frozen=True)
 class LiftedStructure(SummedWeighting):
@@ -159,6 +192,11 @@ class LiftedStructure(SummedWeighting):
 
     def loss_of(self, sums: RowSums) -> Tensor:
         return (sums.positive + sums.negative).clamp(min=0)
+
+    def option_gradients(
+        self, weights: WeightSums, sums: RowSums, dloss: Tensor
+    ) -> tuple[Tensor, ...]:
+        return (-weights.positive,)
 
 
 @dataclass(frozen=True)
@@ -186,3 +224,9 @@ class SigLIP(SummedWeighting):
 
     def loss_of(self, sums: RowSums) -> Tensor:
         return sums.positive + sums.negative
+
+    def option_gradients(
+        self, weights: WeightSums, sums: RowSums, dloss: Tensor
+    ) -> tuple[Tensor, ...]:
+        similarity = weights.positive_similarity + weights.negative_similarity
+        return similarity / self.scale, (weights.positive + weights.negative) / self.scale
