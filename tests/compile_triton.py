@@ -5,6 +5,7 @@ time as it would be launched. Prints JSON: what the compiler says of every kerne
 minute allows, a tile or two of each mode.
 """
 
+import dataclasses
 import json
 import multiprocessing
 import re
@@ -139,13 +140,28 @@ def step(dtype, depth, spec=None, refs=False, exact=False, n=4096, with_ids=Fals
     candidates = Side(torch.empty(n, depth, dtype=dtype), torch.arange(n), ids) if refs else None
     if not exact:
         return lambda: backend.loss_and_gradient(anchors, candidates, spec, True, refs)
-    numbers = [torch.empty(n) for _ in range(6)]
-    stats = RowStatistics(*numbers[:4], torch.arange(n), torch.arange(n), numbers[4])
-    term = Term(stats, numbers[5])
+    term = some_term(n)
 
     def both():
         backend.row_statistics(anchors, candidates, spec)
         backend.embedding_gradient(anchors, candidates, spec, term, None if refs else term)
+
+    return both
+
+
+def some_term(n):
+    numbers = [torch.empty(n) for _ in range(6)]
+    stats = RowStatistics(*numbers[:4], torch.arange(n), torch.arange(n), numbers[4])
+    return Term(stats, numbers[5])
+
+
+def learned_step(dtype, depth, spec, n=4096):
+    side, options = Side(torch.empty(n, depth, dtype=dtype), torch.arange(n), None), torch.ones(3)
+    options = options[: len(dataclasses.fields(spec.weighting))]
+
+    def both():
+        backend.learned_statistics(side, None, spec, options)
+        backend.learned_gradient(side, None, spec, options, some_term(n), True, False)
 
     return both
 
@@ -187,6 +203,11 @@ def cases(variants, some=False):
             # As the table has them: of sm_90 what statistics take too.
             far = step(torch.float32, depth, rules, exact=variants or some)
             yield f"tf32x3-D{depth}-{distance}", "highest", far
+    # Options that learn: sums are not bounded, and what weights add up to comes from panels.
+    for depth, dtype, rule in ((128, torch.float32, MultiSimilarity), (1024, half, NTXent)):
+        if variants or depth == 128:
+            name = f"{'bf16' if dtype == half else 'tf32x3'}-D{depth}-learned"
+            yield name, "highest", learned_step(dtype, depth, PairSpec(rule()))
     hardest = PairSpec(MultiSimilarity(), TopKMining(8))
     for name, dtype in (("bf16", half), ("tf32x3", torch.float32), ("fp64", torch.float64)):
         if variants or name == "tf32x3":

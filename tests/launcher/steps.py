@@ -49,6 +49,7 @@ FREE = {
 WATCHED = (
     *("row_statistics", "embedding_gradient", "loss_and_gradient"),
     "reduced_loss_and_gradient",
+    *("learned_statistics", "learned_gradient"),
 )
 
 

@@ -1,6 +1,7 @@
 """Every weighting with every mining rule binds, compiles and launches, and waits for nothing."""
 
 import itertools
+from dataclasses import fields
 
 import pytest
 import torch
@@ -58,6 +59,27 @@ def test_distances(stand_in, distance, normalize):
             first, second = cost_of(stand_in, run), cost_of(stand_in, run)
             assert not first.waits and len(first.kernels) >= 4
             assert first.kernels == second.kernels and not second.compiled
+
+
+@pytest.mark.parametrize(
+    "weighting",
+    [rule for rule in NATIVE_WEIGHTINGS if rule is not Circle],
+    ids=lambda w: w.__name__,
+)
+def test_options_that_learn(stand_in, weighting):
+    """Their values stay on the device, and what is learned compiles no kernel anew."""
+    rule = weighting()
+    for (m, reduction), mining in itertools.product(
+        ((None, "mean"), (77, "none")), (mining_rules.MultiSimilarityMining(),)
+    ):
+        options = [torch.tensor(getattr(rule, f.name), requires_grad=True) for f in fields(rule)]
+        refs = {} if m is None else {"m": m, "learn_refs": True}
+        rules = {"weighting": weighting(*options), "mining": mining, "reduction": reduction}
+        run = step(70, 40, torch.float32, ms_kernels.pair_loss, **refs, **rules)
+        first = cost_of(stand_in, run)
+        assert not first.waits and "weights" in first.kernels
+        assert all(option.grad is not None for option in options)
+        assert not cost_of(stand_in, run).compiled
 
 
 @pytest.mark.parametrize("normalize", [True, False], ids=["unit", "raw"])

@@ -164,6 +164,39 @@ def embedding_gradient(
         return gradient
 
 
+def learns(spec: PairSpec) -> bool:
+    """Whether options may. Exponentials of a circle are added as they are: its numbers must be
+    known."""
+    return not isinstance(spec.weighting, Circle)
+
+
+def learned_statistics(
+    anchors: Side, candidates: Side | None, spec: PairSpec, options: Tensor
+) -> RowStatistics:
+    """As row_statistics, where options of the weighting rule learn."""
+    from ms_kernels.backends.triton import launch_learned
+
+    with _on_device_of(anchors.embeddings):
+        return launch_learned.learned_statistics(anchors, candidates, spec, options)
+
+
+def learned_gradient(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    options: Tensor,
+    term: Term,
+    need_dx: bool,
+    need_dr: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Gradients of both sides and sums of weights, for options that learn."""
+    from ms_kernels.backends.triton import launch_learned
+
+    how = spec, options, term, need_dx, need_dr
+    with _on_device_of(anchors.embeddings):
+        return launch_learned.learned_gradient(anchors, candidates, *how)
+
+
 def loss_and_gradient(
     anchors: Side,
     candidates: Side | None,

@@ -8,12 +8,19 @@ import triton
 import triton.language as tl
 
 from ms_kernels.backends.triton.gradient_sums import as_operand, scaled, store_gradient
-from ms_kernels.backends.triton.pairs import positive_tiles
+from ms_kernels.backends.triton.pairs import positive_tiles, same_class
 from ms_kernels.backends.triton.similarity import multiply_add, similarity, through_distance
 from ms_kernels.backends.triton.weights import pair_weights
 
 
-@triton.jit(do_not_specialize=["first_row", "first_column", "held", "N"])
+@triton.jit
+def store_sums(out, weight, sim):
+    """Sum of the weights of a tile, and of what each is on its similarity."""
+    tl.store(out, tl.sum(tl.sum(weight, 1), 0))
+    tl.store(out + 1, tl.sum(tl.sum(tl.where(weight == 0, 0, weight * sim), 1), 0))
+
+
+@triton.jit(do_not_specialize=["first_row", "first_column", "held", "N", "M"])
 def weights_kernel(
     x,
     row_scale,
@@ -34,10 +41,12 @@ def weights_kernel(
     ranks_in_use,
     coefficients,
     panel,  # (rows of the panel, held) out
+    sums,  # (programs, 4) out if SUMMED: `WeightSums` of each program's pairs
     first_row,  # of the panel
     first_column,
     held,  # columns of the panel
     N,
+    M,
     stride,
     row_padded,
     column_padded,
@@ -52,6 +61,7 @@ def weights_kernel(
     HAS_ROW: tl.constexpr,
     HAS_COLUMN: tl.constexpr,
     FOLDED: tl.constexpr,
+    SUMMED: tl.constexpr,
     WEIGHT_SCALE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -101,6 +111,13 @@ def weights_kernel(
                 HAS_OFFSET,
                 TWO_SIDED,
             )
+    if SUMMED:
+        same = same_class(tl.load(first + rows), tl.load(last + rows), columns)
+        own = sums + tl.program_id(0).to(tl.int64) * 4
+        # Padding may weigh something on its zeros, of which products are 0.
+        present = (rows < N)[:, None] & (columns < M)[None, :]
+        store_sums(own, tl.where(present & same, weight, 0), sim)
+        store_sums(own + 2, tl.where(present & (same == 0), weight, 0), sim)
     weight = through_distance(weight, sim, DISTANCE)
     weight = as_operand(
         weight, tl.load(column_scale + columns), panel.dtype.element_ty, MODE, WEIGHT_SCALE

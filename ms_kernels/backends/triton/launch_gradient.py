@@ -31,11 +31,13 @@ def gradient(
     stash: Tensor | None,
     workspace_bytes: int,
     scale: Tensor | None = None,
+    weight_sums: Tensor | None = None,
 ) -> Tensor:
     """(N, D) gradient with respect to the rows, through their normalisation.
 
     poison, (1) or (N): NaN where the gradient is not a number. stash: the exponentials that the
     scan kept. Panels of weights take `workspace_bytes`. scale, (1): of the loss's reduction.
+    weight_sums: see `Launch`; of a problem without owners.
     """
     rows, columns = problem.rows, problem.columns
     dx = torch.empty(rows.count, rows.width, dtype=rows.dtype, device=rows.device)
@@ -43,7 +45,7 @@ def gradient(
         return dx
     if columns.count == 0:
         return dx.zero_()
-    launch = Launch(problem, row_terms, column_terms, poison, scale, dx)
+    launch = Launch(problem, row_terms, column_terms, poison, scale, dx, weight_sums)
     owner = owner_of(problem.tiles, rows.stride)
     if stash is not None and problem.tiles.stashed is not None:
         _from_stash(launch, stash, problem.tiles.stashed)

@@ -43,18 +43,25 @@ Place = tuple[int, int, int]
 
 def _weights(launch: Launch, panel: Tensor, place: Place, height: int) -> None:
     problem, rows, tile = launch.problem, launch.problem.rows, launch.problem.tiles.weights
+    programs = height // tile.block_m * (place[2] // tile.block_n)
+    sums = rows.norm  # else never written
+    if launch.weight_sums is not None:
+        sums = torch.empty(programs, len(launch.weight_sums), dtype=rows.dtype, device=rows.device)
     launch_kernel(
         weights_kernel,
-        (height // tile.block_m * (place[2] // tile.block_n),),
+        (programs,),
         *(rows.copy, rows.scale, *launch.rows_read),
         *(problem.first, problem.last),
         *launch.columns_read,
         panel,
+        sums,
         *place,
         rows.count,
+        problem.columns.count,
         rows.stride,
         rows.padded,
         problem.columns.padded,
+        SUMMED=launch.weight_sums is not None,
         DISTANCE=problem.distance,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
@@ -64,6 +71,8 @@ def _weights(launch: Launch, panel: Tensor, place: Place, height: int) -> None:
         **launch.common,
         **launch.pairs,
     )
+    if launch.weight_sums is not None:
+        launch.weight_sums += sums.sum(0, dtype=torch.float64)
 
 
 def _product(

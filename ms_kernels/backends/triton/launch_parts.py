@@ -34,8 +34,12 @@ class Launch:
         poison: Tensor,
         scale: Tensor | None,
         dx: Tensor,
+        weight_sums: Tensor | None = None,
     ) -> None:
+        """weight_sums: (4) `WeightSums` of what was before, to which those of all pairs are
+        added."""
         self.problem, self.poison, self.dx = problem, poison, dx
+        self.weight_sums = weight_sums
         self.scaled = scale is not None
         self.scale = poison if scale is None else scale  # else never read
         self.poison_stride = 0 if poison.numel() == 1 else 1

@@ -87,18 +87,22 @@ def exact_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> 
     def launched() -> RowStatistics:
         sides = Sides(anchors, candidates, spec)
         problem = Problem(sides.rows, sides.columns, spec, wide=True)
-        budget = options.workspace_bytes
-        first, *later = rounds(problem)
-        found = statistics(problem, budget, exact=True, passed=first).exact
-        assert found is not None
-        for passed in later:
-            more = statistics(problem, budget, exact=True, passed=passed).exact
-            assert more is not None
-            found.neg_sum.add_(more.neg_sum)
-            found.pos_moment.add_(more.pos_moment)
-        return found
+        return statistics_by_rounds(problem, options.workspace_bytes)
 
     return RowStatistics._make(_taped(anchors, candidates, spec, (), launched))
+
+
+def statistics_by_rounds(problem: Problem, budget: int) -> RowStatistics:
+    """Of every row, in the caller's order."""
+    first, *later = rounds(problem)
+    found = statistics(problem, budget, exact=True, passed=first).exact
+    assert found is not None
+    for passed in later:
+        more = statistics(problem, budget, exact=True, passed=passed).exact
+        assert more is not None
+        found.neg_sum.add_(more.neg_sum)
+        found.pos_moment.add_(more.pos_moment)
+    return found
 
 
 def _taped(

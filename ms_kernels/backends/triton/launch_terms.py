@@ -32,8 +32,10 @@ def gradient_of_terms(
     row_term: Term | None,
     column_term: Term | None,
     workspace_bytes: int,
+    weight_sums: Tensor | None = None,
 ) -> Tensor:
-    """(N, D) gradient with respect to the rows of `problem`; `other` has its columns as rows."""
+    """(N, D) gradient with respect to the rows of `problem`; `other` has its columns as rows.
+    weight_sums: see `Launch`."""
     rows = problem.rows
     poison = None
     if column_term is not None:  # a weight that is not a number reaches every row
@@ -44,7 +46,9 @@ def gradient_of_terms(
     assert poison is not None
 
     def gradient_for(own: Terms | None, others: Terms | None) -> Tensor:
-        return gradient(problem, own, others, poison, None, workspace_bytes)
+        return gradient(
+            problem, own, others, poison, None, workspace_bytes, weight_sums=weight_sums
+        )
 
     same = column_term is row_term
     if not problem.ranked:

@@ -145,9 +145,10 @@ MINING_RULES: dict[type[Mining], MiningRule] = {
 }
 
 
-def coefficients_of(spec: PairSpec, most: float) -> Coefficients:
-    """For a dtype of greatest number `most`: a finite bound of mining stays finite."""
-    numbers = WEIGHTING_RULES[type(spec.weighting)].numbers(spec.weighting)
+def coefficients_of(spec: PairSpec, most: float, weighting: Weighting) -> Coefficients:
+    """For a dtype of greatest number `most`: a finite bound of mining stays finite. weighting: that
+    of the spec, or the same with tensors for options, of which some coefficients are tensors."""
+    numbers = WEIGHTING_RULES[type(weighting)].numbers(weighting)
     bounds = MINING_RULES[type(spec.mining)].numbers(spec.mining)
     cap = spec.max_positive_similarity
     return numbers._replace(
