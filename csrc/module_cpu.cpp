@@ -102,9 +102,8 @@ class Call : public msk::ModuleCall<msk::Problem> {
   // Four numbers, to which those of a gradient are added.
   void add_weight_sums(std::int64_t sums) {
     check_unplanned("add_weight_sums");
-    if (problem_.job != msk::Job::gradient)
-      throw std::invalid_argument(
-          "add_weight_sums: expected a call of the gradient, got another job");
+    if (problem_.job == msk::Job::statistics)
+      throw std::invalid_argument("add_weight_sums: expected a call of a gradient, got statistics");
     problem_.weight_sums = pointer<double>(sums);
   }
   // Columns are anchors as rows are; their losses follow those of the rows.

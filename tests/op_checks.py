@@ -32,6 +32,7 @@ def check_ops(backend, refs, with_ids):
     term = [*stats, torch.ones(48)]
     column_term = [] if refs else term
     library.opcheck(ops.embedding_gradient, (*given, term, column_term, PACKED, backend))
+    library.opcheck(ops.counted_loss, (*given, True, refs, False, PACKED, backend))
     if dispatch.learns(backend, SPECS["default"].spec):
         options = torch.tensor([2.0, 10.0, 0.4])
         library.opcheck(ops.row_statistics, (*given, PACKED, backend, options))
@@ -39,6 +40,8 @@ def check_ops(backend, refs, with_ids):
         for need in (True, False):
             how = options, need, need and refs, PACKED, backend
             library.opcheck(ops.learned_gradient, (*given, term, *how))
+            counted = need, need and refs, need, PACKED, backend, None, options
+            library.opcheck(ops.counted_loss, (*given, *counted))
 
 
 def check_graph(backend, reduction, refs, dtype):

@@ -56,7 +56,7 @@ class Solver {
       last = w_.loss.ranked() ? rounds_.begin(first) : true;
       Statistics<T>(w_).run(scratch);
       write_statistics();
-      if (p_.job != Job::statistics && (p_.d_rows || p_.d_columns))
+      if (p_.job != Job::statistics && (p_.d_rows || p_.d_columns || p_.weight_sums))
         add_gradient(scratch, first, last);
     }
   }
@@ -142,7 +142,7 @@ class Solver {
       const auto write = [&](void* out, T value) {
         static_cast<T*>(out)[at] = nan ? kNaN<T> : value;
       };
-      if (p_.job == Job::statistics) {
+      if (p_.statistics.hardest_positive) {
         write(p_.statistics.hardest_positive, side.hardest_positive[k]);
         write(p_.statistics.hardest_negative, side.hardest_negative[k]);
         write(p_.statistics.pos_sum, side.pos_sum[k]);
@@ -150,8 +150,8 @@ class Solver {
         write(p_.statistics.pos_moment, has_moment ? side.moment[k] : T(0));
         p_.statistics.pos_kept[at] = nan ? 0 : side.pos_kept[k];
         p_.statistics.neg_kept[at] = nan ? 0 : side.neg_kept[k];
-        continue;
       }
+      if (p_.job == Job::statistics) continue;
       const T dloss = p_.dloss ? static_cast<const T*>(p_.dloss)[at] : T(p_.loss_scale);
       write(p_.row_loss, set_term(side, k, w_.loss, dloss));
       if (p_.kept) p_.kept[at] = nan ? 0 : side.pos_kept[k] + side.neg_kept[k];

@@ -37,7 +37,7 @@ struct Problem {
   Rules rules;
   TermInput row_term, column_term;  // Job::gradient only
   const void* dloss;                // Job::loss_and_gradient: of each row's loss; null: ones
-  StatisticsOutput statistics;      // Job::statistics only
+  StatisticsOutput statistics;      // not of Job::gradient; nulls: not wanted
   KnownInput known;                 // Job::statistics only; nulls: these are all candidates
   void* row_loss;      // Job::loss_and_gradient only: (rows.count), then columns that are anchors,
   std::int64_t* kept;  // and pairs kept of either kind, or null
@@ -45,7 +45,7 @@ struct Problem {
   double loss_scale = 1;  // of the gradients too
   void* d_rows;           // (rows.count, depth) in the compute type; null: not wanted
   void* d_columns;        // (columns.count, depth); null: not wanted
-  double* weight_sums;    // Job::gradient only: (4), see weight_sums.h; null: not wanted
+  double* weight_sums;    // (4), see weight_sums.h, not of Job::statistics; null: not wanted
   std::byte* workspace;
   std::int64_t workspace_bytes;
   std::int64_t rank_capacity;  // slots of a ranked loss, see ranks.h

@@ -31,7 +31,7 @@ class Statistics {
     const auto& mining = w_.loss.mining;
     const bool ranked = w_.loss.ranked();
     // The scan of the negatives sees the hardest of those that are not too hard to be kept.
-    const bool asked = w_.problem.job == Job::statistics && mining.bounds_negatives_above();
+    const bool asked = w_.problem.statistics.hardest_positive && mining.bounds_negatives_above();
     const bool needed = asked || mining.hardest_negatives();
     clear_lists();
     if ((needed && !hardest_known()) || (ranked && mining.positives_need_negatives()))

@@ -45,7 +45,12 @@ class TileWeights {
         const int filled = count - k < kLanes<T> ? count - k : kLanes<T>;
         Vec<T> s = {};
         for (int i = 0; i < filled; ++i) s[i] = pairs[k + i].value;
-        const Vec<T> weight = through_distance<T>(distance_, negative(pairs + k, filled), s);
+        Vec<T> weight = negative(pairs + k, filled);
+        if (sums_) {
+          for (int i = filled; i < kLanes<T>; ++i) weight[i] = T(0);
+          sums_->add(true, s, weight);
+        }
+        weight = through_distance<T>(distance_, weight, s);
         for (int i = 0; i < filled; ++i) pairs[k + i].value = weight[i];
       }
     });
@@ -127,7 +132,7 @@ class TileWeights {
   const PairLoss<T>& loss_;
   Distance distance_;
   const Scratch<T>& scratch_;
-  WeightSums<T>* sums_;  // of whole tiles; null: not wanted
+  WeightSums<T>* sums_;  // null: not wanted
 };
 
 // Lists the weights of a tile that are not 0, row by row; returns their number.

@@ -4,6 +4,7 @@ from typing_extensions import Unpack
 
 from ms_kernels.api.histogram import Histogram
 from ms_kernels.api.modules import LossOptions, PairLoss
+from ms_kernels.rules.sums import Option
 from ms_kernels.rules.weighting import (
     NCA,
     BinLifted,
@@ -58,8 +59,8 @@ class ContrastiveLoss(PairLoss, rule=Contrastive, beside=_CONTRASTIVE):
 
     def __init__(
         self,
-        positive_margin: float = Contrastive.positive_margin,
-        negative_margin: float = Contrastive.negative_margin,
+        positive_margin: Option = Contrastive.positive_margin,
+        negative_margin: Option = Contrastive.negative_margin,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(Contrastive(positive_margin, negative_margin), **options)
@@ -70,9 +71,9 @@ class BinomialDevianceLoss(PairLoss, rule=BinomialDeviance):
 
     def __init__(
         self,
-        alpha: float = BinomialDeviance.alpha,
-        beta: float = BinomialDeviance.beta,
-        base: float = BinomialDeviance.base,
+        alpha: Option = BinomialDeviance.alpha,
+        beta: Option = BinomialDeviance.beta,
+        base: Option = BinomialDeviance.base,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(BinomialDeviance(alpha, beta, base), **options)
@@ -83,9 +84,9 @@ class BinLiftedLoss(PairLoss, rule=BinLifted):
 
     def __init__(
         self,
-        alpha: float = BinLifted.alpha,
-        beta: float = BinLifted.beta,
-        base: float = BinLifted.base,
+        alpha: Option = BinLifted.alpha,
+        beta: Option = BinLifted.beta,
+        base: Option = BinLifted.base,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(BinLifted(alpha, beta, base), **options)
@@ -96,7 +97,7 @@ class LiftedStructureLoss(PairLoss, rule=LiftedStructure, beside=_LIFTED):
 
     def __init__(
         self,
-        margin: float = LiftedStructure.margin,
+        margin: Option = LiftedStructure.margin,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(LiftedStructure(margin), **options)
@@ -107,7 +108,7 @@ class TripletLoss(PairLoss, rule=Triplet, beside=_TRIPLET):
 
     def __init__(
         self,
-        margin: float = Triplet.margin,
+        margin: Option = Triplet.margin,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(Triplet(margin), **options)
@@ -118,7 +119,7 @@ class NPairLoss(PairLoss, rule=NPair):
 
     def __init__(
         self,
-        temperature: float = NPair.temperature,
+        temperature: Option = NPair.temperature,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(NPair(temperature), **options)
@@ -129,7 +130,7 @@ class NTXentLoss(PairLoss, rule=NTXent):
 
     def __init__(
         self,
-        temperature: float = NTXent.temperature,
+        temperature: Option = NTXent.temperature,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(NTXent(temperature), **options)
@@ -140,7 +141,7 @@ class DecoupledContrastiveLoss(PairLoss, rule=DecoupledContrastive):
 
     def __init__(
         self,
-        temperature: float = DecoupledContrastive.temperature,
+        temperature: Option = DecoupledContrastive.temperature,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(DecoupledContrastive(temperature), **options)
@@ -151,7 +152,7 @@ class SupConLoss(PairLoss, rule=SupCon):
 
     def __init__(
         self,
-        temperature: float = SupCon.temperature,
+        temperature: Option = SupCon.temperature,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(SupCon(temperature), **options)
@@ -162,7 +163,7 @@ class NCALoss(PairLoss, rule=NCA):
 
     def __init__(
         self,
-        temperature: float = NCA.temperature,
+        temperature: Option = NCA.temperature,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(NCA(temperature), **options)
@@ -173,8 +174,8 @@ class CircleLoss(PairLoss, rule=Circle):
 
     def __init__(
         self,
-        m: float = Circle.m,
-        gamma: float = Circle.gamma,
+        m: Option = Circle.m,
+        gamma: Option = Circle.gamma,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(Circle(m, gamma), **options)
@@ -185,8 +186,8 @@ class SigLIPLoss(PairLoss, rule=SigLIP):
 
     def __init__(
         self,
-        scale: float = SigLIP.scale,
-        bias: float = SigLIP.bias,
+        scale: Option = SigLIP.scale,
+        bias: Option = SigLIP.bias,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(SigLIP(scale, bias), **options)

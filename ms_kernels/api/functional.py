@@ -10,6 +10,7 @@ from ms_kernels.api.road import loss_and_statistics
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.asked import multi_similarity_rules
 from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining
+from ms_kernels.rules.sums import Option
 from ms_kernels.rules.weighting import MultiSimilarity, Weighting
 
 
@@ -34,9 +35,9 @@ class RuleOptions(Options, total=False):
 
 
 class MultiSimilarityOptions(Options, total=False):
-    alpha: float
-    beta: float
-    base: float
+    alpha: Option
+    beta: Option
+    base: Option
     epsilon: float | None
 
 
@@ -149,9 +150,9 @@ def multi_similarity_loss(
     *,
     ids: Tensor | None = None,
     ref_ids: Tensor | None = None,
-    alpha: float = MultiSimilarity.alpha,
-    beta: float = MultiSimilarity.beta,
-    base: float = MultiSimilarity.base,
+    alpha: Option = MultiSimilarity.alpha,
+    beta: Option = MultiSimilarity.beta,
+    base: Option = MultiSimilarity.base,
     epsilon: float | None = MultiSimilarityMining.epsilon,
     max_positive_similarity: float | None = None,
     normalize: bool = True,

@@ -61,7 +61,7 @@ def clip_loss(
     check_option("scale", scale, above_zero=True)
     if isinstance(scale, Tensor):
         scale = scale.to(compute_dtype(image))  # in half its inverse would be that of another
-    rule, shared = NTXent(1 / scale), PairOptions()  # type: ignore[arg-type]
+    rule, shared = NTXent(1 / scale), PairOptions()
     if backend == "reference" or getattr(labels, "ndim", 1) == 2:
         given = {"weighting": rule, "backend": backend}
         there = pair_loss(image, labels, text, text_labels, **given)  # type: ignore[call-overload]
@@ -102,7 +102,7 @@ def siglip_loss(
     """
     labels, text_labels = _check(image, text, labels)
     check_option("scale", scale, above_zero=True)
-    rule = SigLIP(scale, bias)  # type: ignore[arg-type]
+    rule = SigLIP(scale, bias)
     return pair_loss(image, labels, text, text_labels, weighting=rule, backend=backend)
 
 

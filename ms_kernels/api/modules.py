@@ -27,6 +27,7 @@ from ms_kernels.reference import REDUCTIONS, RowStatistics
 from ms_kernels.rules.asked import options_of, spec_of
 from ms_kernels.rules.mining import Mining, MultiSimilarityMining, NoMining, mining_of
 from ms_kernels.rules.spec import PairOptions
+from ms_kernels.rules.sums import Option
 from ms_kernels.rules.weighting import (
     MultiSimilarity,
     Weighting,
@@ -238,9 +239,9 @@ class MultiSimilarityLoss(PairLoss):
 
     def __init__(
         self,
-        alpha: float = MultiSimilarity.alpha,
-        beta: float = MultiSimilarity.beta,
-        base: float = MultiSimilarity.base,
+        alpha: Option = MultiSimilarity.alpha,
+        beta: Option = MultiSimilarity.beta,
+        base: Option = MultiSimilarity.base,
         epsilon: float | None = MultiSimilarityMining.epsilon,
         max_positive_similarity: float | None = None,
         normalize: bool = True,

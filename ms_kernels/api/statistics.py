@@ -6,7 +6,7 @@ from ms_kernels.api import road
 from ms_kernels.api.counting import check_ignore_label, without_label
 from ms_kernels.api.hints import names_the_way
 from ms_kernels.checks import check_pairs
-from ms_kernels.reference import RowStatistics
+from ms_kernels.reference import ALPHA, BASE, BETA, RowStatistics
 from ms_kernels.rules.asked import options_of
 from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining, mining_of
 from ms_kernels.rules.weighting import MultiSimilarity, Weighting
@@ -23,9 +23,9 @@ def row_statistics(
     mining: Mining | None = None,
     ids: Tensor | None = None,
     ref_ids: Tensor | None = None,
-    alpha: float = MultiSimilarity.alpha,
-    beta: float = MultiSimilarity.beta,
-    base: float = MultiSimilarity.base,
+    alpha: float = ALPHA,
+    beta: float = BETA,
+    base: float = BASE,
     epsilon: float | None = MultiSimilarityMining.epsilon,
     max_positive_similarity: float | None = None,
     normalize: bool = True,

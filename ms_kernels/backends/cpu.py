@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ms_kernels.backends.interface import (
     MOST_EXPONENT,
+    Counted,
     Crowd,
     Known,
     Reduced,
@@ -164,6 +165,23 @@ def learned_gradient(
         return dx, dr, term.dloss.new_zeros(len(WeightSums._fields))
     call = _Call("gradient", anchors, candidates, spec)
     return call.gradients_and_weights(term, need_dx, need_dr)
+
+
+def counted_loss(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    need_dx: bool,
+    need_dr: bool,
+    dloss: Tensor | None,
+    options: Tensor | None,
+    weigh: bool,
+) -> Counted:
+    """Statistics beside losses and gradients, in one sweep."""
+    if options is not None:
+        spec = _of_values(spec, options)
+    call = _Call("loss_and_gradient", anchors, candidates, spec)
+    return call.counted(need_dx, need_dr, dloss, weigh)
 
 
 def _of_values(spec: PairSpec, options: Tensor) -> PairSpec:

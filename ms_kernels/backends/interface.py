@@ -56,6 +56,12 @@ and, where torch's own bits would depend on its threads,
     loss_of_statistics(stats, spec) -> Tensor
         Row losses (N,) of finished statistics, to the bits of loss_and_gradient.
 
+and, where one sweep gives statistics beside losses and gradients,
+
+    counted_loss(anchors, candidates, spec, need_dx, need_dr, dloss, options, weigh) -> Counted
+        As loss_and_gradient; options: None, or those that learn, of rules that do; weigh: whether
+        sums of weights are wanted.
+
 and, where options of the weighting rule may learn,
 
     learns(spec) -> bool
@@ -135,6 +141,17 @@ class Term(NamedTuple):
 
     stats: RowStatistics
     dloss: Tensor
+
+
+class Counted(NamedTuple):
+    """Of one sweep: row losses (N,), statistics, gradients where they were wanted, and if options
+    learn `WeightSums` (4,)."""
+
+    losses: Tensor
+    stats: RowStatistics
+    dx: Tensor | None
+    dr: Tensor | None
+    weights: Tensor | None
 
 
 # Row losses (N,), kept pairs of each row (N,), gradients of both sides where they were wanted.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Found, Known, Side, Term, compute_dtype
+from ms_kernels.backends.interface import Counted, Found, Known, Side, Term, compute_dtype
 from ms_kernels.backends.listing import gradient_of_anchors
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import DISTANCES, PairSpec
@@ -124,11 +124,7 @@ class NativeCall:
         raise NotImplementedError
 
     def statistics(self) -> RowStatistics:
-        n = len(self.rows.labels)
-        numbers = [self.empty(n) for _ in range(4)]
-        counts = [self.empty(n, torch.int64) for _ in range(2)]
-        stats = RowStatistics._make([*numbers, *counts, self.empty(n)])
-        self.native.write_statistics([s.data_ptr() for s in stats])
+        stats = self._expect_statistics()
         self.run()
         return stats
 
@@ -150,6 +146,26 @@ class NativeCall:
         self.run()
         return dx
 
+    def counted(self, need_dx: bool, need_dr: bool, dloss: Tensor | None, weigh: bool) -> Counted:
+        """weigh: whether sums of weights are wanted."""
+        stats = self._expect_statistics()
+        sums = self._expect_weight_sums() if weigh else None
+        losses, _, dx, dr = self.loss_and_gradient(need_dx, need_dr, dloss)
+        return Counted(losses, stats, dx, dr, None if sums is None else sums.to(self.dtype))
+
+    def _expect_statistics(self) -> RowStatistics:
+        n = len(self.rows.labels)
+        numbers = [self.empty(n) for _ in range(4)]
+        counts = [self.empty(n, torch.int64) for _ in range(2)]
+        stats = RowStatistics._make([*numbers, *counts, self.empty(n)])
+        self.native.write_statistics([s.data_ptr() for s in stats])
+        return stats
+
+    def _expect_weight_sums(self) -> Tensor:
+        sums = torch.zeros(len(WeightSums._fields), dtype=torch.float64)
+        self.native.add_weight_sums(sums.data_ptr())
+        return sums
+
     def gradients_and_weights(
         self, term: Term, need_dx: bool, need_dr: bool
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
@@ -157,8 +173,7 @@ class NativeCall:
         numbers = self.term(term, self.rows)
         self.native.read_terms(numbers, numbers if self.columns is None else None)
         dx, dr = self.write_gradients(need_dx, need_dr)
-        sums = torch.zeros(len(WeightSums._fields), dtype=torch.float64)
-        self.native.add_weight_sums(sums.data_ptr())
+        sums = self._expect_weight_sums()
         self.run()
         return dx, dr, sums.to(self.dtype)
 

@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.checks import Pairs
 from ms_kernels.engine import ops
 from ms_kernels.engine.autograd import differentiable_once, in_public_dtype
 from ms_kernels.engine.reduction import divisor_of, reduce_rows
 from ms_kernels.engine.refusals import below_autograd, refuse_second_derivative
-from ms_kernels.engine.row_loss import ANEW, gradients, learned_gradients, row_losses_of
+from ms_kernels.engine.row_loss import row_losses_of
 from ms_kernels.engine.saved import constants_of
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
@@ -46,9 +47,8 @@ class Call(NamedTuple):
 
 
 class CountedLoss(torch.autograd.Function):
-    """Sum, mean or mean_valid and the statistics: statistics first, for the divisor may hang on
-    them, then the gradient, in the forward pass: candidates are not kept for a backward pass, and
-    may change before it."""
+    """Sum, mean or mean_valid and the statistics, and the gradient in the forward pass: candidates
+    are not kept for a backward pass, and may change before it."""
 
     @staticmethod
     def forward(
@@ -60,27 +60,28 @@ class CountedLoss(torch.autograd.Function):
         call: Call,
     ) -> tuple[Tensor, ...]:
         pairs, reduction, spec, backend = call
-        how = spec.pack(), backend
         need_dx, need_dr, need_dw, need_options, _ = ctx.needs_input_grad
-        doptions = None
+        needs = need_dx, need_dr, need_options
+        ones = embeddings.new_ones(len(embeddings), dtype=compute_dtype(embeddings))
+        if weight is not None:
+            ones = weight
+        # What "mean_valid" divides by is known at the end.
+        later = reduction == "mean_valid"
+        worth = ones if later else ones / divisor_of(ones, ones, reduction)
         with below_autograd():
-            stats = ops.row_statistics(*pairs, *how, options)
-            rows = ops.row_loss_of(list(stats), embeddings, ref_emb, *how, options)
+            how = spec.pack(), backend, worth, options
+            rows, *found = ops.counted_loss(*pairs, *needs, *how)
+            stats, gradients = found[:7], found[7:]
             kept = stats[4] + stats[5]
-            ones = torch.ones_like(rows) if weight is None else weight
             loss = reduce_rows(rows, kept, reduction, ones)
             divisor = divisor_of(ones, kept, reduction)
-            wanted = need_dx, need_dr, *how
-            if options is not None and any(ctx.needs_input_grad):
-                learned = learned_gradients(pairs, stats, ones / divisor, options, *wanted)
-                dx, dr, doptions = learned
-            else:
-                known = () if isinstance(spec.weighting, ANEW) else stats
-                dx, dr = gradients(pairs, known, ones / divisor, *wanted)
+        saved = [d if needed else None for d, needed in zip(gradients, needs, strict=True)]
+        if later:
+            saved = [None if d is None else d / divisor for d in saved]
         dw = _of_weights(rows, kept, ones, loss, divisor, reduction) if need_dw else None
         ctx.dtype = embeddings.dtype
         constants_of(ctx, *stats)
-        ctx.save_for_backward(dx, dr, dw, doptions if need_options else None)
+        ctx.save_for_backward(*saved, dw)
         return loss, *stats
 
     @staticmethod
@@ -88,7 +89,7 @@ class CountedLoss(torch.autograd.Function):
         refuse_second_derivative("ms_kernels")
         if dloss is None:
             return None, None, None, None, None
-        dx, dr, dw, doptions = (None if d is None else d * dloss for d in ctx.saved_tensors)
+        dx, dr, doptions, dw = (None if d is None else d * dloss for d in ctx.saved_tensors)
         dx, dr = (None if d is None else d.to(ctx.dtype) for d in (dx, dr))
         return dx, dr, dw, doptions, None
 

@@ -77,5 +77,28 @@ def learned_gradient_fake(
     return dx, dr, torch.empty_like(options)
 
 
+def counted_loss_fake(
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_ids: Tensor | None,
+    need_dx: bool,
+    need_dr: bool,
+    need_options: bool,
+    spec: list[float],
+    backend: str,
+    dloss: Tensor | None = None,
+    options: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    pairs = embeddings, labels, ids, ref_emb, ref_labels, ref_ids
+    losses, _, dx, dr = loss_and_gradient_fake(*pairs, need_dx, need_dr)
+    doptions = losses.new_empty(0)
+    if need_options and options is not None:
+        doptions = torch.empty_like(options)
+    return losses, *row_statistics_fake(embeddings), dx, dr, doptions
+
+
 def row_loss_fake(statistics: list[Tensor], *_: object) -> Tensor:
     return torch.empty_like(statistics[0])

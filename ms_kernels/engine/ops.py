@@ -4,7 +4,6 @@ Ops are what torch.compile sees: it never traces into a backend. `spec` is PairS
 "auto" is resolved inside.
 """
 
-import math
 import operator
 from typing import Any
 
@@ -13,7 +12,9 @@ from torch import Tensor, library
 
 from ms_kernels.backends.interface import Term
 from ms_kernels.checks import Pairs
+from ms_kernels.engine.counted_pairs import count_pairs, gradient_of_options
 from ms_kernels.engine.fakes import (
+    counted_loss_fake,
     embedding_gradient_fake,
     learned_gradient_fake,
     loss_and_gradient_fake,
@@ -25,7 +26,6 @@ from ms_kernels.engine.reduced import module_of, reduce_pairs, sides_of
 from ms_kernels.engine.refusals import differentiate_once, refuse_derivatives
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec, unpack
-from ms_kernels.rules.sums import RowSums, WeightSums
 
 _PAIRS = (
     "Tensor embeddings, Tensor labels, Tensor? ids, "
@@ -41,6 +41,13 @@ _library.define(
 _library.define(
     f"learned_gradient({_PAIRS}, Tensor[] term, Tensor options, bool need_dx, bool need_dr, "
     "float[] spec, str backend) -> (Tensor, Tensor, Tensor)"
+)
+# Losses, statistics and gradients of the sum of losses times dloss.
+_library.define(
+    f"counted_loss({_PAIRS}, bool need_dx, bool need_dr, bool need_options, float[] spec, "
+    "str backend, "
+    "Tensor? dloss=None, Tensor? options=None) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 # A term is the statistics and the gradient of the row losses, or empty.
 _library.define(
@@ -104,14 +111,33 @@ def _learned_gradient(
     assert of_rows is not None
     how = loss, options, of_rows, need_dx, need_dr
     dx, dr, weights = module.learned_gradient(*sides_of(pairs), *how)
-    (_, _, pos, neg, pos_kept, neg_kept, moment), dloss = of_rows
-    sums = RowSums(pos, neg, pos_kept, neg_kept, moment)
-    by_option = loss.with_options(options).option_gradients(
-        WeightSums(*weights.unbind()), sums, dloss
-    )
-    # An anchor that is not finite weighs nothing in sums.
-    found = torch.where(neg.isnan().any(), math.nan, torch.stack(by_option))
+    found = gradient_of_options(loss, options, *of_rows, weights)
     return _or_nothing(dx, found), _or_nothing(dr, found), found
+
+
+def _counted_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    ids: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    ref_ids: Tensor | None,
+    need_dx: bool,
+    need_dr: bool,
+    need_options: bool,
+    spec: list[float],
+    backend: str,
+    dloss: Tensor | None = None,
+    options: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    pairs, loss = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids), _one_sided(spec)
+    module = module_of(embeddings, ref_emb, loss, backend)
+    how = loss, need_dx, need_dr, need_options, dloss, options
+    losses, stats, dx, dr, weights = count_pairs(module, sides_of(pairs), *how)
+    doptions = None
+    if options is not None and weights is not None:
+        doptions = gradient_of_options(loss, options, stats, dloss, weights)
+    return losses, *stats, *(_or_nothing(d, losses) for d in (dx, dr, doptions))
 
 
 def _embedding_gradient(
@@ -217,6 +243,7 @@ def _term(tensors: list[Tensor]) -> Term | None:
 for _name, _run, _fake in (
     ("row_loss", _row_loss, row_loss_fake),
     ("row_statistics", _row_statistics, row_statistics_fake),
+    ("counted_loss", _counted_loss, counted_loss_fake),
     ("learned_gradient", _learned_gradient, learned_gradient_fake),
     ("embedding_gradient", _embedding_gradient, embedding_gradient_fake),
     ("loss_and_gradient", _loss_and_gradient, loss_and_gradient_fake),
@@ -230,6 +257,7 @@ _library.impl("differentiable_once", lambda x, labels: x.clone(), "CompositeExpl
 differentiate_once(_library, "differentiable_once")
 
 row_statistics = torch.ops.ms_kernels.row_statistics.default
+counted_loss = torch.ops.ms_kernels.counted_loss.default
 learned_gradient = torch.ops.ms_kernels.learned_gradient.default
 embedding_gradient = torch.ops.ms_kernels.embedding_gradient.default
 loss_and_gradient = torch.ops.ms_kernels.loss_and_gradient.default

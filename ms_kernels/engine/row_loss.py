@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ms_kernels.checks import Pairs
 from ms_kernels.engine import ops
+from ms_kernels.engine.counted_pairs import ANEW
 from ms_kernels.engine.refusals import (
     below_autograd,
     is_batch,
@@ -16,11 +17,6 @@ from ms_kernels.engine.refusals import (
 )
 from ms_kernels.engine.saved import constants_of, keep, precision_now, products_of
 from ms_kernels.rules.spec import PairSpec
-from ms_kernels.rules.weighting import Contrastive, Triplet
-
-# Triplets are compared once more in any case. Of hinges few are active, and a scan lists them for
-# the gradient, which with finished statistics would look at every pair.
-ANEW = (Contrastive, Triplet)
 
 
 def row_losses_of(

@@ -11,7 +11,7 @@ from ms_kernels.rules.mining import (
     mining_of,
 )
 from ms_kernels.rules.spec import MININGS, WEIGHTINGS, PairOptions, PairSpec, made_spec
-from ms_kernels.rules.sums import SummedWeighting
+from ms_kernels.rules.sums import Option, SummedWeighting
 from ms_kernels.rules.weighting import MultiSimilarity, Weighting
 
 
@@ -52,7 +52,7 @@ def options_of(
 
 @once
 def multi_similarity_rules(
-    alpha: float, beta: float, base: float, epsilon: float | None
+    alpha: Option, beta: Option, base: Option, epsilon: float | None
 ) -> tuple[MultiSimilarity, MultiSimilarityMining | NoMining]:
     """Those of the Multi-Similarity loss, checked."""
     return MultiSimilarity(alpha, beta, base), mining_of(epsilon)

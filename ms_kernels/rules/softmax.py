@@ -9,6 +9,7 @@ from torch.nn.functional import softplus
 from ms_kernels.reference import masked_log_sum_exp
 from ms_kernels.rules.sums import (
     FAR,
+    Option,
     PairSums,
     RowSums,
     SummedWeighting,
@@ -47,7 +48,7 @@ class NTXent(SummedWeighting):
     Statistics: pos_moment is the derivative of pos_sum, the sum over P, by neg_sum, log Z.
     """
 
-    temperature: float = 0.07
+    temperature: Option = 0.07
     above_zero = ("temperature",)
     log_sums = (False, True)
     pos_follows_neg = True
@@ -79,7 +80,7 @@ class NPair(NTXent):
     mean of the first sample of each class, with the second of each as ref_emb.
     """
 
-    temperature: float = 1.0
+    temperature: Option = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class SupCon(SummedWeighting):
     Statistics: pos_moment is sum_P s.
     """
 
-    temperature: float = 0.1
+    temperature: Option = 0.1
     above_zero = ("temperature",)
 
     def row_sums(
@@ -127,7 +128,7 @@ class DecoupledContrastive(SummedWeighting):
     Statistics: pos_moment is sum_P s.
     """
 
-    temperature: float = 0.1
+    temperature: Option = 0.1
     above_zero = ("temperature",)
 
     def row_sums(
@@ -157,7 +158,7 @@ class NCA(SummedWeighting):
     pytorch-metric-learning's NCALoss with that softmax_scale is its mean if all have positives.
     """
 
-    temperature: float = 0.5
+    temperature: Option = 0.5
     above_zero = ("temperature",)
 
     def row_sums(
@@ -184,8 +185,8 @@ class Circle(SummedWeighting):
     pytorch-metric-learning's CircleLoss with MeanReducer is its mean.
     """
 
-    m: float = 0.4
-    gamma: float = 80.0
+    m: Option = 0.4
+    gamma: Option = 80.0
     above_zero = ("gamma",)
 
     def row_sums(

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ms_kernels.checks import check_options
 
+# Of a weighting rule: a number, or a tensor of shape () that learns.
+Option = float | Tensor
 # Above it softplus(z) is taken as z: exp(-40) is below the rounding of float64.
 FAR = 40
 
@@ -122,13 +124,13 @@ class SummedWeighting(Weighting):
         return self.loss_of(RowSums(pos, neg, positive.sum(1), negative.sum(1), moment))
 
 
-def by_temperature(temperature: float, weights: WeightSums) -> tuple[Tensor]:
+def by_temperature(temperature: Option, weights: WeightSums) -> tuple[Tensor]:
     """Of a loss in which every similarity is divided by it."""
     return (-(weights.positive_similarity + weights.negative_similarity) / temperature,)
 
 
 def by_scales(
-    alpha: float, beta: float, base: float, weights: WeightSums
+    alpha: Option, beta: Option, base: Option, weights: WeightSums
 ) -> tuple[Tensor, Tensor, Tensor]:
     """By each of what is summed of alpha (base - S) over positives and of
     beta (S - base) over negatives: a shift of base is one of all similarities, the other way."""

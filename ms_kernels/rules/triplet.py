@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.reference import hardest
-from ms_kernels.rules.sums import PairSums, RowSums, SummedWeighting, WeightSums
+from ms_kernels.rules.sums import Option, PairSums, RowSums, SummedWeighting, WeightSums
 
 # So many positives of an anchor are compared with all negatives one by one; more are sorted.
 FEW = 8
@@ -27,7 +27,7 @@ class Triplet(SummedWeighting):
     numbers above 2^24 are rounded.
     """
 
-    margin: float = 0.1
+    margin: Option = 0.1
 
     log_sums = (False, False)
 

@@ -17,6 +17,7 @@ from ms_kernels.rules import softmax
 from ms_kernels.rules.softmax import *  # noqa: F403
 from ms_kernels.rules.sums import (
     FAR,
+    Option,
     PairSums,
     RowSums,
     SummedWeighting,
@@ -49,9 +50,9 @@ class MultiSimilarity(SummedWeighting):
     pytorch-metric-learning's MultiSimilarityLoss is its mean as it is.
     """
 
-    alpha: float = 2.0
-    beta: float = 50.0
-    base: float = 0.5
+    alpha: Option = 2.0
+    beta: Option = 50.0
+    base: Option = 0.5
 
     def __post_init__(self) -> None:
         # By the names of the arguments of `multi_similarity_loss`.
@@ -90,8 +91,8 @@ class Contrastive(SummedWeighting):
     pytorch-metric-learning's ContrastiveLoss with CosineSimilarity and SumReducer is its sum.
     """
 
-    positive_margin: float = 1.0
-    negative_margin: float = 0.5
+    positive_margin: Option = 1.0
+    negative_margin: Option = 0.5
     log_sums = (False, False)
 
     def row_sums(
@@ -119,9 +120,9 @@ class BinomialDeviance(SummedWeighting):
     equations 9 and 10. Defaults are those of the MS loss. pytorch-metric-learning has none.
     """
 
-    alpha: float = 2.0
-    beta: float = 50.0
-    base: float = 0.5
+    alpha: Option = 2.0
+    beta: Option = 50.0
+    base: Option = 0.5
     above_zero = ("alpha", "beta")
     log_sums = (False, False)
 
@@ -151,9 +152,9 @@ class BinLifted(SummedWeighting):
     of `MultiSimilarity`. Only positives, or only negatives: that part alone.
     """
 
-    alpha: float = 2.0
-    beta: float = 50.0
-    base: float = 0.5
+    alpha: Option = 2.0
+    beta: Option = 50.0
+    base: Option = 0.5
     above_zero = ("alpha", "beta")
 
     def row_sums(
@@ -182,7 +183,7 @@ class LiftedStructure(SummedWeighting):
     of anchors with both kinds or none, for margin = pos_margin - neg_margin.
     """
 
-    margin: float = 1.0
+    margin: Option = 1.0
 
     def row_sums(
         self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
@@ -210,8 +211,8 @@ class SigLIP(SummedWeighting):
     in the kernels. pytorch-metric-learning has none.
     """
 
-    scale: float = 10.0
-    bias: float = -10.0
+    scale: Option = 10.0
+    bias: Option = -10.0
     above_zero = ("scale",)
     log_sums = (False, False)
 

@@ -129,7 +129,7 @@ def hinge_of(hinge: Contrastive, positives: bool) -> Contrastive:
 
 def active_of(alone: Contrastive, chosen: Chosen) -> Chosen:
     """Of pairs that no other pair bounds those that cost something."""
-    pull, push = alone.positive_margin, alone.negative_margin
+    pull, push = float(alone.positive_margin), float(alone.negative_margin)
     if isinstance(chosen.mining, ThresholdMining):
         pull = min(pull, chosen.mining.positive_below)
         push = max(push, chosen.mining.negative_above)
