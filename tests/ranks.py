@@ -157,14 +157,15 @@ def refusals(rank):
     heard["after"] = str(float(loss(x, y)) >= 0)  # nobody waits for anybody
     from ms_kernels.backends import cpu
 
-    real = cpu.row_statistics
-    if rank == 1:
-        cpu.row_statistics = fails
-    try:
-        loss(x, y)
-    except RuntimeError as error:
-        heard["later"] = f"{type(error).__name__}: {error}"
-    cpu.row_statistics = real
+    for name, job in (("later", "row_statistics"), ("last", "embedding_gradient")):
+        real = getattr(cpu, job)
+        if rank == 1:
+            setattr(cpu, job, fails)
+        try:
+            loss(x.clone().requires_grad_(), y)
+        except RuntimeError as error:
+            heard[name] = f"{type(error).__name__}: {error}"
+        setattr(cpu, job, real)
     return heard
 
 

@@ -74,6 +74,7 @@ REFUSED = {
     "gradient": "ValueError: embeddings: expected to require a gradient on every rank or on none",
     "after": "True",
     "later": "RuntimeError: DistributedLoss: rank 1: RuntimeError: no memory",
+    "last": "RuntimeError: DistributedLoss: rank 1: RuntimeError: no memory",
 }
 
 
@@ -84,10 +85,10 @@ def test_all_hear_of_an_error(found, name):
 
 
 def test_a_backward_pass_sends_nothing(found):
-    """Sizes, rows, labels, a word that all is well, two of statistics."""
+    """Sizes, rows, labels, two of statistics and two words that all is well."""
     for mine in found(2):
         forward, backward = mine["sent"]
-        assert forward == ["_gather_into"] * 6 and backward == []
+        assert forward == ["_gather_into"] * 7 and backward == []
 
 
 def test_a_rank_that_wants_no_gradient_takes_part(found):

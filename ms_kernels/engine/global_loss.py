@@ -155,12 +155,19 @@ def _gradient(call: GlobalCall, stats: RowStatistics, worth: Tensor, here: slice
     options = call.spec.pack(), call.backend
     own = [*(s[here].contiguous() for s in stats), worth[here].contiguous()]
     x = call.anchors.embeddings
-    if not isinstance(call.spec.weighting, Triplet):
-        everybody = [*stats, worth] if call.mutual else []
-        dx: Tensor = ops.embedding_gradient(*call.anchors, own, everybody, *options)
-        return dx
     # Pairs are compared with pairs: the pull of others' rows is known where all their pairs are.
-    _, _, dx, dr = ops.loss_and_gradient(*call.anchors, True, call.mutual, *options, own[-1])
-    if call.mutual:
+    triplets = isinstance(call.spec.weighting, Triplet)
+    everybody = [*stats, worth] if call.mutual else []
+    error, dx, dr = None, x, x
+    try:
+        if triplets:
+            how = True, call.mutual, *options, own[-1]
+            _, _, dx, dr = ops.loss_and_gradient(*call.anchors, *how)
+        else:
+            dx = ops.embedding_gradient(*call.anchors, own, everybody, *options)
+    except Exception as found:  # for all to hear
+        error = found
+    call.exchange.confirm(error)
+    if triplets and call.mutual:
         dx = dx + call.exchange.gather_sum(dr)
     return dx if dx.numel() else torch.zeros_like(x, dtype=compute_dtype(x))

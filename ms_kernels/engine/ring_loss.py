@@ -166,9 +166,7 @@ def _gradient(call: RingCall, own: Term) -> Tensor:
         stats, (worth,) = from_message(*message)
         dx.add_(module.embedding_gradient(call.own, block, call.spec, own, Term(stats, worth)))
 
-    error = _round(call, message_of(own.stats, own.dloss), visit)
-    if error is not None:
-        raise error
+    call.exchange.confirm(_round(call, message_of(own.stats, own.dloss), visit))
     return dx
 
 
