@@ -76,9 +76,9 @@ def test_gradcheck_of_every_option(rule, name):
 MININGS = [NoMining(), MultiSimilarityMining(), SemiHardMining(0.4), ThresholdMining(0.8, -0.5)]
 
 
-def compare(rule, options, backend, refs, **shared):
+def compare(rule, options, backend, refs, n=30, **shared):
     """Loss and gradients of rows and options by a backend and by dense PyTorch."""
-    x, y = batch(30)
+    x, y = batch(n)
     found = []
     for name in (backend, "reference"):
         leaves = [x.clone().requires_grad_()]
@@ -114,6 +114,24 @@ def test_other_backends(monkeypatch, rule, options, backend):
     given = {"mining": MultiSimilarityMining(), "reduction": "none"}
     compare(rule, options, backend, (), **given)
     compare(rule, options, backend, batch(21, seed=1), distance="squared_euclidean", **given)
+
+
+@pytest.mark.parametrize("rows_learn", [True, False])
+@pytest.mark.parametrize("memory", [2**26, 1])
+@pytest.mark.parametrize("mining", [NoMining(), MultiSimilarityMining()], ids=str)
+@pytest.mark.parametrize(("rule", "options"), OPTIONS[:3], ids=str)
+def test_many_tiles(monkeypatch, rule, options, mining, memory, rows_learn):
+    """Kept similarities and listed pairs, or neither; with rows that learn, or options alone."""
+    monkeypatch.setattr(ms_kernels.options, "workspace_bytes", memory)
+    if rows_learn:
+        return compare(rule, options, "cpu", (), n=300, mining=mining)
+    x, y = batch(300)
+    found = []
+    for backend in ("cpu", "reference"):
+        values = {name: scalar(value) for name, value in options.items()}
+        loss = pair_loss(x, y, weighting=rule(**values), mining=mining, backend=backend)
+        found.append(torch.autograd.grad(loss, tuple(values.values())))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
 
 def test_rows_are_panels_of_triton(monkeypatch):
@@ -221,14 +239,14 @@ def test_its_road_is_a_kernel_and_others_say_so(monkeypatch):
     from ms_kernels.backends import cpu
 
     seen = []
-    for job in ("reduced_loss_and_gradient", "learned_statistics", "learned_gradient"):
+    for job in ("reduced_loss_and_gradient", "counted_loss"):
         real = getattr(cpu, job)
         monkeypatch.setattr(cpu, job, lambda *a, r=real, j=job: seen.append(j) or r(*a))
     x, y = batch()
     NTXentLoss(nn.Parameter(torch.tensor(0.1)), backend="cpu")(x.requires_grad_(), y).backward()
     assert seen == ["reduced_loss_and_gradient"]
     PairLoss(rules.Triplet(scalar(0.1)), backend="cpu")(x, y).backward()
-    assert seen[1:] == ["learned_statistics", "learned_gradient"]
+    assert seen[1:] == ["counted_loss"]
     with pytest.raises(ValueError, match="backend: expected 'auto', 'panels' or 'reference' becau"):
         multi_similarity_loss(x, y, alpha=scalar(2.0), backend="cuda")
     with pytest.raises(ValueError, match="backend: 'cpu' expected a rule that its kernels know"):

@@ -56,7 +56,7 @@ class Solver {
       last = w_.loss.ranked() ? rounds_.begin(first) : true;
       Statistics<T>(w_).run(scratch);
       write_statistics();
-      if (p_.job != Job::statistics && (p_.d_rows || p_.d_columns || p_.weight_sums))
+      if (p_.job != Job::statistics && wants_weights(p_))
         add_gradient(scratch, first, last);
     }
   }

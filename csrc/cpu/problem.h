@@ -52,6 +52,9 @@ struct Problem {
   std::int64_t stash_bytes;    // of the workspace, for similarities kept between the phases
 };
 
+// Whether anything is wanted that follows from the weights of pairs.
+inline bool wants_weights(const Problem& p) { return p.d_rows || p.d_columns || p.weight_sums; }
+
 // The compute type of half inputs is float32.
 inline bool computes_in_double(DType dtype) { return dtype == DType::float64; }
 

@@ -134,7 +134,7 @@ class Statistics {
       if (both) scan.column.clear_sums(grid_.columns.block);
     } else {
       // Tiles with positives are needed whole by the scan of those.
-      const bool keep = (w_.problem.d_rows || w_.problem.d_columns) && kind == Scan::negatives &&
+      const bool keep = wants_weights(w_.problem) && kind == Scan::negatives &&
                         !may_have_positives(rows_, columns_, t);
       const int capacity = keep ? most_listed(grid_) : 0;
       const int kept = sum_kept<kind>(scan, range, t, scratch.pairs(), capacity);
