@@ -35,6 +35,7 @@ def _is_transformed() -> bool:
 class _UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: Tensor | None) -> Tensor:
+        unit: Tensor
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
         # Of a GPU nobody asks: it would be waited for.
         if x.device.type == "cpu" and _are_usual(norm):
