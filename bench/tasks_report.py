@@ -13,9 +13,11 @@ NOT_YET = "Not measured yet: `python -m bench tasks` does it, in about eight min
 def table(found: dict[str, Any]) -> str:
     """Markdown: our milliseconds, how many times longer the others take, and MiB of each."""
     machine = found["machine"]
+    busy = machine.get("load", 0) > 0.5
+    load = f", busy with other jobs (load {machine['load']} when it began)" if busy else ""
     lines = [
         f"One training step (loss and gradient), {machine['threads']} threads of "
-        f"{machine['cpu']}, torch {machine['torch']}, pytorch-metric-learning "
+        f"{machine['cpu']}{load}, torch {machine['torch']}, pytorch-metric-learning "
         f"{machine['pytorch_metric_learning']}, {machine['date']}, commit {machine['commit']}. "
         "Place recognition has eight images a place, alpha 1, beta 50, base 0 and a mining slack "
         "of 0.1, which keeps about 5% of the negatives, and reads in every step which share of the "

@@ -175,6 +175,11 @@ def test_table_and_page_have_times_ratios_and_memory():
     assert (
         "| CLIP | float32 | 32 | 16 | 2.0 ms | 2.5x | 2.0x |  | 3.0 MiB | 6.0 MiB |  |  |" in text
     )
+    machine["load"] = 3.5
+    assert "Test CPU, busy with other jobs (load 3.5 when it began), torch" in tasks_report.table(
+        found
+    )
+    del machine["load"]
     head, rule = text.splitlines()[2:4]
     assert head.count("|") == rule.count("|") == text.splitlines()[4].count("|")
     shape = {"d": 128, "per_class": 4}
