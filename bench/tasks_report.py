@@ -7,7 +7,7 @@ from bench.report import mebibytes
 from bench.tasks import SLOW
 
 OTHERS = {"dense": "dense", "compiled": "compiled", PEER: "pytorch-metric-learning"}
-NOT_YET = "Not measured yet: `python -m bench tasks` does it, in about eight minutes."
+NOT_YET = "Not measured yet: `python -m bench tasks` does it, in 16 minutes on a busy machine."
 
 
 def table(found: dict[str, Any]) -> str:
