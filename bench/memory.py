@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import torch
 
@@ -12,17 +13,16 @@ from ms_kernels.tools.step_cost import peak_of
 
 
 def measure(name: str, n: int, d: int) -> int:
-    found = printed("bench.memory", name, n, d)
+    found: int | None = printed("bench.memory", name, n, d)
     assert found is not None  # on Linux, where alone this is called
     return found
 
 
-def printed(module: str, *arguments: object) -> int | None:
-    """The number that a fresh process prints, such as bytes at a peak; None where none is known."""
+def printed(module: str, *arguments: object) -> Any:
+    """What a fresh process prints, such as bytes at a peak; None where none is known."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found: int | None = json.loads(shown)
-    return found
+    return json.loads(shown)
 
 
 def main() -> None:

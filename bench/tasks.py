@@ -9,6 +9,7 @@ keeps, which is logged in every step; rows of two encoders, with a scale and a b
 import functools
 import json
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from ms_kernels.tools.command_line import check_count
 from ms_kernels.tools.step_cost import peak_of
 
 MOST_SECONDS = 5  # of the slowest candidate's turns in one case
+SLOW = 10  # seconds of a step: from there on a candidate is timed once
 SHALLOW = 128
 ALPHA, BETA, BASE, EPSILON = 1.0, 50.0, 0.0, 0.1  # as place recognition trains
 SCALE, BIAS = 10.0, -10.0  # where SigLIP's training begins
@@ -185,20 +187,35 @@ def check(task: str) -> None:
             refuse_unequal(f"{task}, {name}", (loss, one), (their_loss, other))
 
 
-def times(case: Case) -> dict[str, Any]:
-    """Medians of interleaved rounds of each candidate."""
-    others = {name: made() for name, made in candidates(case.task).items()}
+class Cost(NamedTuple):
+    """Of one step in a fresh process."""
+
+    bytes: int | None
+    seconds: float
+
+
+def times(case: Case, alone: dict[str, Cost]) -> dict[str, Any]:
+    """Medians of interleaved rounds of each candidate. The slow take no turns: of them the step is
+    given that was seen alone, for a CPU takes half a minute over products of half rows."""
+    slow = {name: cost.seconds for name, cost in alone.items() if cost.seconds > SLOW}
+    slow.pop("ours", None)
+    made = candidates(case.task).items()
+    others = {name: make() for name, make in made if name not in slow}
     ours = others.pop("ours")
-    return timed(*make_batch(case), ours, others, rounds_for(case.n), MOST_SECONDS)
+    found = timed(*make_batch(case), ours, others, rounds_for(case.n), MOST_SECONDS)
+    for name, seconds in slow.items():
+        ratio = seconds / found["ours"]["step"]
+        found[name] = {"step": seconds, "ratio": ratio, "rounds": 1}
+    return found
 
 
 def parse(arguments: list[str]) -> tuple[str, Case]:
-    """Candidate and case of a peak; exits with what was wanted."""
+    """Candidate and case of a cost; exits with what was wanted."""
     if len(arguments) != 5:
         sys.exit(
-            "bench.tasks: expected a candidate, a task, N, D and a dtype, whose peak memory is "
-            f"printed, got {' '.join(arguments) or 'nothing'}; `python -m bench tasks` measures "
-            "all of them"
+            "bench.tasks: expected a candidate, a task, N, D and a dtype, whose peak memory "
+            f"and seconds are printed, got {' '.join(arguments) or 'nothing'}; "
+            "`python -m bench tasks` measures all of them"
         )
     name, task, n, d, dtype = arguments
     chosen = (("task", task, list(OURS)), ("dtype", dtype, ["float32", "float16", "bfloat16"]))
@@ -212,11 +229,15 @@ def parse(arguments: list[str]) -> tuple[str, Case]:
     return name, Case(task, rows, depth, dtype)
 
 
-def print_peak(name: str, case: Case) -> None:
+def print_cost(name: str, case: Case) -> None:
     function = candidates(case.task)[name]()
+    seconds = 0.0
 
     def step(x: Tensor, y: Tensor) -> None:
+        nonlocal seconds
+        start = time.perf_counter()
         function(x, y).backward()
+        seconds = time.perf_counter() - start
 
     # Small, or what the heap keeps of it would hide as much of the step that is measured; but
     # compiling, which is for one size, is no step.
@@ -224,7 +245,10 @@ def print_peak(name: str, case: Case) -> None:
     first, labels = make_batch(small)
     step(first.requires_grad_(), labels)
     x, y = make_batch(case)
-    print(json.dumps(peak_of(lambda x: step(x, y), x.requires_grad_())))
+    peak = peak_of(lambda x: step(x, y), x.requires_grad_())
+    if peak is None:  # it has looked at nothing, where no peak is known
+        step(x, y)
+    print(json.dumps(Cost(peak, seconds)))
 
 
 def measure(cases: tuple[Case, ...]) -> list[dict[str, Any]]:
@@ -233,8 +257,9 @@ def measure(cases: tuple[Case, ...]) -> list[dict[str, Any]]:
     rows = []
     for case in (progress := tqdm(cases, desc="tasks", unit="case")):
         progress.set_postfix_str(" ".join(map(str, case)))
-        peaks = {name: printed("bench.tasks", name, *case) for name in candidates(case.task)}
-        rows.append({**case._asdict(), "bytes": peaks, "times": times(case)})
+        alone = {n: Cost(*printed("bench.tasks", n, *case)) for n in candidates(case.task)}
+        peaks = {name: cost.bytes for name, cost in alone.items()}
+        rows.append({**case._asdict(), "bytes": peaks, "times": times(case, alone)})
     return rows
 
 
@@ -248,4 +273,4 @@ def run(machine: dict[str, object], quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    print_peak(*parse(sys.argv[1:]))
+    print_cost(*parse(sys.argv[1:]))

@@ -106,7 +106,7 @@ def test_every_shape_is_asked_for():
 
 def test_cases_are_measured_beside_all_others(eager, monkeypatch):
     monkeypatch.setattr(tasks, "rounds_for", lambda n: 2)
-    monkeypatch.setattr(tasks, "printed", lambda *given: 3 << 20)
+    monkeypatch.setattr(tasks, "printed", lambda *given: [3 << 20, 0.1])
     found = tasks.measure((*TINY.values(),))
     assert [row["task"] for row in found] == list(TINY)
     for row in found:
@@ -115,9 +115,36 @@ def test_cases_are_measured_beside_all_others(eager, monkeypatch):
         assert all(times["rounds"] == 2 for times in row["times"].values())
 
 
-def test_peak_of_a_step(capsys):
-    tasks.print_peak(*tasks.parse(["ours", "SigLIP", "64", "16", "float16"]))
-    assert json.loads(capsys.readouterr().out) >= 0
+def test_a_slow_step_is_taken_once(eager, monkeypatch):
+    """And by nobody else: it takes no turn, not even to warm up."""
+    monkeypatch.setattr(tasks, "rounds_for", lambda n: 2)
+    case = TINY["CLIP"]
+    seconds = {"ours": 0.1, "dense": 2 * tasks.SLOW, "compiled": 0.1}
+
+    def dense(*given):
+        raise AssertionError("taken again")
+
+    monkeypatch.setitem(tasks.DENSE, "CLIP", dense)
+    monkeypatch.setattr(tasks, "compiled", lambda task: tasks.our_clip)
+    monkeypatch.setattr(tasks, "check", lambda task: None)
+    monkeypatch.setattr(tasks, "printed", lambda module, name, *given: [3 << 20, seconds[name]])
+    (row,) = tasks.measure((case,))
+    times = row["times"]
+    assert list(row["bytes"]) == list(seconds) and set(times) == set(seconds)
+    assert times["dense"]["step"] == 2 * tasks.SLOW and times["dense"]["rounds"] == 1
+    assert times["dense"]["ratio"] == pytest.approx(2 * tasks.SLOW / times["ours"]["step"])
+    assert times["compiled"]["rounds"] == times["ours"]["rounds"] == 2
+    assert tasks_report.ratio(times["dense"]).endswith("x (once)")
+    assert tasks_report.ratio(times["compiled"]).endswith("x")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_cost_of_a_step(known, capsys, monkeypatch):
+    if not known:
+        monkeypatch.setattr(tasks, "peak_of", lambda step, x: None)
+    tasks.print_cost(*tasks.parse(["ours", "SigLIP", "64", "16", "float16"]))
+    cost = tasks.Cost(*json.loads(capsys.readouterr().out))
+    assert 0 < cost.seconds < tasks.SLOW and (cost.bytes is not None) == known
 
 
 @pytest.mark.parametrize(
@@ -148,6 +175,11 @@ def test_table_and_page_have_times_ratios_and_memory():
     assert (
         "| CLIP | float32 | 32 | 16 | 2.0 ms | 2.5x | 2.0x |  | 3.0 MiB | 6.0 MiB |  |  |" in text
     )
+    machine["load"] = 3.5
+    assert "Test CPU, busy with other jobs (load 3.5 when it began), torch" in tasks_report.table(
+        found
+    )
+    del machine["load"]
     head, rule = text.splitlines()[2:4]
     assert head.count("|") == rule.count("|") == text.splitlines()[4].count("|")
     shape = {"d": 128, "per_class": 4}

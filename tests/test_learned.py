@@ -346,18 +346,26 @@ def test_what_cannot_learn(value, message):
         ms_kernels.PairSpec(rules.NTXent(scalar(0.1)))
 
 
+@pytest.mark.parametrize("times", [0.7, 0.0])
+@pytest.mark.parametrize("lengths", ["usual", "overflowing", "vanishing", "every", "no rows"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
-def test_unit_rows_of_every_length(dtype):
+def test_unit_rows_of_every_length(dtype, lengths, times):
     """Without a direction, with squares that overflow, or not finite: as of the reference."""
     rows = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).double()
-    rows[1], rows[2], rows[3, 2] = 0, rows[2] * 1e-20, torch.inf
-    largest = {torch.float64: 1e200, torch.float32: 1e30, torch.float16: 6e4}[dtype]
-    rows[4] = rows[4] / rows[4].abs().max() * largest
-    worth = torch.randn(7, 5, generator=torch.Generator().manual_seed(1)).to(compute_dtype(rows))
+    if lengths in ("vanishing", "every"):
+        rows[1], rows[2] = 0, rows[2] * 1e-20
+    if lengths in ("overflowing", "every"):
+        largest = {torch.float64: 1e200, torch.float32: 1e30, torch.float16: 6e4}[dtype]
+        rows[4] = rows[4] / rows[4].abs().max() * largest
+    if lengths == "every":
+        rows[3, 2] = torch.inf
+    rows = rows[:0] if lengths == "no rows" else rows
+    generator = torch.Generator().manual_seed(1)
+    worth = torch.randn(rows.shape, generator=generator).to(compute_dtype(rows))
     found = []
     for of in (scaled_rows, lambda x, factor, _: unit_rows(x.to(compute_dtype(x))) * factor):
         x = rows.to(dtype).requires_grad_()
-        factor = torch.tensor(0.7, dtype=compute_dtype(x), requires_grad=True)
+        factor = torch.tensor(times, dtype=compute_dtype(x), requires_grad=True)
         got = of(x, factor, True)
         incoming = worth.to(got.dtype).masked_fill(~got.isfinite(), 0)
         found.append([got, *torch.autograd.grad(got, (x, factor), incoming)])
@@ -365,3 +373,14 @@ def test_unit_rows_of_every_length(dtype):
     torch.testing.assert_close(got, want, equal_nan=True)
     torch.testing.assert_close(dx, exact, equal_nan=True)
     assert dfactor.isnan() == wanted.isnan()
+
+
+def test_several_gradients_of_unit_rows_at_once():
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    leaves = x.requires_grad_(), scalar(0.7)
+    unit = scaled_rows(*leaves, True)
+    worth = torch.randn(4, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    both = torch.autograd.grad(unit, leaves, worth, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(unit, leaves, w, retain_graph=True) for w in worth]
+    for got, want in zip(both, zip(*each, strict=True), strict=True):
+        torch.testing.assert_close(got, torch.stack(want))

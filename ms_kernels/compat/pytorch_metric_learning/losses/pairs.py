@@ -47,7 +47,7 @@ from ms_kernels.compat.pytorch_metric_learning.served import Served
 from ms_kernels.engine.summed import Summed
 from ms_kernels.reference import masked_log_sum_exp
 from ms_kernels.rules.mining import NO_MINING, NoMining, ThresholdMining
-from ms_kernels.rules.softmax import NTXent
+from ms_kernels.rules.softmax import DecoupledContrastive, NTXent
 from ms_kernels.rules.sums import FAR, log_add_exp
 from ms_kernels.rules.weighting import Contrastive
 
@@ -200,8 +200,8 @@ class NTXentLoss(Served, theirs.NTXentLoss):
 
 
 class LiftedStructureLoss(Served, theirs.LiftedStructureLoss):
-    """pytorch-metric-learning's: each positive pair against the negatives of both its ends, whose
-    log-sum-exps are streamed; the positive pairs are listed."""
+    """pytorch-metric-learning's, by kernels: each positive pair against the negatives of both its
+    ends; the positive pairs are listed."""
 
     def losses_of(self, call: Call, measure: Measure) -> LossDict:
         chosen = choose(call, measure)
@@ -209,23 +209,27 @@ class LiftedStructureLoss(Served, theirs.LiftedStructureLoss):
             chosen = tuple(call.indices_tuple)
         if isinstance(chosen, Chosen):
             anchors, positives = positive_pairs(chosen.pairs)
-            negatives = numbers_of_pairs(chosen.pairs)[1]
-            few = int(negatives.sum()) <= self.exact_small_batches and len(anchors) <= 1
-            if few or len(anchors) == 0 or not negatives.any():
+            number = int(numbers_of_pairs(chosen.pairs)[1].sum())
+            few = number <= self.exact_small_batches and len(anchors) <= 1
+            if few or len(anchors) == 0 or number == 0:
                 return self.zero_losses()
-            total = streamed_rows(measure, log_sum_of_negatives, chosen)
-            self.calls["streamed"] += 1
+            similarity = similarities(measure, call.embeddings, call.ref_emb, anchors, positives)
+            if are_anchors_too(chosen.pairs, anchors, positives):
+                total = log_sums(measure, chosen, anchors, similarity)
+                self.calls["kernels"] += 1
+            else:
+                total = streamed_rows(measure, log_sum_of_negatives, chosen)
+                self.calls["streamed"] += 1
         else:
             lists = as_pairs(chosen)
             anchors, positives, others, _ = lists
             if are_too_few(self, lists) or len(anchors) == 0 or len(others) == 0:
                 return self.zero_losses()
             of = listed(measure, call.embeddings, call.ref_emb, lists)
-            anchors, positives = of.anchors, of.positives
+            anchors, positives, similarity = of.anchors, of.positives, of.pos_similarity
             total = rows_of_lists(log_sum_of_negatives, of)
             total = total.masked_fill(torch.bincount(of.others, minlength=of.n) == 0, -math.inf)
             self.calls["lists"] += 1
-        similarity = similarities(measure, call.embeddings, call.ref_emb, anchors, positives)
         push = of_both_ends(total, anchors, positives, measure.threshold(self.neg_margin))
         hinge = (push + measure.threshold(self.pos_margin) - similarity).clamp(min=0)
         return {"loss": singles(hinge.square() / 2, (anchors, positives), "pos_pair")}
@@ -233,6 +237,26 @@ class LiftedStructureLoss(Served, theirs.LiftedStructureLoss):
 
 def log_sum_of_negatives(similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     return masked_log_sum_exp(similarity, negative)
+
+
+def are_anchors_too(pairs: Pairs, anchors: Tensor, positives: Tensor) -> bool:
+    """Whether the other end of each pair has positives of its own: in a batch by itself it has the
+    pair's anchor; of separate references it is another row, by its number."""
+    if pairs.ref_emb is None or pairs.ids is not None:
+        return True
+    n = len(pairs.labels)
+    having = torch.zeros(n, dtype=torch.bool, device=anchors.device)
+    having[anchors] = True
+    return bool(having[positives[positives < n]].all())
+
+
+def log_sums(measure: Measure, chosen: Chosen, anchors: Tensor, similarity: Tensor) -> Tensor:
+    """(N,) log-sum-exp over the negatives of each anchor that has positives, -inf where it has no
+    negatives: decoupled contrastive losses of temperature 1 are it less the mean positive."""
+    losses, stats = row_losses(measure, DecoupledContrastive(1.0), chosen)
+    sums = torch.zeros_like(losses).index_add(0, anchors, similarity.to(losses.dtype))
+    total = losses + sums / stats.pos_kept.clamp(min=1)
+    return total.masked_fill(stats.neg_kept == 0, -math.inf)
 
 
 def of_both_ends(total: Tensor, anchors: Tensor, positives: Tensor, margin: float) -> Tensor:

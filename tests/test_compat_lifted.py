@@ -1,0 +1,105 @@
+"""Lifted structure of both ends of a pair: by kernels where these know the ends, else streamed."""
+
+import pytest
+import torch
+from peer_classes import BATCHES, REFS, miner_pair, ours, rows, step, theirs
+from pytorch_metric_learning import distances
+from pytorch_metric_learning import losses as their_losses
+
+from ms_kernels.compat.pytorch_metric_learning import losses
+
+DISTANCES = {
+    "cosine": distances.CosineSimilarity(),
+    "dot": distances.DotProductSimilarity(normalize_embeddings=False),
+    "euclidean": distances.LpDistance(),
+    "raw euclidean": distances.LpDistance(normalize_embeddings=False),
+    "raw squared": distances.LpDistance(normalize_embeddings=False, power=2),
+}
+# Labels of anchors and of references, and how they go.
+ENDS = {
+    "by itself": (BATCHES["any"], None, "kernels"),
+    "every anchor has positives": (torch.arange(9) % 3, torch.arange(12) % 3, "kernels"),
+    "ends behind the last anchor": (torch.tensor([0, 0]), torch.tensor([1, 1, 0, 0]), "kernels"),
+    "others have no positives": (BATCHES["any"], REFS, "kernels"),
+    "an end has negatives alone": (torch.tensor([7, 0, 0, 1]), torch.arange(4) // 2, "streamed"),
+    "ends have positives alone": (torch.tensor([0, 0, 1]), torch.tensor([0, 0]), "kernels"),
+}
+
+
+def exactly(got, want):
+    torch.testing.assert_close(got[0], want[0], rtol=1e-10, atol=1e-12)
+    for dx, their_dx in zip(got[1], want[1], strict=True):
+        atol = 1e-10 * max(1, float(their_dx.abs().max()))
+        torch.testing.assert_close(dx, their_dx, rtol=1e-10, atol=atol)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("ends", ENDS)
+def test_ends(ends, distance):
+    y, z, road = ENDS[ends]
+    given = rows(len(y)), y, *((None, None) if z is None else (rows(len(z), 1), z))
+    loss = ours("LiftedStructureLoss", distance=DISTANCES[distance])
+    their = theirs(loss)
+    # Wide margins, by which every hinge is open.
+    loss.pos_margin = their.pos_margin = 20.0 if distance in ("cosine", "dot") else -20.0
+    got = step(loss, *given)
+    exactly(got, step(their, *given))
+    assert loss.calls == {road: 1} and got[0] > 0 and got[1][0].any()
+
+
+@pytest.mark.parametrize(("neg_margin", "pos_margin"), [(1.0, 0.0), (0.3, 0.2), (-2.0, 0.7)])
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_margins(distance, neg_margin, pos_margin):
+    y = BATCHES["any"]
+    loss = ours(
+        "LiftedStructureLoss",
+        distance=DISTANCES[distance],
+        neg_margin=neg_margin,
+        pos_margin=pos_margin,
+    )
+    their = theirs(loss)
+    their.neg_margin, their.pos_margin = neg_margin, pos_margin
+    exactly(step(loss, rows(len(y)), y), step(their, rows(len(y)), y))
+
+
+def test_derivative():
+    y = torch.tensor([0, 1, 1, 2, 2, 2, 3])
+    loss = ours("LiftedStructureLoss")
+    x = rows(len(y)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(x, y), (x,))
+    assert set(loss.calls) == {"kernels"}
+    r = rows(12, 1).requires_grad_()
+    y, z = torch.arange(9) % 3, torch.arange(12) % 3
+    x = rows(9).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, r: loss(x, y, None, r, z), (x, r))
+    assert set(loss.calls) == {"kernels"}
+
+
+def test_far_from_the_origin():
+    """The mean positive is taken from the kernel's loss and added again: nothing of it is left."""
+    y = BATCHES["any"]
+    x = rows(len(y), shift=64.0)
+    loss = ours("LiftedStructureLoss", distance=DISTANCES["raw euclidean"])
+    want = step(theirs(loss), x, y)
+    value, (dx,) = step(loss, x, y, dtype=torch.float32)
+    torch.testing.assert_close(value.double(), want[0], rtol=1e-5, atol=0)
+    assert (dx.double() - want[1][0]).norm() <= 1e-5 * want[1][0].norm()
+
+
+def test_pairs_that_a_miner_lists_go_by_lists():
+    y = BATCHES["any"]
+    loss, (mine, their) = ours("LiftedStructureLoss"), miner_pair("multi_similarity")
+    exactly(
+        step(loss, rows(len(y)), y, miner=mine), step(theirs(loss), rows(len(y)), y, miner=their)
+    )
+    assert loss.calls == {"lists": 1}
+
+
+def test_a_memory_of_past_rows():
+    """A copy of a row in the memory is no pair of it."""
+    y = torch.arange(12) // 3
+    inner = ours("LiftedStructureLoss")
+    memory = losses.CrossBatchMemory(inner, 6, 48).double()
+    peer = their_losses.CrossBatchMemory(theirs(inner), 6, 48).double()
+    for seed in range(3):
+        exactly(step(memory, rows(12, seed), y), step(peer, rows(12, seed), y))
