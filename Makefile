@@ -5,6 +5,7 @@
 # make launcher  every Triton kernel through Triton's launcher and compiler; TRITON=3.6.0 for
 #             another Triton than the environment's
 # make compile   every kernel for every architecture, nothing may spill: ten minutes
+# make api    docs/api.md, from the docstrings
 # make gpu    what a GPU must show, with PYTHON's own torch: RESULTS=folder takes what is found,
 #             STEPS="machine latency" some of it, STEPS=first and STEPS=second its halves
 # make gpu-build      the modules for it beforehand: PYTHON=python3.12, ARCHITECTURES=90-real (80-real
@@ -25,7 +26,7 @@ CXX_FILES := $(shell find csrc tests/host_gpu tests/stand_in_driver -name '*.h' 
 # a GPU: make MSK_CUDA=ON CMAKE_CUDA_ARCHITECTURES=90-real
 export MSK_CUDA ?= OFF
 
-.PHONY: demo test test-gpu-code launcher compile bench tables gpu gpu-build gpu-rehearsal lint format clean
+.PHONY: demo test test-gpu-code launcher compile bench tables api gpu gpu-build gpu-rehearsal lint format clean
 
 # Editable, so that Python changes need no reinstall; a change of csrc/ rebuilds the module.
 $(VENV)/installed: $(SOURCES)
@@ -72,6 +73,9 @@ bench: $(VENV)/extra-bench
 # README's and docs' tables and plots, from what bench/results holds.
 tables: $(VENV)/extra-bench
 	$(BIN)/python -m bench.tables
+
+api: $(VENV)/extra-test
+	$(BIN)/python -m docs.api
 
 # With the torch and Triton that the machine has: no environment is made, nothing is installed.
 RESULTS ?= build/gpu-results

@@ -1,5 +1,6 @@
 """Page and plot of the family, from a result file of `python -m bench family`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ from bench.report import mebibytes, save
 MARKERS = {512: ("o", "#56B4E9"), 2048: ("s", "#0072B2"), 8192: ("D", "#D55E00")}
 
 
-def table(found: dict[str, Any]) -> str:
+def headline(found: dict[str, Any]) -> str:
+    """README's share: every loss at the middle size."""
+    sizes = sorted({row["n"] for row in found["family"]})
+    middle = sizes[len(sizes) // 2]
+    more = "All of it: [docs/benchmark_family.md](docs/benchmark_family.md)."
+    return f"{table(found, lambda row: row['n'] == middle)}\n\n{more}"
+
+
+def table(found: dict[str, Any], chosen: Callable[[dict[str, Any]], bool] = lambda _: True) -> str:
     """Markdown: milliseconds and MiB of both, and how many times longer the peer takes."""
     machine = found["machine"]
     shape = found["shape"]
@@ -31,7 +40,7 @@ def table(found: dict[str, Any]) -> str:
         "| loss | N | ms_kernels | pytorch-metric-learning | times longer | memory | its memory |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for row in found["family"]:
+    for row in filter(chosen, found["family"]):
         ours, peer = row["times"]["ours"], row["times"].get(PEER)
         theirs = (row["left_out"], "")
         if peer is not None:

@@ -78,6 +78,7 @@ def pages(root: Path = ROOT) -> dict[str, str]:
         readme = region(readme, "bench", report.table(cpu, report.headline))
     if family is not None:
         found["docs/benchmark_family.md"] = family_report.page(family, newest(results, *TASKS))
+        readme = region(readme, "family", family_report.headline(family))
     scaling = {name: newest(results, *place) for name, place in SCALING.items()}
     if any(scaling.values()):
         text = (root / SCALING_PAGE).read_text()

@@ -1,5 +1,7 @@
 """Memory budgets and one tolerance, as attributes of `ms_kernels.options`."""
 
+import sys
+
 import torch
 
 from ms_kernels.checks import plain_number, shown
@@ -8,10 +10,15 @@ from ms_kernels.checks import plain_number, shown
 # has one, and backend="auto" takes it. Above, it is products. On an H200, bfloat16 and D = 512, its
 # kernel takes 74 us at 1,024 and Triton's 80, in a third of the host's time.
 ONE_LAUNCH = 1024
+NAMES = ("workspace_bytes", "panel_bytes", "stash_bytes", "skip_below")
 
 
 class Options:
     """Budgets in bytes, which change speed and memory; and one bounded approximation.
+
+    Its repr has the value of each, and the line of the program that set it:
+
+    >>> ms_kernels.options
 
     workspace_bytes never changes a bit of a result of the cpu backend; panel_bytes may change the
     last bits of the panels backend, whose products are torch's.
@@ -36,6 +43,8 @@ class Options:
         self._panel_bytes = 16 << 20
         self._stash_bytes = 288 << 20
         self._skip_below = 2.0**-24
+        self._defaults = {name: getattr(self, name) for name in NAMES}
+        self._set_at: dict[str, str] = {}
 
     @property
     def workspace_bytes(self) -> int:
@@ -85,6 +94,22 @@ class Options:
                 f"skip_below, got {name!r}"
             )
         super().__setattr__(name, value)
+        if name in NAMES:
+            caller = sys._getframe(1)
+            self._set_at[name] = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+
+    def __repr__(self) -> str:
+        return "\n".join(["ms_kernels.options", *map(self._line, NAMES)])
+
+    def _line(self, name: str) -> str:
+        value = getattr(self, name)
+        text = f"{value} ({value / 2**20:.4g} MiB)" if name.endswith("_bytes") else f"{value:.4g}"
+        origin = ""
+        if name in self._set_at:
+            origin = f", set at {self._set_at[name]}"
+        elif value == self._defaults[name]:
+            origin = ", default"
+        return f"    {name} = {text}{origin}"
 
 
 def _bytes(name: str, value: int, least: int) -> int:

@@ -54,6 +54,32 @@ def test_tables_fill_the_readme_and_draw(tmp_path):
         assert (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_readme_shows_every_loss_of_the_family_at_the_middle_size(tmp_path):
+    made_up_tree(tmp_path, [])
+    text = (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text(f"{text}<!-- family:start -->\n<!-- family:end -->\n")
+    machine = {**MACHINE, "pytorch_metric_learning": "2", "commit": "abc"}
+    family = [
+        {
+            "member": member,
+            "n": n,
+            "left_out": None,
+            "times": {"ours": {"step": 1e-3 * n}, "metric_learning": {"step": n, "ratio": 1e3}},
+            "bytes": {"ours": n << 20, "metric_learning": None},
+        }
+        for member in ("NCA", "Circle")
+        for n in (1, 2, 4)
+    ]
+    found = {"machine": machine, "shape": {"d": 8, "per_class": 4}, "family": family}
+    (tmp_path / "bench" / "results" / "family-2030-01-01.json").write_text(json.dumps(found))
+    pages = tables.pages(tmp_path)
+    for member in ("NCA", "Circle"):
+        row = f"| {member} | 2 | 2.0 ms | 2000.0 ms | 1000.0x | 2.0 MiB |"
+        assert row in pages["README.md"] and f"| {member} | 4 |" not in pages["README.md"]
+        assert row in pages["docs/benchmark_family.md"]
+        assert f"| {member} | 4 |" in pages["docs/benchmark_family.md"]
+
+
 def test_tables_without_memory_keep_the_old_plot(tmp_path):
     made_up_tree(tmp_path, [])
     (tmp_path / "docs" / "bench_memory.png").write_bytes(b"old")

@@ -1,6 +1,7 @@
 """Arrows run one way: which module may import which, and what the compiled module may need."""
 
 import ast
+import functools
 import os
 import re
 import shutil
@@ -36,6 +37,7 @@ BACKENDS = tuple(dispatch.MODULES)
 TUNER = ("tools.tune", "tools.tune_trial")
 
 
+@functools.cache
 def modules():
     """{name: path} of all that the package has, the name of a package that of its folder."""
     found = {}
@@ -54,6 +56,7 @@ def imports_of(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@functools.cache
 def ours(path):
     """Modules of ours that a file imports; a package that is only named on the way is none."""
     known = modules()
@@ -109,9 +112,14 @@ def test_no_module_imports_itself_by_way_of_others():
     assert arrows == {}
 
 
-def floor_of(name, arrows):
-    """A module or folder stands one floor above the highest that it imports."""
-    return 1 + max((floor_of(other, arrows) for other in arrows[name] - {name}), default=0)
+def floors_of(arrows):
+    """{module or folder: its floor}, one above the highest that it imports."""
+
+    @functools.cache
+    def floor(name):
+        return 1 + max(map(floor, arrows[name] - {name}), default=0)
+
+    return {name: floor(name) for name in arrows}
 
 
 def test_the_house_has_eleven_floors():
@@ -123,7 +131,7 @@ def test_the_house_has_eleven_floors():
     arrows = {folder(name): set() for name in modules()}
     for name, path in modules().items():
         arrows[folder(name)] |= {folder(other) for other in ours(path)}
-    floors = {name: floor_of(name, arrows) for name in arrows}
+    floors = floors_of(arrows)
     assert max(floors.values()) <= 11, floors
 
 

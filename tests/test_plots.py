@@ -21,6 +21,7 @@ from ms_kernels import (
     NoMining,
     PairLoss,
     TopKMining,
+    __main__,
     mined_pairs,
     options,
     reference,
@@ -199,7 +200,7 @@ except ImportError as error:
     assert "ms_kernels.tools.plots needs matplotlib" in shown and "pip install matplotlib" in shown
 
 
-def test_explain(tmp_path):
+def test_explain(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     target = tmp_path / "explain.png"
     command = [sys.executable, "-m", "ms_kernels", "explain", "--steps", "3", "--output"]
@@ -207,5 +208,6 @@ def test_explain(tmp_path):
     assert "Look at" in shown and f"Picture: {target}" in shown
     assert target.read_bytes().startswith(b"\x89PNG") and target.stat().st_size > 50_000
     missing = tmp_path / "missing" / "explain.png"
-    failed = subprocess.run([*command, missing], capture_output=True, text=True)
-    assert failed.returncode == 1 and "--output: expected a file in a folder that" in failed.stderr
+    monkeypatch.setattr(sys, "argv", [*map(str, command[2:]), str(missing)])
+    with pytest.raises(SystemExit, match="--output: expected a file in a folder that"):
+        __main__.main()

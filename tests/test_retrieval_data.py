@@ -48,6 +48,43 @@ def test_cars_may_be_a_folder_for_each_class(tmp_path):
     assert found.train.labels == [1, 1] and found.query.labels == [2, 2]
 
 
+# As released, in another order than that of text; 98 of the 196 train, and Eagle is the last.
+MODELS = (
+    "AM General Hummer SUV 2000",
+    "Acura TSX Sedan 2012",
+    "Acura Integra Type R 2001",
+    "Audi 100 Sedan 1994",
+    "Eagle Talon Hatchback 1998",
+    "FIAT 500 Abarth 2012",
+    "Ferrari FF Coupe 2012",
+    "Ferrari 458 Italia Coupe 2012",
+    "Volvo XC90 SUV 2007",
+    "smart fortwo Convertible 2012",
+)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        [str(number) for number in range(1, 13)],
+        [f"class {number}" for number in range(1, 13)],
+        [f"{number:03}" for number in range(1, 13)],
+        MODELS,
+    ],
+    ids=["numbers", "classes", "zeros", "models"],
+)
+def test_folders_of_cars_are_halved_as_the_released_classes(tmp_path, folders):
+    for folder in sorted(folders):
+        tiny_image(tmp_path / folder / "0.jpg")
+    found = LAYOUTS["cars"](tmp_path)
+    half = len(folders) // 2
+    train, query = ({path.parent.name for path in part.paths} for part in found.parts.values())
+    assert train == set(folders[:half]) and query == set(folders[half:])
+    if folders is not MODELS:
+        names = [path.parent.name for part in (found.train, found.query) for path in part.paths]
+        assert names == list(folders)
+
+
 class Numbered:
     """So many images of so many classes, from the class `first` on."""
 

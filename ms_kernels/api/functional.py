@@ -94,9 +94,9 @@ def pair_loss(
             subclass of Weighting.
         mining: a rule of `ms_kernels.rules.mining`, whose docstring says what it keeps; or your
             own, a subclass of Mining. The gradient holds kept pairs fixed. Default: all are kept.
-        backend: rules of this package run on every backend of `backends()`, but circles of great
-            gamma and distances not on all of them. Rules of your own are streamed. "reference" is
-            dense. Default: the fastest.
+        backend: rules of this package run on every backend of `backends()`, but "triton" refuses a
+            Circle of distances, of rows that are not normalised, and of great gamma. Rules of your
+            own are streamed. "reference" is dense. Default: the fastest.
         The rest as in `multi_similarity_loss`.
 
     Returns:
@@ -192,8 +192,9 @@ def multi_similarity_loss(
             has no direction: it is divided by 1e-12 and its gradient is 0. Default True.
         distance: what S is of two rows: None, their product; "euclidean", -|x - r|;
             "squared_euclidean", -|x - r|^2. Margins and base are then on that scale, so mostly
-            below 0. Of differences, so exact near together and far from 0; equal rows have no
-            gradient. Kernels: "cpu"; a GPU streams them. Default None.
+            below 0. Equal rows have no gradient. "cpu" and "panels" sum differences, exact near
+            together and far from 0; "cuda" and "triton" take products of float32 rows around their
+            middle, good unless rows lie in clusters far from each other. Default None.
         reduction: "mean" over all N anchors, "sum", "none" for (N,), "mean_valid" over the anchors
             that keep a pair.
         backend: "auto", or a name of `backends()`; an explicit one never falls back to another.

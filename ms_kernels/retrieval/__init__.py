@@ -1,7 +1,7 @@
 """How well rows retrieve rows of their label: Recall@K, MAP@R and R-precision, exactly.
 
-scores = ms_kernels.retrieval.retrieval_scores(embeddings, labels, ks=(1, 10))
-print(scores.recall[1], scores.map_at_r, scores.r_precision)
+>>> scores = ms_kernels.retrieval.retrieval_scores(embeddings, labels, ks=(1, 10))
+>>> print(scores.recall[1], scores.map_at_r, scores.r_precision)
 """
 
 from ms_kernels.retrieval.scores import (

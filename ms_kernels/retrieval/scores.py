@@ -40,10 +40,11 @@ class QueryScores(NamedTuple):
 class RetrievalScores(NamedTuple):
     """Means over the queries that have a relevant row, from 0 to 1; NaN where none has.
 
-    recall: {K: Recall@K}.
-    map_at_r, r_precision.
-    queries: how many the means are over. without_relevant: how many were left out.
-    of_queries: `QueryScores`.
+    recall: Recall@K by K, such as {1: 0.8, 10: 0.95}.
+    map_at_r, r_precision: see `retrieval_scores`; NaN where they were not asked for.
+    queries: how many the means are over.
+    without_relevant: how many were left out, since no gallery row has their label.
+    of_queries: `QueryScores`, the same of each query.
     """
 
     recall: dict[int, float]
@@ -162,7 +163,10 @@ def map_at_r(
     ref_labels: Tensor | None = None,
     **options: Unpack[SearchOptions],
 ) -> float:
-    """The mean of AP@R, the average precision to the rank R: see `retrieval_scores`."""
+    """The mean of AP@R, the average precision to the rank R: see `retrieval_scores`.
+
+    options: ids, ref_ids, normalize, distance, progress, as there.
+    """
     return retrieval_scores(embeddings, labels, ref_emb, ref_labels, ks=(), **options).map_at_r
 
 
@@ -173,7 +177,10 @@ def r_precision(
     ref_labels: Tensor | None = None,
     **options: Unpack[SearchOptions],
 ) -> float:
-    """The mean share of relevant rows among the R most similar: see `retrieval_scores`."""
+    """The mean share of relevant rows among the R most similar: see `retrieval_scores`.
+
+    options: ids, ref_ids, normalize, distance, progress, as there.
+    """
     return retrieval_scores(embeddings, labels, ref_emb, ref_labels, ks=(), **options).r_precision
 
 

@@ -1,4 +1,4 @@
-"""The demo's picture: loss curves, recall, and a map of the unseen classes."""
+"""The demo's picture: loss curves, recall, a map of the unseen classes, time and memory by N."""
 
 from typing import Any
 
@@ -17,15 +17,27 @@ CLASSES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v")
 
 
-def draw(fused: Any, dense: Any, labels: Tensor, output: str) -> None:
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(14, 4.6), layout="constrained", width_ratios=(1.1, 1, 1.2)
-    )
+def draw(fused: Any, dense: Any, labels: Tensor, costs: list[Any], output: str) -> None:
+    figure = plt.figure(figsize=(14, 8.6), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    above, below = parts
+    left, middle, right = above.subplots(1, 3, width_ratios=(1.1, 1, 1.2))
     _loss_curves(left, fused, dense)
     _recall_bars(middle, fused)
     _map(right, fused.embeddings, labels)
+    time, memory = below.subplots(1, 2)
+    draw_costs(time, memory, costs)
     figure.savefig(output, dpi=110)
     plt.close(figure)
+
+
+def draw_costs(time: Axes, memory: Axes, costs: list[Any]) -> None:
+    _against_n(time, costs, [cost.milliseconds for cost in costs], "time of a step (ms)")
+    time.set_title("The loss alone: how long a step takes")
+    measured = [cost for cost in costs if cost.peak_bytes]
+    mebibytes = [tuple(peak / 2**20 for peak in cost.peak_bytes) for cost in measured]
+    _against_n(memory, measured, mebibytes, "peak memory (MiB)", least=1)
+    memory.set_title("How much memory it takes beside the embeddings")
 
 
 def _loss_curves(axes: Axes, fused: Any, dense: Any) -> None:
@@ -51,6 +63,39 @@ def _recall_bars(axes: Axes, fused: Any) -> None:
     axes.set_yticks(range(0, 101, 20))
     axes.set_title("Retrieval of digits 5-9, never seen in training")
     axes.legend(frameon=False, loc="upper left", ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _against_n(
+    axes: Axes, costs: list[Any], pairs: list[tuple[float, ...]], label: str, least: float = 0
+) -> None:
+    """What is below the least is not measured, and so not drawn."""
+    for k, (color, marker, name) in enumerate(((DENSE, "s", "dense"), (FUSED, "o", "fused"))):
+        points = [
+            (cost.n, pair[1 - k])
+            for cost, pair in zip(costs, pairs, strict=True)
+            if pair[1 - k] >= least
+        ]
+        if not points:
+            continue
+        n, values = zip(*points, strict=True)
+        axes.loglog(n, values, color=color, marker=marker, label=name)
+        for x, y in points:
+            shift, side = ((0, 7), "bottom") if name == "dense" else ((0, -7), "top")
+            shown = f"{y:,.0f}" if y >= 100 else f"{y:.2g}"
+            beside: Any = {"textcoords": "offset points", "ha": "center", "va": side, "fontsize": 9}
+            axes.annotate(shown, (x, y), shift, **beside)
+    sizes = [cost.n for cost in costs]
+    axes.set_xticks(sizes, [f"{n:,}" for n in sizes])
+    axes.minorticks_off()
+    axes.margins(x=0.08, y=0.18)
+    below = f"; what takes less than {least:g} MiB is not seen" if least else ""
+    axes.set(xlabel=f"rows of the batch, N{below}", ylabel=label)
+    if axes.lines:
+        axes.legend(frameon=False)
+    else:
+        why = "Linux tells it, this system does not"
+        axes.text(0.5, 0.5, why, ha="center", transform=axes.transAxes)
     axes.spines[["top", "right"]].set_visible(False)
 
 
