@@ -96,6 +96,12 @@ def siglip_loss(
         scale, bias: numbers, or tensors of shape () that learn. Defaults 10, -10.
         The rest as in `clip_loss`; images and texts of one label are pairs with z = 1.
 
+    Returns:
+        The loss as of `clip_loss`; differentiable in image, text, scale and bias.
+
+    Raises:
+        TypeError, ValueError: before any work, for an argument that does not fit.
+
     Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023, equation 1.
 
     >>> loss = siglip_loss(image_encoder(images), text_encoder(texts), t.exp(), bias)

@@ -233,8 +233,8 @@ class PairLoss(nn.Module):
 class MultiSimilarityLoss(PairLoss):
     """`multi_similarity_loss` with its options fixed; see there for formula and arguments.
 
-    It mines its pairs: pytorch-metric-learning's class of this name, which ms_kernels.compat has,
-    does with a miner beside it.
+    It mines its pairs itself: what pytorch-metric-learning does by its class of this name and a
+    miner beside it. `ms_kernels.compat` has that class.
     """
 
     def __init__(

@@ -73,7 +73,7 @@ class NTXent(SummedWeighting):
 
 @dataclass(frozen=True)
 class NPair(NTXent):
-    """`NTXent` of temperature 1: sum_P log(1 + sum_N exp(s_n - s_p)) / |P|.
+    """`NTXent` of temperature 1, if no other is given: sum_P log(1 + sum_N exp(s_n - s_p)) / |P|.
 
     Sohn (NIPS 2016) takes it of rows that are not normalised, with one positive each:
     normalize=False. pytorch-metric-learning's NPairsLoss with normalize_embeddings=False is its

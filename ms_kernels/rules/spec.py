@@ -118,8 +118,8 @@ class PairOptions:
 class PairSpec(PairOptions):
     """A loss of this package. Default: the Multi-Similarity loss with its own mining.
 
-    two_sided: candidates are anchors as well, of the anchors as their candidates; the reduced loss
-        is of all of both sides. Only where there are candidates, and of "mean" and "sum".
+    two_sided: each candidate is an anchor too, and the anchors are its candidates; the loss is
+        reduced over both sides. It takes candidates, and a reduction of "mean" or "sum".
     """
 
     # Factories: torch.compile, up to torch 2.11 at least, takes up the defaults of what a graph

@@ -145,7 +145,7 @@ class BinomialDeviance(SummedWeighting):
 
 @dataclass(frozen=True)
 class BinLifted(SummedWeighting):
-    """log(1 + sum_P exp(alpha (base - s)))  + log(1 + sum_N exp(beta (s - base))).
+    """log(1 + sum_P exp(alpha (base - s))) + log(1 + sum_N exp(beta (s - base))).
 
     The binomial deviance of a log-sum-exp, as the paper's ablation combines it with the lifted
     structure loss: the MS loss without its 1/alpha and 1/beta. Weights: alpha and beta times those
