@@ -88,6 +88,10 @@ class Call : public msk::ModuleCall<msk::Problem> {
                    columns ? std::optional(side(*columns)) : std::nullopt, spec) {}
 
   std::int64_t plan(int threads, std::int64_t budget) {
+    // Where those of the rows end no room was given.
+    if (problem_.two_sided && problem_.statistics.hardest_positive)
+      throw std::invalid_argument(
+          "plan: expected no statistics of anchors on both sides, got some");
     problem_.threads = threads;
     build_.plan(problem_, budget);
     planned_ = true;

@@ -129,7 +129,7 @@ def table(rules: Iterable[type]) -> str:
     rows, bar = ["| rule | formula, or what it keeps | options |", "|---|---|---|"], "\\|"
     for rule in rules:
         formula = " ".join((inspect.getdoc(rule) or "").split("\n\n")[0].split())
-        options = ", ".join(re.sub(r": \w+ =", " =", part) for part in parameters(rule))
+        options = ", ".join(re.sub(r": [\w |]+ =", " =", part) for part in parameters(rule))
         rows.append(f"| {link(rule.__name__)} | {formula.replace('|', bar)} | {options} |")
     return "\n".join(rows) + "\n"
 

@@ -37,10 +37,10 @@ def check_ops(backend, refs, with_ids):
         options = torch.tensor([2.0, 10.0, 0.4])
         library.opcheck(ops.row_statistics, (*given, PACKED, backend, options))
         library.opcheck(ops.row_loss_of, (list(stats), X, given[3], PACKED, backend, options))
-        for need in (True, False):
+        for need, learns in ((True, True), (False, True), (True, False), (False, False)):
             how = options, need, need and refs, PACKED, backend
             library.opcheck(ops.learned_gradient, (*given, term, *how))
-            counted = need, need and refs, need, PACKED, backend, None, options
+            counted = need, need and refs, learns, PACKED, backend, None, options
             library.opcheck(ops.counted_loss, (*given, *counted))
 
 

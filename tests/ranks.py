@@ -146,6 +146,7 @@ def refusals(rank):
         "mask": lambda: DistributedLoss(memory_in(True))(x, y, anchor_mask=mask if rank else None),
         "eval": lambda: DistributedLoss(memory_in(rank == 0))(x, y),
         "weight": lambda: loss(x, y, sample_weight=torch.ones(4, requires_grad=rank == 1)),
+        "learned": lambda: DistributedLoss(learning(2.0 + rank))(x, y),
         "gradient": lambda: DistributedLoss(each)(x.clone().requires_grad_(rank == 0), y),
     }
     heard = {}
@@ -157,16 +158,25 @@ def refusals(rank):
     heard["after"] = str(float(loss(x, y)) >= 0)  # nobody waits for anybody
     from ms_kernels.backends import cpu
 
-    for name, job in (("later", "row_statistics"), ("last", "embedding_gradient")):
+    for name, job, of in (
+        ("later", "row_statistics", loss),
+        ("last", "embedding_gradient", loss),
+        ("whole", "counted_loss", DistributedLoss(learning(2.0))),
+    ):
         real = getattr(cpu, job)
         if rank == 1:
             setattr(cpu, job, fails)
         try:
-            loss(x.clone().requires_grad_(), y)
+            of(x.clone().requires_grad_(), y)
         except RuntimeError as error:
             heard[name] = f"{type(error).__name__}: {error}"
         setattr(cpu, job, real)
     return heard
+
+
+def learning(alpha):
+    alpha = torch.nn.Parameter(torch.tensor(alpha))
+    return ms_kernels.PairLoss(ms_kernels.BinLifted(alpha=alpha))
 
 
 def memory_in(training):

@@ -119,11 +119,12 @@ def test_what_is_no_peak(arguments, said):
     not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
 )
 def test_two_processes_are_measured_and_their_bytes_counted():
-    """Of 64 rows each: sizes, rows, labels and ids, a word, numbers and counts of statistics; in a
-    ring sizes, two rounds and a word after each, the loss, a round with statistics and worth."""
+    """Of 64 rows each: sizes, rows, labels and ids, a word, numbers and counts of statistics, a
+    word; in a ring sizes, two rounds, the loss, a round with statistics and worth, and a word after
+    each round."""
     rows, codes = 64 * 128 * 4, 64 * 16
-    gather = [72, rows, codes, 4, 64 * 20, codes]
-    ring = [72, rows + codes, 4, rows + codes, 4, 8, rows + codes + 64 * 24 + codes]
+    gather = [72, rows, codes, 4, 64 * 20, codes, 4]
+    ring = [72, rows + codes, 4, rows + codes, 4, 8, rows + codes + 64 * 24 + codes, 4]
     for row, want in zip(processes.measure((2,), 128, 64, 1, 1), (gather, ring), strict=True):
         assert row["kinds"] == ["strong", "weak"] and row["step"] > 0 and row["work"] > 0
         assert [one["given"] for one in row["forward"]] == want

@@ -16,7 +16,7 @@ from host_gpu.runtime import LARGE
 
 import ms_kernels
 from ms_kernels import options
-from ms_kernels.backends.native import native_spec
+from ms_kernels.backends.native_call import native_spec
 from ms_kernels.rules import mining as mine
 from ms_kernels.rules import weighting as weigh
 from ms_kernels.rules.spec import NATIVE, PairSpec

@@ -7,7 +7,8 @@ import pytest
 import torch
 from distances import DISTANCES, MININGS, RULES, batch, step
 
-from ms_kernels import pair_loss, reference
+from ms_kernels import pair_loss, reference, row_statistics
+from ms_kernels.rules import mining as mine
 from ms_kernels.rules import weighting as weigh
 
 BACKENDS = [name for name in ("cpu", "panels") if name in every_backend.NAMES]
@@ -177,3 +178,21 @@ def test_the_same_bits_for_any_threads(distance):
         torch.set_num_threads(threads)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("mining", [mine.HardestMining(), mine.TopKMining(1)], ids=str)
+@pytest.mark.parametrize("backend", [name for name in every_backend.NAMES if name != "reference"])
+def test_a_copy_is_the_hardest_pair(monkeypatch, backend, mining, distance):
+    """At distance 0, whatever is subtracted from 0 to tell it from the next."""
+    backend = every_backend.served(monkeypatch, backend)
+    x = torch.tensor([[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0], [-1.0, -1.0]])
+    for y, count in ((torch.tensor([0, 1, 0, 1]), "neg_kept"), (torch.arange(4) // 2, "pos_kept")):
+        for normalize in (True, False):
+            how = {"distance": distance, "normalize": normalize, "mining": mining}
+            given = {**how, "weighting": weigh.Triplet(0.1)}
+            found = row_statistics(x, y, **given, backend=backend)
+            assert getattr(found, count).tolist() == [1] * 4
+            want = pair_loss(x, y, **given, backend="reference")
+            got = pair_loss(x, y, **given, backend=backend)
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)

@@ -74,6 +74,8 @@ REFUSED = {
     "gradient": "ValueError: embeddings: expected to require a gradient on every rank or on none",
     "after": "True",
     "later": "RuntimeError: DistributedLoss: rank 1: RuntimeError: no memory",
+    "learned": r"ValueError: loss: .*BinLifted\(alpha=2.0.* on rank 0 and .*alpha=3.0.* on rank 1",
+    "whole": "RuntimeError: DistributedLoss: rank 1: RuntimeError: no memory",
     "last": "RuntimeError: DistributedLoss: rank 1: RuntimeError: no memory",
 }
 

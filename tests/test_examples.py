@@ -53,7 +53,7 @@ def test_two_processes_train_as_one():
 
 def test_readme_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    use, drop_in, statistics, memory, family, own, weights, check = blocks
+    use, drop_in, statistics, memory, family, learns, own, weights, check = blocks
     scope = {}
     exec(use, scope)
     exec("import ms_kernels\n" + drop_in, scope)
@@ -63,6 +63,8 @@ def test_readme_code_runs():
     exec(memory, scope)
     assert len(scope["memory"]) == 512
     exec(family, scope)
+    assert scope["loss"].isfinite() and scope["loss"].requires_grad
+    exec(learns, scope)
     assert scope["loss"].isfinite() and scope["loss"].requires_grad
     exec(own, scope)
     built_in = scope["multi_similarity_loss"](scope["embeddings"], scope["labels"])

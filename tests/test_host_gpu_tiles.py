@@ -14,7 +14,7 @@ import ms_kernels
 from ms_kernels import multi_similarity_loss, options, reference
 from ms_kernels.backends import cuda
 from ms_kernels.backends.interface import Side, Term
-from ms_kernels.backends.native import native_spec
+from ms_kernels.backends.native_call import native_spec
 from ms_kernels.rules.spec import PairSpec
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))

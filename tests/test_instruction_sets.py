@@ -7,7 +7,7 @@ from cases import REFS, SPECS, assert_within_budget, case_id, make_batch
 
 import ms_kernels
 from ms_kernels import multi_similarity_loss
-from ms_kernels.backends.native import native_spec
+from ms_kernels.backends.native_call import native_spec
 from ms_kernels.rules.spec import PairSpec
 
 cpu = pytest.importorskip("ms_kernels._cpu")

@@ -1,7 +1,7 @@
 """Options that learn: their derivatives, in the kernels."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 import torch
@@ -26,8 +26,11 @@ from ms_kernels import (
 )
 from ms_kernels.api.unit import scaled_rows
 from ms_kernels.backends.interface import compute_dtype
-from ms_kernels.reference import unit_rows
+from ms_kernels.engine import ops
+from ms_kernels.engine.counted_pairs import gradient_of_options
+from ms_kernels.reference import RowStatistics, unit_rows
 from ms_kernels.rules import weighting as rules
+from ms_kernels.rules.spec import WEIGHTINGS, PairSpec
 
 OF_SCALE = [rules.NTXent, rules.NPair, rules.SupCon, rules.DecoupledContrastive, rules.NCA]
 OPTIONS = [
@@ -41,6 +44,11 @@ OPTIONS = [
     (rules.SigLIP, {"scale": 4.0, "bias": -1.0}),
     *((rule, {"temperature": 0.3}) for rule in OF_SCALE),
 ]
+
+
+def test_every_option_of_every_rule_is_here():
+    for rule in WEIGHTINGS:
+        assert dict(OPTIONS)[rule].keys() == {option.name for option in fields(rule)}
 
 
 def batch(n=11, d=4, seed=0):
@@ -116,6 +124,98 @@ def test_other_backends(monkeypatch, rule, options, backend):
     compare(rule, options, backend, batch(21, seed=1), distance="squared_euclidean", **given)
 
 
+def test_bits_do_not_hang_on_memory(monkeypatch):
+    """Of tiles that list their pairs, keep similarities, or are computed again in several waves."""
+    x, y = batch(1100, 8)
+    mining = ThresholdMining(0.9, 0.25)
+    for rule in (rules.MultiSimilarity, rules.BinomialDeviance, rules.Circle):
+        found = []
+        for memory in (2**28, 2**21, 1):
+            monkeypatch.setattr(ms_kernels.options, "workspace_bytes", memory)
+            values = [scalar(value).float() for value in dict(OPTIONS)[rule].values()]
+            loss = pair_loss(x.float(), y, weighting=rule(*values), mining=mining)
+            found.append(torch.autograd.grad(loss, values))
+        assert found[0] == found[1] == found[2] and all(found[0])
+
+
+@pytest.mark.parametrize("rule", [rules.MultiSimilarity, rules.Triplet], ids=str)
+def test_sums_of_many_rows_do_not_hang_on_threads(rule):
+    n, threads, found = 100_003, torch.get_num_threads(), []
+    generator = torch.Generator().manual_seed(0)
+    numbers = [torch.randn(n, generator=generator) for _ in range(5)]
+    counts = [torch.ones(n, dtype=torch.int64)] * 2
+    stats = RowStatistics(*numbers[:4], *counts, numbers[4])
+    spec = PairSpec(rule(), NoMining())
+    values = torch.tensor(list(dict(OPTIONS)[rule].values()))
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            of = spec, values, stats, numbers[0]
+            losses = ops.row_loss_of(list(stats), numbers[:1][0][:, None], None, spec.pack(), "cpu")
+            own = ops.row_loss_of(
+                list(stats), numbers[0][:, None], None, spec.pack(), "cpu", values
+            )
+            found.append([gradient_of_options(*of, torch.zeros(4)), losses, own])
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            assert torch.equal(one, same)
+
+
+@pytest.mark.parametrize("rule", [rules.BinomialDeviance, rules.MultiSimilarity], ids=str)
+def test_similarities_close_to_the_base(rule):
+    """Nothing cancels that dense PyTorch has not lost: of collapsed rows, and of far ones."""
+    generator = torch.Generator().manual_seed(0)
+    x = 1 + 1e-3 * torch.randn(600, 16, generator=generator, dtype=torch.float64)
+    y = torch.arange(600) % 60
+    errors = {}
+    for backend in ("cpu", "reference"):
+        exact, narrow = (
+            torch.autograd.grad(
+                pair_loss(x.to(dtype), y, weighting=rule(*values), backend=name), values
+            )
+            for name, dtype, values in (
+                ("reference", torch.float64, [scalar(value) for value in (2.0, 5.0, 1.0)]),
+                (backend, torch.float32, [scalar(value).float() for value in (2.0, 5.0, 1.0)]),
+            )
+        )
+        pairs = zip(narrow, exact, strict=True)
+        errors[backend] = [float((got.double() - want).abs() / want.abs()) for got, want in pairs]
+    for ours, dense in zip(errors["cpu"], errors["reference"], strict=True):
+        assert ours <= 4 * dense + 2**-22
+
+
+def test_what_is_not_finite_and_what_is_worth_nothing():
+    x, y = batch(20)
+    r, z = batch(30, seed=1)
+    x[3, 2] = torch.nan
+    for backend in ("cpu", "reference"):
+        refs, alpha = r.clone().requires_grad_(), scalar(2.0)
+        given = {"weighting": rules.MultiSimilarity(alpha=alpha), "backend": backend}
+        rows = pair_loss(x, y, refs, z, reduction="none", **given)
+        rows.sum().backward()
+        assert refs.grad.isnan().all() and alpha.grad.isnan()
+        # An anchor that does not count may be NaN.
+        mask = torch.arange(20) != 3
+        alpha.grad = None
+        pair_loss(x, y, refs, z, anchor_mask=mask, **given).backward()
+        assert backend == "reference" or alpha.grad.isfinite()
+    margin = scalar(0.2)
+    x, y = batch(20)
+    rows = pair_loss(x, torch.arange(20), weighting=rules.Triplet(margin), reduction="none")
+    (found,) = torch.autograd.grad(rows, margin, torch.full((20,), torch.inf, dtype=rows.dtype))
+    assert found == 0  # no anchor has a positive
+
+
+def test_no_tangent_of_an_option():
+    x, y = batch()
+    with torch.autograd.forward_ad.dual_level():
+        alpha = torch.autograd.forward_ad.make_dual(torch.tensor(2.0), torch.tensor(1.0))
+        with pytest.raises(RuntimeError, match="option_values: expected no tangent, got one"):
+            multi_similarity_loss(x, y, alpha=alpha)
+
+
 @pytest.mark.parametrize("rows_learn", [True, False])
 @pytest.mark.parametrize("memory", [2**26, 1])
 @pytest.mark.parametrize("mining", [NoMining(), MultiSimilarityMining()], ids=str)
@@ -184,8 +284,14 @@ def test_an_option_that_has_left_its_range():
     x, y = batch()
     with pytest.raises(ValueError, match="alpha: expected a finite number above 0, got -2"):
         multi_similarity_loss(x, y, alpha=scalar(-2.0))
+    with pytest.raises(ValueError, match="temperature: expected a finite number above 0, got -0.1"):
+        pair_loss(x, y, weighting=rules.NTXent(scalar(-0.1)))
+    circle = rules.Circle(gamma=scalar(1e4))
     with pytest.raises(ValueError, match="as it has learned to be: gamma .* use backend='panels'"):
-        pair_loss(x, y, weighting=rules.Circle(gamma=scalar(1e4)))
+        pair_loss(x, y, weighting=circle, backend="cpu")
+    # What the kernels leave to others goes on, in plain PyTorch.
+    found = [pair_loss(x, y, weighting=circle, backend=name) for name in ("auto", "reference")]
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("mining", [NoMining(), HardestMining(), TopKMining(3)], ids=str)
@@ -247,9 +353,12 @@ def test_its_road_is_a_kernel_and_others_say_so(monkeypatch):
     assert seen == ["reduced_loss_and_gradient"]
     PairLoss(rules.Triplet(scalar(0.1)), backend="cpu")(x, y).backward()
     assert seen[1:] == ["counted_loss"]
-    with pytest.raises(ValueError, match="backend: expected 'auto', 'panels' or 'reference' becau"):
+    expected = "backend: expected 'auto', 'cpu', 'triton', 'panels' or 'reference' because alpha"
+    with pytest.raises(ValueError, match=expected):
         multi_similarity_loss(x, y, alpha=scalar(2.0), backend="cuda")
-    with pytest.raises(ValueError, match="backend: 'cpu' expected a rule that its kernels know"):
+    with pytest.raises(ValueError, match=expected):
+        PairLoss(rules.BinLifted(scalar(2.0)), backend="cuda")
+    with pytest.raises(ValueError, match="backend: expected 'auto', 'panels' or 'reference' becau"):
         PairLoss(Own(scalar(0.1)), backend="cpu")
 
 

@@ -38,7 +38,7 @@ def test_less_than_64_mib_at_8192(d):
 
 def formula(n, d, budget=40 * MIB, cell=12, statistics=93):
     """README's, in bytes, for two threads; a cell holds the partial sums of a row."""
-    vector = {"avx512": 16, "avx2": 8}.get(cpu._module().instruction_set(), 4)
+    vector = {"avx512": 16, "avx2": 8}.get(cpu.module().instruction_set(), 4)
     row = 4 * (-(-d // vector) * vector + 16) + statistics
     tiles = -(-n // 192)
     super_blocks = -(-tiles // -(-tiles // 32))
@@ -59,9 +59,7 @@ def test_the_plan_is_what_the_readme_says(n, d, budget, rule):
     """Of the workspace: not the loss, the number of kept pairs, and the table of labels."""
     spec = PairSpec() if rule is None else PairSpec(rule, NoMining())
     # Nobody touches these zeros: the system gives no memory for them.
-    call = cpu._Call(
-        "loss_and_gradient", Side(torch.zeros(n, d), torch.arange(n), None), None, spec
-    )
+    call = cpu.Call("loss_and_gradient", Side(torch.zeros(n, d), torch.arange(n), None), None, spec)
     call.native.write_gradients(1, 0)
     planned = call.native.plan(2, budget)
     told = formula(n, d, budget, 12 if rule is None else 16, statistics=77)

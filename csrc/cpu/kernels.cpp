@@ -56,8 +56,7 @@ class Solver {
       last = w_.loss.ranked() ? rounds_.begin(first) : true;
       Statistics<T>(w_).run(scratch);
       write_statistics();
-      if (p_.job != Job::statistics && wants_weights(p_))
-        add_gradient(scratch, first, last);
+      if (p_.job != Job::statistics && wants_weights(p_)) add_gradient(scratch, first, last);
     }
   }
 
@@ -172,7 +171,7 @@ class Solver {
   void spread_poison() {
     const bool rows = any_poisoned(rows_), columns = any_poisoned(columns_);
     const bool column_term = w_.both || p_.column_term.dloss;
-    if (rows && (p_.self || p_.job == Job::loss_and_gradient)) poison_all(columns_);
+    if (rows && (p_.self || p_.job == Job::loss_and_gradient || p_.d_columns)) poison_all(columns_);
     if (columns && column_term) poison_all(rows_);
   }
   static void poison_all(Side<T>& side) {

@@ -46,10 +46,7 @@ class TileWeights {
         Vec<T> s = {};
         for (int i = 0; i < filled; ++i) s[i] = pairs[k + i].value;
         Vec<T> weight = negative(pairs + k, filled);
-        if (sums_) {
-          for (int i = filled; i < kLanes<T>; ++i) weight[i] = T(0);
-          sums_->add(true, s, weight);
-        }
+        if (sums_) sums_->add(true, s, weight, pairs + k, filled);
         weight = through_distance<T>(distance_, weight, s);
         for (int i = 0; i < filled; ++i) pairs[k + i].value = weight[i];
       }
@@ -62,7 +59,7 @@ class TileWeights {
                      const Positive& positive, T* out) const {
     std::int32_t kept = 0;
     const T sign = loss_.positive.sign;
-    for (int r = 0; r < tile.rows; ++r)
+    for (int r = 0; r < tile.rows; ++r) {
       for (int v = 0; v < tile.vectors(); ++v) {
         const int c = v * kLanes<T>;
         const std::int64_t at = std::int64_t(r) * tile.stride + c;
@@ -84,6 +81,8 @@ class TileWeights {
         store(out + at, through_distance<T>(distance_, weight, s));
         kept += __builtin_popcount(bits<T>(pushed));
       }
+      if (sums_) sums_->end_row();
+    }
     return kept;
   }
 

@@ -105,9 +105,14 @@ def _device(embeddings: object) -> torch.device:
 
 
 def _described(loss: PairLoss) -> str:
-    """Without the values of what learns, which a GPU would be waited for."""
-    learned = loss.weighting.learned
     options = (f.name for f in dataclasses.fields(loss.weighting))
-    named = (f"{n}={'learned' if n in learned else getattr(loss.weighting, n)}" for n in options)
+    named = (f"{name}={_told(getattr(loss.weighting, name))}" for name in options)
     rule = f"{type(loss.weighting).__name__}({', '.join(named)})"
     return f"{rule}, {loss.mining!r}, {loss.options}"
+
+
+def _told(option: float | Tensor) -> object:
+    """On a GPU not the value of what learns: it would be waited for."""
+    if not isinstance(option, Tensor):
+        return option
+    return option.detach().item() if option.device.type == "cpu" else "learned"

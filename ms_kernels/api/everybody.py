@@ -14,7 +14,7 @@ from ms_kernels.engine.exchange import Exchange
 from ms_kernels.engine.global_loss import GlobalCall, GlobalLoss, RowsHere
 from ms_kernels.engine.ring_loss import RingCall
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.asked import spec_of
+from ms_kernels.rules.made import spec_of
 from ms_kernels.rules.weighting import Weighting
 
 
@@ -68,7 +68,12 @@ class GlobalLosses:
         mixed = torch.cat([rows[:first], self.here.embeddings, rows[end:]])
         weight = None if self.weight is None else self.exchange.gather(self.weight)
         loss = self.loss.with_weighting(_share_of(self.loss.rule, self.exchange.size))
-        value = loss.compute((mixed, labels, None, None, ids, None), (None, None, weight))
+        value, error = mixed, None
+        try:
+            value = loss.compute((mixed, labels, None, None, ids, None), (None, None, weight))
+        except Exception as found:  # for all to hear
+            error = found
+        self.exchange.confirm(error)
         if loss.keep_statistics:
             self.loss.keep(RowStatistics(*(s[self.place] for s in loss.statistics)))
         if value.ndim == 0:

@@ -8,7 +8,7 @@ from typing_extensions import Required, Unpack
 from ms_kernels.api.hints import names_the_way
 from ms_kernels.api.road import loss_and_statistics
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.asked import multi_similarity_rules
+from ms_kernels.rules.made import multi_similarity_rules
 from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining
 from ms_kernels.rules.sums import Option
 from ms_kernels.rules.weighting import MultiSimilarity, Weighting

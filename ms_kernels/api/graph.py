@@ -20,7 +20,7 @@ from ms_kernels.engine.fakes import row_statistics_fake
 from ms_kernels.engine.refusals import below_autograd, refuse_derivatives
 from ms_kernels.engine.saved import constants_of
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.asked import spec_of
+from ms_kernels.rules.made import spec_of
 from ms_kernels.rules.spec import unpack
 
 

@@ -15,7 +15,7 @@ from ms_kernels.backends.plain.sides import Panel, Sides
 from ms_kernels.backends.plain.sweep import TEMPORARIES, panel_loss
 from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.engine.refusals import refuse_tracing
-from ms_kernels.rules.asked import options_of
+from ms_kernels.rules.made import options_of
 from ms_kernels.rules.mining import NO_MINING, Mining, kept_pairs
 from ms_kernels.rules.weighting import Weighting
 

@@ -3,7 +3,7 @@
 from ms_kernels.api.memory import CrossBatchMemory
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.backends.dispatch import names_of, takes_blocks
-from ms_kernels.rules.asked import spec_of
+from ms_kernels.rules.made import spec_of
 from ms_kernels.rules.weighting import Triplet
 
 

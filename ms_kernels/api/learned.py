@@ -7,7 +7,7 @@ follow from what the weights of pairs add up to. Nothing asks a GPU for their va
 """
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import torch
@@ -17,11 +17,13 @@ from ms_kernels.api.unit import scaled_rows
 from ms_kernels.backends import dispatch
 from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.checks import Pairs, savable, savable_pairs
+from ms_kernels.engine.autograd import PLAIN_TENSORS
 from ms_kernels.engine.counted import fused_counted_loss
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.asked import learned_spec_of
+from ms_kernels.rules.made import learned_spec_of
 from ms_kernels.rules.mining import HardestMining, Mining, NoMining, TopKMining
-from ms_kernels.rules.spec import PairOptions
+from ms_kernels.rules.spec import WEIGHTINGS, PairOptions
+from ms_kernels.rules.triplet import is_traced
 from ms_kernels.rules.weighting import (
     NCA,
     DecoupledContrastive,
@@ -36,6 +38,8 @@ from ms_kernels.rules.weighting import (
 # similarities.
 SCALED = (NTXent, NPair, SupCon, DecoupledContrastive, NCA)
 OF_ANY_SCALE = (NoMining, HardestMining, TopKMining)
+# Backends that learn options of whatever rule, if only in plain PyTorch.
+OF_ANY_RULE = ("auto", "panels", "reference")
 
 
 class Scaled(NamedTuple):
@@ -55,12 +59,16 @@ def takes_in(weighting: Weighting, mining: Mining, shared: PairOptions) -> bool:
     )
 
 
-def learn(weighting: Weighting, mining: Mining, shared: PairOptions) -> bool:
-    """Whether there are kernels in which the options of these rules may learn, on some device."""
+def may_learn(
+    weighting: Weighting, mining: Mining, shared: PairOptions, backend: str = "auto"
+) -> bool:
+    """Whether there are kernels in which the options of these rules may learn, of that backend if
+    it is one with kernels."""
     if takes_in(weighting, mining, shared):
         return True
     spec = learned_spec_of(weighting, mining, shared)
-    return spec is not None and any(dispatch.learns(name, spec) for name in dispatch.MODULES)
+    names = tuple(dispatch.MODULES) if backend in OF_ANY_RULE else (backend,)
+    return spec is not None and any(dispatch.learns(name, spec) for name in names)
 
 
 def in_kernels(
@@ -79,11 +87,14 @@ def in_kernels(
     found = dispatch.resolve_learned(backend, x.device.type, spec, x.dtype)
     if found is None:
         return None
-    options = _options_of(rules[0], x)
-    return fused_counted_loss(pairs, spec, reduction, found, weight, options)
+    option_values = _values_of(rules[0], x)
+    if backend == "auto" and found == "cpu" and not is_traced():
+        if dispatch.refusal(found, spec.with_numbers(option_values)) is not None:
+            return None
+    return fused_counted_loss(pairs, spec, reduction, found, weight, option_values)
 
 
-def _options_of(weighting: Weighting, x: Tensor) -> Tensor:
+def _values_of(weighting: Weighting, x: Tensor) -> Tensor:
     """(k,) on the device of x, in the compute dtype."""
     dtype, found = compute_dtype(x), []
     for option in fields(weighting):
@@ -97,6 +108,7 @@ def _options_of(weighting: Weighting, x: Tensor) -> Tensor:
 
 def take_in(pairs: Pairs, weighting: Weighting, shared: PairOptions) -> Scaled:
     pairs = savable_pairs(pairs)
+    _look_at(weighting)
     if isinstance(weighting, SigLIP):
         return _with_bias(pairs, weighting, shared)
     temperature = weighting.learned["temperature"]
@@ -109,6 +121,16 @@ def take_in(pairs: Pairs, weighting: Weighting, shared: PairOptions) -> Scaled:
         r = scaled_rows(r, None, shared.normalize)
     scaled = Pairs(x, labels, ids, r, ref_labels, ref_ids)
     return Scaled(scaled, type(weighting)(1.0), PairOptions(normalize=False))  # type: ignore[call-arg]
+
+
+def _look_at(weighting: Weighting) -> None:
+    """Out of range options are an error where they can be read: a GPU would be waited for."""
+    learned = weighting.learned
+    if is_traced() or not all(type(v) in PLAIN_TENSORS for v in learned.values()):
+        return
+    if all(value.device.type == "cpu" for value in learned.values()):
+        numbers = {name: value.detach().item() for name, value in learned.items()}
+        replace(weighting, **numbers)  # checked
 
 
 def _with_bias(pairs: Pairs, weighting: SigLIP, shared: PairOptions) -> Scaled:
@@ -154,9 +176,10 @@ def _hardest_by(stats: RowStatistics, similarity: Callable[[Tensor], Tensor]) ->
 
 def way_out(weighting: Weighting, backend: str) -> str:
     names = ", ".join(weighting.learned)
+    kernels = "'cpu', 'triton', " if type(weighting) in WEIGHTINGS else ""
     return (
-        f"backend: expected 'auto', 'panels' or 'reference' because {names} of {weighting!r} "
-        f"learns, got {backend!r}; {_of_kernels()}"
+        f"backend: expected 'auto', {kernels}'panels' or 'reference' because {names} of "
+        f"{weighting!r} learns, got {backend!r}; {_of_kernels()}"
     )
 
 

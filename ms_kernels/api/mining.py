@@ -9,7 +9,7 @@ from ms_kernels.backends.plain.sides import Sides
 from ms_kernels.checks import check_pairs, check_rule
 from ms_kernels.engine.reduced import sides_of
 from ms_kernels.engine.refusals import is_batched, refuse_tracing
-from ms_kernels.rules.asked import options_of
+from ms_kernels.rules.made import options_of
 from ms_kernels.rules.mining import Mining, MultiSimilarityMining, kept_pairs, mining_of
 
 EPSILON = MultiSimilarityMining.epsilon

@@ -12,7 +12,7 @@ from ms_kernels.api.counting import check_ignore_label, row_weights
 from ms_kernels.api.hints import refuse_unknown
 from ms_kernels.api.histogram import Histogram, check_of_batch
 from ms_kernels.api.known import Tensors
-from ms_kernels.api.learned import learn
+from ms_kernels.api.learned import OF_ANY_RULE, may_learn, way_out
 from ms_kernels.api.road import (
     Counting,
     check_rules,
@@ -24,7 +24,7 @@ from ms_kernels.api.road import (
 from ms_kernels.backends.dispatch import NAMES, check_known
 from ms_kernels.checks import Pairs, check_choice, check_flag
 from ms_kernels.reference import REDUCTIONS, RowStatistics
-from ms_kernels.rules.asked import options_of, spec_of
+from ms_kernels.rules.made import options_of, spec_of
 from ms_kernels.rules.mining import Mining, MultiSimilarityMining, NoMining, mining_of
 from ms_kernels.rules.spec import PairOptions
 from ms_kernels.rules.sums import Option
@@ -109,7 +109,9 @@ class PairLoss(nn.Module):
         check_flag("keep_statistics", keep_statistics)
         shared = options_of(max_positive_similarity, normalize, distance)
         spec = spec_of(weighting, mining, shared)
-        learns = bool(weighting.learned) and learn(weighting, mining, shared)
+        learns = bool(weighting.learned) and may_learn(weighting, mining, shared, backend)
+        if weighting.learned and not learns and backend not in OF_ANY_RULE:
+            raise ValueError(way_out(weighting, backend))
         if not learns:
             check_known(backend, spec, weighting, mining)
         if keep_statistics and spec is None and not learns:

@@ -39,7 +39,7 @@ from ms_kernels.engine.counted import fused_counted_loss
 from ms_kernels.engine.reduction import reduce_rows
 from ms_kernels.engine.refusals import constants, refuse_tracing
 from ms_kernels.reference import REDUCTIONS, RowStatistics
-from ms_kernels.rules.asked import options_of, spec_of
+from ms_kernels.rules.made import options_of, spec_of
 from ms_kernels.rules.mining import Mining
 from ms_kernels.rules.spec import PairOptions, PairSpec
 from ms_kernels.rules.weighting import Triplet, Weighting

@@ -7,7 +7,7 @@ from ms_kernels.api.counting import check_ignore_label, without_label
 from ms_kernels.api.hints import names_the_way
 from ms_kernels.checks import check_pairs
 from ms_kernels.reference import ALPHA, BASE, BETA, RowStatistics
-from ms_kernels.rules.asked import options_of
+from ms_kernels.rules.made import options_of
 from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining, mining_of
 from ms_kernels.rules.weighting import MultiSimilarity, Weighting
 

@@ -32,7 +32,7 @@ from ms_kernels.engine.refusals import (
 )
 from ms_kernels.engine.saved import constants_of, keep
 from ms_kernels.reference import REDUCTIONS, count_valid
-from ms_kernels.rules.asked import options_of
+from ms_kernels.rules.made import options_of
 from ms_kernels.rules.mining import NO_MINING, Mining
 from ms_kernels.rules.spec import PairOptions
 

@@ -1,13 +1,11 @@
 """Fused CPU backend: similarity, mining, weighting and gradient of a tile in one C++ pass."""
 
-import functools
-import importlib
 from collections.abc import Hashable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ms_kernels.backends.cpu_call import Call, module
 from ms_kernels.backends.interface import (
     MOST_EXPONENT,
     Counted,
@@ -18,16 +16,8 @@ from ms_kernels.backends.interface import (
     Side,
     Term,
 )
-from ms_kernels.backends.native import (
-    LATER,
-    NativeBackend,
-    NativeCall,
-    Output,
-    check_array,
-    native_dtype,
-    native_spec,
-)
-from ms_kernels.backends.plan import Plan
+from ms_kernels.backends.native import NativeBackend
+from ms_kernels.backends.native_call import check_array, native_dtype, native_spec
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import TopKMining
 from ms_kernels.rules.spec import PairSpec
@@ -45,7 +35,7 @@ CROWD = Crowd(1024, of_class=True)
 def missing() -> str | None:
     """None when the compiled module is here; else why not, and the way out."""
     try:
-        _module()
+        module()
     except ImportError as error:
         return (
             f"the compiled module ms_kernels._cpu is not here ({error}); "
@@ -71,7 +61,7 @@ def serves_two_sides(spec: PairSpec) -> bool:
 
 def loss_of_statistics(stats: RowStatistics, spec: PairSpec) -> Tensor:
     """Row losses (N,) to the bits of `loss_and_gradient`; torch's depend on its threads."""
-    module = _module()
+    native = module()
     stats = RowStatistics(*(s.contiguous() for s in stats))
     out = torch.empty_like(stats.neg_sum)
     for name, array in zip(stats._fields, stats, strict=True):
@@ -79,8 +69,8 @@ def loss_of_statistics(stats: RowStatistics, spec: PairSpec) -> Tensor:
         wanted = torch.int64 if name.endswith("_kept") else out.dtype
         if array.dtype != wanted:
             raise ValueError(f"{name}: expected {wanted}, got {array.dtype}")
-    module.row_loss(
-        native_dtype(module, out),
+    native.row_loss(
+        native_dtype(native, out),
         native_spec(spec, out.dtype),
         [s.data_ptr() for s in stats],
         out.data_ptr(),
@@ -89,81 +79,40 @@ def loss_of_statistics(stats: RowStatistics, spec: PairSpec) -> Tensor:
     return out
 
 
-@functools.cache
-def _module() -> Any:
-    # After torch, whose OpenMP runtime then serves this module too.
-    return importlib.import_module("ms_kernels._cpu")
-
-
-class _Call(NativeCall):
-    def __init__(self, job: str, rows: Side, columns: Side | None, spec: PairSpec) -> None:
-        super().__init__(rows, columns, "cpu")
-        self.losses = rows.labels.shape
-        module = _module()
-        self.native = module.Call(
-            getattr(module.Job, job),
-            native_dtype(module, rows.embeddings),
-            rows.embeddings.shape[1],
-            self._side(rows),
-            None if columns is None else self._side(columns),
-            native_spec(spec, self.dtype),
-        )
-
-    def run(self) -> None:
-        size = self.native.plan(torch.get_num_threads(), options.workspace_bytes)
-        workspace = torch.empty(size, dtype=torch.uint8)
-        self.native.run(workspace.data_ptr())
-
-    def plan(self, scale: float, need_dx: bool, need_dr: bool) -> Plan:
-        """Of the sum of losses times `scale`."""
-        total, rows = Output(torch.Size(), self.dtype), Output(self.losses, self.dtype)
-        self.native.write_loss(LATER, 0)
-        self.native.write_total(LATER, scale)
-        gradients = self.expect_gradients(need_dx, need_dr)
-        size = self.native.plan(torch.get_num_threads(), options.workspace_bytes)
-        return Plan(self, size, (total, rows, *gradients), self.native.run_again)
-
-    def anchor_both(self) -> None:
-        assert self.columns is not None
-        self.native.anchor_both()
-        self.losses = torch.Size((len(self.rows.labels) + len(self.columns.labels),))
-
-    def _side(self, side: Side) -> tuple[int, ...]:
-        return *self.embeddings(side), self.address(side.labels), self.address(side.ids)
-
-
-_backend = NativeBackend(_Call)
+_backend = NativeBackend(Call)
 row_statistics = _backend.row_statistics
 embedding_gradient = _backend.embedding_gradient
 loss_and_gradient = _backend.loss_and_gradient
 
 
 def learns(spec: PairSpec) -> bool:
-    """Whether options may: of a CPU their values can be had."""
+    """Whether options may: their values are read, for which nobody waits on a CPU."""
     return True
 
 
 def learned_statistics(
-    anchors: Side, candidates: Side | None, spec: PairSpec, options: Tensor
+    anchors: Side, candidates: Side | None, spec: PairSpec, option_values: Tensor
 ) -> RowStatistics:
-    return row_statistics(anchors, candidates, _of_values(spec, options))
+    return row_statistics(anchors, candidates, _of_values(spec, option_values))
 
 
 def learned_gradient(
     anchors: Side,
     candidates: Side | None,
     spec: PairSpec,
-    options: Tensor,
+    option_values: Tensor,
     term: Term,
     need_dx: bool,
     need_dr: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    spec = _of_values(spec, options)
+    spec = _of_values(spec, option_values)
     if isinstance(spec.weighting, Triplet):  # its pairs are listed anew
-        how = need_dx, need_dr, term.dloss
-        _, _, dx, dr = loss_and_gradient(anchors, candidates, spec, *how)
+        dx = dr = None
+        if need_dx or need_dr:
+            how = need_dx, need_dr, term.dloss
+            _, _, dx, dr = loss_and_gradient(anchors, candidates, spec, *how)
         return dx, dr, term.dloss.new_zeros(len(WeightSums._fields))
-    call = _Call("gradient", anchors, candidates, spec)
+    call = Call("gradient", anchors, candidates, spec)
     return call.gradients_and_weights(term, need_dx, need_dr)
 
 
@@ -174,18 +123,18 @@ def counted_loss(
     need_dx: bool,
     need_dr: bool,
     dloss: Tensor | None,
-    options: Tensor | None,
+    option_values: Tensor | None,
     weigh: bool,
 ) -> Counted:
     """Statistics beside losses and gradients, in one sweep."""
-    if options is not None:
-        spec = _of_values(spec, options)
-    call = _Call("loss_and_gradient", anchors, candidates, spec)
+    if option_values is not None:
+        spec = _of_values(spec, option_values)
+    call = Call("loss_and_gradient", anchors, candidates, spec)
     return call.counted(need_dx, need_dr, dloss, weigh)
 
 
-def _of_values(spec: PairSpec, options: Tensor) -> PairSpec:
-    spec = spec.with_numbers(options)
+def _of_values(spec: PairSpec, option_values: Tensor) -> PairSpec:
+    spec = spec.with_numbers(option_values)
     reason = refuses(spec, None)
     if reason is not None:
         raise ValueError(
@@ -212,7 +161,7 @@ def block_statistics(
     anchors: Side, candidates: Side | None, spec: PairSpec, known: Known | None
 ) -> RowStatistics:
     """Statistics of each anchor, by what is known of more candidates than these."""
-    call = _Call("statistics", anchors, candidates, spec)
+    call = Call("statistics", anchors, candidates, spec)
     if known is not None:
         call.read_known(known)
     return call.statistics()
@@ -253,7 +202,7 @@ def plan_reduced(
 
 def plans_depend_on() -> Hashable:
     """Beside the arguments of plan_reduced."""
-    return _module().instruction_set(), torch.get_num_threads(), options.workspace_bytes
+    return module().instruction_set(), torch.get_num_threads(), options.workspace_bytes
 
 
 def _planned(
@@ -265,7 +214,7 @@ def _planned(
     need_dx: bool,
     need_dr: bool,
 ) -> ReducedPlan:
-    call = _Call("loss_and_gradient", anchors, candidates, spec)
+    call = Call("loss_and_gradient", anchors, candidates, spec)
     if spec.two_sided:
         call.anchor_both()
     scale = 1.0 if reduction == "sum" else 1.0 / max(call.losses.numel(), 1)

@@ -14,14 +14,8 @@ from ms_kernels.backends import gpu
 from ms_kernels.backends.fit import REBUILD, unfit
 from ms_kernels.backends.interface import Crowd, Found, Reduced, ReducedPlan, Side, Term
 from ms_kernels.backends.listing import ordinals_in_classes
-from ms_kernels.backends.native import (
-    LATER,
-    NativeBackend,
-    NativeCall,
-    Output,
-    native_dtype,
-    native_spec,
-)
+from ms_kernels.backends.native import NativeBackend
+from ms_kernels.backends.native_call import LATER, NativeCall, Output, native_dtype, native_spec
 from ms_kernels.backends.plan import Plan
 from ms_kernels.backends.products import Products, as_products
 from ms_kernels.reference import RowStatistics

@@ -58,17 +58,19 @@ and, where torch's own bits would depend on its threads,
 
 and, where one sweep gives statistics beside losses and gradients,
 
-    counted_loss(anchors, candidates, spec, need_dx, need_dr, dloss, options, weigh) -> Counted
-        As loss_and_gradient; options: None, or those that learn, of rules that do; weigh: whether
-        sums of weights are wanted.
+    counted_loss(anchors, candidates, spec, need_dx, need_dr, dloss, option_values, weigh)
+        -> Counted
+        As loss_and_gradient. option_values: None, or as below. weigh: whether sums of weights are
+        wanted.
 
 and, where options of the weighting rule may learn,
 
     learns(spec) -> bool
-        Whether they may of these rules. What follows takes them as a tensor, options (k,) in the
-        compute dtype, in the order of the rule; what the spec has in their place means nothing.
-    learned_statistics(anchors, candidates, spec, options) -> RowStatistics
-    learned_gradient(anchors, candidates, spec, options, term, need_dx, need_dr) -> tuple
+        Whether they may of these rules. What follows takes them as a tensor, option_values (k,) in
+        the compute dtype, in the order of the rule; the spec's own mean nothing then.
+    learned_statistics(anchors, candidates, spec, option_values) -> RowStatistics
+    learned_gradient(anchors, candidates, spec, option_values, term, need_dx, need_dr)
+        -> tuple
         The gradients of both sides, in self mode with the anchors as candidates in dx, where they
         are wanted, and `WeightSums` (4,), in self mode too of each anchor's own pairs; of triplets,
         which need none, anything.
@@ -151,7 +153,7 @@ class Counted(NamedTuple):
     stats: RowStatistics
     dx: Tensor | None
     dr: Tensor | None
-    weights: Tensor | None
+    weight_sums: Tensor | None
 
 
 # Row losses (N,), kept pairs of each row (N,), gradients of both sides where they were wanted.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends.interface import Side
-from ms_kernels.backends.native import (
+from ms_kernels.backends.native_call import (
     NativeCall,
     Output,
     check_storage,

@@ -10,7 +10,11 @@ from ms_kernels.checks import Pairs
 from ms_kernels.engine import ops
 from ms_kernels.engine.autograd import differentiable_once, in_public_dtype
 from ms_kernels.engine.reduction import divisor_of, reduce_rows
-from ms_kernels.engine.refusals import below_autograd, refuse_second_derivative
+from ms_kernels.engine.refusals import (
+    below_autograd,
+    refuse_second_derivative,
+    refuse_transforms,
+)
 from ms_kernels.engine.row_loss import row_losses_of
 from ms_kernels.engine.saved import constants_of
 from ms_kernels.reference import RowStatistics
@@ -23,17 +27,20 @@ def fused_counted_loss(
     reduction: str,
     backend: str,
     weight: Tensor | None,
-    options: Tensor | None = None,
+    option_values: Tensor | None = None,
 ) -> tuple[Tensor, RowStatistics]:
-    """In the public dtype. weight: (N,) in the compute dtype, None for ones. options: see `ops`."""
+    """In the public dtype. weight: (N,) in the compute dtype, None for ones. option_values: see
+    `ops`."""
     x, r = differentiable_once(pairs)
+    if not torch.compiler.is_compiling():
+        refuse_transforms(sample_weight=weight, option_values=option_values)
     if reduction == "none":
-        loss, *stats = row_losses_of(x, r, pairs, spec, backend, options)
+        loss, *stats = row_losses_of(x, r, pairs, spec, backend, option_values)
         if weight is not None:
             loss = reduce_rows(loss, stats[4], "none", weight)
     else:
         call = Call(pairs, reduction, spec, backend)
-        loss, *stats = CountedLoss.apply(x, r, weight, options, call)  # type: ignore[no-untyped-call]
+        loss, *stats = CountedLoss.apply(x, r, weight, option_values, call)  # type: ignore[no-untyped-call]
     return in_public_dtype(loss, pairs.embeddings, reduction), RowStatistics(*stats)
 
 
@@ -56,7 +63,7 @@ class CountedLoss(torch.autograd.Function):
         embeddings: Tensor,
         ref_emb: Tensor | None,
         weight: Tensor | None,
-        options: Tensor | None,
+        option_values: Tensor | None,
         call: Call,
     ) -> tuple[Tensor, ...]:
         pairs, reduction, spec, backend = call
@@ -69,7 +76,7 @@ class CountedLoss(torch.autograd.Function):
         later = reduction == "mean_valid"
         worth = ones if later else ones / divisor_of(ones, ones, reduction)
         with below_autograd():
-            how = spec.pack(), backend, worth, options
+            how = spec.pack(), backend, worth, option_values
             rows, *found = ops.counted_loss(*pairs, *needs, *how)
             stats, gradients = found[:7], found[7:]
             kept = stats[4] + stats[5]

@@ -25,22 +25,22 @@ def count_pairs(
     need_dr: bool,
     need_options: bool,
     dloss: Tensor | None,
-    options: Tensor | None,
+    option_values: Tensor | None,
 ) -> Counted:
-    """dloss: (N,) what each loss is worth, None for ones. options: those that learn, or None."""
+    """dloss: (N,) what each loss is worth, None for ones. option_values: of a rule that learns."""
     how = need_dx, need_dr, dloss
     if hasattr(module, "counted_loss"):
-        found: Counted = module.counted_loss(*sides, spec, *how, options, need_options)
+        found: Counted = module.counted_loss(*sides, spec, *how, option_values, need_options)
         return found
     dx: Tensor | None = None
     dr: Tensor | None = None
-    if options is not None:
-        stats = module.learned_statistics(*sides, spec, options)
-        losses = spec.loss_of(stats, spec.with_options(options))
+    if option_values is not None:
+        stats = module.learned_statistics(*sides, spec, option_values)
+        losses = spec.loss_of(stats, spec.weighting_of(option_values))
         if not (need_dx or need_dr or need_options):
             return Counted(losses, stats, dx, dr, None)
         term = _term(stats, losses, dloss)
-        gradients = module.learned_gradient(*sides, spec, options, term, need_dx, need_dr)
+        gradients = module.learned_gradient(*sides, spec, option_values, term, need_dx, need_dr)
         return Counted(losses, stats, *gradients)
     stats = module.row_statistics(*sides, spec)
     if hasattr(module, "loss_of_statistics"):
@@ -67,13 +67,18 @@ def _term(stats: RowStatistics, losses: Tensor, dloss: Tensor | None) -> Term:
 
 
 def gradient_of_options(
-    spec: PairSpec, options: Tensor, stats: RowStatistics, dloss: Tensor | None, weights: Tensor
+    spec: PairSpec,
+    option_values: Tensor,
+    stats: RowStatistics,
+    dloss: Tensor | None,
+    weight_sums: Tensor,
 ) -> Tensor:
-    """(k,) of the sum of losses times dloss. weights: `WeightSums` (4,)."""
+    """(k,) of the sum of losses times dloss. weight_sums: `WeightSums` (4,)."""
     _, _, pos, neg, pos_kept, neg_kept, moment = stats
     sums = RowSums(pos, neg, pos_kept, neg_kept, moment)
     worth = torch.ones_like(neg) if dloss is None else dloss
-    rule = spec.with_options(options)
-    by_option = rule.option_gradients(WeightSums(*weights.unbind()), sums, worth)
+    rule = spec.weighting_of(option_values)
+    by_option = rule.option_gradients(WeightSums(*weight_sums.unbind()), sums, worth)
     # An anchor that is not finite weighs nothing in sums.
-    return torch.where(neg.isnan().any(), math.nan, torch.stack(by_option))
+    spoilt = neg.isnan() & (worth != 0)
+    return torch.where(spoilt.any(), math.nan, torch.stack(by_option))

@@ -67,14 +67,14 @@ def learned_gradient_fake(
     ref_labels: Tensor | None,
     ref_ids: Tensor | None,
     term: list[Tensor],
-    options: Tensor,
+    option_values: Tensor,
     need_dx: bool,
     need_dr: bool,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
     pairs = embeddings, labels, ids, ref_emb, ref_labels, ref_ids
     _, _, dx, dr = loss_and_gradient_fake(*pairs, need_dx, need_dr)
-    return dx, dr, torch.empty_like(options)
+    return dx, dr, torch.empty_like(option_values)
 
 
 def counted_loss_fake(
@@ -90,13 +90,13 @@ def counted_loss_fake(
     spec: list[float],
     backend: str,
     dloss: Tensor | None = None,
-    options: Tensor | None = None,
+    option_values: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     pairs = embeddings, labels, ids, ref_emb, ref_labels, ref_ids
     losses, _, dx, dr = loss_and_gradient_fake(*pairs, need_dx, need_dr)
     doptions = losses.new_empty(0)
-    if need_options and options is not None:
-        doptions = torch.empty_like(options)
+    if need_options and option_values is not None:
+        doptions = torch.empty_like(option_values)
     return losses, *row_statistics_fake(embeddings), dx, dr, doptions
 
 

@@ -33,20 +33,19 @@ _PAIRS = (
 )
 _library: Any = library.Library("ms_kernels", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
-    f"row_statistics({_PAIRS}, float[] spec, str backend, Tensor? options=None) "
+    f"row_statistics({_PAIRS}, float[] spec, str backend, Tensor? option_values=None) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-# options: (k,) those of a weighting rule that learns, in its order; what the spec has of them means
-# nothing.
+# option_values: (k,) of a weighting rule that learns, in its order; those of the spec mean nothing.
 _library.define(
-    f"learned_gradient({_PAIRS}, Tensor[] term, Tensor options, bool need_dx, bool need_dr, "
+    f"learned_gradient({_PAIRS}, Tensor[] term, Tensor option_values, bool need_dx, bool need_dr, "
     "float[] spec, str backend) -> (Tensor, Tensor, Tensor)"
 )
 # Losses, statistics and gradients of the sum of losses times dloss.
 _library.define(
     f"counted_loss({_PAIRS}, bool need_dx, bool need_dr, bool need_options, float[] spec, "
     "str backend, "
-    "Tensor? dloss=None, Tensor? options=None) "
+    "Tensor? dloss=None, Tensor? option_values=None) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 # A term is the statistics and the gradient of the row losses, or empty.
@@ -67,7 +66,7 @@ _library.define(
 # Ops of their own, so that no compiler chooses the order of a sum or another exponential.
 _library.define(
     "row_loss(Tensor[] statistics, Tensor embeddings, Tensor? ref_emb, float[] spec, str backend, "
-    "Tensor? options=None) -> Tensor"
+    "Tensor? option_values=None) -> Tensor"
 )
 _library.define("differentiable_once(Tensor x, Tensor labels) -> Tensor")
 
@@ -81,13 +80,13 @@ def _row_statistics(
     ref_ids: Tensor | None,
     spec: list[float],
     backend: str,
-    options: Tensor | None = None,
+    option_values: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     pairs, loss = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids), _one_sided(spec)
     module = module_of(embeddings, ref_emb, loss, backend)
     anchors, candidates = sides_of(pairs)
-    if options is not None:
-        return tuple(module.learned_statistics(anchors, candidates, loss, options))
+    if option_values is not None:
+        return tuple(module.learned_statistics(anchors, candidates, loss, option_values))
     return tuple(module.row_statistics(anchors, candidates, loss))
 
 
@@ -99,7 +98,7 @@ def _learned_gradient(
     ref_labels: Tensor | None,
     ref_ids: Tensor | None,
     term: list[Tensor],
-    options: Tensor,
+    option_values: Tensor,
     need_dx: bool,
     need_dr: bool,
     spec: list[float],
@@ -109,9 +108,9 @@ def _learned_gradient(
     module = module_of(embeddings, ref_emb, loss, backend)
     of_rows = _term(term)
     assert of_rows is not None
-    how = loss, options, of_rows, need_dx, need_dr
-    dx, dr, weights = module.learned_gradient(*sides_of(pairs), *how)
-    found = gradient_of_options(loss, options, *of_rows, weights)
+    how = loss, option_values, of_rows, need_dx, need_dr
+    dx, dr, weight_sums = module.learned_gradient(*sides_of(pairs), *how)
+    found = gradient_of_options(loss, option_values, *of_rows, weight_sums)
     return _or_nothing(dx, found), _or_nothing(dr, found), found
 
 
@@ -128,15 +127,15 @@ def _counted_loss(
     spec: list[float],
     backend: str,
     dloss: Tensor | None = None,
-    options: Tensor | None = None,
+    option_values: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     pairs, loss = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids), _one_sided(spec)
     module = module_of(embeddings, ref_emb, loss, backend)
-    how = loss, need_dx, need_dr, need_options, dloss, options
-    losses, stats, dx, dr, weights = count_pairs(module, sides_of(pairs), *how)
+    how = loss, need_dx, need_dr, need_options, dloss, option_values
+    losses, stats, dx, dr, weight_sums = count_pairs(module, sides_of(pairs), *how)
     doptions = None
-    if options is not None and weights is not None:
-        doptions = gradient_of_options(loss, options, stats, dloss, weights)
+    if need_options and option_values is not None and weight_sums is not None:
+        doptions = gradient_of_options(loss, option_values, stats, dloss, weight_sums)
     return losses, *stats, *(_or_nothing(d, losses) for d in (dx, dr, doptions))
 
 
@@ -215,12 +214,14 @@ def _row_loss(
     ref_emb: Tensor | None,
     spec: list[float],
     backend: str,
-    options: Tensor | None = None,
+    option_values: Tensor | None = None,
 ) -> Tensor:
     stats, loss = RowStatistics(*statistics), unpack(spec)
-    if options is not None:
-        return loss.loss_of(stats, loss.with_options(options))
     module = module_of(embeddings, ref_emb, loss, backend)
+    if option_values is not None and hasattr(module, "loss_of_statistics"):
+        return module.loss_of_statistics(stats, loss.with_numbers(option_values))  # type: ignore[no-any-return]
+    if option_values is not None:
+        return loss.loss_of(stats, loss.weighting_of(option_values))
     if hasattr(module, "loss_of_statistics"):
         return module.loss_of_statistics(stats, loss)  # type: ignore[no-any-return]
     return loss.loss_of(stats)

@@ -10,9 +10,9 @@ from ms_kernels.backends import dispatch
 from ms_kernels.backends.interface import Reduced, Side, compute_dtype
 from ms_kernels.checks import Pairs
 from ms_kernels.engine.plans import Plans, plan_of
-from ms_kernels.engine.reduction import total_of
 from ms_kernels.reference import count_valid
 from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.sums import total_of
 
 
 def reduce_pairs(

@@ -4,16 +4,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.reference import count_valid
-
-LARGEST_SUM = 16384
-
-
-def total_of(numbers: Tensor) -> Tensor:
-    """Their sum, to the same bits for every number of threads."""
-    # torch shares out a sum of more than 32768 numbers among its threads: never give it as many.
-    while numbers.shape[0] > LARGEST_SUM and numbers.device.type == "cpu":
-        numbers = torch.stack([part.sum() for part in torch.split(numbers, LARGEST_SUM)])
-    return numbers.sum()
+from ms_kernels.rules.sums import total_of
 
 
 def reduce(total: Tensor, reduction: str, count: int, valid: Tensor | None) -> Tensor:

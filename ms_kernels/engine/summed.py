@@ -9,10 +9,10 @@ from torch import Tensor
 from ms_kernels.checks import Pairs
 from ms_kernels.engine import ops
 from ms_kernels.engine.autograd import differentiable_once
-from ms_kernels.engine.reduction import total_of
 from ms_kernels.engine.refusals import below_autograd, refuse_second_derivative
 from ms_kernels.engine.saved import constants_of
 from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.sums import total_of
 
 
 class Summed(NamedTuple):

@@ -12,7 +12,7 @@ from ms_kernels.backends.plain.sides import computed, full_precision
 from ms_kernels.checks import Pairs, check_pairs, check_whole, plain_number
 from ms_kernels.reference import IGNORED
 from ms_kernels.retrieval.ranking import LOW, Packed, Ranking, Sorted
-from ms_kernels.rules.asked import options_of
+from ms_kernels.rules.made import options_of
 from ms_kernels.rules.spec import PairOptions
 from ms_kernels.settings import options
 

@@ -205,5 +205,5 @@ class Circle(SummedWeighting):
         self, weights: WeightSums, sums: RowSums, dloss: Tensor
     ) -> tuple[Tensor, ...]:
         by_exponent = weights.positive + weights.negative
-        by_gamma = weights.positive_similarity + weights.negative_similarity
+        by_gamma = weights.positive_beyond + weights.negative_beyond
         return -2 * self.gamma * self.m * by_exponent, by_gamma / self.gamma

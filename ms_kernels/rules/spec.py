@@ -179,13 +179,13 @@ class PairSpec(PairOptions):
         # An anchor that is not finite keeps nothing, of which many losses make 0.
         return torch.where(neg.isnan(), neg, loss)
 
-    def with_options(self, options: Tensor) -> SummedWeighting:
+    def weighting_of(self, option_values: Tensor) -> SummedWeighting:
         """The weighting rule with options () each, in its order, whose values nobody looks at."""
-        return type(self.weighting)(*options.unbind())
+        return type(self.weighting)(*option_values.unbind())
 
-    def with_numbers(self, options: Tensor) -> "PairSpec":
+    def with_numbers(self, option_values: Tensor) -> "PairSpec":
         """With the values of such options, checked; for which a GPU would be waited for."""
-        return replace(self, weighting=type(self.weighting)(*options.tolist()))
+        return replace(self, weighting=type(self.weighting)(*option_values.tolist()))
 
     def pack(self) -> list[float]:
         """Codes and options as numbers, None as infinity: what an op can take."""

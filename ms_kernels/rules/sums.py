@@ -12,6 +12,7 @@ from ms_kernels.checks import check_options
 Option = float | Tensor
 # Above it softplus(z) is taken as z: exp(-40) is below the rounding of float64.
 FAR = 40
+LARGEST_SUM = 16384
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,17 @@ class RowSums(NamedTuple):
 
 class WeightSums(NamedTuple):
     """What the weights dl/dS of all kept pairs add up to, times the incoming gradients of their
-    anchors, (4,): of positives sum dl/dS and sum S dl/dS, and the same of negatives.
+    anchors, (4,): of positives sum dl/dS and sum (S - base) dl/dS, and the same of negatives. base:
+    the one that the rule takes from them, 0 where it has none; SigLIP's is -bias / scale.
 
     Of `Circle`, with u and a as in csrc/rules/form.h: sum dl/dz where a is not 0, and
     sum (u - m) dl/du.
     """
 
     positive: Tensor
-    positive_similarity: Tensor
+    positive_beyond: Tensor
     negative: Tensor
-    negative_similarity: Tensor
+    negative_beyond: Tensor
 
 
 @dataclass(frozen=True)
@@ -126,19 +128,31 @@ class SummedWeighting(Weighting):
 
 def by_temperature(temperature: Option, weights: WeightSums) -> tuple[Tensor]:
     """Of a loss in which every similarity is divided by it."""
-    return (-(weights.positive_similarity + weights.negative_similarity) / temperature,)
+    return (-(weights.positive_beyond + weights.negative_beyond) / temperature,)
 
 
-def by_scales(
-    alpha: Option, beta: Option, base: Option, weights: WeightSums
-) -> tuple[Tensor, Tensor, Tensor]:
-    """By each of what is summed of alpha (base - S) over positives and of
+def by_scales(alpha: Option, beta: Option, weights: WeightSums) -> tuple[Tensor, Tensor, Tensor]:
+    """By alpha, beta and base of what is summed of alpha (base - S) over positives and of
     beta (S - base) over negatives: a shift of base is one of all similarities, the other way."""
     return (
-        (weights.positive_similarity - base * weights.positive) / alpha,
-        (weights.negative_similarity - base * weights.negative) / beta,
+        weights.positive_beyond / alpha,
+        weights.negative_beyond / beta,
         -(weights.positive + weights.negative),
     )
+
+
+def total_worth(numbers: Tensor, dloss: Tensor) -> Tensor:
+    """Sum of numbers times what each is worth; what is 0, or worth nothing, adds nothing, whatever
+    the other is."""
+    return total_of(torch.where((numbers == 0) | (dloss == 0), 0, numbers * dloss))
+
+
+def total_of(numbers: Tensor) -> Tensor:
+    """Their sum, to the same bits for every number of threads."""
+    # torch shares out a sum of more than 32768 numbers among its threads: never give it as many.
+    while numbers.shape[0] > LARGEST_SUM and numbers.device.type == "cpu":
+        numbers = torch.stack([part.sum() for part in torch.split(numbers, LARGEST_SUM)])
+    return numbers.sum()
 
 
 def where_both(loss: Tensor, sums: RowSums) -> Tensor:

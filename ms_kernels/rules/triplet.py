@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from ms_kernels.reference import hardest
-from ms_kernels.rules.sums import Option, PairSums, RowSums, SummedWeighting, WeightSums
+from ms_kernels.rules.sums import (
+    Option,
+    PairSums,
+    RowSums,
+    SummedWeighting,
+    WeightSums,
+    total_worth,
+)
 
 # So many positives of an anchor are compared with all negatives one by one; more are sorted.
 FEW = 8
@@ -44,7 +51,7 @@ class Triplet(SummedWeighting):
         self, weights: WeightSums, sums: RowSums, dloss: Tensor
     ) -> tuple[Tensor, ...]:
         assert sums.moment is not None  # violations, each as deep as the margin
-        return ((sums.moment * dloss).sum(),)
+        return (total_worth(sums.moment, dloss),)
 
     def _violations(
         self, similarity: Tensor, positive: Tensor, negative: Tensor

@@ -25,6 +25,7 @@ from ms_kernels.rules.sums import (
     WeightSums,
     by_scales,
     masked_sum,
+    total_worth,
 )
 from ms_kernels.rules.triplet import Triplet
 
@@ -74,10 +75,10 @@ class MultiSimilarity(SummedWeighting):
     def option_gradients(
         self, weights: WeightSums, sums: RowSums, dloss: Tensor
     ) -> tuple[Tensor, ...]:
-        alpha, beta, base = by_scales(self.alpha, self.beta, self.base, weights)
+        alpha, beta, base = by_scales(self.alpha, self.beta, weights)
         # By which the sums are divided besides.
-        pulled = (softplus(sums.positive, threshold=FAR) * dloss).sum()
-        pushed = (softplus(sums.negative, threshold=FAR) * dloss).sum()
+        pulled = total_worth(softplus(sums.positive, threshold=FAR), dloss)
+        pushed = total_worth(softplus(sums.negative, threshold=FAR), dloss)
         return alpha - pulled / self.alpha**2, beta - pushed / self.beta**2, base
 
 
@@ -140,7 +141,7 @@ class BinomialDeviance(SummedWeighting):
     def option_gradients(
         self, weights: WeightSums, sums: RowSums, dloss: Tensor
     ) -> tuple[Tensor, ...]:
-        return by_scales(self.alpha, self.beta, self.base, weights)
+        return by_scales(self.alpha, self.beta, weights)
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class BinLifted(SummedWeighting):
     def option_gradients(
         self, weights: WeightSums, sums: RowSums, dloss: Tensor
     ) -> tuple[Tensor, ...]:
-        return by_scales(self.alpha, self.beta, self.base, weights)
+        return by_scales(self.alpha, self.beta, weights)
 
 
 @dataclass(frozen=True)
@@ -229,5 +230,6 @@ class SigLIP(SummedWeighting):
     def option_gradients(
         self, weights: WeightSums, sums: RowSums, dloss: Tensor
     ) -> tuple[Tensor, ...]:
-        similarity = weights.positive_similarity + weights.negative_similarity
-        return similarity / self.scale, (weights.positive + weights.negative) / self.scale
+        by_bias = (weights.positive + weights.negative) / self.scale
+        beyond = weights.positive_beyond + weights.negative_beyond
+        return (beyond - self.bias * by_bias) / self.scale, by_bias

@@ -171,20 +171,20 @@ def learns(spec: PairSpec) -> bool:
 
 
 def learned_statistics(
-    anchors: Side, candidates: Side | None, spec: PairSpec, options: Tensor
+    anchors: Side, candidates: Side | None, spec: PairSpec, option_values: Tensor
 ) -> RowStatistics:
     """As row_statistics, where options of the weighting rule learn."""
     from ms_kernels.backends.triton import launch_learned
 
     with _on_device_of(anchors.embeddings):
-        return launch_learned.learned_statistics(anchors, candidates, spec, options)
+        return launch_learned.learned_statistics(anchors, candidates, spec, option_values)
 
 
 def learned_gradient(
     anchors: Side,
     candidates: Side | None,
     spec: PairSpec,
-    options: Tensor,
+    option_values: Tensor,
     term: Term,
     need_dx: bool,
     need_dr: bool,
@@ -192,7 +192,7 @@ def learned_gradient(
     """Gradients of both sides and sums of weights, for options that learn."""
     from ms_kernels.backends.triton import launch_learned
 
-    how = spec, options, term, need_dx, need_dr
+    how = spec, option_values, term, need_dx, need_dr
     with _on_device_of(anchors.embeddings):
         return launch_learned.learned_gradient(anchors, candidates, *how)
 

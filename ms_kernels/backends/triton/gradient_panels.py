@@ -7,6 +7,7 @@ the products of the panels are added in the order of the columns.
 import triton
 import triton.language as tl
 
+from ms_kernels.backends.triton.coefficients import negative_base, positive_base
 from ms_kernels.backends.triton.gradient_sums import as_operand, scaled, store_gradient
 from ms_kernels.backends.triton.pairs import positive_tiles, same_class
 from ms_kernels.backends.triton.similarity import multiply_add, similarity, through_distance
@@ -14,10 +15,10 @@ from ms_kernels.backends.triton.weights import pair_weights
 
 
 @triton.jit
-def store_sums(out, weight, sim):
-    """Sum of the weights of a tile, and of what each is on its similarity."""
+def store_sums(out, weight, beyond):
+    """Sum of the weights of a tile, and of each times what its similarity is beyond the base."""
     tl.store(out, tl.sum(tl.sum(weight, 1), 0))
-    tl.store(out + 1, tl.sum(tl.sum(tl.where(weight == 0, 0, weight * sim), 1), 0))
+    tl.store(out + 1, tl.sum(tl.sum(tl.where(weight == 0, 0, weight * beyond), 1), 0))
 
 
 @triton.jit(do_not_specialize=["first_row", "first_column", "held", "N", "M"])
@@ -116,8 +117,9 @@ def weights_kernel(
         own = sums + tl.program_id(0).to(tl.int64) * 4
         # Padding may weigh something on its zeros, of which products are 0.
         present = (rows < N)[:, None] & (columns < M)[None, :]
-        store_sums(own, tl.where(present & same, weight, 0), sim)
-        store_sums(own + 2, tl.where(present & (same == 0), weight, 0), sim)
+        pos, neg = tl.where(present & same, weight, 0), tl.where(present & (same == 0), weight, 0)
+        store_sums(own, pos, sim - positive_base(coefficients))
+        store_sums(own + 2, neg, sim - negative_base(coefficients))
     weight = through_distance(weight, sim, DISTANCE)
     weight = as_operand(
         weight, tl.load(column_scale + columns), panel.dtype.element_ty, MODE, WEIGHT_SCALE

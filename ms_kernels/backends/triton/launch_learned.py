@@ -11,52 +11,43 @@ from ms_kernels.backends.triton.problem import Problem
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.sums import WeightSums
-from ms_kernels.settings import options as settings
+from ms_kernels.settings import options
 
 
 def learned_statistics(
-    anchors: Side, candidates: Side | None, spec: PairSpec, options: Tensor
+    anchors: Side, candidates: Side | None, spec: PairSpec, option_values: Tensor
 ) -> RowStatistics:
     """Of every anchor, in the caller's order."""
     sides = Sides(anchors, candidates, spec)
-    problem = Problem(sides.rows, sides.columns, spec, wide=True, options=options)
-    return statistics_by_rounds(problem, settings.workspace_bytes)
+    problem = Problem(sides.rows, sides.columns, spec, wide=True, option_values=option_values)
+    return statistics_by_rounds(problem, options.workspace_bytes)
 
 
 def learned_gradient(
     anchors: Side,
     candidates: Side | None,
     spec: PairSpec,
-    options: Tensor,
+    option_values: Tensor,
     term: Term,
     need_dx: bool,
     need_dr: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """Both gradients, where they are wanted, and sums of weights (4,) in the compute dtype, of
     whichever side comes first: of the pairs they are the same."""
-    count = len(WeightSums._fields)
-    sums = torch.zeros(count, dtype=torch.float64, device=term.dloss.device)
-    passes = [False] if need_dx or not need_dr else []
-    passes += [True] if need_dr and candidates is not None else []
-    found: list[Tensor | None] = [None, None]
-    for exchanged in passes:
-        first = exchanged == passes[0]
-        rows, columns = (candidates, anchors) if exchanged else (anchors, candidates)
-        assert rows is not None
-        sides = Sides(rows, columns, spec, exchanged)
-        problem = other = Problem(sides.rows, sides.columns, spec, wide=True, options=options)
-        row_term, column_term = (None, term) if exchanged else (term, None)
-        if exchanged:
-            assert columns is not None
-            ranges = problem.columns.ranges_among(columns.labels, problem.rows, rows.labels)
-            other = problem.other_way(*ranges)
-        elif candidates is None:
-            column_term = term
-        of_sums = sums if first and not problem.ranked else None
-        budget = settings.workspace_bytes
-        gradient = gradient_of_terms(problem, other, row_term, column_term, budget, of_sums)
-        found[exchanged] = sides.of_rows(gradient)
+    zeros = torch.zeros(len(WeightSums._fields), dtype=torch.float64, device=term.dloss.device)
+    sides = Sides(anchors, candidates, spec)
+    problem = Problem(sides.rows, sides.columns, spec, wide=True, option_values=option_values)
+    sums, budget = None if problem.ranked else zeros, options.workspace_bytes
+    dx = dr = None
+    if need_dx or not need_dr:
+        own = term if candidates is None else None
+        dx = gradient_of_terms(problem, problem, term, own, budget, sums)
+        sums = None
+    if need_dr and candidates is not None:
+        ranges = problem.columns.ranges_among(candidates.labels, problem.rows, anchors.labels)
+        other = problem.other_way(*ranges)
+        dr = gradient_of_terms(other, problem, None, term, budget, sums)
     if candidates is None:  # a pair is in both triangles
-        sums /= 2
-    dx, dr = found
-    return dx if need_dx else None, dr, sums.to(term.dloss.dtype)
+        zeros /= 2
+    dx, dr = sides.of_rows(dx if need_dx else None), sides.of_columns(dr)
+    return dx, dr, zeros.to(term.dloss.dtype)

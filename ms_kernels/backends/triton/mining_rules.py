@@ -25,7 +25,10 @@ def beside(sim, coefficients, SIGN: tl.constexpr):
     """A number over sim, or under it, by some rounding errors of a similarity: kernels that divide
     the depth differently need not find the hardest pair at the same bits. So near are ties."""
     SLACK: tl.constexpr = 2.0**-46 if sim.dtype == tl.float64 else 2.0**-19
-    return sim + SIGN * SLACK * tl.maximum(tl.abs(sim), least_rounded(coefficients))
+    # Of 0, as the distance of a copy is, too: the least number that is not flushed.
+    TINY: tl.constexpr = 2.0**-1022 if sim.dtype == tl.float64 else 2.0**-126
+    slack = SLACK * tl.maximum(tl.abs(sim), least_rounded(coefficients))
+    return sim + SIGN * tl.maximum(slack, TINY)
 
 
 @triton.jit

@@ -37,7 +37,7 @@ class Problem:
         spec: PairSpec,
         tiles: Tiles | None = None,  # default: those of the mode and device
         wide: bool = False,  # weights may be of any size
-        options: Tensor | None = None,  # (k): those of the weighting rule, which learns
+        option_values: Tensor | None = None,  # (k): those of the weighting rule, which learns
     ) -> None:
         rows = _contiguous(rows)
         self.spec = spec
@@ -49,12 +49,12 @@ class Problem:
         self.mining = MINING_RULES[type(spec.mining)]
         count = (rows if columns is None else columns).embeddings.shape[0]
         dtype = torch.float64 if operand == torch.float64 else torch.float32
-        if options is None:
+        if option_values is None:
             self.bounded = is_bounded(spec, count, BOUND[dtype])
         else:
             self.bounded = self.rule.negative != "exponential"
         self.tiles = self._fitting(wide)
-        if options is not None:  # what weights add up to comes from panels
+        if option_values is not None:  # what weights add up to comes from panels
             self.tiles = self.tiles._replace(owner={})
         how = self.normalizes, self.tiles, self.mode, operand
         turned = columns is None and spec.distance is not None
@@ -74,9 +74,9 @@ class Problem:
         else:
             self.id_mode = DIAGONAL.value if self.symmetric else NO_IDS.value
         self.hardest_negatives = self.mining.hardest_negatives(spec.mining)
-        rule = spec.weighting if options is None else spec.with_options(options)
+        rule = spec.weighting if option_values is None else spec.weighting_of(option_values)
         values = coefficients_of(spec, torch.finfo(dtype).max, rule)
-        on_device = _coefficients_on if options is None else _learned_coefficients_on
+        on_device = _coefficients_on if option_values is None else _learned_coefficients_on
         self.coefficients = on_device(self.rows.device, dtype, values)
 
     def _fitting(self, wide: bool) -> Tiles:
@@ -170,9 +170,10 @@ def _coefficients_on(device: torch.device, dtype: torch.dtype, values: Coefficie
 def _learned_coefficients_on(
     device: torch.device, dtype: torch.dtype, values: Coefficients
 ) -> Tensor:
-    """The same of tensors among them; numbers are written by kernels, for which nobody waits."""
-    found = [
-        value if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=device)
-        for value in values
-    ]
-    return torch.stack(found).to(dtype)
+    """The same of tensors among them."""
+    numbers = Coefficients(*(0.0 if isinstance(value, Tensor) else value for value in values))
+    coefficients = _coefficients_on(device, dtype, numbers)
+    for place, value in enumerate(values):
+        if isinstance(value, Tensor):
+            coefficients[place].copy_(value)
+    return coefficients

@@ -24,7 +24,7 @@ from ms_kernels.compat.pytorch_metric_learning.pairs import (
 )
 from ms_kernels.engine.summed import Summed, summed_loss
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.asked import options_of
+from ms_kernels.rules.made import options_of
 from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining
 from ms_kernels.rules.weighting import Contrastive, Weighting
 
