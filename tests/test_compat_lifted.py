@@ -44,6 +44,7 @@ def test_ends(ends, distance):
     loss.pos_margin = their.pos_margin = 20.0 if distance in ("cosine", "dot") else -20.0
     got = step(loss, *given)
     exactly(got, step(their, *given))
+    road = "streamed" if distance not in ("cosine", "euclidean") else road
     assert loss.calls == {road: 1} and got[0] > 0 and got[1][0].any()
 
 
@@ -75,8 +76,18 @@ def test_derivative():
     assert set(loss.calls) == {"kernels"}
 
 
+def test_raw_rows_of_any_length():
+    """A mean positive of 1e8 would leave no digit of a hinge of 1."""
+    x = torch.tensor([[1e4, 1.0], [1e4, 0.0], [0.0, 1.0], [0.0, 2.0]], dtype=torch.float64)
+    y = torch.tensor([0, 0, 0, 1])
+    loss = ours("LiftedStructureLoss", distance=DISTANCES["dot"])
+    want, (exact,) = step(theirs(loss), x, y)
+    value, (dx,) = step(loss, x, y, dtype=torch.float32)
+    torch.testing.assert_close(value.double(), want, rtol=1e-5, atol=0)
+    assert (dx.double() - exact).norm() <= 1e-5 * exact.norm()
+
+
 def test_far_from_the_origin():
-    """The mean positive is taken from the kernel's loss and added again: nothing of it is left."""
     y = BATCHES["any"]
     x = rows(len(y), shift=64.0)
     loss = ours("LiftedStructureLoss", distance=DISTANCES["raw euclidean"])
@@ -96,10 +107,16 @@ def test_pairs_that_a_miner_lists_go_by_lists():
 
 
 def test_a_memory_of_past_rows():
-    """A copy of a row in the memory is no pair of it."""
-    y = torch.arange(12) // 3
-    inner = ours("LiftedStructureLoss")
-    memory = losses.CrossBatchMemory(inner, 6, 48).double()
-    peer = their_losses.CrossBatchMemory(theirs(inner), 6, 48).double()
-    for seed in range(3):
-        exactly(step(memory, rows(12, seed), y), step(peer, rows(12, seed), y))
+    """A copy of a row in the memory is no pair of it. Another end is a row of the batch by its
+    slot, whatever that row has."""
+    company = [torch.arange(12) // 3] * 3
+    alone = [torch.tensor([0, 0, 1, 2]), torch.tensor([5, 1, 0, 0]), torch.tensor([2, 5, 5, 7])]
+    roads = set()
+    for batches in (company, alone):
+        inner = ours("LiftedStructureLoss")
+        memory = losses.CrossBatchMemory(inner, 6, 48).double()
+        peer = their_losses.CrossBatchMemory(theirs(inner), 6, 48).double()
+        for seed, y in enumerate(batches):
+            exactly(step(memory, rows(len(y), seed), y), step(peer, rows(len(y), seed), y))
+        roads |= inner.calls.keys()
+    assert roads == {"kernels", "streamed"}

@@ -214,7 +214,8 @@ class LiftedStructureLoss(Served, theirs.LiftedStructureLoss):
             if few or len(anchors) == 0 or number == 0:
                 return self.zero_losses()
             similarity = similarities(measure, call.embeddings, call.ref_emb, anchors, positives)
-            if are_anchors_too(chosen.pairs, anchors, positives):
+            # A loss less a mean of raw similarities, however large, may have lost its own digits.
+            if measure.normalize and are_anchors_too(chosen.pairs, anchors, positives):
                 total = log_sums(measure, chosen, anchors, similarity)
                 self.calls["kernels"] += 1
             else:
@@ -241,8 +242,8 @@ def log_sum_of_negatives(similarity: Tensor, positive: Tensor, negative: Tensor)
 
 def are_anchors_too(pairs: Pairs, anchors: Tensor, positives: Tensor) -> bool:
     """Whether the other end of each pair has positives of its own: in a batch by itself it has the
-    pair's anchor; of separate references it is another row, by its number."""
-    if pairs.ref_emb is None or pairs.ids is not None:
+    pair's anchor; of separate references, and in a memory, it is another row, by its number."""
+    if pairs.ref_emb is None:
         return True
     n = len(pairs.labels)
     having = torch.zeros(n, dtype=torch.bool, device=anchors.device)
