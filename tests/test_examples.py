@@ -53,7 +53,7 @@ def test_two_processes_train_as_one():
 
 def test_readme_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    use, drop_in, statistics, memory, family, learns, own, weights, check = blocks
+    use, drop_in, statistics, memory, family, learns, logarithm, own, weights, check = blocks
     scope = {}
     exec(use, scope)
     exec("import ms_kernels\n" + drop_in, scope)
@@ -64,8 +64,11 @@ def test_readme_code_runs():
     assert len(scope["memory"]) == 512
     exec(family, scope)
     assert scope["loss"].isfinite() and scope["loss"].requires_grad
+    before = scope["embeddings"].detach().clone()
     exec(learns, scope)
-    assert scope["loss"].isfinite() and scope["loss"].requires_grad
+    assert scope["learns"].temperature != 0.1 and (scope["embeddings"] != before).any()
+    exec(logarithm, scope)
+    assert torch.autograd.grad(scope["loss"], scope["log_temperature"])[0] != 0
     exec(own, scope)
     built_in = scope["multi_similarity_loss"](scope["embeddings"], scope["labels"])
     torch.testing.assert_close(scope["loss"], built_in)

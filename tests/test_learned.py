@@ -493,3 +493,11 @@ def test_several_gradients_of_unit_rows_at_once():
     each = [torch.autograd.grad(unit, leaves, w, retain_graph=True) for w in worth]
     for got, want in zip(both, zip(*each, strict=True), strict=True):
         torch.testing.assert_close(got, torch.stack(want))
+
+
+def test_statistics_alone_take_numbers():
+    x, y = batch()
+    with pytest.raises(TypeError, match="base: expected a number, got a tensor; statistics"):
+        row_statistics(x, y, base=scalar(0.5))
+    with pytest.raises(TypeError, match="temperature: expected a number, got a tensor"):
+        row_statistics(x, y, weighting=rules.NTXent(scalar(0.5)))

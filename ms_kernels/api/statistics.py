@@ -69,6 +69,12 @@ def row_statistics(
         weighting = MultiSimilarity(alpha, beta, base)
     shared = options_of(max_positive_similarity, normalize, distance)
     loss = road.loss_of(weighting, mining, shared, backend)
+    if weighting.learned:
+        names = ", ".join(weighting.learned)
+        raise TypeError(
+            f"{names}: expected a number, got a tensor; statistics are constants: use .item(), or "
+            "return_statistics=True of a loss whose options learn"
+        )
     if loss.spec is None:
         raise ValueError(road.no_statistics("weighting, mining", weighting, mining))
     check_ignore_label(ignore_label)
