@@ -36,17 +36,14 @@ def count_pairs(
     dr: Tensor | None = None
     if option_values is not None:
         stats = module.learned_statistics(*sides, spec, option_values)
-        losses = spec.loss_of(stats, spec.weighting_of(option_values))
+        losses = losses_of(module, stats, spec, option_values)
         if not (need_dx or need_dr or need_options):
             return Counted(losses, stats, dx, dr, None)
         term = _term(stats, losses, dloss)
         gradients = module.learned_gradient(*sides, spec, option_values, term, need_dx, need_dr)
         return Counted(losses, stats, *gradients)
     stats = module.row_statistics(*sides, spec)
-    if hasattr(module, "loss_of_statistics"):
-        losses = module.loss_of_statistics(stats, spec)
-    else:
-        losses = spec.loss_of(stats)
+    losses = losses_of(module, stats, spec, None)
     if not (need_dx or need_dr):
         return Counted(losses, stats, dx, dr, None)
     if isinstance(spec.weighting, ANEW):
@@ -60,6 +57,19 @@ def count_pairs(
     if need_dr and candidates is not None:
         dr = module.embedding_gradient(candidates, anchors, spec, None, term)
     return Counted(losses, stats, dx, dr, None)
+
+
+def losses_of(
+    module: ModuleType, stats: RowStatistics, spec: PairSpec, option_values: Tensor | None
+) -> Tensor:
+    """Of each anchor, by a backend that has bits of its own for them, else by torch."""
+    own = hasattr(module, "loss_of_statistics")
+    if option_values is None:
+        return module.loss_of_statistics(stats, spec) if own else spec.loss_of(stats)
+    if own:
+        spec = spec.with_numbers(option_values)
+        return module.loss_of_statistics(stats, spec)  # type: ignore[no-any-return]
+    return spec.loss_of(stats, spec.weighting_of(option_values))
 
 
 def _term(stats: RowStatistics, losses: Tensor, dloss: Tensor | None) -> Term:

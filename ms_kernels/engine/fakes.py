@@ -42,38 +42,16 @@ def loss_and_gradient_fake(
     )
 
 
-def reduced_loss_fake(
-    embeddings: Tensor,
-    labels: Tensor,
-    ids: Tensor | None,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
-    ref_ids: Tensor | None,
-    _: str,
-    wide: bool,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    pairs = embeddings, labels, ids, ref_emb, ref_labels, ref_ids
-    rows, _kept, dx, dr = loss_and_gradient_fake(*pairs, *rest)
+def reduced_loss_fake(*given: Any) -> tuple[Tensor, ...]:
+    embeddings, wide = given[0], given[7]
+    rows, _kept, dx, dr = loss_and_gradient_fake(*given[:6], *given[8:])
     loss = embeddings.new_empty((), dtype=rows.dtype if wide else embeddings.dtype)
     return loss, dx, dr
 
 
-def learned_gradient_fake(
-    embeddings: Tensor,
-    labels: Tensor,
-    ids: Tensor | None,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
-    ref_ids: Tensor | None,
-    term: list[Tensor],
-    option_values: Tensor,
-    need_dx: bool,
-    need_dr: bool,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    pairs = embeddings, labels, ids, ref_emb, ref_labels, ref_ids
-    _, _, dx, dr = loss_and_gradient_fake(*pairs, need_dx, need_dr)
+def learned_gradient_fake(*given: Any) -> tuple[Tensor, ...]:
+    _, option_values, need_dx, need_dr, *_ = given[6:]
+    _, _, dx, dr = loss_and_gradient_fake(*given[:6], need_dx, need_dr)
     return dx, dr, torch.empty_like(option_values)
 
 

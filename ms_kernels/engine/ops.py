@@ -12,7 +12,7 @@ from torch import Tensor, library
 
 from ms_kernels.backends.interface import Term
 from ms_kernels.checks import Pairs
-from ms_kernels.engine.counted_pairs import count_pairs, gradient_of_options
+from ms_kernels.engine.counted_pairs import count_pairs, gradient_of_options, losses_of
 from ms_kernels.engine.fakes import (
     counted_loss_fake,
     embedding_gradient_fake,
@@ -218,13 +218,7 @@ def _row_loss(
 ) -> Tensor:
     stats, loss = RowStatistics(*statistics), unpack(spec)
     module = module_of(embeddings, ref_emb, loss, backend)
-    if option_values is not None and hasattr(module, "loss_of_statistics"):
-        return module.loss_of_statistics(stats, loss.with_numbers(option_values))  # type: ignore[no-any-return]
-    if option_values is not None:
-        return loss.loss_of(stats, loss.weighting_of(option_values))
-    if hasattr(module, "loss_of_statistics"):
-        return module.loss_of_statistics(stats, loss)  # type: ignore[no-any-return]
-    return loss.loss_of(stats)
+    return losses_of(module, stats, loss, option_values)
 
 
 def _one_sided(spec: list[float]) -> PairSpec:

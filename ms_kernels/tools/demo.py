@@ -164,7 +164,6 @@ def print_costs(backend: str) -> list[Cost]:
         print(row(n, f"{fast:.2f}", f"{slow:.2f}", f"{slow / fast:.1f}x", *sizes), flush=True)
         costs.append(cost)
     budget = ms_kernels.options.workspace_bytes >> 20
-    budget = ms_kernels.options.workspace_bytes >> 20
     print(
         "A few hundred rows take next to no memory either way: there only time is won. The dense\n"
         "loss needs several N x N matrices; the fused one keeps similarities for its gradient in\n"
