@@ -1,12 +1,18 @@
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 if not torch.cuda.is_available():  # before any of our kernels is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Graphs compiled by another checkout are not what a test of this one should run.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "inductor")
+)
 
 pytest.register_assert_rewrite("cases", "edge_inputs", "edges", "family", "judge", "op_checks")
 

@@ -22,17 +22,17 @@ def pairs(refs, with_ids):
 
 def check_ops(backend, refs, with_ids):
     given = pairs(refs, with_ids)
-    library.opcheck(ops.row_statistics, (*given, PACKED, backend))
-    library.opcheck(ops.loss_and_gradient, (*given, True, refs, PACKED, backend))
-    library.opcheck(ops.loss_and_gradient, (*given, False, False, PACKED, backend))
+    library.opcheck(ops.row_statistics, (*given, PACKED, backend, None))
+    library.opcheck(ops.loss_and_gradient, (*given, True, refs, PACKED, backend, None))
+    library.opcheck(ops.loss_and_gradient, (*given, False, False, PACKED, backend, None))
     for reduction, wide in (("mean", False), ("sum", True), ("mean_valid", False)):
         library.opcheck(ops.reduced_loss, (*given, reduction, wide, True, refs, PACKED, backend))
-    stats = ops.row_statistics(*given, PACKED, backend)
-    library.opcheck(ops.row_loss_of, (list(stats), given[0], given[3], PACKED, backend))
+    stats = ops.row_statistics(*given, PACKED, backend, None)
+    library.opcheck(ops.row_loss_of, (list(stats), given[0], given[3], PACKED, backend, None))
     term = [*stats, torch.ones(48)]
     column_term = [] if refs else term
     library.opcheck(ops.embedding_gradient, (*given, term, column_term, PACKED, backend))
-    library.opcheck(ops.counted_loss, (*given, True, refs, False, PACKED, backend))
+    library.opcheck(ops.counted_loss, (*given, True, refs, False, PACKED, backend, None, None))
     if dispatch.learns(backend, SPECS["default"].spec):
         options = torch.tensor([2.0, 10.0, 0.4])
         library.opcheck(ops.row_statistics, (*given, PACKED, backend, options))

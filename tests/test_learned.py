@@ -151,7 +151,9 @@ def test_sums_of_many_rows_do_not_hang_on_threads(rule):
         for count in (1, 2, 3, 7):
             torch.set_num_threads(count)
             of = spec, values, stats, numbers[0]
-            losses = ops.row_loss_of(list(stats), numbers[:1][0][:, None], None, spec.pack(), "cpu")
+            losses = ops.row_loss_of(
+                list(stats), numbers[:1][0][:, None], None, spec.pack(), "cpu", None
+            )
             own = ops.row_loss_of(
                 list(stats), numbers[0][:, None], None, spec.pack(), "cpu", values
             )

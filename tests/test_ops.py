@@ -7,6 +7,7 @@ from cases import SPECS
 from op_checks import PACKED, R, X, Y, Z, check_graph, check_ops
 
 import ms_kernels
+import ms_kernels.distributed  # registers an op
 from ms_kernels import BinomialDeviance, multi_similarity_loss, pair_loss
 from ms_kernels.backends import cuda, dispatch
 from ms_kernels.backends.interface import Side
@@ -18,6 +19,14 @@ from ms_kernels.rules.weighting import Contrastive, MultiSimilarity
 @pytest.fixture(params=["cpu", "cuda-one_launch"])
 def compiled(request, monkeypatch):
     return every_backend.served(monkeypatch, request.param)
+
+
+def test_no_argument_has_a_default():
+    """A compiled graph on disk names those left out, and outlives the version that knew them."""
+    schemas = [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("ms_kernels::")]
+    assert len(schemas) == 9
+    for schema in schemas:
+        assert not [a.name for a in schema.arguments if a.has_default_value()], schema
 
 
 @pytest.mark.parametrize("refs", [False, True], ids=["self", "refs"])
@@ -42,10 +51,17 @@ def test_compile_without_graph_break(backend, reduction, refs, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_fakes_know_the_compute_dtype(backend, dtype):
     x = X.to(dtype)
-    real = ops.loss_and_gradient(x, Y, None, None, None, None, True, False, PACKED, backend)
+    real = ops.loss_and_gradient(x, Y, None, None, None, None, True, False, PACKED, backend, None)
     with torch._subclasses.FakeTensorMode() as mode:
         fake = ops.loss_and_gradient(
-            mode.from_tensor(x), mode.from_tensor(Y), *[None] * 4, True, False, PACKED, backend
+            mode.from_tensor(x),
+            mode.from_tensor(Y),
+            *[None] * 4,
+            True,
+            False,
+            PACKED,
+            backend,
+            None,
         )
     for r, f in zip(real, fake, strict=True):
         assert (r.dtype, r.shape) == (f.dtype, f.shape)
@@ -159,9 +175,9 @@ def test_spec_survives_packing():
 )
 def test_an_op_reads_only_what_is_there(compiled, given, error, message):
     with pytest.raises(error, match=message):
-        ops.row_statistics(*given, PACKED, compiled)
+        ops.row_statistics(*given, PACKED, compiled, None)
     with pytest.raises(error, match=message):
-        ops.loss_and_gradient(*given, True, False, PACKED, compiled)
+        ops.loss_and_gradient(*given, True, False, PACKED, compiled, None)
 
 
 def test_an_incoming_gradient_is_as_long_as_its_side(compiled):
@@ -203,7 +219,7 @@ def test_statistics_of_other_lengths_make_no_row_losses():
         ([long] * 7, r"pos_kept: expected torch.int64"),
     ):
         with pytest.raises(ValueError, match=error):
-            ops.row_loss_of(stats, X, None, PACKED, "cpu")
+            ops.row_loss_of(stats, X, None, PACKED, "cpu", None)
 
 
 def test_one_backend_serves_forward_and_backward(monkeypatch):

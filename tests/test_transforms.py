@@ -132,11 +132,11 @@ def test_a_second_derivative_of_what_is_traced_is_right():
     torch.testing.assert_close(*found)
 
 
-STATS = list(ops.row_statistics(X, Y, *[None] * 4, PACKED, "panels"))
+STATS = list(ops.row_statistics(X, Y, *[None] * 4, PACKED, "panels", None))
 CALLS = {
-    "row_statistics": lambda x: ops.row_statistics(x, Y, *[None] * 4, PACKED, "panels")[2],
+    "row_statistics": lambda x: ops.row_statistics(x, Y, *[None] * 4, PACKED, "panels", None)[2],
     "loss_and_gradient": lambda x: ops.loss_and_gradient(
-        *(x, Y, *[None] * 4, True, False, PACKED, "panels")
+        *(x, Y, *[None] * 4, True, False, PACKED, "panels", None)
     )[0],
     "embedding_gradient": lambda x: ops.embedding_gradient(
         *(x, Y, *[None] * 4, [*STATS, torch.ones(12)], [], PACKED, "panels")
@@ -144,7 +144,7 @@ CALLS = {
     "embedding_gradient of a term": lambda x: ops.embedding_gradient(
         *(X, Y, *[None] * 4, [*STATS, x[:, 0]], [], PACKED, "panels")
     ),
-    "row_loss": lambda x: ops.row_loss_of([x[:, 0], *STATS[1:]], X, None, PACKED, "panels"),
+    "row_loss": lambda x: ops.row_loss_of([x[:, 0], *STATS[1:]], X, None, PACKED, "panels", None),
     "reduced_loss": lambda x: ops.reduced_loss(
         *(x, Y, *[None] * 4, "mean", False, True, False, PACKED, "panels")
     )[0],

@@ -207,7 +207,7 @@ def test_opcheck_and_compile():
     packed = SPECS["default"].spec.pack()
     library.opcheck(
         ops.loss_and_gradient,
-        (x, y, None, None, None, None, True, False, packed, "triton"),
+        (x, y, None, None, None, None, True, False, packed, "triton", None),
         test_utils=("test_schema", "test_faketensor"),
     )
     torch._dynamo.reset()

@@ -118,7 +118,7 @@ def test_what_cannot_be():
     x, y, _, r, z, _ = batch(5, 6)
     packed = PairSpec(weigh.NTXent(), mine.NoMining(), two_sided=True).pack()
     with pytest.raises(ValueError, match="two_sided: expected False but for a reduced loss"):
-        ops.row_statistics(x.detach(), y, None, r.detach(), z, None, packed, "cpu")
+        ops.row_statistics(x.detach(), y, None, r.detach(), z, None, packed, "cpu", None)
     with pytest.raises(ValueError, match="two_sided: expected candidates, got None"):
         fused_loss(Pairs(x, y, None, None, None, None), unpack(packed), "mean", "cpu")
     sides = Pairs(x, y, None, r, z, None)

@@ -222,7 +222,7 @@ def row_statistics(loss: Loss, pairs: Pairs) -> RowStatistics:
         if _chosen(loss.backend, pairs, spec) == "reference":
             rows = slice(pairs.labels.shape[0])
             return statistics_of(Panel(rows, *_similarities(pairs, loss.shared)), spec)
-        return RowStatistics(*ops.row_statistics(*pairs, spec.pack(), loss.backend))
+        return RowStatistics(*ops.row_statistics(*pairs, spec.pack(), loss.backend, None))
 
 
 def in_plain_pytorch(loss: Loss, pairs: Pairs) -> bool:

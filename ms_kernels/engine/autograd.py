@@ -142,5 +142,5 @@ def fused_loss(
     if wanted:
         return in_public_dtype(row_losses_of(x, r, pairs, spec, backend)[0], x, reduction)
     with below_autograd():
-        loss = ops.loss_and_gradient(*pairs, False, False, spec.pack(), backend)[0]
+        loss = ops.loss_and_gradient(*pairs, False, False, spec.pack(), backend, None)[0]
     return in_public_dtype(loss, x, reduction)

@@ -67,8 +67,8 @@ def counted_loss_fake(
     need_options: bool,
     spec: list[float],
     backend: str,
-    dloss: Tensor | None = None,
-    option_values: Tensor | None = None,
+    dloss: Tensor | None,
+    option_values: Tensor | None,
 ) -> tuple[Tensor, ...]:
     pairs = embeddings, labels, ids, ref_emb, ref_labels, ref_ids
     losses, _, dx, dr = loss_and_gradient_fake(*pairs, need_dx, need_dr)

@@ -130,7 +130,7 @@ class RowsHere(torch.autograd.Function):
 def _statistics(call: GlobalCall) -> tuple[tuple[Tensor, ...], BaseException | None]:
     """Those of the rows here; what goes wrong is for all to hear."""
     try:
-        return tuple(ops.row_statistics(*call.anchors, call.spec.pack(), call.backend)), None
+        return tuple(ops.row_statistics(*call.anchors, call.spec.pack(), call.backend, None)), None
     except Exception as error:
         return (), error
 
@@ -144,7 +144,7 @@ def _rows_of_all(
     messages = map(call.exchange.gather, message_of(RowStatistics(*stats)))
     everybody, _ = from_message(*messages)
     x, r = call.anchors.embeddings, call.anchors.ref_emb
-    rows: Tensor = ops.row_loss_of(list(everybody), x, r, call.spec.pack(), call.backend)
+    rows: Tensor = ops.row_loss_of(list(everybody), x, r, call.spec.pack(), call.backend, None)
     ones = torch.ones_like(rows) if weight is None else call.exchange.gather(weight)
     return RowStatistics(*stats), everybody, rows, ones
 

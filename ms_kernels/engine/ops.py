@@ -1,7 +1,8 @@
 """The two functions of a backend, and their fusion, as ops of PyTorch.
 
 Ops are what torch.compile sees: it never traces into a backend. `spec` is PairSpec.pack(); backend
-"auto" is resolved inside.
+"auto" is resolved inside. No argument has a default: a compiled graph on disk names those that were
+left out, and is found again after an upgrade that has renamed or removed them.
 """
 
 import operator
@@ -33,7 +34,7 @@ _PAIRS = (
 )
 _library: Any = library.Library("ms_kernels", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
-    f"row_statistics({_PAIRS}, float[] spec, str backend, Tensor? option_values=None) "
+    f"row_statistics({_PAIRS}, float[] spec, str backend, Tensor? option_values) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 # option_values: (k,) of a weighting rule that learns, in its order; those of the spec mean nothing.
@@ -44,8 +45,7 @@ _library.define(
 # Losses, statistics and gradients of the sum of losses times dloss.
 _library.define(
     f"counted_loss({_PAIRS}, bool need_dx, bool need_dr, bool need_options, float[] spec, "
-    "str backend, "
-    "Tensor? dloss=None, Tensor? option_values=None) "
+    "str backend, Tensor? dloss, Tensor? option_values) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 # A term is the statistics and the gradient of the row losses, or empty.
@@ -55,7 +55,7 @@ _library.define(
 )
 _library.define(
     f"loss_and_gradient({_PAIRS}, bool need_dx, bool need_dr, float[] spec, str backend, "
-    "Tensor? dloss=None) -> (Tensor, Tensor, Tensor, Tensor)"
+    "Tensor? dloss) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 # The reduced loss, in the dtype of the embeddings unless `wide`, and its gradients, in the compute
 # dtype.
@@ -66,7 +66,7 @@ _library.define(
 # Ops of their own, so that no compiler chooses the order of a sum or another exponential.
 _library.define(
     "row_loss(Tensor[] statistics, Tensor embeddings, Tensor? ref_emb, float[] spec, str backend, "
-    "Tensor? option_values=None) -> Tensor"
+    "Tensor? option_values) -> Tensor"
 )
 _library.define("differentiable_once(Tensor x, Tensor labels) -> Tensor")
 
@@ -80,7 +80,7 @@ def _row_statistics(
     ref_ids: Tensor | None,
     spec: list[float],
     backend: str,
-    option_values: Tensor | None = None,
+    option_values: Tensor | None,
 ) -> tuple[Tensor, ...]:
     pairs, loss = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids), _one_sided(spec)
     module = module_of(embeddings, ref_emb, loss, backend)
@@ -126,8 +126,8 @@ def _counted_loss(
     need_options: bool,
     spec: list[float],
     backend: str,
-    dloss: Tensor | None = None,
-    option_values: Tensor | None = None,
+    dloss: Tensor | None,
+    option_values: Tensor | None,
 ) -> tuple[Tensor, ...]:
     pairs, loss = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids), _one_sided(spec)
     module = module_of(embeddings, ref_emb, loss, backend)
@@ -173,7 +173,7 @@ def _loss_and_gradient(
     need_dr: bool,
     spec: list[float],
     backend: str,
-    dloss: Tensor | None = None,
+    dloss: Tensor | None,
 ) -> tuple[Tensor, ...]:
     pairs, loss = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids), _one_sided(spec)
     module = module_of(embeddings, ref_emb, loss, backend)
@@ -214,7 +214,7 @@ def _row_loss(
     ref_emb: Tensor | None,
     spec: list[float],
     backend: str,
-    option_values: Tensor | None = None,
+    option_values: Tensor | None,
 ) -> Tensor:
     stats, loss = RowStatistics(*statistics), unpack(spec)
     module = module_of(embeddings, ref_emb, loss, backend)

@@ -87,7 +87,7 @@ def _rows_here(call: RingCall, weight: Tensor | None) -> tuple[RowStatistics, Te
     """Their statistics, their losses, and what each counts."""
     stats = _statistics(call)
     options = call.spec.pack(), call.backend
-    rows: Tensor = ops.row_loss_of(list(stats), call.own.embeddings, None, *options)
+    rows: Tensor = ops.row_loss_of(list(stats), call.own.embeddings, None, *options, None)
     return stats, rows, torch.ones_like(rows) if weight is None else weight
 
 

@@ -36,9 +36,10 @@ class _SummedLoss(torch.autograd.Function):
         ctx: Any, x: Tensor, r: Tensor | None, given: tuple[Any, ...]
     ) -> tuple[Tensor, ...]:
         pairs, packed, backend = given
+        how = packed, backend, None
         need_dx, need_dr, _ = ctx.needs_input_grad
         with below_autograd():
-            rows, kept, dx, dr = ops.loss_and_gradient(*pairs, need_dx, need_dr, packed, backend)
+            rows, kept, dx, dr = ops.loss_and_gradient(*pairs, need_dx, need_dr, *how)
             total = total_of(rows)
         constants_of(ctx, rows, kept)
         ctx.dtype = x.dtype
