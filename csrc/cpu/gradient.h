@@ -21,6 +21,8 @@ class Gradient {
     const int targets = grid_.rows.blocks + (w_.problem.d_columns ? grid_.columns.blocks : 0);
     const int first_target = w_.problem.d_rows ? 0 : grid_.rows.blocks;
     const int chunks = int((w_.depth + Scratch<T>::kChunk - 1) / Scratch<T>::kChunk);
+    const int group = columns_.held ? 1 : blocks_together(targets * chunks);
+    const int groups = (targets - first_target + group - 1) / group;
     if (first_round && w_.problem.d_rows) clear(rows_, static_cast<T*>(w_.problem.d_rows));
     if (first_round && w_.problem.d_columns) clear(columns_, static_cast<T*>(w_.problem.d_columns));
     for (;;) {
@@ -33,8 +35,11 @@ class Gradient {
 #pragma omp for schedule(dynamic, 1)
       for (int e = 0; e < wave_.size; ++e) weigh(e, scratch);
 #pragma omp for schedule(dynamic, 1)
-      for (int task = first_target * chunks; task < targets * chunks; ++task)
-        add_products(task / chunks, task % chunks, scratch);
+      for (int task = 0; task < groups * chunks; ++task) {
+        const int target = first_target + task / chunks * group;
+        const int blocks = targets - target < group ? targets - target : group;
+        add_products(target, blocks, task % chunks, scratch);
+      }
     }
     if (!last_round) return;
     if (w_.problem.d_rows) finish(rows_, static_cast<T*>(w_.problem.d_rows));
@@ -51,6 +56,13 @@ class Gradient {
     const T* x;
     std::int64_t stride;
   };
+
+  // Blocks of rows for one thread, which reads columns that are not held once for all of them.
+  int blocks_together(int tasks) const {
+    const int most = Scratch<T>::grouped(grid_), threads = w_.problem.threads;
+    const int share = (tasks + threads - 1) / threads;
+    return share < 1 ? 1 : share < most ? share : most;
+  }
 
   // Of the wave that is done, in the order of its tiles: whatever the threads.
   void add_totals() {
@@ -95,52 +107,103 @@ class Gradient {
     sort_by_column(entry.pairs, entry.listed, columns);
   }
 
-  // Adds the wave's tiles to one chunk of depth of one block, which this thread owns.
-  void add_products(int target, int chunk, Scratch<T>& scratch) {
-    const std::int32_t from = wave_.first_touch[target], to = wave_.first_touch[target + 1];
-    if (from == to) return;
+  // Adds the wave's tiles to one chunk of depth of `blocks` blocks from `target` on, which this
+  // thread owns. Each block adds its tiles in the order of its touches.
+  void add_products(int target, int blocks, int chunk, Scratch<T>& scratch) {
     const bool to_rows = target < grid_.rows.blocks;
-    const int block = to_rows ? target : target - grid_.rows.blocks;
+    const int first = to_rows ? target : target - grid_.rows.blocks;
     const Side<T>& own = to_rows ? rows_ : columns_;
     const std::int64_t d = std::int64_t(chunk) * Scratch<T>::kChunk;
     const int width = int(w_.depth - d < Scratch<T>::kChunk ? w_.depth - d : Scratch<T>::kChunk);
+    T* const out = static_cast<T*>(to_rows ? w_.problem.d_rows : w_.problem.d_columns) + d;
+    const auto each_row = [&](auto visit) {
+      for (int b = 0; b < blocks; ++b)
+        if (wave_.first_touch[target + b] < wave_.first_touch[target + b + 1])
+          for (int r = 0; r < own.axis.valid(first + b); ++r)
+            visit(scratch.sum_row(b * own.axis.block + r),
+                  out + own.order[own.first(first + b) + r] * w_.depth);
+    };
     // The sums go on from what earlier waves left: where a wave ends must not show in the bits.
-    T* out = static_cast<T*>(to_rows ? w_.problem.d_rows : w_.problem.d_columns) + d;
-    const std::int32_t* order = own.order + own.first(block);
-    for (int r = 0; r < own.axis.valid(block); ++r)
-      std::memcpy(scratch.sum_row(r), out + order[r] * w_.depth, width * sizeof(T));
-    const Receivers into{scratch.sums, own.block(block) + d, own.stride};
-    for (std::int32_t k = from; k < to; ++k)
-      if (w_.problem.options.distance == Distance::none)
-        add_tile<Sum::products>(wave_.touches[k], d, width, into);
-      else
-        add_tile<Sum::weighted_differences>(wave_.touches[k], d, width, into);
-    for (int r = 0; r < own.axis.valid(block); ++r)
-      std::memcpy(out + order[r] * w_.depth, scratch.sum_row(r), width * sizeof(T));
+    each_row([&](T* sum, const T* from) { std::memcpy(sum, from, width * sizeof(T)); });
+    OtherRows others{scratch.room, d, width};
+    std::int32_t next[Scratch<T>::kMostGrouped];
+    for (int b = 0; b < blocks; ++b) next[b] = wave_.first_touch[target + b];
+    for (;;) {
+      int least = -1;
+      const auto other_of = [&](int b) {
+        if (next[b] == wave_.first_touch[target + b + 1]) return -1;
+        const Touch touch = wave_.touches[next[b]];
+        const Tile t = wave_.entries[touch.entry].tile;
+        return touch.transposed ? t.row : t.column;
+      };
+      for (int b = 0; b < blocks; ++b)
+        if (const int other = other_of(b); other >= 0 && (least < 0 || other < least))
+          least = other;
+      if (least < 0) break;
+      others.whole = false;
+      for (int b = 0; b < blocks; ++b) {
+        if (other_of(b) != least) continue;
+        const Receivers into{scratch.sum_row(b * own.axis.block), own.block(first + b) + d,
+                             own.stride};
+        const Touch touch = wave_.touches[next[b]++];
+        if (w_.problem.options.distance == Distance::none)
+          add_tile<Sum::products>(touch, others, into);
+        else
+          add_tile<Sum::weighted_differences>(touch, others, into);
+      }
+    }
+    each_row([&](const T* sum, T* to) { std::memcpy(to, sum, width * sizeof(T)); });
   }
 
+  // Of one block, which several tiles in turn are multiplied by.
+  struct OtherRows {
+    T* room;
+    std::int64_t d;
+    int width;
+    bool whole = false;  // all rows of the block are in the room
+  };
+
   template <Sum of>
-  void add_tile(Touch touch, std::int64_t d, int width, const Receivers& into) {
+  void add_tile(Touch touch, OtherRows& others, const Receivers& into) {
     const Entry& e = wave_.entries[touch.entry];
     const bool transposed = touch.transposed;
     const Side<T>& other = transposed ? rows_ : columns_;
-    const int other_block = transposed ? e.tile.row : e.tile.column;
-    const T* x = other.block(other_block) + d;
+    const int block = transposed ? e.tile.row : e.tile.column;
     if (e.pairs) {
-      add_pairs<of>(e, transposed, x, other.stride, width, into);
+      add_pairs<of>(e, transposed, view_listed(e, other, block, others), others.width, into);
       return;
     }
+    const int count = other.axis.valid(block);
+    RowsView<T> x{others.room, kViewedElements};
+    if (!others.whole)
+      x = view_rows(other, other.first(block), count, others.d, others.width, others.room);
+    others.whole = !other.held;
     const std::int64_t stride = grid_.columns.block;
     const int height =
         transposed ? columns_.axis.valid(e.tile.column) : rows_.axis.valid(e.tile.row);
-    multiply<T, of>({e.weights, transposed ? 1 : stride, transposed ? stride : 1, x, other.stride,
+    multiply<T, of>({e.weights, transposed ? 1 : stride, transposed ? stride : 1, x.x, x.stride,
                      into.sums, Scratch<T>::kChunk, into.x, into.stride},
-                    height, width, other.axis.valid(other_block), true);
+                    height, others.width, count, true);
+  }
+
+  // As view_rows, of the columns that the pairs of a tile are of; a side that does not hold its
+  // rows is never transposed.
+  static RowsView<T> view_listed(const Entry& e, const Side<T>& other, int block,
+                                 const OtherRows& of) {
+    const std::int64_t first = other.first(block);
+    if (other.held) return view_rows(other, first, 0, of.d, of.width, of.room);
+    for (std::int32_t k = 0, last = -1; k < e.listed && !of.whole; ++k) {
+      const std::int32_t column = e.pairs[e.pairs[k].by_column].column;
+      if (column == last) continue;
+      read_scaled(other, first + column, of.d, of.width, of.room + column * kViewedElements);
+      last = column;
+    }
+    return {of.room, kViewedElements};
   }
 
   // Pairs come in runs of one receiving row, which stays in registers for its run.
   template <Sum of>
-  static void add_pairs(const Entry& e, bool transposed, const T* x, std::int64_t stride, int width,
+  static void add_pairs(const Entry& e, bool transposed, RowsView<T> others, int width,
                         const Receivers& receivers) {
     const auto pair = [&](std::int32_t k) -> const Pair<T>& {
       return e.pairs[transposed ? e.pairs[k].by_column : k];
@@ -155,7 +218,7 @@ class Gradient {
         Vec<T> sum[vectors] = {};
         for (std::int32_t i = k; i < end; ++i) {
           const Pair<T>& p = pair(i);
-          const T* from = x + (transposed ? p.row : p.column) * stride + c;
+          const T* from = others.x + (transposed ? p.row : p.column) * others.stride + c;
           const Vec<T> weight = broadcast(p.value);
           for (int v = 0; v < vectors; ++v) {
             Vec<T> other = load(from + v * kLanes<T>);

@@ -13,17 +13,22 @@ inline int block_size(std::int64_t count) { return count <= 256 ? 48 : count <= 
 // A row has one cell of partial sums for each super-block of columns: at most this many.
 constexpr int kSuperBlocks = 32;
 
+// Super-tiles that are enough for many threads.
+constexpr int kSuperTiles = 64;
+
 struct Axis {
   std::int64_t count;
   int block, blocks;
   int super, supers;  // blocks in a super-block; super-blocks
 
   explicit Axis(std::int64_t n)
-      : count(n),
-        block(block_size(n)),
-        blocks(int((n + block - 1) / block)),
-        super((blocks + kSuperBlocks - 1) / kSuperBlocks),
-        supers(super ? (blocks + super - 1) / super : 0) {}
+      : count(n), block(block_size(n)), blocks(int((n + block - 1) / block)) {
+    cut(kSuperBlocks);
+  }
+  void cut(int most_supers) {
+    super = (blocks + most_supers - 1) / most_supers;
+    supers = super ? (blocks + super - 1) / super : 0;
+  }
 
   std::int64_t padded() const { return std::int64_t(block) * blocks; }
   int valid(int b) const {
@@ -41,7 +46,12 @@ struct Grid {
   Axis rows, columns;
   bool symmetric;
 
-  Grid(std::int64_t n, std::int64_t m, bool self) : rows(n), columns(m), symmetric(self) {}
+  // `alone`: columns have no cells. Then few super-blocks of rows are better: a super-tile reads a
+  // block of columns once for all of its rows.
+  Grid(std::int64_t n, std::int64_t m, bool self, bool alone)
+      : rows(n), columns(m), symmetric(self) {
+    if (alone && columns.supers) rows.cut((kSuperTiles + columns.supers - 1) / columns.supers);
+  }
 
   static std::int64_t triangle(std::int64_t n) { return n * (n + 1) / 2; }
   std::int64_t tiles() const {

@@ -41,8 +41,8 @@ class Solver {
  private:
   void run_thread() {
     Scratch<T> scratch = w_.scratch(thread_number());
-    copy(rows_, p_.rows);
-    if (!p_.self) copy(columns_, p_.columns);
+    look_at(rows_, scratch);
+    if (!p_.self) look_at(columns_, scratch);
 #pragma omp single
     look_for_overflow();
     if (p_.job == Job::gradient) {
@@ -69,10 +69,10 @@ class Solver {
     Gradient<T>(w_).run(scratch, first_round, last_round);
   }
 
-  void copy(Side<T>& side, const SideInput& in) {
+  void look_at(Side<T>& side, const Scratch<T>& scratch) {
 #pragma omp for schedule(static)
     for (std::int64_t k = 0; k < side.axis.padded(); ++k)
-      copy_row(side, k, in, p_.dtype, p_.depth, p_.options.normalize);
+      look_at_row(side, k, p_.depth, scratch.room);
   }
 
   // A product is at most |x| |r|, a squared distance (|x| + |r|)^2: with unit rows, or short ones,
@@ -201,7 +201,7 @@ void plan_for(Problem& p, std::int64_t budget) {
     p.rank_capacity = ranks_for(p.depth, largest_class(candidates.labels, candidates.count));
   }
   if (p.job != Job::gradient) {
-    const Grid grid(p.rows.count, m, p.self);
+    const Grid grid(p.rows.count, m, p.self, columns_are_candidates(p));
     p.stash_bytes = grid.tiles() * Wave<T>::stash_size(grid);
     const std::int64_t bookkeeping = Workspace<T>(p).bookkeeping;
     if (bookkeeping + p.stash_bytes > budget) {

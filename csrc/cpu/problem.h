@@ -55,6 +55,11 @@ struct Problem {
 // Whether anything is wanted that follows from the weights of pairs.
 inline bool wants_weights(const Problem& p) { return p.d_rows || p.d_columns || p.weight_sums; }
 
+// Whether columns are neither anchors nor receive a gradient: nothing but tiles needs their rows.
+inline bool columns_are_candidates(const Problem& p) {
+  return !p.self && !p.two_sided && !p.d_columns;
+}
+
 // The compute type of half inputs is float32.
 inline bool computes_in_double(DType dtype) { return dtype == DType::float64; }
 

@@ -1,4 +1,4 @@
-// One side of the pairs as the kernels want it: normalised, sorted by label, padded.
+// One side of the pairs as the kernels want it: sorted by label, padded, normalised.
 #pragma once
 
 #include <cmath>
@@ -8,18 +8,35 @@
 #include "codes.h"
 #include "exp.h"
 #include "grid.h"
-#include "multiply.h"
 #include "problem.h"
 #include "ranks.h"
 
 namespace msk::MSK_ISA {
 
+// Where the caller has the rows.
+struct RowSource {
+  const void* x;
+  std::int64_t row_stride;
+  DType dtype;
+  bool normalize;
+};
+
+// What turns a row into the one that is compared: of a row that is not finite, zeros.
+template <typename T>
+struct RowScale {
+  bool finite;
+  T first, norm;  // divisors; the first keeps the square of the row finite
+};
+
 // Arrays are in sorted order and as long as the axis is padded.
 template <typename T>
 struct Side {
   Axis axis;
+  RowSource in;
+  bool held;            // x is there; if not, tiles read rows where the caller has them
   std::int64_t stride;  // of x; not a multiple of 4 KiB, whose rows would share cache sets
   T* x;                 // rows past the count, and depth up to a whole vector, are 0
+  RowScale<T>* scales;  // of rows that are not held
   T* norm;
   std::int32_t* order;     // the caller's index of each sample
   Code<T>* label;          // ascending
@@ -36,10 +53,15 @@ struct Side {
   Ranks<T> ranks;      // of anchors of a ranked loss, and
   T* least_threshold;  // the least of their lists
 
-  Side(std::int64_t count, std::int64_t depth, bool ids, int rank_capacity, Carver& carver)
-      : axis(count), stride((depth + kLanes<T> - 1) / kLanes<T> * kLanes<T> + 64 / sizeof(T)) {
+  Side(std::int64_t count, RowSource in, std::int64_t depth, bool held, bool ids, int rank_capacity,
+       Carver& carver)
+      : axis(count),
+        in(in),
+        held(held),
+        stride((depth + kLanes<T> - 1) / kLanes<T> * kLanes<T> + 64 / sizeof(T)) {
     const std::int64_t n = axis.padded();
-    x = carver.take<T>(n * stride);
+    x = held ? carver.take<T>(n * stride) : nullptr;
+    scales = held ? nullptr : carver.take<RowScale<T>>(n);
     norm = carver.take<T>(n);
     order = carver.take<std::int32_t>(n);
     label = carver.take<Code<T>>(n);
@@ -55,6 +77,7 @@ struct Side {
     least_threshold = carver.take<T>(rank_capacity ? n : 0);
   }
 
+  // Of a side that holds its rows.
   const T* block(int b) const { return x + std::int64_t(b) * axis.block * stride; }
   std::int64_t first(int b) const { return std::int64_t(b) * axis.block; }
   std::int64_t last(int b) const { return first(b) + axis.valid(b) - 1; }
@@ -85,85 +108,6 @@ void sort_side(Side<T>& side, const SideInput& in, const Codes& labels, const Co
     if (k >= in.count) side.label[k] = -1;
     if (side.id) side.id[k] = k < in.count ? id_code(*ids, in.ids[side.order[k]]) : kIgnoredCode;
     side.poisoned[k] = 0;
-  }
-}
-
-inline float half_to_float(std::uint16_t h) {
-  // No arithmetic on a denormal of float: the caller's thread may flush those to 0.
-  const float denormal = float(h & 0x03ff) * 0x1p-24f;
-  std::uint32_t out;
-  std::memcpy(&out, &denormal, 4);
-  if (h & 0x7c00) out = (std::uint32_t(h & 0x7fff) << 13) + (112u << 23);
-  if ((h & 0x7c00) == 0x7c00) out |= 0x7f800000u;
-  out |= std::uint32_t(h & 0x8000) << 16;
-  float value;
-  std::memcpy(&value, &out, 4);
-  return value;
-}
-inline float bfloat16_to_float(std::uint16_t h) {
-  const std::uint32_t wide = std::uint32_t(h) << 16;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
-}
-
-// In double. The row is padded with zeros to a multiple of eight.
-template <typename T>
-double sum_of_squares(const T* row, std::int64_t depth) {
-  double lanes[8] = {};
-  for (std::int64_t d = 0; d < depth; d += 8)
-    for (int lane = 0; lane < 8; ++lane) lanes[lane] += double(row[d + lane]) * row[d + lane];
-  double sum = 0;
-  for (double lane : lanes) sum += lane;
-  return sum;
-}
-
-// Copies sample `order[k]` into row k, divided by its norm if asked.
-template <typename T>
-void copy_row(Side<T>& side, std::int64_t k, const SideInput& in, DType dtype, std::int64_t depth,
-              bool normalize) {
-  T* out = side.x + k * side.stride;
-  for (std::int64_t d = depth; d < side.stride; ++d) out[d] = T(0);
-  if (k >= in.count) {
-    for (std::int64_t d = 0; d < depth; ++d) out[d] = T(0);
-    side.norm[k] = T(0);
-    return;
-  }
-  const std::int64_t at = side.order[k] * in.row_stride;
-  if constexpr (sizeof(T) == 8) {
-    if (depth) std::memcpy(out, static_cast<const double*>(in.x) + at, depth * sizeof(T));
-  } else if (dtype == DType::float32) {
-    if (depth) std::memcpy(out, static_cast<const float*>(in.x) + at, depth * sizeof(T));
-  } else {
-    const std::uint16_t* half = static_cast<const std::uint16_t*>(in.x) + at;
-    if (dtype == DType::float16)
-      for (std::int64_t d = 0; d < depth; ++d) out[d] = half_to_float(half[d]);
-    else
-      for (std::int64_t d = 0; d < depth; ++d) out[d] = bfloat16_to_float(half[d]);
-  }
-  double square = sum_of_squares(out, depth);
-  T scale = T(1);
-  if (!std::isfinite(
-          T(std::sqrt(square)))) {  // elements decide: of finite ones the square overflowed
-    for (std::int64_t d = 0; d < depth; ++d) {
-      if (!std::isfinite(out[d])) side.poisoned[k] = 1;
-      scale = std::fabs(out[d]) > scale ? std::fabs(out[d]) : scale;
-    }
-    if (side.poisoned[k]) {
-      for (std::int64_t d = 0; d < depth; ++d) out[d] = T(0);
-      side.norm[k] = T(0);
-      return;
-    }
-    if (normalize) {
-      for (std::int64_t d = 0; d < depth; ++d) out[d] /= scale;
-      square = sum_of_squares(out, depth);
-    }
-  }
-  const T norm = T(std::sqrt(square));
-  side.norm[k] = norm * scale;
-  if (normalize) {
-    const T divisor = norm > T(kNormFloor) ? norm : T(kNormFloor);
-    for (std::int64_t d = 0; d < depth; ++d) out[d] /= divisor;
   }
 }
 

@@ -1,6 +1,8 @@
 // One tile of S = X R', from cache-sized pieces.
 #pragma once
 
+#include "multiply.h"
+#include "read_rows.h"
 #include "scan.h"
 
 namespace msk::MSK_ISA {
@@ -15,19 +17,26 @@ struct Scratch {
   T* packed;  // a column block, kColumns columns side by side, in pieces of kDepth
   int packed_block = -1;
   T *tile, *masked;  // one tile each
-  T* sums;           // a row block by kChunk columns, see gradient.h
+  T* sums;           // row blocks by kChunk columns, see gradient.h
   T* values;         // small arrays, kSmall of them, one block long each
+  T* room;           // for rows that their side does not hold: a block of a view, or one whole row
 
   static constexpr int kSmall = 8;
   static constexpr int kLongestBlock = 192;
   static constexpr int kChunk = 192;
+  // Row blocks whose sums a thread may keep at once, where columns are read in place.
+  static constexpr int kMostGrouped = 16, kGroupedRows = 768;
+  static int grouped(const Grid& grid) { return kGroupedRows / grid.rows.block; }
 
-  Scratch(const Grid& grid, std::int64_t depth, Carver& carver) {
+  Scratch(const Grid& grid, const Side<T>& columns, std::int64_t depth, Carver& carver) {
     packed = carver.take<T>(grid.columns.block * depth);
     tile = carver.take<T>(grid.tile_size());
     masked = carver.take<T>(grid.tile_size());
-    sums = carver.take<T>(kLongestBlock * kChunk);
+    const int summed = columns.held ? kLongestBlock : grouped(grid) * grid.rows.block;
+    sums = carver.take<T>(std::int64_t(summed) * kChunk);
     values = carver.take<T>(kSmall * kLongestBlock);
+    const std::int64_t viewed = kLongestBlock * kViewedElements;
+    room = carver.take<T>(columns.held ? 0 : viewed < columns.stride ? columns.stride : viewed);
   }
   T* sum_row(int r) const { return sums + r * kChunk; }
   T* small(int k) const { return values + k * kLongestBlock; }
@@ -37,14 +46,15 @@ struct Scratch {
 };
 
 template <typename T>
-void pack(const Side<T>& columns, int block, std::int64_t depth, T* packed) {
-  const T* x = columns.block(block);
+void pack(const Side<T>& columns, int block, std::int64_t depth, T* packed, T* room) {
   for (std::int64_t k0 = 0; k0 < depth; k0 += kDepth) {
     const int piece = int(depth - k0 < kDepth ? depth - k0 : kDepth);
     for (int c0 = 0; c0 < columns.axis.block; c0 += kColumns<T>) {
       T* out = packed + k0 * columns.axis.block + std::int64_t(c0) * piece;
+      const std::int64_t first = columns.first(block) + c0;
+      const RowsView<T> rows = view_rows(columns, first, kColumns<T>, k0, piece, room);
       for (int k = 0; k < piece; ++k)
-        for (int c = 0; c < kColumns<T>; ++c) *out++ = x[(c0 + c) * columns.stride + k0 + k];
+        for (int c = 0; c < kColumns<T>; ++c) *out++ = rows.x[c * rows.stride + k];
     }
   }
 }
@@ -55,7 +65,7 @@ template <typename T, Sum of>
 void sum_tile(const Side<T>& rows, const Side<T>& columns, const Grid& grid, Tile t,
               std::int64_t depth, Scratch<T>& scratch, T* out) {
   if (scratch.packed_block != t.column) {
-    pack(columns, t.column, depth, scratch.packed);
+    pack(columns, t.column, depth, scratch.packed, scratch.room);
     scratch.packed_block = t.column;
   }
   if (depth == 0) std::memset(out, 0, grid.tile_size() * sizeof(T));

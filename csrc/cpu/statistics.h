@@ -210,9 +210,10 @@ class Statistics {
 
   template <Scan kind, bool of_columns>
   void finish_block(Side<T>& side, int b, Scratch<T>& scratch) {
+    const Axis& own = of_columns ? grid_.columns : grid_.rows;
     const Axis& others = of_columns ? grid_.rows : grid_.columns;
     const std::int64_t first = side.first(b);
-    const int super = b / side.axis.super, block = side.axis.block;
+    const int super = b / own.super, block = side.axis.block;
     const Cells<T> total = partial(scratch, 0, w_.loss.general);
     total.clear(block);
     for (int s = 0; s < others.supers; ++s)

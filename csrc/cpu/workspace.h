@@ -38,10 +38,14 @@ struct Workspace {
       : problem(p),
         loss(p.rules, p.options.max_positive_similarity),
         depth(p.depth),
-        grid(p.rows.count, p.self ? p.rows.count : p.columns.count, p.self),
+        grid(p.rows.count, p.self ? p.rows.count : p.columns.count, p.self,
+             columns_are_candidates(p)),
         carver(p.workspace),
-        rows(p.rows.count, depth, p.rows.ids != nullptr, int(p.rank_capacity), carver) {
-    if (!p.self) own_columns.emplace(p.columns.count, depth, p.rows.ids != nullptr, 0, carver);
+        rows(p.rows.count, source(p, p.rows), depth, true, p.rows.ids != nullptr,
+             int(p.rank_capacity), carver) {
+    if (!p.self)
+      own_columns.emplace(p.columns.count, source(p, p.columns), depth, !columns_are_candidates(p),
+                          p.rows.ids != nullptr, 0, carver);
     const std::int64_t before = carver.used();
     both = p.self || p.two_sided;
     if (p.job != Job::gradient) cells = take_cells(grid.columns.supers * grid.rows.padded());
@@ -54,7 +58,7 @@ struct Workspace {
     totals = carver.take<WeightTotals>(p.weight_sums ? Wave<T>::most(grid) : 0);
     bookkeeping = carver.used() - before;
     Carver one_scratch(nullptr);
-    Scratch<T>(grid, depth, one_scratch);
+    Scratch<T>(grid, columns(), depth, one_scratch);
     scratch_bytes = one_scratch.used();
     scratch_block = carver.take<std::byte>(scratch_bytes * p.threads);
     stash.open(carver.take<std::byte>(p.stash_bytes), p.stash_bytes);
@@ -64,7 +68,7 @@ struct Workspace {
   Side<T>& columns() { return own_columns ? *own_columns : rows; }
   Scratch<T> scratch(int thread) {
     Carver own(scratch_block + thread * scratch_bytes);
-    return Scratch<T>(grid, depth, own);
+    return Scratch<T>(grid, columns(), depth, own);
   }
   void similarity(Tile t, Scratch<T>& scratch, T* out) {
     MSK_ISA::similarity(rows, columns(), grid, t, depth, problem.options.distance, scratch, out);
@@ -79,6 +83,9 @@ struct Workspace {
   }
 
  private:
+  static RowSource source(const Problem& p, const SideInput& side) {
+    return {side.x, side.row_stride, p.dtype, p.options.normalize};
+  }
   Cells<T> take_cells(std::int64_t count) {
     return {carver.take<T>(count), carver.take<T>(count), carver.take<Code<T>>(count),
             loss.general ? carver.take<T>(count) : nullptr};
