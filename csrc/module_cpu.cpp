@@ -85,7 +85,9 @@ class Call : public msk::ModuleCall<msk::Problem> {
   Call(msk::Job job, msk::DType dtype, std::int64_t depth, const SideIntegers& rows,
        const std::optional<SideIntegers>& columns, const msk::SpecNumbers& spec)
       : ModuleCall(job, dtype, depth, side(rows),
-                   columns ? std::optional(side(*columns)) : std::nullopt, spec) {}
+                   columns ? std::optional(side(*columns)) : std::nullopt, spec) {
+    problem_.columns_dtype = dtype;
+  }
 
   std::int64_t plan(int threads, std::int64_t budget) {
     // Where those of the rows end no room was given.
@@ -102,6 +104,15 @@ class Call : public msk::ModuleCall<msk::Problem> {
     if (problem_.job != msk::Job::statistics)
       throw std::invalid_argument("read_known: expected a call of statistics, got another job");
     problem_.known = {pointer(known[0]), pointer(known[1]), pointer(known[2])};
+  }
+  // Where it is not that of the rows.
+  void read_columns_as(msk::DType dtype) {
+    check_unplanned("read_columns_as");
+    const bool wide = dtype == msk::DType::float64;
+    if (problem_.self || (wide && problem_.dtype != dtype))
+      throw std::invalid_argument(
+          "read_columns_as: expected columns, no wider than the compute type");
+    problem_.columns_dtype = dtype;
   }
   // Four numbers, to which those of a gradient are added.
   void add_weight_sums(std::int64_t sums) {
@@ -183,6 +194,7 @@ PYBIND11_MODULE(_cpu, m) {
                     const std::optional<SideIntegers>&, const msk::SpecNumbers&>(),
            py::arg("job"), py::arg("dtype"), py::arg("depth"), py::arg("rows"), py::arg("columns"),
            py::arg("spec"))
+      .def("read_columns_as", &Call::read_columns_as, py::arg("dtype"))
       .def("read_known", &Call::read_known, py::arg("known"))
       .def("add_weight_sums", &Call::add_weight_sums, py::arg("sums"))
       .def("anchor_both", &Call::anchor_both)

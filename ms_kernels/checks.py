@@ -160,7 +160,10 @@ def check_pairs(
     ref_labels: Tensor | None,
     ids: Tensor | None,
     ref_ids: Tensor | None,
+    one_dtype: bool = True,
 ) -> Pairs:
+    """one_dtype: whether ref_emb has to be of the dtype of embeddings even where it asks for no
+    gradient."""
     # The batch itself: a row is no pair of its own, as without candidates.
     if ref_emb is embeddings and ref_labels is labels and ids is ref_ids:
         ref_emb = ref_labels = ref_ids = None
@@ -187,7 +190,9 @@ def check_pairs(
             f"ref_emb: expected shape (M, {embeddings.shape[1]}) to match embeddings "
             f"{tuple(embeddings.shape)}, got {tuple(ref_emb.shape)}"
         )
-    if ref_emb.dtype != embeddings.dtype:
+    if ref_emb.dtype != embeddings.dtype and (
+        one_dtype or ref_emb.requires_grad or ref_emb.dtype == torch.float64
+    ):
         raise TypeError(
             f"ref_emb: expected dtype {embeddings.dtype} to match embeddings, got {ref_emb.dtype}; "
             f"use ref_emb.to(embeddings.dtype)"

@@ -22,6 +22,11 @@ RULES = {
 }
 
 
+class OwnRule(weigh.Weighting):
+    def row_loss(self, similarity, positive, negative):
+        return (similarity * negative).sum(1) - (similarity * positive).sum(1)
+
+
 def sides(n, m, depth, dtype):
     numbers = torch.Generator().manual_seed(n + m)
     x, r = (torch.randn(k, depth, generator=numbers).to(dtype) for k in (n, m))
@@ -104,6 +109,37 @@ def test_rows_that_lie_apart():
     assert equal(gradient(x, y, r, z, rules, False), gradient(x, y, wide[:, :48], z, rules, False))
 
 
+@pytest.mark.parametrize("own", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("other", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rules", ["multi_similarity", "triplet"])
+def test_candidates_of_another_dtype(own, other, rules):
+    x, y, r, z = sides(130, 500, 37, own)
+    wide = torch.float64 if own == torch.float64 else torch.float32
+    for how in ({}, {"distance": "euclidean"}, {"normalize": False, "reduction": "none"}):
+        given = y, r.to(other), z, RULES[rules], False
+        got = gradient(x, *given, **how)
+        want = gradient(x.to(wide), y, r.to(other).to(wide), z, RULES[rules], False, **how)
+        assert equal(got, [w.to(own) for w in want])
+
+
+@pytest.mark.parametrize("backend", ["panels", "reference", "streamed"])
+def test_other_backends_convert_them(backend):
+    x, y, r, z = sides(20, 50, 7, torch.float32)
+    r = r.bfloat16()
+    rule = {"weighting": weigh.Contrastive(), "backend": backend}
+    if backend == "streamed":
+        rule = {"weighting": OwnRule()}
+    got, want = (pair_loss(x, y, c, z, **rule) for c in (r, r.float()))
+    assert torch.equal(got, want)
+
+
+def test_which_dtypes_do_not_go_together():
+    x, y, r, z = sides(20, 50, 7, torch.float32)
+    for given in (r.double(), r.half().requires_grad_()):
+        with pytest.raises(TypeError, match="ref_emb: expected dtype torch.float32"):
+            pair_loss(x, y, given, z, weighting=weigh.Contrastive())
+
+
 def workspace(m, need_dr=False):
     """Bytes that a call asks for, no tile kept."""
     rows, columns = (
@@ -121,8 +157,9 @@ def test_candidates_take_a_few_numbers_each(monkeypatch):
     assert copied > of_each + 128 * 4
 
 
-def test_a_memory_is_read_in_place(monkeypatch):
-    memory = CrossBatchMemory(MultiSimilarityLoss(), embedding_dim=128, size=65536)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_memory_is_read_in_place(dtype, monkeypatch):
+    memory = CrossBatchMemory(MultiSimilarityLoss(), embedding_dim=128, size=65536, dtype=dtype)
     rows, labels = torch.randn(65536, 128), torch.randint(0, 99, (65536,))
     memory.enqueue(rows, labels)
     x = torch.randn(32, 128, requires_grad=True)

@@ -26,7 +26,8 @@ struct KnownInput {
 
 struct Problem {
   Job job;
-  DType dtype;
+  DType dtype;          // of the rows, which chooses the compute type
+  DType columns_dtype;  // float64 beside float64 alone
   std::int64_t depth;
   int threads;
   SideInput rows;

@@ -32,18 +32,19 @@ inline float bfloat16_to_float(std::uint16_t h) {
 // `width` elements of the caller's array, from `at` on.
 template <typename T>
 void read_elements(const void* x, DType dtype, std::int64_t at, std::int64_t width, T* out) {
-  if (!width) return;
-  if constexpr (sizeof(T) == 8) {
-    std::memcpy(out, static_cast<const double*>(x) + at, width * sizeof(T));
-  } else if (dtype == DType::float32) {
-    std::memcpy(out, static_cast<const float*>(x) + at, width * sizeof(T));
-  } else {
-    const std::uint16_t* half = static_cast<const std::uint16_t*>(x) + at;
-    if (dtype == DType::float16)
-      for (std::int64_t d = 0; d < width; ++d) out[d] = half_to_float(half[d]);
-    else
-      for (std::int64_t d = 0; d < width; ++d) out[d] = bfloat16_to_float(half[d]);
-  }
+  const auto read = [&](auto from, auto convert) {
+    from += at;
+    for (std::int64_t d = 0; d < width; ++d) out[d] = T(convert(from[d]));
+  };
+  const auto as_it_is = [](auto number) { return number; };
+  if (dtype == DType::float64)
+    read(static_cast<const double*>(x), as_it_is);
+  else if (dtype == DType::float32)
+    read(static_cast<const float*>(x), as_it_is);
+  else if (dtype == DType::float16)
+    read(static_cast<const std::uint16_t*>(x), half_to_float);
+  else
+    read(static_cast<const std::uint16_t*>(x), bfloat16_to_float);
 }
 
 // In double. The row is padded with zeros to a multiple of eight.

@@ -41,11 +41,11 @@ struct Workspace {
         grid(p.rows.count, p.self ? p.rows.count : p.columns.count, p.self,
              columns_are_candidates(p)),
         carver(p.workspace),
-        rows(p.rows.count, source(p, p.rows), depth, true, p.rows.ids != nullptr,
+        rows(p.rows.count, source(p, p.rows, p.dtype), depth, true, p.rows.ids != nullptr,
              int(p.rank_capacity), carver) {
     if (!p.self)
-      own_columns.emplace(p.columns.count, source(p, p.columns), depth, !columns_are_candidates(p),
-                          p.rows.ids != nullptr, 0, carver);
+      own_columns.emplace(p.columns.count, source(p, p.columns, p.columns_dtype), depth,
+                          !columns_are_candidates(p), p.rows.ids != nullptr, 0, carver);
     const std::int64_t before = carver.used();
     both = p.self || p.two_sided;
     if (p.job != Job::gradient) cells = take_cells(grid.columns.supers * grid.rows.padded());
@@ -83,8 +83,8 @@ struct Workspace {
   }
 
  private:
-  static RowSource source(const Problem& p, const SideInput& side) {
-    return {side.x, side.row_stride, p.dtype, p.options.normalize};
+  static RowSource source(const Problem& p, const SideInput& side, DType dtype) {
+    return {side.x, side.row_stride, dtype, p.options.normalize};
   }
   Cells<T> take_cells(std::int64_t count) {
     return {carver.take<T>(count), carver.take<T>(count), carver.take<Code<T>>(count),

@@ -40,7 +40,7 @@ class GlobalLosses:
         return self._found(self.call_of_batch())
 
     def of_memory(self, rows: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-        return self._found(self._call(False, rows.to(self.here.embeddings.dtype), labels, ids))
+        return self._found(self._call(False, rows, labels, ids))
 
     def _found(self, call: GlobalCall) -> Tensor:
         return found(self.loss, GlobalLoss, self.here.embeddings, self.weight, call)

@@ -179,9 +179,9 @@ def multi_similarity_loss(
         embeddings: (N, D) float16, bfloat16, float32 or float64. Half is computed in float32.
         labels: (N,) of any integer dtype; only equality counts. Or (N, K) bool, the labels that
             each row has: a pair that shares one is positive (streamed, whatever the device).
-        ref_emb, ref_labels: (M, D) and (M,) candidates of the same dtype and device, e.g. a memory
-            bank. Default: the batch itself, without the pairs i = i; the same if they are the very
-            objects embeddings and labels.
+        ref_emb, ref_labels: (M, D) and (M,) candidates on the same device, e.g. a memory bank; of
+            the same dtype, or, without a gradient, of any but float64. Default: the batch itself,
+            without the pairs i = i; the same if they are the very objects embeddings and labels.
         ids, ref_ids: (N,) and (M,) integers; a pair of equal ids is the same sample, never a pair,
             and `ms_kernels.IGNORED` is the id of a sample that is in no pair.
         alpha, beta: scale of positive and negative similarities, 1e-30 to 1e30. Defaults 2, 50.

@@ -269,7 +269,7 @@ class _Losses:
         if self.loss.in_plain_pytorch(Pairs(x, own_labels, own, rows, labels, ids)):
             _refuse_graphs()
             rows, labels, ids = rows.clone(), labels.clone(), ids.clone()
-        sides = x, own_labels, rows.to(x.dtype), labels, own, ids
+        sides = x, own_labels, rows, labels, own, ids
         return self.loss.compute(sides, (None, None, weight))
 
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ms_kernels import reference
 from ms_kernels.api.counting import row_weights, without_label
+from ms_kernels.api.dense import dense_rows, similarities_of
 from ms_kernels.api.histogram import Histogram, histogram_loss
 from ms_kernels.api.known import Known, Tensors, keep, key_of, known
 from ms_kernels.api.learned import (
@@ -21,10 +21,8 @@ from ms_kernels.api.learned import (
 from ms_kernels.api.streaming import streamed, streamed_rows
 from ms_kernels.backends import dispatch
 from ms_kernels.backends.crowd import is_crowded
-from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.backends.plain.sides import Panel
 from ms_kernels.backends.plain.statistics import statistics_of
-from ms_kernels.backends.plain.sweep import row_losses
 from ms_kernels.checks import (
     Pairs,
     check_choice,
@@ -36,6 +34,7 @@ from ms_kernels.checks import (
 from ms_kernels.engine import ops
 from ms_kernels.engine.autograd import fused_loss, in_public_dtype
 from ms_kernels.engine.counted import fused_counted_loss
+from ms_kernels.engine.reduced import in_one_dtype
 from ms_kernels.engine.reduction import reduce_rows
 from ms_kernels.engine.refusals import constants, refuse_tracing
 from ms_kernels.reference import REDUCTIONS, RowStatistics
@@ -90,7 +89,9 @@ def loss_and_statistics(
     loss = loss_of(weighting, mining, shared, backend)
     if not is_dense(loss):
         refuse_tracing("ms_kernels")
-    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids, one_dtype=False)
+    if loss.spec is None or is_dense(loss):
+        pairs = in_one_dtype(pairs)
     if pairs.labels.ndim == 2:
         loss = _of_sets(loss)
     weight = None
@@ -178,7 +179,7 @@ def reduced(
         given = loss.weighting, pairs, loss.mining, loss.shared, reduction, is_dense(loss)
         return histogram_loss(*given)  # type: ignore[arg-type]
     if is_dense(loss):
-        rows, kept = _dense_rows(loss, pairs)
+        rows, kept = dense_rows(pairs, loss.weighting, loss.mining, loss.shared)
         return in_public_dtype(reduce_rows(rows, kept, reduction), pairs.embeddings, reduction)
     backend = backend_of(loss, pairs)
     if loss.spec is None or backend is None:
@@ -200,7 +201,7 @@ def counted(
         return fused_counted_loss(pairs, loss.spec, reduction, backend, weight)
     if is_dense(loss):
         pairs = savable_pairs(pairs)
-        rows, kept = _dense_rows(loss, pairs)
+        rows, kept = dense_rows(pairs, loss.weighting, loss.mining, loss.shared)
     else:
         rows, kept = streamed_rows(loss.weighting.row_loss, pairs, loss.mining, loss.shared)
     if statistics:
@@ -221,7 +222,7 @@ def row_statistics(loss: Loss, pairs: Pairs) -> RowStatistics:
         dispatch.check_known(loss.backend, spec, loss.weighting, loss.mining)
         if _chosen(loss.backend, pairs, spec) == "reference":
             rows = slice(pairs.labels.shape[0])
-            return statistics_of(Panel(rows, *_similarities(pairs, loss.shared)), spec)
+            return statistics_of(Panel(rows, *similarities_of(pairs, loss.shared)), spec)
         return RowStatistics(*ops.row_statistics(*pairs, spec.pack(), loss.backend, None))
 
 
@@ -276,25 +277,3 @@ def _chosen_in_graph(
 # A compiled graph takes the answer as a constant. torch.compiler.assume_constant_result sets this
 # too, but imports the compiler, which takes as long as the rest of torch.
 _chosen_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _dense_rows(loss: Loss, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    with torch.autocast(pairs.embeddings.device.type, enabled=False):
-        similarities = _similarities(pairs, loss.shared)
-        return row_losses(loss.weighting.row_loss, loss.mining, *similarities)
-
-
-def _similarities(pairs: Pairs, shared: PairOptions) -> tuple[Tensor, Tensor, Tensor]:
-    """All of them in the compute dtype, and which are of positives and of negatives."""
-    dtype = compute_dtype(pairs.embeddings)
-    return reference.labelled_similarities(
-        pairs.embeddings.to(dtype),
-        pairs.labels,
-        None if pairs.ref_emb is None else pairs.ref_emb.to(dtype),
-        pairs.ref_labels,
-        ids=pairs.ids,
-        ref_ids=pairs.ref_ids,
-        max_positive_similarity=shared.max_positive_similarity,
-        normalize=shared.normalize,
-        distance=shared.distance,
-    )

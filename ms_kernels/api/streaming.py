@@ -20,7 +20,7 @@ from ms_kernels.backends.plain.sweep import (
 )
 from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule, savable_pairs
 from ms_kernels.engine.autograd import differentiable_once, in_public_dtype
-from ms_kernels.engine.reduced import sides_of
+from ms_kernels.engine.reduced import in_one_dtype, sides_of
 from ms_kernels.engine.reduction import reduce, reduce_rows
 from ms_kernels.engine.refusals import (
     OWN_WAY_OUT,
@@ -113,6 +113,7 @@ def _streamed(
             f"row_loss: expected a function row_loss(similarity, positive, negative), got "
             f"{row_loss!r}; a rule goes to pair_loss(weighting=...)"
         )
+    pairs = in_one_dtype(pairs)
     x, r = differentiable_once(pairs, "streamed_loss", OWN_WAY_OUT)
     with torch.autocast(x.device.type, enabled=False):
         if torch.compiler.is_compiling() or _learns(pairs, *given):

@@ -28,6 +28,7 @@ from ms_kernels.settings import options
 DEVICE = "cpu"
 NOTE = "fused C++ kernels for CPU tensors"
 MOST_SAMPLES = None
+READS_ANY_DTYPE = True
 # docs/performance.md has the measurement.
 CROWD = Crowd(1024, of_class=True)
 

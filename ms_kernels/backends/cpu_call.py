@@ -24,7 +24,7 @@ def module() -> Any:
 
 class Call(NativeCall):
     def __init__(self, job: str, rows: Side, columns: Side | None, spec: PairSpec) -> None:
-        super().__init__(rows, columns, "cpu")
+        super().__init__(rows, columns, "cpu", one_dtype=False)
         self.losses, self.triplets = rows.labels.shape, isinstance(spec.weighting, Triplet)
         native = module()
         self.native = native.Call(
@@ -35,6 +35,8 @@ class Call(NativeCall):
             None if columns is None else self._side(columns),
             native_spec(spec, self.dtype),
         )
+        if columns is not None and columns.embeddings.dtype != rows.embeddings.dtype:
+            self.native.read_columns_as(native_dtype(native, columns.embeddings))
 
     def run(self) -> None:
         size = self.native.plan(torch.get_num_threads(), options.workspace_bytes)

@@ -32,6 +32,12 @@ float64 embeddings, else float32:
         Row losses (N,), int64 (N,) above 0 where a row keeps a pair, and the gradients of the sum
         of row losses, or of their sum times dloss (N,).
 
+and, where candidates need not be of the dtype of the anchors,
+
+    READS_ANY_DTYPE: bool
+        Whether each side is read as it is, no wider than the compute dtype; else candidates are
+        converted.
+
 and, where it reduces by itself,
 
     reduced_loss_and_gradient(anchors, candidates, spec, reduction, dtype, need_dx, need_dr)
@@ -163,3 +169,8 @@ Found = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 def compute_dtype(embeddings: Tensor) -> torch.dtype:
     """float64 for float64, else float32."""
     return torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+
+
+def reads(own: torch.dtype, other: torch.dtype) -> bool:
+    """Whether the compute dtype of anchors holds all numbers of candidates of another dtype."""
+    return own == torch.float64 or other != torch.float64

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Found, Known, Side, Term, compute_dtype
+from ms_kernels.backends.interface import Found, Known, Side, Term, compute_dtype, reads
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import DISTANCES, PairSpec
 
@@ -54,9 +54,9 @@ def _check_side(name: str, side: Side, device: torch.device) -> None:
         check_array(f"{name}, {kind}", codes, len(x), device)
 
 
-def _check_columns(rows: Side, columns: Side) -> None:
+def _check_columns(rows: Side, columns: Side, one_dtype: bool) -> None:
     x, r = rows.embeddings, columns.embeddings
-    if x.dtype != r.dtype:
+    if x.dtype != r.dtype and (one_dtype or not reads(x.dtype, r.dtype)):
         raise TypeError(f"columns: expected dtype {x.dtype} as the rows, got {r.dtype}")
     if x.shape[1:] != r.shape[1:]:
         raise ValueError(f"columns: expected shape (M, {x.shape[-1]}), got {tuple(r.shape)}")
@@ -104,14 +104,15 @@ class NativeCall:
 
     native: Any
 
-    def __init__(self, rows: Side, columns: Side | None, kind: str) -> None:
-        """kind: of the device that the kernels read, "cpu" or "cuda"."""
+    def __init__(self, rows: Side, columns: Side | None, kind: str, one_dtype: bool = True) -> None:
+        """kind: of the device that the kernels read, "cpu" or "cuda". one_dtype: whether they read
+        both sides in that of the rows alone."""
         found = rows.embeddings.device
         self.device = found if found.type == kind else torch.device(kind)
         _check_side("rows", rows, self.device)
         if columns is not None:
             _check_side("columns", columns, self.device)
-            _check_columns(rows, columns)
+            _check_columns(rows, columns, one_dtype)
         self.rows, self.columns = rows, columns
         self.dtype = compute_dtype(rows.embeddings)
         self.read: list[Tensor] = []

@@ -23,7 +23,7 @@ from ms_kernels.engine.fakes import (
     row_loss_fake,
     row_statistics_fake,
 )
-from ms_kernels.engine.reduced import module_of, reduce_pairs, sides_of
+from ms_kernels.engine.reduced import module_of, reduce_pairs, sides_for
 from ms_kernels.engine.refusals import differentiate_once, refuse_derivatives
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec, unpack
@@ -84,7 +84,7 @@ def _row_statistics(
 ) -> tuple[Tensor, ...]:
     pairs, loss = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids), _one_sided(spec)
     module = module_of(embeddings, ref_emb, loss, backend)
-    anchors, candidates = sides_of(pairs)
+    anchors, candidates = sides_for(module, pairs)
     if option_values is not None:
         return tuple(module.learned_statistics(anchors, candidates, loss, option_values))
     return tuple(module.row_statistics(anchors, candidates, loss))
@@ -109,7 +109,7 @@ def _learned_gradient(
     of_rows = _term(term)
     assert of_rows is not None
     how = loss, option_values, of_rows, need_dx, need_dr
-    dx, dr, weight_sums = module.learned_gradient(*sides_of(pairs), *how)
+    dx, dr, weight_sums = module.learned_gradient(*sides_for(module, pairs), *how)
     found = gradient_of_options(loss, option_values, *of_rows, weight_sums)
     return _or_nothing(dx, found), _or_nothing(dr, found), found
 
@@ -132,7 +132,7 @@ def _counted_loss(
     pairs, loss = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids), _one_sided(spec)
     module = module_of(embeddings, ref_emb, loss, backend)
     how = loss, need_dx, need_dr, need_options, dloss, option_values
-    losses, stats, dx, dr, weight_sums = count_pairs(module, sides_of(pairs), *how)
+    losses, stats, dx, dr, weight_sums = count_pairs(module, sides_for(module, pairs), *how)
     doptions = None
     if need_options and option_values is not None and weight_sums is not None:
         doptions = gradient_of_options(loss, option_values, stats, dloss, weight_sums)
@@ -153,7 +153,7 @@ def _embedding_gradient(
 ) -> Tensor:
     pairs, loss = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids), _one_sided(spec)
     module = module_of(embeddings, ref_emb, loss, backend)
-    rows, columns = sides_of(pairs)
+    rows, columns = sides_for(module, pairs)
     term = _term(row_term)
     # In self mode one term serves both sides.
     both = len(row_term) == len(column_term) and all(map(operator.is_, row_term, column_term))
@@ -177,7 +177,7 @@ def _loss_and_gradient(
 ) -> tuple[Tensor, ...]:
     pairs, loss = Pairs(embeddings, labels, ids, ref_emb, ref_labels, ref_ids), _one_sided(spec)
     module = module_of(embeddings, ref_emb, loss, backend)
-    anchors, candidates = sides_of(pairs)
+    anchors, candidates = sides_for(module, pairs)
     rows, kept, dx, dr = module.loss_and_gradient(
         anchors, candidates, loss, need_dx, need_dr, dloss
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends import dispatch
-from ms_kernels.backends.interface import Reduced, Side, compute_dtype
+from ms_kernels.backends.interface import Reduced, Side, compute_dtype, reads
 from ms_kernels.checks import Pairs
 from ms_kernels.engine.plans import Plans, plan_of
 from ms_kernels.reference import count_valid
@@ -27,7 +27,8 @@ def reduce_pairs(
 ) -> Reduced:
     """What the op `reduced_loss` runs. plans: of earlier calls with tensors of these kinds."""
     embeddings = pairs.embeddings
-    module, sides = module_of(embeddings, pairs.ref_emb, spec, backend), sides_of(pairs)
+    module = module_of(embeddings, pairs.ref_emb, spec, backend)
+    sides = sides_for(module, pairs)
     dtype = compute_dtype(embeddings) if wide else embeddings.dtype
     if spec.two_sided and pairs.ref_emb is None:
         raise ValueError("two_sided: expected candidates, got None")
@@ -84,6 +85,21 @@ def sides_of(pairs: Pairs) -> tuple[Side, Side | None]:
     if ref_emb is None or ref_labels is None:
         return anchors, None
     return anchors, Side(ref_emb, ref_labels, ref_ids)
+
+
+def in_one_dtype(pairs: Pairs) -> Pairs:
+    """Candidates in the dtype of the anchors."""
+    x, labels, ids, r, ref_labels, ref_ids = pairs
+    if r is None or r.dtype == x.dtype or not reads(x.dtype, r.dtype):
+        return pairs
+    return Pairs(x, labels, ids, r.to(x.dtype), ref_labels, ref_ids)
+
+
+def sides_for(module: ModuleType, pairs: Pairs) -> tuple[Side, Side | None]:
+    """As that backend reads them."""
+    if not hasattr(module, "READS_ANY_DTYPE"):
+        pairs = in_one_dtype(pairs)
+    return sides_of(pairs)
 
 
 def module_of(
