@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from ms_kernels import options
 from ms_kernels.api import listed
@@ -132,3 +133,21 @@ def test_autocast_does_not_round_it():
     want = listed_similarities(x, r, a, b)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(listed_similarities(x, r, a, b), want)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap], ids=["grad", "vmap"])
+def test_transforms_are_refused(transform):
+    x, a = torch.randn(2, 6, 3), torch.arange(6)
+    x = x if transform is torch.func.vmap else x[0]
+    with pytest.raises(RuntimeError, match="listed_similarities.*takes no part.*plain PyTorch"):
+        transform(lambda x: listed_similarities(x, x, a, a).sum())(x)
+
+
+def test_forward_mode_is_refused():
+    x, a = torch.randn(6, 3), torch.arange(6)
+    with pytest.raises(RuntimeError, match="takes no part|no forward-mode derivative"):
+        torch.func.jvp(lambda x: listed_similarities(x, x, a, a), (x,), (x,))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x)
+        with pytest.raises(RuntimeError, match="embeddings: expected no tangent"):
+            listed_similarities(dual, x, a, a)

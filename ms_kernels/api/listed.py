@@ -12,7 +12,7 @@ from torch import Tensor
 from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.backends.plain.distance import middle_of, pull, similarities, through_distance
 from ms_kernels.checks import check_choice
-from ms_kernels.engine.refusals import refuse_second_derivative
+from ms_kernels.engine.refusals import refuse_second_derivative, refuse_transforms
 from ms_kernels.reference import unit_rows
 from ms_kernels.rules.spec import DISTANCES
 from ms_kernels.settings import options
@@ -53,6 +53,8 @@ def listed_similarities(
 
     Raises:
         ValueError: for another distance, or lists of different lengths.
+        RuntimeError: under transforms of torch.func, and for another derivative than the first of
+            reverse mode.
     """
     check_choice("distance", distance, DISTANCES)
     if anchors.shape != candidates.shape or anchors.ndim != 1:
@@ -60,6 +62,9 @@ def listed_similarities(
             f"candidates: expected shape {(anchors.numel(),)} to match anchors, "
             f"got {tuple(candidates.shape)}"
         )
+    if not torch.compiler.is_compiling():
+        sides = {"embeddings": embeddings, "ref_emb": ref_emb}
+        refuse_transforms("listed_similarities", WAY_OUT, **sides)
     mutual = ref_emb is embeddings
     with torch.autocast(embeddings.device.type, enabled=False):
         x = _computed(embeddings, normalize)
