@@ -46,11 +46,12 @@ struct Grid {
   Axis rows, columns;
   bool symmetric;
 
-  // `alone`: columns have no cells. Then few super-blocks of rows are better: a super-tile reads a
-  // block of columns once for all of its rows.
-  Grid(std::int64_t n, std::int64_t m, bool self, bool alone)
+  // Where columns have no cells few super-blocks of rows are better: a super-tile reads a block of
+  // columns once for all of its rows.
+  Grid(std::int64_t n, std::int64_t m, bool self, bool column_cells)
       : rows(n), columns(m), symmetric(self) {
-    if (alone && columns.supers) rows.cut((kSuperTiles + columns.supers - 1) / columns.supers);
+    if (!column_cells && columns.supers)
+      rows.cut((kSuperTiles + columns.supers - 1) / columns.supers);
   }
 
   static std::int64_t triangle(std::int64_t n) { return n * (n + 1) / 2; }

@@ -201,7 +201,7 @@ void plan_for(Problem& p, std::int64_t budget) {
     p.rank_capacity = ranks_for(p.depth, largest_class(candidates.labels, candidates.count));
   }
   if (p.job != Job::gradient) {
-    const Grid grid(p.rows.count, m, p.self, columns_are_candidates(p));
+    const Grid grid(p.rows.count, m, p.self, !only_tiles_read_columns(p));
     p.stash_bytes = grid.tiles() * Wave<T>::stash_size(grid);
     const std::int64_t bookkeeping = Workspace<T>(p).bookkeeping;
     if (bookkeeping + p.stash_bytes > budget) {

@@ -56,8 +56,8 @@ struct Problem {
 // Whether anything is wanted that follows from the weights of pairs.
 inline bool wants_weights(const Problem& p) { return p.d_rows || p.d_columns || p.weight_sums; }
 
-// Whether columns are neither anchors nor receive a gradient: nothing but tiles needs their rows.
-inline bool columns_are_candidates(const Problem& p) {
+// Whether columns receive no gradient, and no sums of their own as anchors.
+inline bool only_tiles_read_columns(const Problem& p) {
   return !p.self && !p.two_sided && !p.d_columns;
 }
 
