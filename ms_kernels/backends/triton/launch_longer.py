@@ -124,11 +124,12 @@ def _middle(side: Side, normalize: bool) -> Tensor:
         step = max(1, count // MIDDLE["SAMPLED"])
         count = min(count, MIDDLE["SAMPLED"])
         few = torch.empty(count, int(ADDED.value) + width, dtype=middle.dtype, device=x.device)
+        norm = torch.empty(count, dtype=middle.dtype, device=x.device)
         rows, piece = rows_at_once(max(16, width), middle.itemsize)
         launch_kernel(
             longer_kernel,
             (triton.cdiv(count, rows),),
-            *(x, strides[0] * step, strides[1], middle, few, few),
+            *(x, strides[0] * step, strides[1], middle, few, norm),
             *(count, width),
             NORMALIZE=True,
             SHIFTED=False,

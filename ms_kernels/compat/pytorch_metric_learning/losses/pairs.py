@@ -214,8 +214,8 @@ class LiftedStructureLoss(Served, theirs.LiftedStructureLoss):
             if few or len(anchors) == 0 or number == 0:
                 return self.zero_losses()
             similarity = similarities(measure, call.embeddings, call.ref_emb, anchors, positives)
-            # A loss less a mean of raw similarities, however large, may have lost its own digits.
-            if measure.normalize and are_anchors_too(chosen.pairs, anchors, positives):
+            ends = chosen.pairs, anchors, positives
+            if holds_log_sums(measure, chosen) and are_anchors_too(*ends):
                 total = log_sums(measure, chosen, anchors, similarity)
                 self.calls["kernels"] += 1
             else:
@@ -238,6 +238,14 @@ class LiftedStructureLoss(Served, theirs.LiftedStructureLoss):
 
 def log_sum_of_negatives(similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     return masked_log_sum_exp(similarity, negative)
+
+
+def holds_log_sums(measure: Measure, chosen: Chosen) -> bool:
+    """Whether log-sum-exps follow from losses. Less a mean of raw similarities, however large, a
+    loss may have lost its own digits. Less a mean distance that a GPU's kernels take from products
+    it would leave the gradient of near positives wrong: what is added to it is of differences."""
+    on_cpu = chosen.pairs.embeddings.device.type == "cpu"
+    return measure.normalize and (on_cpu or measure.distance is None)
 
 
 def are_anchors_too(pairs: Pairs, anchors: Tensor, positives: Tensor) -> bool:
