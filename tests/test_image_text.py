@@ -176,6 +176,7 @@ def test_a_learned_bias_of_a_batch_with_itself():
         ({"image": [1.0]}, TypeError, "image: expected a tensor, got list"),
         ({"image": torch.ones(4)}, ValueError, r"image: expected shape \(N, D\), got \(4,\)"),
         ({"scale": 0.0}, ValueError, "scale: expected a finite number above 0, got 0"),
+        ({"scale": torch.tensor(-2.0)}, ValueError, "scale: expected a .* above 0, got -2"),
         ({"scale": torch.ones(1)}, TypeError, r"scale: .* shape \(\), got .* shape \(1,\)"),
         ({"backend": "gpu"}, ValueError, "backend: expected one of"),
         ({"labels": torch.ones(3, dtype=torch.int64)}, ValueError, r"labels: expected shape \(4,"),

@@ -102,8 +102,13 @@ struct SupCon : AnyRule {
   MSK_HOST_DEVICE RowTerm<T> finish(const RowSums<T>& sums) const {
     if (!(sums.pos_kept > T(0))) return {T(0), no_term<T>(), no_term<T>()};
     const T lse = log_add_exp(sums.positive, sums.negative), each = 1 / temperature;
-    return {
-        lse - sums.moment * each / sums.pos_kept, {each, lse}, {each, lse}, -each / sums.pos_kept};
+    // The log-sum of all less the mean would lose a small loss; of the positives alone the two
+    // are equal where there is one positive, and never the other way round.
+    const T apart = sums.positive - sums.moment * each / sums.pos_kept;
+    return {softplus(sums.negative - sums.positive) + (apart < T(0) ? T(0) : apart),
+            {each, lse},
+            {each, lse},
+            -each / sums.pos_kept};
   }
 };
 

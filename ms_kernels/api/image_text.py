@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ms_kernels.api.functional import pair_loss
 from ms_kernels.api.hints import names_the_way
-from ms_kernels.api.learned import take_in
+from ms_kernels.api.learned import readable, take_in
 from ms_kernels.api.road import loss_of
 from ms_kernels.backends import dispatch
 from ms_kernels.backends.interface import compute_dtype
@@ -60,6 +60,8 @@ def clip_loss(
     labels, text_labels = _check(image, text, labels)
     check_option("scale", scale, above_zero=True)
     if isinstance(scale, Tensor):
+        if (value := readable(scale)) is not None:
+            check_option("scale", value, above_zero=True)
         scale = scale.to(compute_dtype(image))  # in half its inverse would be that of another
     rule, shared = NTXent(1 / scale), PairOptions()
     if backend == "reference" or getattr(labels, "ndim", 1) == 2:

@@ -125,12 +125,16 @@ def take_in(pairs: Pairs, weighting: Weighting, shared: PairOptions) -> Scaled:
 
 def _look_at(weighting: Weighting) -> None:
     """Out of range options are an error where they can be read: a GPU would be waited for."""
-    learned = weighting.learned
-    if is_traced() or not all(type(v) in PLAIN_TENSORS for v in learned.values()):
-        return
-    if all(value.device.type == "cpu" for value in learned.values()):
-        numbers = {name: value.detach().item() for name, value in learned.items()}
+    numbers = {name: readable(value) for name, value in weighting.learned.items()}
+    if None not in numbers.values():
         replace(weighting, **numbers)  # checked
+
+
+def readable(option: Tensor) -> float | None:
+    """Its value; None where a GPU would be waited for, or where it has none."""
+    if is_traced() or type(option) not in PLAIN_TENSORS or option.device.type != "cpu":
+        return None
+    return float(option.detach().item())
 
 
 def _with_bias(pairs: Pairs, weighting: SigLIP, shared: PairOptions) -> Scaled:

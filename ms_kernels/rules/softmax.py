@@ -15,7 +15,6 @@ from ms_kernels.rules.sums import (
     SummedWeighting,
     WeightSums,
     by_temperature,
-    log_add_exp,
     masked_sum,
     where_both,
 )
@@ -105,10 +104,13 @@ class SupCon(SummedWeighting):
         return PairSums(*sums, masked_sum(similarity, positive))
 
     def loss_of(self, sums: RowSums) -> Tensor:
-        lse = log_add_exp(sums.positive, sums.negative)
         assert sums.moment is not None
+        some = sums.pos_kept > 0
+        positive = torch.where(some, sums.positive, 0)
         mean = sums.moment / self.temperature / sums.pos_kept.clamp(min=1)
-        return torch.where(sums.pos_kept > 0, lse - mean, 0)
+        # The log-sum of all less the mean would lose a small loss.
+        above = softplus(sums.negative - positive, threshold=FAR)
+        return torch.where(some, above + (positive - mean), 0)
 
     def option_gradients(
         self, weights: WeightSums, sums: RowSums, dloss: Tensor

@@ -95,7 +95,10 @@ def sup_con(pos, neg, moment, pos_kept, coefficients):
     p, n, many = finite(pos), finite(neg), tl.maximum(pos_kept, 1)
     lse = tl.where(some(neg), log_add_exp(p, n), p)
     each = zero + positive_scale(coefficients)
-    loss = factor_if(some(pos), lse - moment * each / many)
+    # The log-sum of all less the mean would lose a small loss; that of the positives is no less.
+    apart = p - moment * each / many
+    loss = tl.where(some(neg), softplus(n - p), zero) + tl.where(apart < 0, zero, apart)
+    loss = factor_if(some(pos), loss)
     factor = factor_if(some(pos), each)
     return loss, factor_if(some(neg), factor), lse, factor, lse, -factor / many
 

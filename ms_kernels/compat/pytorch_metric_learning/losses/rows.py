@@ -57,6 +57,17 @@ class RowLoss(Served):
     def weighting(self, measure: Measure) -> Weighting:
         raise NotImplementedError
 
+    def part_of_logarithm(self) -> float:
+        """What the logarithm of 1 and more counts in theirs; 0 where it is of no such sum."""
+        return 0.0
+
+    def least(self, dtype: torch.dtype) -> float:
+        """What an active loss is above: under it theirs has lost what is added to 1."""
+        return self.part_of_logarithm() * torch.finfo(dtype).eps / 2
+
+    def rounded(self, losses: Tensor) -> Tensor:
+        return torch.where(losses > self.least(losses.dtype), losses, 0 * losses)
+
     def losses_of(self, call: Call, measure: Measure) -> LossDict:
         weighting = self.weighting(measure)
         chosen = choose(call, measure)
@@ -70,10 +81,11 @@ class RowLoss(Served):
                 chosen.mined.keep_counts(positives, negatives)
             positives, negatives = positives.sum(), negatives.sum()
             losses = unless_too_few(self, losses, positives, negatives)
-            return {"loss": elements(self.settled(losses, positives, negatives))}
+            losses = self.settled(losses, positives, negatives)
+            return {"loss": elements(self.rounded(losses))}
         if are_too_few(self, chosen):
             return self.zero_losses()
-        return {"loss": elements(self.of_lists(chosen, call, measure, weighting))}
+        return {"loss": elements(self.rounded(self.of_lists(chosen, call, measure, weighting)))}
 
     def in_one_sweep(
         self, chosen: Chosen, measure: Measure, weighting: Weighting
@@ -99,7 +111,8 @@ class RowLoss(Served):
         total = self.settled(total, positives, negatives)
         number = rows.new_tensor(len(rows))
         settled = torch.where(total == 0, 0, rows)
-        return reduced(self, "loss", Totals(total, lambda: number, (settled > 0).sum))
+        active = (settled > self.least(rows.dtype)).sum
+        return reduced(self, "loss", Totals(total, lambda: number, active))
 
     def of_chosen(
         self, chosen: Chosen, measure: Measure, weighting: Weighting
@@ -125,6 +138,9 @@ class RowLoss(Served):
 class MultiSimilarityLoss(RowLoss, theirs.MultiSimilarityLoss):
     """pytorch-metric-learning's, by kernels: it does not mine without a miner's tuple."""
 
+    def part_of_logarithm(self) -> float:
+        return float(1 / max(self.alpha, self.beta))
+
     def weighting(self, measure: Measure) -> Weighting:
         base = measure.threshold(self.base)
         return rule_of(MultiSimilarity, alpha=self.alpha, beta=self.beta, base=base)
@@ -132,6 +148,9 @@ class MultiSimilarityLoss(RowLoss, theirs.MultiSimilarityLoss):
 
 class SupConLoss(RowLoss, theirs.SupConLoss):
     """pytorch-metric-learning's, by kernels: a batch without pairs of both kinds costs 0."""
+
+    def part_of_logarithm(self) -> float:
+        return 1.0
 
     def weighting(self, measure: Measure) -> Weighting:
         return rule_of(SupCon, temperature=self.temperature)
@@ -193,6 +212,9 @@ class NCALoss(RowLoss, theirs.NCALoss):
     """pytorch-metric-learning's, by kernels: of anchors that have positives; a miner's tuple weighs
     anchors, it chooses no pairs. 0 of a batch without positives, where theirs is NaN."""
 
+    def part_of_logarithm(self) -> float:
+        return 1.0
+
     def weighting(self, measure: Measure) -> Weighting:
         if self.softmax_scale <= 0:
             raise Unserved(f"softmax_scale={self.softmax_scale}")
@@ -210,6 +232,7 @@ class NCALoss(RowLoss, theirs.NCALoss):
         if len(having) == 0:
             return self.zero_losses()
         weights = self._weights(call)
+        losses = self.rounded(losses)
         losses = losses if weights is None else losses * weights.to(losses.dtype)
         return {"loss": elements(losses[having], having)}
 
