@@ -81,6 +81,18 @@ def test_gradcheck_of_every_option(rule, name):
     assert gradcheck(loss, (x, scalar(options[name])), atol=1e-6)
 
 
+@pytest.mark.parametrize("distance", [None, "euclidean"])
+def test_gradcheck_of_a_circle_in_triton(monkeypatch, distance):
+    backend = served(monkeypatch, "triton")
+    x, y = batch()
+
+    def loss(value):
+        given = {"weighting": rules.Circle(0.3, value), "distance": distance}
+        return pair_loss(x, y, backend=backend, **given)
+
+    assert gradcheck(loss, (scalar(4.0),), atol=1e-6)
+
+
 MININGS = [NoMining(), MultiSimilarityMining(), SemiHardMining(0.4), ThresholdMining(0.8, -0.5)]
 
 
@@ -117,8 +129,6 @@ def test_as_in_dense_pytorch(rule, options, mining):
 @pytest.mark.parametrize(("rule", "options"), OPTIONS, ids=str)
 def test_other_backends(monkeypatch, rule, options, backend):
     backend = served(monkeypatch, backend)
-    if rule is rules.Circle and backend == "triton":
-        backend = "auto"  # its kernels must know m and gamma
     given = {"mining": MultiSimilarityMining(), "reduction": "none"}
     compare(rule, options, backend, (), **given)
     compare(rule, options, backend, batch(21, seed=1), distance="squared_euclidean", **given)

@@ -24,7 +24,7 @@ from ms_kernels.backends.interface import (
 from ms_kernels.backends.triton import driver, tiles
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
-from ms_kernels.rules.weighting import Circle, Triplet
+from ms_kernels.rules.weighting import Triplet
 from ms_kernels.settings import float32_products, options
 
 DEVICE = "cuda"
@@ -155,7 +155,7 @@ def embedding_gradient(
 
 def learns(spec: PairSpec) -> bool:
     """Whether options may."""
-    return not isinstance(spec.weighting, Circle)
+    return True
 
 
 def learned_statistics(
