@@ -208,6 +208,14 @@ def cases(variants, some=False):
         if variants or depth == 128:
             name = f"{'bf16' if dtype == half else 'tf32x3'}-D{depth}-learned"
             yield name, "highest", learned_step(dtype, depth, PairSpec(rule()))
+    # A circle that is not bounded refers to exponents, not to similarities.
+    for name, dtype in (("bf16", half), ("tf32x3", torch.float32), ("fp64", torch.float64)):
+        if variants or (name == "tf32x3" and not some):
+            circle = PairSpec(Circle(), SemiHardMining())
+            yield f"{name}-D128-Circle-learned", "highest", learned_step(dtype, 128, circle)
+            far = dataclasses.replace(circle, distance="euclidean")
+            if dtype != half:  # of half rows the same kernels
+                yield f"{name}-D128-Circle-euclidean", "highest", step(dtype, 128, far)
     hardest = PairSpec(MultiSimilarity(), TopKMining(8))
     for name, dtype in (("bf16", half), ("tf32x3", torch.float32), ("fp64", torch.float64)):
         if variants or name == "tf32x3":

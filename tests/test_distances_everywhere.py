@@ -109,5 +109,3 @@ def test_what_cannot_be(batch):
         ms_kernels.TripletLoss(distance="cosine")
     with pytest.raises(ValueError, match="distance: expected None with Histogram"):
         ms_kernels.HistogramLoss(distance="euclidean")
-    with pytest.raises(ValueError, match="and no distance, and gamma .* use one of 'auto'"):
-        pair_loss(*batch, weighting=weigh.Circle(), distance="euclidean", backend="triton")

@@ -19,6 +19,7 @@ RULES = [
     (weigh.BinomialDeviance, (2.0, 20.0, 0.4), mine.SemiHardMining(0.3)),
     (weigh.Contrastive, (0.9, 0.3), mine.NoMining()),
     (weigh.NTXent, (0.2,), mine.MultiSimilarityMining()),
+    (weigh.Circle, (0.4, 20.0), mine.SemiHardMining(0.3)),
     (weigh.Triplet, (0.1,), mine.NoMining()),
 ]
 
@@ -39,7 +40,7 @@ def step(x, y, rules, backend, refs=None, values=None):
     return loss.detach(), *torch.autograd.grad(loss, (*leaves, *options))
 
 
-@pytest.mark.parametrize("rules", tiny(RULES, RULES[:2]), ids=lambda r: name_of(r[0]))
+@pytest.mark.parametrize("rules", tiny(RULES, [*RULES[:2], RULES[4]]), ids=lambda r: name_of(r[0]))
 def test_values_and_gradients(rules):
     """In float32 to its rounding, in float64 what the definition gives."""
     dtypes = tiny(((torch.float64, 1e-6), (torch.float32, 2e-4)), ((torch.float32, 2e-4),))
@@ -55,7 +56,7 @@ def test_values_and_gradients(rules):
                     assert error <= tolerance * want.double().norm() + tolerance * 1e-2
 
 
-@pytest.mark.parametrize("rules", tiny(RULES[:4], RULES[:1]), ids=lambda r: name_of(r[0]))
+@pytest.mark.parametrize("rules", tiny(RULES[:5], RULES[:1]), ids=lambda r: name_of(r[0]))
 def test_same_bits_no_wait_and_a_graph(rules):
     x, y = clustered(*tiny((700, 96), (24, 20)), torch.bfloat16)
     want = step(x, y, rules, "triton")

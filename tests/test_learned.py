@@ -81,6 +81,18 @@ def test_gradcheck_of_every_option(rule, name):
     assert gradcheck(loss, (x, scalar(options[name])), atol=1e-6)
 
 
+@pytest.mark.parametrize("distance", [None, "euclidean"])
+def test_gradcheck_of_a_circle_in_triton(monkeypatch, distance):
+    backend = served(monkeypatch, "triton")
+    x, y = batch()
+
+    def loss(value):
+        given = {"weighting": rules.Circle(0.3, value), "distance": distance}
+        return pair_loss(x, y, backend=backend, **given)
+
+    assert gradcheck(loss, (scalar(4.0),), atol=1e-6)
+
+
 MININGS = [NoMining(), MultiSimilarityMining(), SemiHardMining(0.4), ThresholdMining(0.8, -0.5)]
 
 
@@ -117,11 +129,25 @@ def test_as_in_dense_pytorch(rule, options, mining):
 @pytest.mark.parametrize(("rule", "options"), OPTIONS, ids=str)
 def test_other_backends(monkeypatch, rule, options, backend):
     backend = served(monkeypatch, backend)
-    if rule is rules.Circle and backend == "triton":
-        backend = "auto"  # its kernels must know m and gamma
     given = {"mining": MultiSimilarityMining(), "reduction": "none"}
     compare(rule, options, backend, (), **given)
     compare(rule, options, backend, batch(21, seed=1), distance="squared_euclidean", **given)
+
+
+@pytest.mark.parametrize("backend", ["reference", "panels", "cpu", "triton"])
+def test_where_a_factor_of_a_circle_leaves_0(monkeypatch, backend):
+    """Its derivative by m is that of the side where it is 0: what the other side adds does not show
+    in the weight of a pair, which is 0."""
+    backend = served(monkeypatch, backend)
+    x = torch.tensor([[1.0, 0], [1.5, 0], [-0.5, 0], [0.25, 0]], dtype=torch.float64)
+    found = []
+    for m in (0.5 - 1e-9, 0.5, 0.5 + 1e-9):  # S of the first and the third is -0.5
+        m = scalar(m)
+        given = {"weighting": rules.Circle(m, scalar(2.0)), "normalize": False}
+        loss = pair_loss(x, torch.arange(4) // 2, backend=backend, reduction="sum", **given)
+        found.append(torch.autograd.grad(loss, m)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-7, atol=0)
+    assert found[0] - found[2] > 1
 
 
 def test_bits_do_not_hang_on_memory(monkeypatch):

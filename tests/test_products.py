@@ -34,11 +34,6 @@ def served_module(monkeypatch, request):
     return dispatch.MODULES[every_backend.served(monkeypatch, request.param)]
 
 
-def takes(backend, weighting, distance):
-    spec = PairSpec(weighting, mine.NoMining(), distance=distance)
-    return dispatch.refusal(backend, spec, torch.float64) is None
-
-
 def assert_same(found, wanted, atol=1e-12):
     for got, want in zip(found, wanted, strict=True):
         scale = want.abs().max().clamp(min=1) if want.numel() else 1
@@ -49,9 +44,6 @@ def assert_same(found, wanted, atol=1e-12):
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("weighting", RULES, ids=name_of)
 def test_every_rule(backend, weighting, distance, normalize, m):
-    if not takes(backend, weighting, distance):
-        assert type(weighting) is weigh.Circle and backend == "triton"
-        return
     at = RULES.index(weighting)
     mining = KEEPING[at % len(KEEPING)]
     reduction = ("mean", "none", "mean_valid")[at % 3]

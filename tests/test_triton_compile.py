@@ -60,6 +60,7 @@ SPILLS = {
         "negative_scan/fp64-D32": 7,
         "positive_scan/tf32x3-D128-hardest": 5,
         "positive_scan/tf32x3-D128-euclidean": 5,
+        **{f"positive_scan/tf32x3-D128-Circle-{case}": 5 for case in ("learned", "euclidean")},
         **{f"finish/{case}": 8 for case in _FINISH},
         **{f"positive_scan/{case}": 5 for case in _SCAN},
     },

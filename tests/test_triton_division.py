@@ -1,5 +1,7 @@
 """How the Triton kernels divide the work: launches of the scan, panels, parts, budgets."""
 
+import functools
+
 import pytest
 import torch
 from cases import (
@@ -14,6 +16,8 @@ from judge import floors_of, gradients
 
 import ms_kernels
 from ms_kernels import multi_similarity_loss, options, reference
+from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.weighting import Circle
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -147,10 +151,22 @@ def test_exponents_of_a_million_unit_rows_stay_in_range():
     spec = SPECS["default"]
     assert spec.beta * (1 + spec.base) == problem.BOUND[torch.float32]
     most = problem.BOUND[torch.float32]
-    assert rule_table.is_bounded(spec.spec, 1 << 20, most)
+    bounded = functools.partial(rule_table.is_bounded, most_exponent=most, known=True)
+    assert bounded(spec.spec, 1 << 20)
+    assert not bounded(spec.spec, 1 << 20, known=False)
     sharp = MultiSimilarityOptions(beta=50.0, base=-0.49).spec
-    assert rule_table.is_bounded(sharp, 1 << 17, most)
-    assert not rule_table.is_bounded(sharp, 1 << 20, most)
+    assert bounded(sharp, 1 << 17)
+    assert not bounded(sharp, 1 << 20)
+    # From -gamma m^2 to gamma (1 - m^2).
+    for circle, fits in (
+        ((), True),
+        ((0.25, 80.0), True),
+        ((0.25, 81.0), False),
+        ((1.0, 76.0), False),
+    ):
+        assert bounded(PairSpec(Circle(*circle)), 1 << 17) == fits
+    for how in ({"normalize": False}, {"distance": "euclidean"}):
+        assert not bounded(PairSpec(Circle(), **how), 1)
 
 
 @SCANS

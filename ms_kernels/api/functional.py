@@ -94,9 +94,9 @@ def pair_loss(
             subclass of Weighting.
         mining: a rule of `ms_kernels.rules.mining`, whose docstring says what it keeps; or your
             own, a subclass of Mining. The gradient holds kept pairs fixed. Default: all are kept.
-        backend: rules of this package run on every backend of `backends()`, but "triton" refuses a
-            Circle of distances, of rows that are not normalised, and of great gamma. Rules of your
-            own are streamed. "reference" is dense. Default: the fastest.
+        backend: rules of this package run on every backend of `backends()`, but "cpu" refuses a
+            Circle whose gamma * m**2 is above 70. Rules of your own are streamed. "reference" is
+            dense. Default: the fastest.
         The rest as in `multi_similarity_loss`.
 
     Returns:

@@ -198,7 +198,7 @@ def way_out_of_statistics(weighting: Weighting) -> str:
 def _of_kernels() -> str:
     return (
         "options learn in the kernels of 'cpu' and 'triton', of rules of this package and one "
-        "label a row; Circle's on the CPU only, and on 'cuda' a temperature alone "
+        "label a row; on 'cuda' a temperature alone "
         f"({', '.join(rule.__name__ for rule in SCALED)}) or SigLIP's scale and bias, with mining "
         "by rank, without max_positive_similarity or distance"
     )

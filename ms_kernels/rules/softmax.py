@@ -195,8 +195,10 @@ class Circle(SummedWeighting):
         self, similarity: Tensor, positive: Tensor, negative: Tensor, neg_sum: Tensor | None = None
     ) -> PairSums:
         fixed = similarity.detach()
-        pull = self.gamma * (1 + self.m - fixed).clamp(min=0)
-        push = self.gamma * (fixed + self.m).clamp(min=0)
+        # Unlike clamp, relu has no derivative where it is 0: what such a pair, which weighs
+        # nothing, adds to that of m could not be told from weights.
+        pull = self.gamma * (1 + self.m - fixed).relu()
+        push = self.gamma * (fixed + self.m).relu()
         pos_lse = masked_log_sum_exp(-pull * (similarity - (1 - self.m)), positive)
         return PairSums(pos_lse, masked_log_sum_exp(push * (similarity - self.m), negative))
 

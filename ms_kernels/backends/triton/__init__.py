@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ms_kernels.backends import gpu
 from ms_kernels.backends.interface import (
-    MOST_EXPONENT,
     Crowd,
     Found,
     Reduced,
@@ -25,7 +24,7 @@ from ms_kernels.backends.interface import (
 from ms_kernels.backends.triton import driver, tiles
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
-from ms_kernels.rules.weighting import Circle, Triplet
+from ms_kernels.rules.weighting import Triplet
 from ms_kernels.settings import float32_products, options
 
 DEVICE = "cuda"
@@ -79,16 +78,6 @@ def note() -> str:
 def refuses(spec: PairSpec, dtype: torch.dtype | None) -> str | None:
     """None when the kernels take these rules, and embeddings of this dtype with the Triton that is
     here; else why not."""
-    rule = spec.weighting
-    # A circle's exponentials are added as they are.
-    if isinstance(rule, Circle):
-        square = rule.m**2
-        bounded = spec.normalize and spec.distance is None
-        if not bounded or rule.gamma * max(square, 1 - square) > MOST_EXPONENT:
-            return (
-                "rows must have unit length and no distance, and gamma * max(m**2, 1 - m**2) be at "
-                f"most {MOST_EXPONENT}"
-            )
     return spec.unfit_options() or _refuses_dtype(dtype)
 
 
@@ -165,9 +154,8 @@ def embedding_gradient(
 
 
 def learns(spec: PairSpec) -> bool:
-    """Whether options may. Exponentials of a circle are added as they are: its numbers must be
-    known."""
-    return not isinstance(spec.weighting, Circle)
+    """Whether options may."""
+    return True
 
 
 def learned_statistics(

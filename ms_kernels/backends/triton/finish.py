@@ -11,6 +11,7 @@ from ms_kernels.backends.triton.forms import (
     log_beyond_peak,
     negative_result,
     rounded_product,
+    unless_too_great,
 )
 from ms_kernels.backends.triton.mining_rules import is_positive, positive_below
 from ms_kernels.backends.triton.pairs import (
@@ -143,8 +144,10 @@ def finish_kernel(
     if KNOWN_PEAK:
         u = beyond(reference, positive_base(coefficients), SIGN)
         pos = log_beyond_peak(rounded_product(scale, u), sums)
-    elif POSITIVE == "exponential" or POSITIVE == "circle":
+    elif POSITIVE == "exponential":
         pos = log_beyond_peak(tl.where(count > 0, top, 0), sums)
+    elif POSITIVE == "circle":
+        pos = unless_too_great(log_beyond_peak(tl.where(count > 0, top, 0), sums))
     elif POSITIVE == "sigmoid" or POSITIVE == "hinge":
         pos = sums
     else:

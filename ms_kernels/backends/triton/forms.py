@@ -13,8 +13,8 @@ base - S. Of these and of negatives the harder pairs have the greater u.
     ranked       see `ranked.py`
 
 A weight is dl/du. BOUNDED says that sums are simply added: they are no exponentials, or such of
-unit rows that neither overflow nor underflow. HAS_OFFSET: a sigmoid has an offset of its own for
-each anchor, else none.
+unit rows that neither overflow nor underflow; else they refer to the highest pair of their sum
+(`height`). HAS_OFFSET: a sigmoid has an offset of its own for each anchor, else none.
 """
 
 import triton
@@ -97,23 +97,55 @@ def log_beyond_peak(z, sums):
 
 
 @triton.jit
-def rescaled(sums, reference, other, coefficients):
-    """A sum of negatives' exponentials that refers to one similarity, for another; 0 stays 0, and
-    its reference may be -inf."""
-    factor = tl.exp(negative_scale(coefficients) * (reference - other))
+def unless_too_great(lse):
+    """A log-sum-exp; infinite where an exponent was too great for its type, and was cut by
+    `rounded_product`."""
+    if lse.dtype == tl.float64:
+        MOST: tl.constexpr = 1.7976931348623157e308
+        return tl.where(lse < tl.full((), MOST, tl.float64), lse, INFINITY)
+    else:
+        MOST_FLOAT32: tl.constexpr = 3.4028234663852886e38
+        return tl.where(lse < MOST_FLOAT32, lse, INFINITY)
+
+
+@triton.jit
+def height(sim, coefficients, FORM: tl.constexpr):
+    """What z of a negative rises with: its similarity; of a circle, whose z dips where its factor
+    has left 0, z itself."""
+    if FORM == "circle":
+        u = sim - negative_base(coefficients)
+        return exponent(u, negative_scale(coefficients), coefficients, FORM)
+    else:
+        tl.static_assert(FORM == "exponential", "height: unknown form")
+        return sim
+
+
+@triton.jit
+def climb(high, reference, coefficients, CIRCLE: tl.constexpr):
+    """z of one height less that of another."""
+    if CIRCLE:
+        return high - reference
+    else:
+        return negative_scale(coefficients) * (high - reference)
+
+
+@triton.jit
+def rescaled(sums, reference, other, coefficients, CIRCLE: tl.constexpr):
+    """A sum of negatives' exponentials that refers to one height, for another; 0 stays 0, and its
+    reference may be -inf."""
+    factor = tl.exp(climb(reference, other, coefficients, CIRCLE))
     return tl.where(sums == 0, 0, sums * factor)
 
 
 @triton.jit
 def negative_summand(sim, reference, coefficients, FORM: tl.constexpr, BOUNDED: tl.constexpr):
-    """What a kept negative adds to the sum of its anchor; an exponential that is not BOUNDED refers
-    to the similarity `reference`."""
+    """What a kept negative adds to the sum of its anchor; of an exponential that is not BOUNDED
+    `sim` is its height, and refers to that of `reference`."""
     scale, u = negative_scale(coefficients), sim - negative_base(coefficients)
-    if FORM == "exponential":
-        if BOUNDED:
-            return exp_of(sim, scale, -scale * negative_base(coefficients))
-        else:
-            return tl.exp(scale * (sim - reference))
+    if not BOUNDED:
+        return tl.exp(climb(sim, reference, coefficients, FORM == "circle"))
+    elif FORM == "exponential":
+        return exp_of(sim, scale, -scale * negative_base(coefficients))
     elif FORM == "circle":
         return tl.exp(exponent(u, scale, coefficients, FORM))
     elif FORM == "sigmoid":
@@ -125,17 +157,18 @@ def negative_summand(sim, reference, coefficients, FORM: tl.constexpr, BOUNDED: 
 
 @triton.jit
 def negative_result(peak, sums, coefficients, FORM: tl.constexpr, BOUNDED: tl.constexpr):
-    """The finished sum over kept negatives, `peak` the hardest of them: a log-sum-exp, -inf if
-    empty, or a plain sum."""
+    """The finished sum over kept negatives, `peak` the hardest of them, or their greatest height if
+    not BOUNDED: a log-sum-exp, -inf if empty, or a plain sum."""
     scale, u = negative_scale(coefficients), peak - negative_base(coefficients)
     if FORM == "exponential" or FORM == "circle":
-        z = exponent(u, scale, coefficients, FORM)
         if BOUNDED:
+            z = exponent(u, scale, coefficients, FORM)
             hardest = negative_summand(peak, peak, coefficients, FORM, BOUNDED)
             return log_of_sum(z, hardest, sums)
+        elif FORM == "circle":
+            return unless_too_great(log_beyond_peak(peak, sums))
         else:
-            tl.static_assert(FORM == "exponential", "only exponentials refer to their peak")
-            return log_beyond_peak(z, sums)
+            return log_beyond_peak(rounded_product(scale, u), sums)
     elif FORM == "sigmoid" or FORM == "hinge":
         return sums
     else:

@@ -7,7 +7,14 @@ the products of the panels are added in the order of the columns.
 import triton
 import triton.language as tl
 
-from ms_kernels.backends.triton.coefficients import negative_base, positive_base
+from ms_kernels.backends.triton.coefficients import (
+    margin,
+    negative_base,
+    negative_scale,
+    positive_base,
+    positive_scale,
+)
+from ms_kernels.backends.triton.forms import beyond, circle_factor
 from ms_kernels.backends.triton.gradient_sums import as_operand, scaled, store_gradient
 from ms_kernels.backends.triton.pairs import positive_tiles, same_class
 from ms_kernels.backends.triton.similarity import multiply_add, similarity, through_distance
@@ -15,10 +22,15 @@ from ms_kernels.backends.triton.weights import pair_weights
 
 
 @triton.jit
-def store_sums(out, weight, beyond):
-    """Sum of the weights of a tile, and of each times what its similarity is beyond the base."""
-    tl.store(out, tl.sum(tl.sum(weight, 1), 0))
-    tl.store(out + 1, tl.sum(tl.sum(tl.where(weight == 0, 0, weight * beyond), 1), 0))
+def store_sums(out, weight, sim, base, scale, coefficients, FORM: tl.constexpr, SIGN: tl.constexpr):
+    """What the weights of a tile's pairs of one kind add up to: see `WeightSums`."""
+    each, lever = weight, sim - base
+    if FORM == "circle":
+        u, weight = beyond(sim, base, SIGN), SIGN * weight
+        a, lever = circle_factor(u, scale, coefficients), u - margin(coefficients)
+        each = tl.where(a > 0, weight / tl.where(a > 0, a, 1), 0)
+    tl.store(out, tl.sum(tl.sum(each, 1), 0))
+    tl.store(out + 1, tl.sum(tl.sum(tl.where(weight == 0, 0, weight * lever), 1), 0))
 
 
 @triton.jit(do_not_specialize=["first_row", "first_column", "held", "N", "M"])
@@ -118,8 +130,10 @@ def weights_kernel(
         # Padding may weigh something on its zeros, of which products are 0.
         present = (rows < N)[:, None] & (columns < M)[None, :]
         pos, neg = tl.where(present & same, weight, 0), tl.where(present & (same == 0), weight, 0)
-        store_sums(own, pos, sim - positive_base(coefficients))
-        store_sums(own + 2, neg, sim - negative_base(coefficients))
+        base, scale = positive_base(coefficients), positive_scale(coefficients)
+        store_sums(own, pos, sim, base, scale, coefficients, POSITIVE, SIGN)
+        base, scale = negative_base(coefficients), negative_scale(coefficients)
+        store_sums(own + 2, neg, sim, base, scale, coefficients, NEGATIVE, 1)
     weight = through_distance(weight, sim, DISTANCE)
     weight = as_operand(
         weight, tl.load(column_scale + columns), panel.dtype.element_ty, MODE, WEIGHT_SCALE

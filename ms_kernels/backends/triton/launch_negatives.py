@@ -25,20 +25,26 @@ MERGED = 32
 
 class NegativeScan(NamedTuple):
     hardest: Tensor  # (padded): hardest negative, as what follows in label order
-    peak: Tensor  # the hardest that may be kept; the same tensor where that is no other
+    peak: Tensor  # what sums refer to; the same tensor where that is no other
     sums: Tensor
     kept: Tensor  # empty if not counted
     stash: Tensor | None  # exponentials, where they were asked for and fit
 
 
 def has_peak(problem: Problem, exact: bool) -> bool:
-    """Whether the hardest negative is told from the hardest that may be kept."""
-    return exact and problem.mining.two_sided
+    """Whether the hardest negative is told from what the sums refer to: of two-sided mining the
+    hardest that may be kept."""
+    return refers_to_exponents(problem) or (exact and problem.mining.two_sided)
+
+
+def refers_to_exponents(problem: Problem) -> bool:
+    """Of a circle, whose hardest pair need not have the greatest."""
+    return problem.rule.negative == "circle" and not problem.bounded
 
 
 def is_counted(problem: Problem, exact: bool) -> bool:
     """Whether kept negatives are; of a log-sum-exp it is known anyway whether there are some."""
-    return exact or problem.rule.negative not in ("exponential", "circle")
+    return exact or not problem.rule.log_sum
 
 
 def scan_negatives(
@@ -130,6 +136,7 @@ def scan_negatives(
             column_cells,
             tiles,
             **flags,
+            CIRCLE=refers_to_exponents(problem),
             FIRST=first_block == 0,
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,

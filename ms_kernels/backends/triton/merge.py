@@ -25,6 +25,7 @@ def merged(
     more_hardest,
     coefficients,
     BOUNDED: tl.constexpr,
+    CIRCLE: tl.constexpr,
     COUNTED: tl.constexpr,
     PEAK: tl.constexpr,
 ):
@@ -36,8 +37,8 @@ def merged(
         sums += tl.sum(total, 0)
     else:
         reference = tl.where(new == -INFINITY, 0, new)
-        ours = rescaled(sums, peak, reference, coefficients)
-        sums = ours + tl.sum(rescaled(total, top, reference[None, :], coefficients), 0)
+        ours = rescaled(sums, peak, reference, coefficients, CIRCLE)
+        sums = ours + tl.sum(rescaled(total, top, reference[None, :], coefficients, CIRCLE), 0)
     if COUNTED:
         kept += tl.sum(tl.load(more_kept + at, mask=present, other=0), 0)
     if PEAK:
@@ -70,6 +71,7 @@ def merge_kernel(
     SYMMETRIC: tl.constexpr,
     FIRST: tl.constexpr,  # there are no totals yet
     BOUNDED: tl.constexpr,
+    CIRCLE: tl.constexpr,  # peaks are exponents, of a circle that is not BOUNDED
     COUNTED: tl.constexpr,
     PEAK: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -111,6 +113,7 @@ def merge_kernel(
                 column_hardest,
                 coefficients,
                 BOUNDED,
+                CIRCLE,
                 COUNTED,
                 PEAK,
             )
@@ -134,6 +137,7 @@ def merge_kernel(
                 row_hardest,
                 coefficients,
                 BOUNDED,
+                CIRCLE,
                 COUNTED,
                 PEAK,
             )

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ms_kernels.backends.triton.forms import negative_summand, rescaled
+from ms_kernels.backends.triton.forms import height, negative_summand, rescaled
 from ms_kernels.backends.triton.pairs import (
     GIVEN,
     different,
@@ -76,8 +76,9 @@ def negative_scan_kernel(
     """One program owns BLOCK_M anchors and `tiles` blocks of columns; sums have one fixed order.
 
     SYMMETRIC: columns are anchors too, and only pairs above the diagonal are visited; each serves
-    its row and its column. A sum's peak is the hardest negative that it may hold: of TWO_SIDED
-    bounds another than the hardest, if that is asked for: PEAK. COUNTED: kept pairs are.
+    its row and its column. A sum's peak is the hardest negative that it may hold, or the greatest
+    height of those that it holds: of TWO_SIDED bounds, or of a circle, another than the hardest, if
+    that is asked for: PEAK. COUNTED: kept pairs are.
     MAY_OVERFLOW: a similarity may not be finite, and makes its anchors' sums NaN.
 
     Most tiles hold negatives alone, and no padding: they go without a mask.
@@ -163,11 +164,14 @@ def negative_scan_kernel(
                 row_top, row_total = tl.reduce((own, row_e), 1, max_and_sum)
                 peak = tl.maximum(peak, row_top)
             else:
+                heights = height(sim, coefficients, NEGATIVE)
+                if NEGATIVE == "circle":
+                    own = tl.where(by_row, heights, -INFINITY)
                 new_peak = tl.maximum(peak, tl.max(own, 1))
                 reference = tl.where(new_peak == -INFINITY, 0, new_peak)
-                e = negative_summand(sim, reference[:, None], coefficients, NEGATIVE, BOUNDED)
+                e = negative_summand(heights, reference[:, None], coefficients, NEGATIVE, BOUNDED)
                 row_total = tl.sum(tl.where(by_row, e, 0), 1)
-                sums = rescaled(sums, peak, reference, coefficients)
+                sums = rescaled(sums, peak, reference, coefficients, NEGATIVE == "circle")
                 peak = new_peak
             sums += row_total
             if COUNTED:
@@ -192,9 +196,13 @@ def negative_scan_kernel(
                     column_e = tl.where(by_column, e, 0)
                     column_top, column_total = tl.reduce((own, column_e), 0, max_and_sum)
                 else:
+                    if NEGATIVE == "circle":
+                        own = tl.where(by_column, heights, -INFINITY)
                     column_top = tl.max(own, 0)
                     reference = tl.where(column_top == -INFINITY, 0, column_top)
-                    e = negative_summand(sim, reference[None, :], coefficients, NEGATIVE, BOUNDED)
+                    e = negative_summand(
+                        heights, reference[None, :], coefficients, NEGATIVE, BOUNDED
+                    )
                     column_total = tl.sum(tl.where(by_column, e, 0), 0)
                 if STASH:
                     write_stash(

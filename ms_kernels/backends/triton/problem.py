@@ -49,10 +49,7 @@ class Problem:
         self.mining = MINING_RULES[type(spec.mining)]
         count = (rows if columns is None else columns).embeddings.shape[0]
         dtype = torch.float64 if operand == torch.float64 else torch.float32
-        if option_values is None:
-            self.bounded = is_bounded(spec, count, BOUND[dtype])
-        else:
-            self.bounded = self.rule.negative != "exponential"
+        self.bounded = is_bounded(spec, count, BOUND[dtype], known=option_values is None)
         self.tiles = self._fitting(wide)
         if option_values is not None:  # what weights add up to comes from panels
             self.tiles = self.tiles._replace(owner={})

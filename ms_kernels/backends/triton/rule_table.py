@@ -66,6 +66,11 @@ class Rule(NamedTuple):
     # float16 can hold them.
     shares: bool = False
 
+    @property
+    def log_sum(self) -> bool:
+        """Whether the sum of the negatives is a log-sum-exp."""
+        return self.negative in ("exponential", "circle")
+
 
 class MiningRule(NamedTuple):
     """A mining rule."""
@@ -165,11 +170,17 @@ def reach_of(scale: float, base: float, count: int) -> float:
     return max(scale * (1 - base) + more, scale * (1 + base))
 
 
-def is_bounded(spec: PairSpec, count: int, most_exponent: float) -> bool:
-    """Whether sums over `count` negatives are simply added: see BOUNDED in `forms.py`."""
+def is_bounded(spec: PairSpec, count: int, most_exponent: float, known: bool) -> bool:
+    """Whether sums over `count` negatives are simply added: see BOUNDED in `forms.py`. known: the
+    options are; those of a rule that learns are not."""
     rule = WEIGHTING_RULES[type(spec.weighting)]
-    if rule.negative != "exponential":
+    if not rule.log_sum:
         return True
+    if not known or not spec.normalize or spec.distance is not None:
+        return False
     numbers = rule.numbers(spec.weighting)
-    reach = reach_of(numbers.negative_scale, numbers.negative_base, count)
-    return spec.normalize and spec.distance is None and reach <= most_exponent
+    scale, base = numbers.negative_scale, numbers.negative_base
+    if rule.negative == "circle":  # from -scale margin^2 to scale (1 - margin^2)
+        square = numbers.margin**2
+        return reach_of(scale * max(square, 1 - square), 0.0, count) <= most_exponent
+    return reach_of(scale, base, count) <= most_exponent

@@ -133,7 +133,9 @@ def nca(pos, neg, coefficients):
 def circle(pos, neg):
     zero = tl.zeros(pos.shape, pos.dtype)
     p, n, both = finite(pos), finite(neg), some(pos) & some(neg)
-    factor, share = factor_if(both, zero + 1), softplus(-(p + n))
+    # Of exponents that overflow nobody knows what their pairs weigh.
+    each = tl.where(p + n < INFINITY, zero + 1, float("nan"))
+    factor, share = factor_if(both, each), softplus(-(p + n))
     return factor_if(both, softplus(p + n)), factor, n + share, factor, p + share, zero
 
 
