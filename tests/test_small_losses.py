@@ -10,7 +10,7 @@ from ms_kernels.rules import weighting as weigh
 from ms_kernels.rules.softmax import NCA, SupCon
 
 pytest.importorskip("pytorch_metric_learning")
-RULES = [SupCon(0.05), NCA(0.05), weigh.BinomialDeviance(2.0, 0.5, 40.0)]
+RULES = [SupCon(0.05), NCA(0.05), weigh.MultiSimilarity(40.0, 50.0, 0.5)]
 
 
 def tight_pairs(seed, noise=0.05, hard=4, n=64, depth=64):
@@ -22,30 +22,29 @@ def tight_pairs(seed, noise=0.05, hard=4, n=64, depth=64):
 
 
 @pytest.mark.parametrize("name", every_backend.NAMES)
-@pytest.mark.parametrize(
-    "rule", [SupCon(0.05), NCA(0.05), weigh.MultiSimilarity(2.0, 50.0, 0.5)], ids=str
-)
+@pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_small_loss_keeps_its_digits(name, rule, monkeypatch):
     backend = every_backend.served(monkeypatch, name)
     x, y = tight_pairs(0)
     how = {"weighting": rule, "reduction": "none"}
     want = pair_loss(x.double(), y, backend="reference", **how)
     got = pair_loss(x, y, backend=backend, **how)
-    assert want.min() < 1e-7
+    assert want.min() < 1e-6
     # An exponent of 20 is off by 1e-6 at most, and so is each term.
     torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("temperature", [0.1, 0.05, 0.04])
-def test_active_anchors_are_those_of_the_library(seed, temperature):
+def test_active_anchors_are_those_that_are_not_lost_against_1(seed, temperature):
+    """The library's own are, but for its rounding: near the bound of float32 a loss is noise."""
     from pytorch_metric_learning import losses as theirs
 
     from ms_kernels.compat.pytorch_metric_learning import losses as ours
 
     x, y = tight_pairs(seed)
-    found = [of.SupConLoss(temperature=temperature)(x, y) for of in (ours, theirs)]
-    # One anchor at the bound is one in some 50.
-    torch.testing.assert_close(*found, rtol=0.05, atol=0)
+    exact = pair_loss(x.double(), y, weighting=SupCon(temperature), reduction="none")
+    got = ours.SupConLoss(temperature=temperature)(x, y)
+    torch.testing.assert_close(got.double(), exact[exact > 2**-24].mean(), rtol=1e-5, atol=0)
     doubles = [of.SupConLoss(temperature=temperature)(x.double(), y) for of in (ours, theirs)]
     torch.testing.assert_close(*doubles)
