@@ -51,6 +51,28 @@ class Call : public msk::ModuleCall<Problem> {
     problem_.ordinals = pointer<const std::int64_t>(ordinals);
     problem_.most_ranks = pointer<const std::int64_t>(most_ranks);
   }
+  // Values of the weighting rule's options, in the compute type: those of the spec mean nothing
+  // then.
+  void read_options(std::int64_t values, int count) {
+    if (problem_.is_small)
+      throw std::invalid_argument("read_options: expected a call with small=False, got True");
+    if (!values || count < 1 || count > kMostOptions)
+      throw std::invalid_argument("read_options: expected up to " + std::to_string(kMostOptions) +
+                                  " values, got " + std::to_string(count));
+    if (problem_.by_tiles && problem_.job == Job::loss_and_gradient)
+      throw std::invalid_argument(
+          "read_options: expected statistics or a gradient by tiles, got loss_and_gradient, whose "
+          "bounds of tiles are those of numbers");
+    problem_.option_values = pointer(values);
+    problem_.option_count = count;
+  }
+  // Where they learn, of a gradient: what the weights of pairs add up to, four numbers.
+  void write_weight_sums(std::int64_t out) {
+    if (problem_.job != Job::gradient || !problem_.option_values)
+      throw std::invalid_argument(
+          "write_weight_sums: expected a gradient, and a call of read_options() before");
+    problem_.weight_sums = pointer<void>(out);
+  }
   // Of the small path: one number instead of the losses of rows, in the embeddings' type or, wide,
   // in the compute type. `factor`: of mean_valid, what gradients are still to be multiplied by.
   void write_reduced(std::int64_t loss, bool wide, std::int64_t factor, Reduction reduction) {
@@ -130,6 +152,8 @@ PYBIND11_MODULE(_cuda, m) {
       .def("write_reduced", &Call::write_reduced, py::arg("loss"), py::arg("wide"),
            py::arg("factor"), py::arg("reduction"))
       .def("read_ordinals", &Call::read_ordinals, py::arg("ordinals"), py::arg("most_ranks"))
+      .def("read_options", &Call::read_options, py::arg("values"), py::arg("count"))
+      .def("write_weight_sums", &Call::write_weight_sums, py::arg("out"))
       .def("plan", &Call::plan, py::arg("budget"))
       .def("run", &Call::run, py::arg("workspace"), py::arg("device"), py::arg("stream"),
            py::call_guard<py::gil_scoped_release>())

@@ -10,6 +10,9 @@ import ms_kernels
 from bench.gpu_cases import cuda_by
 from bench.gpu_device import REHEARSED, device
 from ms_kernels import multi_similarity_loss, options
+from ms_kernels.backends import dispatch
+from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.weighting import BinomialDeviance, MultiSimilarity
 
 # (N, M or None, D): one row, primes, a tile and its edges, several tiles, depths past any owner.
 SHAPES = [(1, None, 3), (67, None, 33), (193, None, 200), (131, 259, 96), (257, None, 521)]
@@ -62,10 +65,20 @@ def run(
             )
             loss.sum().backward()
     ms_kernels.row_statistics(x, y, *refs, backend=backend)
+    if backend in dispatch.MODULES and dispatch.learns(backend, PairSpec()):
+        learned(x, y, *refs, backend=backend)
     if backend == "cuda" and not refs:  # the path that its size would not take
         cuda_by(0)(x, y).backward()
     device().cuda.synchronize()
     print(f"case {backend} N={n} M={m} D={d} {dtype}", flush=True)
+
+
+def learned(*given: torch.Tensor, backend: str) -> None:
+    """Of options that learn: kernels of their own."""
+    values = [torch.tensor(number, device=given[0].device) for number in (2.0, 20.0, 0.4)]
+    for rule in (MultiSimilarity, BinomialDeviance):
+        weighting = rule(*(value.requires_grad_() for value in values))
+        ms_kernels.pair_loss(*given, weighting=weighting, backend=backend).backward()
 
 
 if __name__ == "__main__":

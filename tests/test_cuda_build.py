@@ -37,7 +37,7 @@ SIMILARITIES = {
     "small": ["similarity_tiles"],
     "tiled": [
         *("positive_scan_kernel", "negative_scan_kernel", "positive_sums_kernel"),
-        "tile_weights_kernel",
+        *("tile_weights_kernel", "learned_weights_kernel"),
     ],
 }
 

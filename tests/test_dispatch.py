@@ -1,6 +1,7 @@
 """Which backend runs, and what an installation says of itself."""
 
 import inspect
+import itertools
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import ms_kernels
-from ms_kernels import NTXent, PairSpec, Triplet, __main__, pair_loss
+from ms_kernels import Circle, NoMining, NTXent, PairSpec, Triplet, __main__, pair_loss
 from ms_kernels.backends import cpu, cuda, dispatch, triton
 from ms_kernels.backends.interface import Crowd
 
@@ -98,6 +99,30 @@ def test_sizes_of_a_graph_stand_for_others():
         for device in ("cpu", "cuda"):
             same = {dispatch.choose(device, everything, n) for n in (found, samples)}
             assert len(same) == 1
+
+
+def test_options_learn_where_a_loss_of_numbers_would_go(monkeypatch):
+    """By size and rules; where no faster backend is at hand, on the one that is."""
+    here = {"cuda", "triton", "panels"}
+    monkeypatch.setattr(dispatch, "built", lambda device: frozenset(here))
+    ms, far = PairSpec(), PairSpec(distance="euclidean")
+    circle, triplet = PairSpec(Circle(), NoMining()), PairSpec(Triplet(), NoMining())
+
+    def resolved(spec, samples, dtype=torch.bfloat16, name="auto"):
+        return dispatch.resolve_learned(name, "cuda", samples, spec, dtype)
+
+    assert resolved(ms, 1024) == resolved(triplet, 1024) == "cuda"
+    assert resolved(ms, 1025) == resolved(triplet, 1025) == resolved(far, 8) == "triton"
+    assert resolved(ms, 10**6, torch.float32) == "cuda"  # fastest by tiles
+    for spec, samples in itertools.product((ms, far, circle, triplet), (8, 1024, 1025, 10**6)):
+        for dtype in (torch.float32, torch.bfloat16):
+            plain = dispatch.choose("cuda", frozenset(here), samples, spec, dtype)
+            assert resolved(spec, samples, dtype) == plain
+    here.remove("triton")
+    assert resolved(far, 10**6) == resolved(ms, 10**6) == "cuda"
+    here.remove("cuda")
+    assert resolved(ms, 8) is None
+    assert dispatch.resolve_learned("auto", "cpu", 8, ms, torch.float32) is None
 
 
 def test_backends_say_what_they_are():

@@ -3,16 +3,20 @@
 import pytest
 import torch
 from family import name_of
-from on_device import BACKENDS, DEVICE, clustered, host_never_waits, replayed, tiny
+from on_device import DEVICE, REASONS, clustered, host_never_waits, replayed, tiny
 
 from ms_kernels import pair_loss
 from ms_kernels.rules import mining as mine
 from ms_kernels.rules import weighting as weigh
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif("triton" not in BACKENDS, reason="Triton runs neither here nor interpreted"),
-]
+pytestmark = pytest.mark.gpu
+EACH_BACKEND = pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(why is not None, reason=f"{name}: {why}"))
+        for name, why in REASONS.items()
+    ],
+)
 # With mining in units of similarity, so that a temperature is no factor of the rows.
 RULES = [
     (weigh.MultiSimilarity, (2.0, 20.0, 0.4), mine.MultiSimilarityMining()),
@@ -40,8 +44,9 @@ def step(x, y, rules, backend, refs=None, values=None):
     return loss.detach(), *torch.autograd.grad(loss, (*leaves, *options))
 
 
+@EACH_BACKEND
 @pytest.mark.parametrize("rules", tiny(RULES, [*RULES[:2], RULES[4]]), ids=lambda r: name_of(r[0]))
-def test_values_and_gradients(rules):
+def test_values_and_gradients(rules, backend):
     """In float32 to its rounding, in float64 what the definition gives."""
     dtypes = tiny(((torch.float64, 1e-6), (torch.float32, 2e-4)), ((torch.float32, 2e-4),))
     for n, d in tiny(((200, 40), (1500, 130), (70, 300)), ((24, 20),)):
@@ -50,26 +55,27 @@ def test_values_and_gradients(rules):
             exact = step(x, y, rules, "reference", refs)
             for dtype, tolerance in dtypes:
                 narrow = None if refs is None else refs.to(dtype)
-                found = step(x.to(dtype), y, rules, "triton", narrow)
+                found = step(x.to(dtype), y, rules, backend, narrow)
                 for got, want in zip(found, exact, strict=True):
                     error = (got.double() - want.double()).norm()
                     assert error <= tolerance * want.double().norm() + tolerance * 1e-2
 
 
+@EACH_BACKEND
 @pytest.mark.parametrize("rules", tiny(RULES[:5], RULES[:1]), ids=lambda r: name_of(r[0]))
-def test_same_bits_no_wait_and_a_graph(rules):
+def test_same_bits_no_wait_and_a_graph(rules, backend):
     x, y = clustered(*tiny((700, 96), (24, 20)), torch.bfloat16)
-    want = step(x, y, rules, "triton")
+    want = step(x, y, rules, backend)
     for _ in range(tiny(20, 1)):
-        for got, same in zip(step(x, y, rules, "triton"), want, strict=True):
+        for got, same in zip(step(x, y, rules, backend), want, strict=True):
             assert torch.equal(got, same)
     with host_never_waits():
-        step(x, y, rules, "triton")
+        step(x, y, rules, backend)
     # A graph reads what has been learned since.
     values = [torch.tensor(v, device=DEVICE) for v in rules[1]]
-    captured, replay = replayed(lambda: step(x, y, rules, "triton", values=values))
+    captured, replay = replayed(lambda: step(x, y, rules, backend, values=values))
     for value in values:
         value.mul_(tiny(1.25, 1.0))  # a stand-in's replay computes nothing
     replay()
-    for got, fresh in zip(captured, step(x, y, rules, "triton", values=values), strict=True):
+    for got, fresh in zip(captured, step(x, y, rules, backend, values=values), strict=True):
         assert torch.equal(got, fresh)

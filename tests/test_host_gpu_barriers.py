@@ -83,6 +83,12 @@ def family(weighting, mining=None, **sizes):
     step(loss=pair_loss, weighting=weighting, mining=mining or mine.NoMining(), **sizes)
 
 
+def learned(*numbers, rule=weigh.MultiSimilarity, **sizes):
+    """Of options that learn."""
+    values = [torch.tensor(number, requires_grad=True) for number in numbers]
+    family(rule(*values), mine.MultiSimilarityMining(), **sizes)
+
+
 def in_panels(walk):
     saved = options._workspace_bytes
     options._workspace_bytes = 0
@@ -107,6 +113,10 @@ BATCH = {
     "family_of_refs": lambda: family(weigh.Contrastive(0.9, 0.1), m=70),
     "triplet": lambda: family(weigh.Triplet(0.3)),
     "triplet_in_panels": lambda: in_panels(lambda: family(weigh.Triplet(0.3))),
+    # Products of one stage, which sums are then written over.
+    "learned": lambda: learned(2.0, 0.5, rule=weigh.SigLIP, n=60),
+    "learned_of_refs": lambda: learned(2.0, 50.0, 0.5, m=130),
+    "learned_in_panels": lambda: in_panels(lambda: learned(2.0, 50.0, 0.5)),
     "triplet_in_rounds": lambda: family(weigh.Triplet(0.3), n=10, m=134, classes=2),
 }
 TILES = {
@@ -117,6 +127,8 @@ TILES = {
     "tiles_of_rows_apart": lambda: step(130, reduction="none"),
     "tiles_of_one_class": lambda: step(200, classes=1),
     "tiles_of_statistics": lambda: statistics(200),
+    "tiles_that_learn": lambda: learned(2.0, 50.0, 0.5, n=200),
+    "tiles_of_refs_that_learn": lambda: learned(2.0, 50.0, 0.5, n=70, m=200),
     "tiles_not_finite": lambda: step(200, spoil=slice(60, 70)),
 }
 # Rows of 33 numbers lie askew, and are copied; so are those of size 1e3 in float16.
@@ -166,6 +178,8 @@ NEEDED_BY = {
     "staged_product": ["small"],
     "ranked_statistics": ["triplet"],
     "negative_scan": ["tiles", "tiles_of_one_class"],
+    "tile_weights": ["tiles", "tiles_that_learn"],
+    "row_sums": ["learned"],
 }
 
 
@@ -194,7 +208,8 @@ GRID_CASES = [(b, name) for b in OF_GRID for name in GRID_NEEDED_BY[function_of(
 
 def test_the_machine_meets_every_barrier(walk, module):
     assert len(OF_GRID) == 13 and len(OF_BLOCK) >= 15
-    for name in ("bfloat16", "panels", "triplet", "family_top_k", "small_too_large", "tiles"):
+    named = ("bfloat16", "panels", "triplet", "family_top_k", "learned", "small_too_large", "tiles")
+    for name in (*named, "tiles_that_learn"):
         walk(name)
     library = ctypes.CDLL(module.__file__)
     library.host_gpu_barriers.restype = ctypes.c_char_p

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 import pytest
 import torch
 from every_backend import NAMES, served
+from learned_options import MININGS, OF_SCALE, OPTIONS, batch, compare, scalar
 from torch import nn
 from torch.autograd import gradcheck
 
@@ -16,7 +17,6 @@ from ms_kernels import (
     NoMining,
     NTXentLoss,
     PairLoss,
-    SemiHardMining,
     SupConLoss,
     ThresholdMining,
     TopKMining,
@@ -32,33 +32,10 @@ from ms_kernels.reference import RowStatistics, unit_rows
 from ms_kernels.rules import weighting as rules
 from ms_kernels.rules.spec import WEIGHTINGS, PairSpec
 
-OF_SCALE = [rules.NTXent, rules.NPair, rules.SupCon, rules.DecoupledContrastive, rules.NCA]
-OPTIONS = [
-    (rules.MultiSimilarity, {"alpha": 2.0, "beta": 5.0, "base": 0.3}),
-    (rules.BinomialDeviance, {"alpha": 2.0, "beta": 5.0, "base": 0.3}),
-    (rules.BinLifted, {"alpha": 2.0, "beta": 5.0, "base": 0.3}),
-    (rules.Contrastive, {"positive_margin": 0.9, "negative_margin": 0.1}),
-    (rules.LiftedStructure, {"margin": 0.7}),
-    (rules.Triplet, {"margin": 0.2}),
-    (rules.Circle, {"m": 0.3, "gamma": 4.0}),
-    (rules.SigLIP, {"scale": 4.0, "bias": -1.0}),
-    *((rule, {"temperature": 0.3}) for rule in OF_SCALE),
-]
-
 
 def test_every_option_of_every_rule_is_here():
     for rule in WEIGHTINGS:
         assert dict(OPTIONS)[rule].keys() == {option.name for option in fields(rule)}
-
-
-def batch(n=11, d=4, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
-    return x, torch.arange(n) % 3
-
-
-def scalar(value):
-    return torch.tensor(value, dtype=torch.float64, requires_grad=True)
 
 
 @pytest.mark.parametrize(
@@ -93,28 +70,6 @@ def test_gradcheck_of_a_circle_in_triton(monkeypatch, distance):
     assert gradcheck(loss, (scalar(4.0),), atol=1e-6)
 
 
-MININGS = [NoMining(), MultiSimilarityMining(), SemiHardMining(0.4), ThresholdMining(0.8, -0.5)]
-
-
-def compare(rule, options, backend, refs, n=30, **shared):
-    """Loss and gradients of rows and options by a backend and by dense PyTorch."""
-    x, y = batch(n)
-    found = []
-    for name in (backend, "reference"):
-        leaves = [x.clone().requires_grad_()]
-        leaves += [side.clone().requires_grad_() for side in refs[:1]]
-        values = {name: scalar(value) for name, value in options.items()}
-        given = leaves[0], y, *leaves[1:], *refs[1:]
-        loss = pair_loss(*given, weighting=rule(**values), backend=name, **shared)
-        worth = torch.linspace(0.5, 1.5, loss.numel(), dtype=torch.float64)
-        total = (loss * worth.reshape(loss.shape)).sum()
-        found.append((loss.detach(), *torch.autograd.grad(total, (*leaves, *values.values()))))
-        plain = pair_loss(x, y, *refs, weighting=rule(**options), **shared)
-        torch.testing.assert_close(loss.detach(), plain)
-    for got, want in zip(*found, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
-
-
 @pytest.mark.parametrize("mining", MININGS, ids=str)
 @pytest.mark.parametrize(("rule", "options"), OPTIONS, ids=str)
 def test_as_in_dense_pytorch(rule, options, mining):
@@ -125,7 +80,7 @@ def test_as_in_dense_pytorch(rule, options, mining):
             compare(rule, options, "cpu", refs, **how)
 
 
-@pytest.mark.parametrize("backend", ["panels", "triton"])
+@pytest.mark.parametrize("backend", ["panels", "triton", "cuda-one_launch"])
 @pytest.mark.parametrize(("rule", "options"), OPTIONS, ids=str)
 def test_other_backends(monkeypatch, rule, options, backend):
     backend = served(monkeypatch, backend)
@@ -191,26 +146,28 @@ def test_sums_of_many_rows_do_not_hang_on_threads(rule):
             assert torch.equal(one, same)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "cuda-one_launch", "cuda-by_tiles"])
 @pytest.mark.parametrize("rule", [rules.BinomialDeviance, rules.MultiSimilarity], ids=str)
-def test_similarities_close_to_the_base(rule):
+def test_similarities_close_to_the_base(monkeypatch, rule, backend):
     """Nothing cancels that dense PyTorch has not lost: of collapsed rows, and of far ones."""
     generator = torch.Generator().manual_seed(0)
+    backend = served(monkeypatch, backend)
     x = 1 + 1e-3 * torch.randn(600, 16, generator=generator, dtype=torch.float64)
     y = torch.arange(600) % 60
     errors = {}
-    for backend in ("cpu", "reference"):
+    for judged in (backend, "reference"):
         exact, narrow = (
             torch.autograd.grad(
                 pair_loss(x.to(dtype), y, weighting=rule(*values), backend=name), values
             )
             for name, dtype, values in (
                 ("reference", torch.float64, [scalar(value) for value in (2.0, 5.0, 1.0)]),
-                (backend, torch.float32, [scalar(value).float() for value in (2.0, 5.0, 1.0)]),
+                (judged, torch.float32, [scalar(value).float() for value in (2.0, 5.0, 1.0)]),
             )
         )
         pairs = zip(narrow, exact, strict=True)
-        errors[backend] = [float((got.double() - want).abs() / want.abs()) for got, want in pairs]
-    for ours, dense in zip(errors["cpu"], errors["reference"], strict=True):
+        errors[judged] = [float((got.double() - want).abs() / want.abs()) for got, want in pairs]
+    for ours, dense in zip(errors[backend], errors["reference"], strict=True):
         assert ours <= 4 * dense + 2**-22
 
 
@@ -381,11 +338,12 @@ def test_its_road_is_a_kernel_and_others_say_so(monkeypatch):
     assert seen == ["reduced_loss_and_gradient"]
     PairLoss(rules.Triplet(scalar(0.1)), backend="cpu")(x, y).backward()
     assert seen[1:] == ["counted_loss"]
-    expected = "backend: expected 'auto', 'cpu', 'triton', 'panels' or 'reference' because alpha"
+    circle = rules.Circle(gamma=scalar(2.0))
+    expected = "backend: expected 'auto', 'cuda', 'cpu', 'panels' or 'reference' because gamma"
     with pytest.raises(ValueError, match=expected):
-        multi_similarity_loss(x, y, alpha=scalar(2.0), backend="cuda")
+        pair_loss(x, y, weighting=circle, backend="triton")
     with pytest.raises(ValueError, match=expected):
-        PairLoss(rules.BinLifted(scalar(2.0)), backend="cuda")
+        PairLoss(circle, backend="triton")
     with pytest.raises(ValueError, match="backend: expected 'auto', 'panels' or 'reference' becau"):
         PairLoss(Own(scalar(0.1)), backend="cpu")
 

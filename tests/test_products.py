@@ -11,7 +11,7 @@ from family import KERNELS, name_of
 
 import ms_kernels
 from ms_kernels import pair_loss
-from ms_kernels.backends import cuda, dispatch, products
+from ms_kernels.backends import dispatch, products
 from ms_kernels.backends.interface import Side, Term
 from ms_kernels.reference import IGNORED, RowStatistics
 from ms_kernels.rules import mining as mine
@@ -260,7 +260,7 @@ def test_products_themselves_are_left_as_they_are():
     found = products.as_products(rows, None, PairSpec(MS))
     assert found.rows is rows and found.columns is None
     assert found.of_rows(x) is x and found.of_columns(None) is None
-    assert cuda.spec_of_kernels(PairSpec(MS)) == PairSpec(MS)
+    assert products.spec_of_products(PairSpec(MS)) == PairSpec(MS)
 
 
 def test_every_rule_of_the_kernels_is_here():

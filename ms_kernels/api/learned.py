@@ -22,7 +22,7 @@ from ms_kernels.engine.counted import fused_counted_loss
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.made import learned_spec_of
 from ms_kernels.rules.mining import HardestMining, Mining, NoMining, TopKMining
-from ms_kernels.rules.spec import WEIGHTINGS, PairOptions
+from ms_kernels.rules.spec import PairOptions
 from ms_kernels.rules.triplet import is_traced
 from ms_kernels.rules.weighting import (
     NCA,
@@ -81,10 +81,11 @@ def in_kernels(
 ) -> tuple[Tensor, RowStatistics] | None:
     """Loss and statistics by kernels that take options as tensors; None where there are none."""
     spec = learned_spec_of(*rules, shared)
-    x = pairs.embeddings
+    x, r = pairs.embeddings, pairs.ref_emb
     if spec is None or pairs.labels.ndim != 1:
         return None
-    found = dispatch.resolve_learned(backend, x.device.type, spec, x.dtype)
+    samples = len(x) if r is None else max(len(x), len(r))
+    found = dispatch.resolve_learned(backend, x.device.type, samples, spec, x.dtype)
     if found is None:
         return None
     option_values = _values_of(rules[0], x)
@@ -180,7 +181,9 @@ def _hardest_by(stats: RowStatistics, similarity: Callable[[Tensor], Tensor]) ->
 
 def way_out(weighting: Weighting, backend: str) -> str:
     names = ", ".join(weighting.learned)
-    kernels = "'cpu', 'triton', " if type(weighting) in WEIGHTINGS else ""
+    spec = learned_spec_of(weighting, NoMining(), PairOptions())
+    known = [] if spec is None else [k for k in dispatch.MODULES if dispatch.learns(k, spec)]
+    kernels = "".join(f"{name!r}, " for name in known)
     return (
         f"backend: expected 'auto', {kernels}'panels' or 'reference' because {names} of "
         f"{weighting!r} learns, got {backend!r}; {_of_kernels()}"
@@ -197,8 +200,6 @@ def way_out_of_statistics(weighting: Weighting) -> str:
 
 def _of_kernels() -> str:
     return (
-        "options learn in the kernels of 'cpu' and 'triton', of rules of this package and one "
-        "label a row; on 'cuda' a temperature alone "
-        f"({', '.join(rule.__name__ for rule in SCALED)}) or SigLIP's scale and bias, with mining "
-        "by rank, without max_positive_similarity or distance"
+        "options learn in the kernels of 'cpu', 'cuda' and 'triton', of rules of this package and "
+        "one label a row"
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Counted, Side, Term
+from ms_kernels.backends.interface import Counted, Side
 from ms_kernels.backends.native_call import LATER, NativeCall, Output, native_dtype, native_spec
 from ms_kernels.backends.plan import Plan
 from ms_kernels.rules.spec import PairSpec
@@ -56,26 +56,15 @@ class Call(NativeCall):
         """weigh: whether sums of weights are wanted; of triplets, which need none, zeros."""
         stats, sums = self.expect_statistics(), None
         if weigh:
-            sums = self._weight_sums()
+            sums = self.expect_weight_sums()
         losses, _, dx, dr = self.loss_and_gradient(need_dx, need_dr, dloss)
         return Counted(losses, stats, dx, dr, None if sums is None else sums.to(self.dtype))
 
-    def _weight_sums(self) -> Tensor:
+    def expect_weight_sums(self) -> Tensor:
         sums = torch.zeros(len(WeightSums._fields), dtype=torch.float64)
         if not self.triplets:
             self.native.add_weight_sums(sums.data_ptr())
         return sums
-
-    def gradients_and_weights(
-        self, term: Term, need_dx: bool, need_dr: bool
-    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """Of the rows as anchors: the gradients of both sides, and sums of weights."""
-        numbers = self.term(term, self.rows)
-        self.native.read_terms(numbers, numbers if self.columns is None else None)
-        dx, dr = self.write_gradients(need_dx, need_dr)
-        sums = self._weight_sums()
-        self.run()
-        return dx, dr, sums.to(self.dtype)
 
     def anchor_both(self) -> None:
         assert self.columns is not None

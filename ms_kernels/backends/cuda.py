@@ -4,22 +4,31 @@ one with all its pairs at hand, of a large one by tiles in label order."""
 import dataclasses
 import functools
 import importlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ms_kernels.backends import gpu
+from ms_kernels.backends.cuda_learned import LearnedOptions
 from ms_kernels.backends.fit import REBUILD, unfit
 from ms_kernels.backends.interface import Crowd, Found, Reduced, ReducedPlan, Side, Term
 from ms_kernels.backends.listing import ordinals_in_classes
 from ms_kernels.backends.native import NativeBackend
-from ms_kernels.backends.native_call import LATER, NativeCall, Output, native_dtype, native_spec
+from ms_kernels.backends.native_call import (
+    LATER,
+    NativeCall,
+    Output,
+    check_array,
+    native_dtype,
+    native_spec,
+)
 from ms_kernels.backends.plan import Plan
-from ms_kernels.backends.products import Products, as_products
+from ms_kernels.backends.products import as_products, spec_of_products
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.sums import WeightSums
 from ms_kernels.rules.weighting import Triplet
 from ms_kernels.settings import ONE_LAUNCH, float32_products, options
 
@@ -104,15 +113,23 @@ def _is_small(rows: Side, columns: Side | None, spec: PairSpec) -> bool:
 
 
 class _Call(NativeCall):
-    def __init__(self, job: str, rows: Side, columns: Side | None, spec: PairSpec) -> None:
+    def __init__(
+        self,
+        job: str,
+        rows: Side,
+        columns: Side | None,
+        spec: PairSpec,
+        option_values: Tensor | None = None,  # (k,): those of the weighting rule, which learns
+    ) -> None:
         super().__init__(rows, columns, DEVICE)
+        learns = option_values is not None
         module = _module()
         if self.device.type == "cuda":
             _refuse(self.device)
         # The same when rows and columns change places: only within one path has a pair the same
         # bits in statistics and gradients.
         largest = _largest(rows, columns)
-        self.small = job == "loss_and_gradient" and _is_small(rows, columns, spec)
+        self.small = job == "loss_and_gradient" and not learns and _is_small(rows, columns, spec)
         # Tiles know the MS loss alone; any rules go through the one launch, panel by panel.
         tiled = spec.is_multi_similarity and spec.distance is None
         self.by_tiles = largest > ONE_LAUNCH and tiled
@@ -123,11 +140,15 @@ class _Call(NativeCall):
             rows.embeddings.shape[1],
             self._side(rows),
             None if columns is None else self._side(columns),
-            native_spec(spec_of_kernels(spec), self.dtype),
+            native_spec(spec_of_products(spec), self.dtype),
             options.skip_below_of(self.dtype == torch.float64),
             self.by_tiles,
             self.small,
         )
+        if option_values is not None:
+            count = len(dataclasses.fields(spec.weighting))
+            check_array("option_values", option_values, count, self.device)
+            self.native.read_options(self.address(option_values.to(self.dtype)), count)
         if isinstance(spec.weighting, Triplet):
             ordinals, most = ordinals_in_classes(rows.labels if columns is None else columns.labels)
             self.native.read_ordinals(self.address(ordinals), self.address(most))
@@ -136,12 +157,7 @@ class _Call(NativeCall):
         size = self.native.plan(options.workspace_bytes)
         workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
         # Memory freed after the launch is reused in stream order only: the workspace may go.
-        if self.device.type == "cuda":
-            with torch.cuda.device(self.device):  # as the module's own runtime will be
-                stream = torch.cuda.current_stream().cuda_stream
-                self.native.run(workspace.data_ptr(), self.device.index, stream)
-        else:
-            self.native.run(workspace.data_ptr(), 0, 0)
+        _on_stream(self.device, self.native.run, workspace.data_ptr())
 
     def plan(self, reduction: str, dtype: torch.dtype, need_dx: bool, need_dr: bool) -> Plan:
         """Of a small batch. How many anchors keep a pair is known when the gradients are written:
@@ -157,8 +173,13 @@ class _Call(NativeCall):
         gradients = self.expect_gradients(need_dx, need_dr)
         size = self.native.plan(options.workspace_bytes)
         # It is kept, and must not keep this call, whose tensors would never be freed.
-        run = functools.partial(_run_again, self.native, self.device)
+        run = functools.partial(_on_stream, self.device, self.native.run_again)
         return Plan(self, size, (Output(scalar, dtype), factor, *gradients), run)
+
+    def expect_weight_sums(self) -> Tensor:
+        sums = self.empty(len(WeightSums._fields))
+        self.native.write_weight_sums(sums.data_ptr())
+        return sums
 
     def _side(self, side: Side) -> tuple[int, ...]:
         labels, ids, order = side.labels, side.ids, None
@@ -168,33 +189,23 @@ class _Call(NativeCall):
         return *self.embeddings(side), *(self.address(a) for a in (labels, ids, order))
 
 
-def _run_again(
-    native: Any, device: torch.device, inputs: list[int], outputs: list[int], workspace: int
-) -> None:
+def _on_stream(device: torch.device, run: Callable[..., None], *given: object) -> None:
     if device.type == "cuda":
-        with torch.cuda.device(device):
-            stream = torch.cuda.current_stream().cuda_stream
-            native.run_again(inputs, outputs, workspace, device.index, stream)
+        with torch.cuda.device(device):  # as the module's own runtime will be
+            run(*given, device.index, torch.cuda.current_stream().cuda_stream)
     else:
-        native.run_again(inputs, outputs, workspace, 0, 0)
-
-
-@functools.lru_cache(maxsize=64)
-def spec_of_kernels(spec: PairSpec) -> PairSpec:
-    """Longer rows are made of unit ones where such are asked for, and are none themselves."""
-    return spec if spec.distance is None else dataclasses.replace(spec, normalize=False)
+        run(*given, 0, 0)
 
 
 _backend = NativeBackend(_Call)
+_learned = LearnedOptions(_Call)
+learned_statistics = _learned.statistics
+learned_gradient = _learned.gradient
 
 
-def _gradients(
-    sides: Products, dx: Tensor | None, dr: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    dx, dr = sides.of_rows(dx), sides.of_columns(dr)
-    if sides.is_apart and dx is not None and dr is not None:
-        return dx.add_(dr), None
-    return dx, dr
+def learns(spec: PairSpec) -> bool:
+    """Whether options may: of every rule, whose greatest exponents the kernels find first."""
+    return True
 
 
 def row_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> RowStatistics:
@@ -231,7 +242,7 @@ def loss_and_gradient(
     need_dr = need_dx if sides.is_apart else need_dr
     how = spec, need_dx, need_dr, dloss
     losses, kept, dx, dr = _backend.loss_and_gradient(sides.rows, sides.columns, *how)
-    return losses, kept, *_gradients(sides, dx, dr)
+    return losses, kept, *sides.gradients(dx, dr)
 
 
 def reduced_loss_and_gradient(
@@ -278,7 +289,7 @@ def plan_reduced(
     def run_longer(anchors: Side, candidates: Side | None) -> Reduced:
         sides = as_products(anchors, candidates, spec)
         loss, dx, dr = run(sides.rows, sides.columns)
-        return loss.to(dtype), *_gradients(sides, dx, dr)
+        return loss.to(dtype), *sides.gradients(dx, dr)
 
     return run if spec.distance is None else run_longer
 

@@ -41,16 +41,23 @@ def choose(
     rules and embeddings of a dtype if they are known."""
     here = [name for name, only in DEVICE_OF.items() if name in built and only in (None, device)]
     for name in here:
-        module = MODULES[name]
-        most = module.MOST_SAMPLES
-        if hasattr(module, "leaves_to_others") and module.leaves_to_others(spec):
-            most = -1
-        elif hasattr(module, "fastest_at_any_size") and module.fastest_at_any_size(spec, dtype):
-            return name
         # Others serve more samples faster, but not plain PyTorch, which serves any device.
-        if most is None or samples <= most or not _others_of(device, name, here):
+        if _is_fast(name, samples, spec, dtype) or not _others_of(device, name, here):
             return name
     return "reference"
+
+
+def _is_fast(name: str, samples: int, spec: PairSpec | None, dtype: torch.dtype | None) -> bool:
+    """Whether no backend behind it is faster, of those that are made for the same device."""
+    module = MODULES[name]
+    most: int | None = module.MOST_SAMPLES
+    if most is None:
+        return True
+    if hasattr(module, "leaves_to_others") and module.leaves_to_others(spec):
+        return False
+    if hasattr(module, "fastest_at_any_size") and module.fastest_at_any_size(spec, dtype):
+        return True
+    return samples <= most
 
 
 def as_many(samples: int) -> int:
@@ -118,9 +125,19 @@ def takes_blocks(name: str, spec: PairSpec) -> bool:
     return module is not None and hasattr(module, "takes_blocks") and module.takes_blocks(spec)
 
 
-def resolve_learned(name: str, device: str, spec: PairSpec, dtype: torch.dtype) -> str | None:
-    """The backend in whose kernels options of the rules learn; None where plain PyTorch has to."""
-    return _first_of(name, device, tuple([k for k in MODULES if learns(k, spec)]), dtype)
+def resolve_learned(
+    name: str, device: str, samples: int, spec: PairSpec, dtype: torch.dtype
+) -> str | None:
+    """The backend in whose kernels options of the rules learn, the one that `choose` has; None
+    where plain PyTorch has to."""
+    known = [k for k in MODULES if learns(k, spec)]
+    # A size of a graph may be a symbol, of which nothing is asked that need not be.
+    of_device = [k for k in known if DEVICE_OF[k] == device]
+    if name == "auto" and len(of_device) > 1:
+        asked = None if torch.compiler.is_compiling() else dtype
+        slow = [k for k in of_device if not _is_fast(k, samples, spec, asked)]
+        known = [k for k in known if k not in slow] + slow
+    return _first_of(name, device, tuple(known), dtype)
 
 
 def _first_of(name: str, device: str, known: tuple[str, ...], dtype: torch.dtype) -> str | None:

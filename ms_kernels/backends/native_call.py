@@ -143,6 +143,20 @@ class NativeCall:
         self.run()
         return dx
 
+    def gradients_and_weights(
+        self, term: Term, need_dx: bool, need_dr: bool
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Of the rows as anchors: the gradients of both sides, and `WeightSums` (4,)."""
+        numbers = self.term(term, self.rows)
+        self.native.read_terms(numbers, numbers if self.columns is None else None)
+        dx, dr = self.write_gradients(need_dx, need_dr)
+        sums = self.expect_weight_sums()
+        self.run()
+        return dx, dr, sums.to(self.dtype)
+
+    def expect_weight_sums(self) -> Tensor:
+        raise NotImplementedError
+
     def expect_statistics(self) -> RowStatistics:
         n = len(self.rows.labels)
         numbers = [self.empty(n) for _ in range(4)]

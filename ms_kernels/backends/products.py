@@ -8,6 +8,8 @@ The rounding of such a product is that of the squares of its rows, not of their 
 shifted, so that the origin lies in their middle. It is of float32 whatever the rows are.
 """
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import torch
@@ -39,6 +41,15 @@ class Products(NamedTuple):
 
     def of_columns(self, gradient: Tensor | None) -> Tensor | None:
         return self._back(gradient, self.columns, self.given[1], is_candidate=True)
+
+    def gradients(
+        self, dx: Tensor | None, dr: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Of both sides that were given."""
+        dx, dr = self.of_rows(dx), self.of_columns(dr)
+        if self.is_apart and dx is not None and dr is not None:
+            return dx.add_(dr), None
+        return dx, dr
 
     def _back(
         self, gradient: Tensor | None, side: Side | None, given: Side | None, is_candidate: bool
@@ -78,6 +89,12 @@ def as_products(
     long_rows = rows._replace(embeddings=_longer(x, is_candidate=False))
     long_columns = columns._replace(embeddings=_longer(r, is_candidate=True))
     return Products(long_rows, long_columns, (rows, columns), spec, apart)
+
+
+@functools.lru_cache(maxsize=64)
+def spec_of_products(spec: PairSpec) -> PairSpec:
+    """Longer rows are made of unit ones where such are asked for, and are none themselves."""
+    return spec if spec.distance is None else dataclasses.replace(spec, normalize=False)
 
 
 def _longer(x: Tensor, is_candidate: bool) -> Tensor:

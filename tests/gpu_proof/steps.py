@@ -25,7 +25,7 @@ class Step(NamedTuple):
 
 # Under a sanitizer the caching allocator would hide reads past the end of a tensor.
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-CUDA_TESTS = ("test_gpu_cuda", "test_gpu_family", "test_gpu_distances")
+CUDA_TESTS = ("test_gpu_cuda", "test_gpu_family", "test_gpu_distances", "test_gpu_learned")
 TRITON_TESTS = ("test_gpu", "test_gpu_family", "test_triton", "test_triton_division")
 TRITON_TESTS += ("test_triton_edges", "test_triton_family", "test_gpu_distances")
 TRITON_TESTS += ("test_gpu_learned",)

@@ -6,6 +6,7 @@
 #include "cuda/batch/pair_weights.cuh"
 #include "cuda/batch/ranked_statistics.cuh"
 #include "cuda/batch/row_statistics.cuh"
+#include "cuda/batch/row_sums.cuh"
 #include "cuda/batch/similarity.cuh"
 #include "cuda/core/grid_barrier.cuh"
 #include "cuda/core/launch.cuh"
@@ -24,9 +25,10 @@ constexpr std::size_t kSharedBytes =
 // are the similarities; see pair_weights.
 template <class P>
 MSK_DEVICE void panel_gradient(const Problem& p, std::int64_t first, bool finished) {
-  pair_weights<P>(p, first, finished);
+  if (p.row_sums) row_sums<P>(p, first);
+  if (p.d_rows) pair_weights<P>(p, first, finished);
   grid_barrier();
-  embedding_gradient<P>(p, first);
+  if (p.d_rows) embedding_gradient<P>(p, first);
 }
 
 template <class P>
@@ -74,9 +76,10 @@ batch_kernel(const MSK_PARAMETER Passes passes) {
   if (p.ranked && blockIdx.x == 0 && threadIdx.x == 0) *p.passed = 0;
   do {
     if (p.job != Job::gradient) statistics_pass<P>(p);
-    if (p.d_rows && (p.job == Job::gradient || !p.one_panel)) gradient_pass<P>(p);
+    if (weighs(p) && (p.job == Job::gradient || !p.one_panel)) gradient_pass<P>(p);
     if (p.d_columns) gradient_pass<P>(passes.exchanged);
   } while (p.ranked && next_round(p));
+  if (p.weight_sums) add_row_sums<P>(p.row_sums ? p : passes.exchanged);
 }
 
 namespace batch {
@@ -85,7 +88,7 @@ template <class P, typename Input>
 void launch(const Problem& p, int device, void* stream) {
   static_assert(kSharedBytes<P> <= kMostShared);
   launch_cooperative<batch_kernel<P, Input>>("batch_kernel", p.blocks, kThreads<P>, kSharedBytes<P>,
-                                             device, stream, Passes{p, exchanged(p)});
+                                             device, stream, Passes{as_given(p), exchanged(p)});
 }
 
 }  // namespace batch

@@ -44,7 +44,7 @@ template <class P>
 MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
   const Pass<P> pass(p);
   using Scalar = typename P::Scalar;
-  const PairLoss<Scalar> loss(p.rules, p.options.max_positive_similarity);
+  const PairLoss<Scalar> loss = pair_loss_of<Scalar>(p);
   auto* const hardest_smem = reinterpret_cast<Hardest<Scalar>*>(shared_memory());
   auto* const peaks_smem = reinterpret_cast<Peaks<Scalar>*>(hardest_smem + kWarps<P>);
   auto* const negative_smem = reinterpret_cast<SumAndMoment<Scalar>*>(peaks_smem + kWarps<P>);

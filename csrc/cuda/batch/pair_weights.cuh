@@ -100,8 +100,7 @@ MSK_PHASE void pair_weights(const Problem& p, std::int64_t first, bool finished)
   if (p.ranked)
     pair_weights<P>(p, RankedLoss<Scalar>(p), first, finished);
   else if (p.family)
-    pair_weights<P>(p, PairLoss<Scalar>(p.rules, p.options.max_positive_similarity), first,
-                    finished);
+    pair_weights<P>(p, pair_loss_of<Scalar>(p), first, finished);
   else
     pair_weights<P>(p, loss_of<Scalar>(p), first, finished);
 }

@@ -18,7 +18,7 @@ struct RankedLoss : PairLoss<T> {
   int ranks;
 
   MSK_DEVICE explicit RankedLoss(const Problem& p)
-      : PairLoss<T>(p.rules, p.options.max_positive_similarity),
+      : PairLoss<T>(pair_loss_of<T>(p)),
         passed(*p.passed),
         ranks(int(*p.most_ranks - passed < p.ranks_per_round ? *p.most_ranks - passed
                                                              : p.ranks_per_round)) {}

@@ -143,7 +143,7 @@ MSK_PHASE void row_statistics(const Problem& p, std::int64_t first) {
                                   a.pos_kept + b.pos_kept, a.neg_kept + b.neg_kept};
         });
     if (threadIdx.x != 0) continue;
-    finish_row<P>(p, pass, i,
+    finish_row<P>(p, pass, loss, i,
                   {hardest.positive, hardest.negative, sums.positive, sums.negative, sums.pos_kept,
                    sums.neg_kept, hardest.finite});
   }

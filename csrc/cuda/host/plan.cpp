@@ -51,6 +51,8 @@ std::int64_t layout(Problem& p, std::byte* workspace, std::int64_t budget) {
   p.weights = carver.take(gradient ? pairs * operand : 0);
   p.inverse_weight_scales = carver.take(rows * scalar);
   p.dot = carver.take(rows * scalar);
+  p.row_sums = nullptr;
+  if (p.weight_sums) p.row_sums = carver.take(std::max(n, m) * kWeightSumsBytes);
   return carver.bytes();
 }
 
@@ -70,7 +72,7 @@ void begin(Problem& p) {
   p.terms = row_term | (p.self ? column_term : 0);
   if (p.job == Job::gradient)
     p.terms = (p.row_term.dloss ? row_term : 0) | (p.column_term.dloss ? column_term : 0);
-  p.family = p.family || p.is_small;
+  p.family = p.family || p.is_small || (p.option_values && !p.by_tiles);
   p.loss_in_float = loss_in<float>(p);
   p.loss_in_double = loss_in<double>(p);
   p.ranked = p.family && p.rules.weighting == WeightingRule::triplet;

@@ -29,7 +29,8 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
   const std::int64_t n = padded(p, p.rows.count), m = padded(p, p.columns.count);
   const std::int64_t tile = tile_of(p).rows;  // and columns
   const std::int64_t row_tiles = n / tile, column_tiles = m / tile;
-  const bool gradient = p.d_rows || p.d_columns, scan = p.job != Job::gradient;
+  const bool rows_own = p.d_rows || (p.weight_sums && !p.d_columns);
+  const bool gradient = rows_own || p.d_columns, scan = p.job != Job::gradient;
 
   // Powers of two, so that a block takes whole bounds.
   t.tiles_per_bound = t.column_tiles_per_block = 1;
@@ -49,8 +50,8 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
   const std::int64_t partial_bytes = cell * (column_blocks * tile + (p.self ? m : 0));
   t.row_tiles_per_launch = std::clamp<std::int64_t>(
       budget / std::max<std::int64_t>(partial_bytes, 1), 1, std::max<std::int64_t>(row_tiles, 1));
-  const std::int64_t height = std::max(p.d_rows ? row_tiles : 0, p.d_columns ? column_tiles : 0);
-  t.width = std::max(p.d_rows ? column_tiles : 0, p.d_columns ? row_tiles : 0);
+  const std::int64_t height = std::max(rows_own ? row_tiles : 0, p.d_columns ? column_tiles : 0);
+  t.width = std::max(rows_own ? column_tiles : 0, p.d_columns ? row_tiles : 0);
   const std::int64_t scale = p.dtype == DType::float16 ? scalar : 0;
   const std::int64_t listed_bytes =
       t.width * 4 + tile * (kSegment * (tile * operand + scalar + scale) + 2 * scalar);
@@ -74,6 +75,9 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
   if (scan && gradient && !p.dloss)
     t.weight_bounds = carver.take(row_tiles * divided(column_tiles, t.tiles_per_bound) * scalar);
 
+  p.row_sums = nullptr;
+  if (p.weight_sums) p.row_sums = carver.take(std::max(row_tiles, column_tiles) * kWeightSumsBytes);
+
   // Partial sums are done with when the first list is made.
   Carver partials = carver;
   const std::int64_t row_cells = scan ? column_blocks * t.row_tiles_per_launch * tile : 0;
@@ -92,6 +96,8 @@ std::int64_t layout_tiled(Problem& p, std::byte* workspace, std::int64_t budget)
   t.inverse_weight_scales = lists.take(panel * kSegment * tile * scale);
   t.dots = lists.take(panel * kSegment * tile * scalar);
   t.dots_so_far = lists.take(2 * panel * tile * scalar);
+  const std::int64_t list_blocks = p.weight_sums ? kSegment / kListedPerBlock : 0;
+  t.list_sums = lists.take(panel * list_blocks * kWeightSumsBytes);
   return std::max(partials.bytes(), lists.bytes());
 }
 

@@ -52,6 +52,10 @@ struct SideBuffers {
   std::int32_t* poisoned;  // one flag: a row loss, or its incoming gradient, is NaN
 };
 
+constexpr int kMostOptions = 3;  // of a weighting rule
+// Of the four numbers of WeightSums (weight_sums.cuh).
+constexpr std::int64_t kWeightSumsBytes = 32;
+
 enum Terms : int { row_term = 1, column_term = 2 };
 
 // What becomes of the losses of rows.
@@ -97,6 +101,7 @@ struct Tiled {
   void* inverse_weight_scales;   // float16 only, (segment, panel * tile): see Problem
   void* dots;         // (segment, panel * tile): parts of the unit row times its gradient
   void* dots_so_far;  // (2, panel * tile): of earlier segments; one is read, one written
+  void* list_sums;    // (blocks of a segment, panel) WeightSums of a launch
 };
 
 struct Problem {
@@ -114,13 +119,20 @@ struct Problem {
   // for each pair.
   MultiSimilarity<float> loss_in_float;
   MultiSimilarity<double> loss_in_double;
-  bool family;                     // any rules, in one launch; else the MS loss with its own mining
-  const void* dloss;               // Job::loss_and_gradient: of each row's loss; null: ones
-  bool ranked;                     // a family member that compares pairs of pairs: see ranks.cuh
-  int ranks_per_round;             // positives of an anchor that go at once
-  std::int64_t* passed;            // (1): of each class, in earlier rounds
-  const std::int64_t* ordinals;    // (candidates): which of its class each is
-  const std::int64_t* most_ranks;  // (1): candidates of the largest class
+  bool family;  // any rules, in one launch; else the MS loss with its own mining
+  // Where options of the weighting rule learn (learned.cuh): their values, in the compute type.
+  // Those of `rules` mean nothing then. Null: they are numbers.
+  const void* option_values;
+  int option_count;
+  // Job::gradient, where they learn: what the weights of the row term, or of the column term alone,
+  // add up to, (4) in the compute type; null: not wanted.
+  void* weight_sums;
+  const void* dloss;                // Job::loss_and_gradient: of each row's loss; null: ones
+  bool ranked;                      // a family member that compares pairs of pairs: see ranks.cuh
+  int ranks_per_round;              // positives of an anchor that go at once
+  std::int64_t* passed;             // (1): of each class, in earlier rounds
+  const std::int64_t* ordinals;     // (candidates): which of its class each is
+  const std::int64_t* most_ranks;   // (1): candidates of the largest class
   TermInput row_term, column_term;  // Job::gradient only
   StatisticsOutput statistics;      // Job::statistics only
   void* row_loss;                   // Job::loss_and_gradient only: (rows.count), and
@@ -142,8 +154,9 @@ struct Problem {
   void* weights;                // (panel, padded columns), in the operand type
   void* inverse_weight_scales;  // (panel): true weight = this * weight
   void* dot;                    // (panel): gradient of the unit row, times the unit row
-  Tiled tiled;                  // by_tiles only
-  Small small;                  // is_small only
+  void* row_sums;  // WeightSums of each row, by tiles of each tile of rows; null: not wanted
+  Tiled tiled;     // by_tiles only
+  Small small;     // is_small only
 };
 
 // Candidates that learn own their gradient in turn: the sides change places.
@@ -158,7 +171,19 @@ inline Problem exchanged(const Problem& problem) {
   other.d_rows = problem.d_columns;
   other.d_columns = nullptr;
   other.tiled.transposed = true;
+  if (problem.d_rows) other.row_sums = nullptr;
   return other;
+}
+// The other pass: weights are added up in one of the two, in this if it gives a gradient.
+inline Problem as_given(const Problem& problem) {
+  Problem given = problem;
+  if (!problem.d_rows && problem.d_columns) given.row_sums = nullptr;
+  return given;
+}
+
+// Whether a pass over pairs of finished statistics is for anything.
+MSK_HOST_DEVICE inline bool weighs(const Problem& problem) {
+  return problem.d_rows || problem.row_sums;
 }
 
 // What the one launch does: the pairs as given, and where candidates learn with the sides

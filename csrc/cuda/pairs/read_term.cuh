@@ -15,6 +15,8 @@ MSK_DEVICE typename P::Scalar read_term_of(const Problem& p, const SideInput& in
   const auto of = [&](const void* array) { return static_cast<const Scalar*>(array)[sample]; };
   side.set_term(i, loss_of<Scalar>(p), of(in.hardest_positive), of(in.hardest_negative),
                 of(in.pos_sum), of(in.neg_sum), of(in.dloss));
+  if (p.weight_sums && (std::isnan(of(in.pos_sum)) || std::isnan(of(in.neg_sum))))
+    side.keep_nothing(i);
   return side.dloss[i];
 }
 
@@ -23,12 +25,15 @@ template <class P>
 MSK_DEVICE void read_family_term_of(const Problem& p, const Side<P>& side, const TermInput& in,
                                     std::int64_t i) {
   using Scalar = typename P::Scalar;
-  const PairLoss<Scalar> loss(p.rules, p.options.max_positive_similarity);
+  const PairLoss<Scalar> loss = pair_loss_of<Scalar>(p);
   const auto of = [&](const void* array) { return static_cast<const Scalar*>(array)[i]; };
   const RowSums<Scalar> sums{of(in.pos_sum), of(in.neg_sum), of(in.pos_moment),
                              Scalar(in.pos_kept[i]), Scalar(in.neg_kept[i])};
   FamilyTerm<Scalar> term = bounds_of(loss, of(in.hardest_positive), of(in.hardest_negative));
-  term.finish(loss.finish(sums), of(in.dloss), !std::isnan(sums.negative));
+  const bool finite = !std::isnan(sums.negative);
+  term.finish(loss.finish(sums), of(in.dloss), finite);
+  // Its weights are no part of a sum: the loss says whether it counts.
+  if (p.weight_sums && !finite) term.keep_nothing();
   side.set_family_term(i, term);
 }
 

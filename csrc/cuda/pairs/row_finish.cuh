@@ -16,10 +16,11 @@ struct KeptPairs {
 
 // By the thread that owns row i; returns its neg_lse. A row that is not finite keeps nothing.
 template <class P>
-MSK_DEVICE typename P::Scalar finish_row(const Problem& p, const Pairs<P>& pairs, std::int64_t i,
+MSK_DEVICE typename P::Scalar finish_row(const Problem& p, const Pairs<P>& pairs,
+                                         const MultiSimilarity<typename P::Scalar>& loss,
+                                         std::int64_t i,
                                          const KeptPairs<typename P::Scalar>& found) {
   using Scalar = typename P::Scalar;
-  const MultiSimilarity<Scalar>& loss = pairs.loss;
   const Scalar poison = found.finite ? Scalar(0) : kNaN<Scalar>;
   Scalar pos_lse = -kInfinity<Scalar>, neg_lse = -kInfinity<Scalar>;
   if (found.pos_kept) pos_lse = loss.pos_lse(found.hardest_positive, found.positive);

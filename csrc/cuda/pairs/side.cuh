@@ -2,10 +2,10 @@
 #pragma once
 
 #include <limits>
-#include <type_traits>
 
 #include "cuda/core/product.cuh"
 #include "cuda/pairs/distance.cuh"
+#include "cuda/pairs/learned.cuh"
 #include "cuda/pairs/problem.h"
 #include "rules/pair_loss.h"
 
@@ -14,14 +14,6 @@ namespace msk::gpu {
 // Between 1 and the next number.
 template <typename T>
 constexpr T kUlp = std::numeric_limits<T>::epsilon();
-
-template <typename T>
-MSK_DEVICE const MultiSimilarity<T>& loss_of(const Problem& p) {
-  if constexpr (std::is_same_v<T, float>)
-    return p.loss_in_float;
-  else
-    return p.loss_in_double;
-}
 
 // What one side adds to the weight of its pairs.
 template <typename T>
@@ -49,6 +41,9 @@ struct FamilyTerm {
   T neg_above, neg_below, pos_above, pos_below;
   KindTerm<T> negative, positive;  // the incoming gradient in coefficients and constant
   T pos_constant;
+
+  // Of a row that is not finite: its weights stay NaN.
+  MSK_DEVICE void keep_nothing() { neg_above = pos_above = kInfinity<T>; }
 
   // `loss` has the forms of both kinds.
   template <class Loss>
@@ -144,6 +139,10 @@ struct Side {
     pos_coefficient[i] = term.positive.coefficient;
     pos_offset[i] = term.positive.offset;
     pos_constant[i] = term.pos_constant;
+  }
+  // Of a row that is not finite: its weights stay NaN.
+  MSK_DEVICE void keep_nothing(std::int64_t i) const {
+    neg_threshold[i] = kInfinity<Scalar>, pos_threshold[i] = -kInfinity<Scalar>;
   }
   MSK_DEVICE void set_term(std::int64_t i, const MultiSimilarity<Scalar>& loss,
                            Scalar hardest_positive, Scalar hardest_negative, Scalar pos_lse,

@@ -33,7 +33,6 @@ struct NegativeScan {
 
   const Problem& p;
   const OrderedPairs<P> pairs;
-  const Scalar beta;
   Sum* const smem;
   Greatest<Scalar>* const bound_smem;
   Any* const any_smem;
@@ -41,11 +40,12 @@ struct NegativeScan {
   MSK_DEVICE explicit NegativeScan(const Problem& p)
       : p(p),
         pairs(p),
-        beta(pairs.loss.beta),
         smem(reinterpret_cast<Sum*>(shared_memory() + Tile::kStageBytes)),
         bound_smem(reinterpret_cast<Greatest<Scalar>*>(smem + kThreads<P>)),
         any_smem(reinterpret_cast<Any*>(bound_smem + kWarps<P>)) {}
 
+  // Not kept while products are taken.
+  MSK_DEVICE Scalar beta() const { return learned_loss_of<Scalar>(p).beta; }
   MSK_DEVICE static Scalar of(const void* array, std::int64_t i) {
     return static_cast<const Scalar*>(array)[i];
   }
@@ -83,7 +83,7 @@ struct NegativeScan {
         down ? Tile::shared(first, tile_index<P>()) : Tile::shared(tile_index<P>(), first);
     constexpr int ahead = down ? Tile::kStride : 1;
     return negatives_of<kHalfTile<P>, Scalar>([&](int k) { return load_shared(at + k * ahead); },
-                                              is, threshold, beta);
+                                              is, threshold, beta());
   }
   template <bool down>
   MSK_DEVICE Sum half_sum(std::int64_t row_tile, std::int64_t column_tile, bool interior) const {
@@ -103,7 +103,7 @@ struct NegativeScan {
     store_shared(smem + threadIdx.x, tile_half<P>() == 0 ? of_column : of_row);
     __syncthreads();
     Sum own = tile_half<P>() == 0 ? of_row : of_column;
-    own.merge(load_shared(smem + (threadIdx.x ^ kTile<P>)), beta);
+    own.merge(load_shared(smem + (threadIdx.x ^ kTile<P>)), beta());
     return own;
   }
 };
@@ -141,12 +141,12 @@ negative_scan_kernel(const MSK_PARAMETER Problem p) {
       if (any.value || p.job == Job::statistics) {
         similarities.share();
         own = scan.own_sum(tile, column, mirrored);
-        const Scalar found = own.log_sum(pairs.loss);
+        const Scalar found = own.log_sum(pairs.loss);  // of a bound, where options are numbers
         bound.value = found > bound.value ? found : bound.value;
       }
     }
     if (tile_half<P>() == 0)
-      total.merge(own, scan.beta);
+      total.merge(own, scan.beta());
     else if (mirrored)
       of_columns.write((local * pairs.column_tiles + column) * kTile<P> + tile_index<P>(), own);
     if (t.weight_bounds && ((column + 1) % t.tiles_per_bound == 0 || column + 1 == end)) {
@@ -173,7 +173,7 @@ merge_kernel(const MSK_PARAMETER Problem p) {
   using Scalar = typename P::Scalar;
   const Tiled& t = p.tiled;
   const OrderedPairs<P> pairs(p);
-  const Scalar beta = pairs.loss.beta;
+  const Scalar beta = learned_loss_of<Scalar>(p).beta;
   const Partials<Scalar> totals(p.row_buffers.hardest_negative, p.row_buffers.negative_sum,
                                 p.row_buffers.neg_kept);
   const Partials<Scalar> of_rows(t.row_hardest, t.row_sum, t.row_kept);

@@ -46,12 +46,13 @@ positive_sums_kernel(const MSK_PARAMETER Problem p) {
   for (std::int64_t other = part.columns.first; other < part.columns.last; ++other) {
     if (!pairs.overlap(part.tile, other)) continue;
     Tile(pairs, part.tile, other).share();
+    const Scalar alpha = learned_loss_of<Scalar>(p).alpha;  // not kept while products are taken
     const std::int64_t first = other * kTile<P> + tile_half<P>() * kHalfTile<P>;
     for (int k = 0; k < kHalfTile<P> && pairs.present(part.i, first + k); ++k) {
       const Scalar s =
           load_shared(Tile::shared(tile_index<P>(), tile_half<P>() * kHalfTile<P> + k));
       if (!(s < threshold) || !pairs.positive(part.i, first + k, s)) continue;
-      found.sum += std::exp(loss.alpha * (hardest - s));
+      found.sum += std::exp(alpha * (hardest - s));
       ++found.kept;
     }
   }
@@ -85,7 +86,7 @@ positive_finish_kernel(const MSK_PARAMETER Problem p) {
     const NegativeSum<Scalar> negative =
         Partials<Scalar>(side.hardest_negative, side.negative_sum, side.neg_kept).read(i);
     const bool finite = !std::isnan(negative.sum);
-    neg_lse = finish_row<P>(p, pairs, i,
+    neg_lse = finish_row<P>(p, pairs, learned_loss_of<Scalar>(p), i,
                             {static_cast<const Scalar*>(side.hardest_positive)[i], negative.hardest,
                              found.sum, negative.sum, found.kept, negative.kept, finite});
     if (p.job != Job::statistics && std::isnan(pairs.rows.dloss[i])) raise_flag(side.poisoned);

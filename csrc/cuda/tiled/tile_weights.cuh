@@ -3,6 +3,7 @@
 
 #include "cuda/core/half_range.cuh"
 #include "cuda/tiled/negative_scan.cuh"
+#include "cuda/tiled/tile_sums.cuh"
 
 namespace msk::gpu {
 
@@ -69,13 +70,14 @@ struct TileWeights {
                                            Scalar s) {
     return (row.negative_weight(loss, s) + column.term().negative_weight(loss, s)) * column.scale;
   }
-  MSK_DEVICE Scalar any_weight(const Term<Scalar>& row, const Column& column, std::int64_t i,
-                               std::int64_t j, bool apart, Scalar s) const {
+  MSK_DEVICE Scalar any_weight(const MultiSimilarity<Scalar>& loss, const Term<Scalar>& row,
+                               const Column& column, std::int64_t i, std::int64_t j, bool apart,
+                               Scalar s) const {
     if (!pairs.present(i, j)) return Scalar(0);
     const bool negative = apart || pairs.negative(i, j);
     const bool positive = !apart && pairs.positive(i, j, s);
-    return (row.weight(pairs.loss, s, positive, negative) +
-            column.term().weight(pairs.loss, s, positive, negative)) *
+    return (row.weight(loss, s, positive, negative) +
+            column.term().weight(loss, s, positive, negative)) *
            column.scale;
   }
   // Rounds the weights of the thread's half row as the product reads them, in place of their
@@ -146,10 +148,9 @@ struct TileWeights {
 
 // One block takes a tile of rows of the panel and some of its listed tiles. Weights include the
 // scale of their column, so that they multiply copies, and that of the weights of their row of the
-// tile.
-template <class P>
-MSK_KERNEL(kThreads<P>, kResident<P>)
-tile_weights_kernel(const MSK_PARAMETER Problem p) {
+// tile. `learns`: options do, and what weights add up to may be wanted.
+template <class P, bool learns>
+MSK_DEVICE void weigh_tiles(const Problem& p) {
   using Scalar = typename P::Scalar;
   using Weights = TileWeights<P>;
   using Column = typename Weights::Column;
@@ -166,21 +167,35 @@ tile_weights_kernel(const MSK_PARAMETER Problem p) {
   const std::int64_t tile = t.first + local;
   const std::int64_t i = tile * kTile<P> + tile_index<P>();
   const Term<Scalar> row = weights.term_of(pairs.rows, weights.by_row, i);
+  [[maybe_unused]] WeightSums total{};
   for (int entry = first; entry < end; ++entry) {
     const std::int64_t column_tile = t.tiles[local * t.width + entry];
     weights.stage_columns(column_tile);
     SimilarityTile<P>(pairs, tile, column_tile).share();
+    // Options that learn are not kept while products are taken.
+    const auto& loss = loss_in<Scalar>(p, std::bool_constant<learns>());
     typename Weights::Done done;
+    [[maybe_unused]] HalfRowSums<Scalar> sums{};
     if (pairs.interior(tile, column_tile)) {
       done = weights.weigh([&](int, const Column& column, Scalar s) {
-        return Weights::negative_weight(pairs.loss, row, column, s);
+        if constexpr (learns) {
+          if (p.row_sums) sums.add(loss, weights.by_row ? row : column.term(), s, false, true);
+        }
+        return Weights::negative_weight(loss, row, column, s);
       });
     } else {
       const bool apart = pairs.apart(tile, column_tile);
       done = weights.weigh([&](int k, const Column& column, Scalar s) {
-        return weights.any_weight(row, column, i, column_tile * kTile<P> + k, apart, s);
+        const std::int64_t j = column_tile * kTile<P> + k;
+        if constexpr (learns) {
+          if (p.row_sums && pairs.present(i, j))
+            sums.add(loss, weights.by_row ? row : column.term(), s,
+                     !apart && pairs.positive(i, j, s), apart || pairs.negative(i, j));
+        }
+        return weights.any_weight(loss, row, column, i, j, apart, s);
       });
     }
+    if constexpr (learns) total = WeightSums::plus(total, sums.widened());
     if (tile_half<P>() == 1) store_shared(smem + tile_index<P>(), done.dot);
     __syncthreads();
     if (tile_half<P>() == 0) {
@@ -195,6 +210,26 @@ tile_weights_kernel(const MSK_PARAMETER Problem p) {
     Weights::write(static_cast<typename P::Operand*>(t.weights) +
                    (std::int64_t(local) * kTile<P> * kSegment + entry - first_listed) * kTile<P>);
   }
+  if constexpr (learns) {
+    static_assert(kWarps<P> * sizeof(WeightSums) <= kTile<P> * sizeof(Scalar), "sums fit");
+    if (!p.row_sums) return;
+    __syncthreads();  // the smem may still be read for the last tile
+    auto* const sums_smem = reinterpret_cast<WeightSums*>(smem);
+    total = block_reduce<kWarps<P>>(total, sums_smem, WeightSums::plus);
+    if (threadIdx.x == 0)
+      static_cast<WeightSums*>(t.list_sums)[blockIdx.x / t.count * t.panel + local] = total;
+  }
+}
+
+template <class P>
+MSK_KERNEL(kThreads<P>, kResident<P>)
+tile_weights_kernel(const MSK_PARAMETER Problem p) {
+  weigh_tiles<P, false>(p);
+}
+template <class P>
+MSK_KERNEL(kThreads<P>, kResident<P>)
+learned_weights_kernel(const MSK_PARAMETER Problem p) {
+  weigh_tiles<P, true>(p);
 }
 
 }  // namespace msk::gpu

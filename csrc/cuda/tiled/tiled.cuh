@@ -45,8 +45,12 @@ class TiledLaunches {
       read_terms();
     else
       statistics();
-    if (p_.d_rows) gradient(p_);
-    if (p_.d_columns) gradient(exchanged(p_));
+    const Problem given = as_given(p_), other = exchanged(p_);
+    if (weighs(given)) gradient(given);
+    if (p_.d_columns) gradient(other);
+    if (p_.weight_sums)
+      launch<weight_sums_kernel<P>, kLittle>("weight_sums_kernel", 1,
+                                             given.row_sums ? given : other);
   }
 
  private:
@@ -111,8 +115,16 @@ class TiledLaunches {
         part.tiled.first_listed = first_listed;
         const std::int64_t most = std::min(columns - first_listed, std::int64_t(kSegment));
         const std::int64_t list_blocks = divided(most, kListedPerBlock);
-        launch<tile_weights_kernel<P>, TileWeights<P>::kSharedBytes>(
-            "tile_weights_kernel", part.tiled.count * list_blocks, part);
+        const std::int64_t blocks = part.tiled.count * list_blocks;
+        constexpr std::size_t shared = TileWeights<P>::kSharedBytes;
+        if (p.option_values)
+          launch<learned_weights_kernel<P>, shared>("learned_weights_kernel", blocks, part);
+        else
+          launch<tile_weights_kernel<P>, shared>("tile_weights_kernel", blocks, part);
+        if (p.row_sums)
+          launch<tile_sums_kernel<P>, 0>("tile_sums_kernel", divided(part.tiled.count, kThreads<P>),
+                                         part);
+        if (!p.d_rows) continue;
         launch<tile_gradient_kernel<P>, kGradientSharedBytes<P>>(
             "tile_gradient_kernel", part.tiled.count * (p.padded_depth / kTile<P>), part);
       }
