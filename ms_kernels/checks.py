@@ -153,6 +153,10 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
+def wants_gradient(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()
+
+
 def check_pairs(
     embeddings: Tensor,
     labels: Tensor,
@@ -191,11 +195,14 @@ def check_pairs(
             f"{tuple(embeddings.shape)}, got {tuple(ref_emb.shape)}"
         )
     if ref_emb.dtype != embeddings.dtype and (
-        one_dtype or ref_emb.requires_grad or ref_emb.dtype == torch.float64
+        one_dtype or wants_gradient(ref_emb) or ref_emb.dtype == torch.float64
     ):
+        other = ""
+        if not one_dtype and ref_emb.dtype != torch.float64:
+            other = ", or ref_emb.detach() if it needs no gradient"
         raise TypeError(
             f"ref_emb: expected dtype {embeddings.dtype} to match embeddings, got {ref_emb.dtype}; "
-            f"use ref_emb.to(embeddings.dtype)"
+            f"use ref_emb.to(embeddings.dtype){other}"
         )
     if ref_emb.device != embeddings.device:
         raise ValueError(

@@ -93,6 +93,7 @@ class DistributedLoss(nn.Module):
                 f"{loss.loss!r}"
             )
         self.loss, self.group, self.schedule = loss, group, schedule
+        self._several = False  # it has computed over several processes
         self.group_name: str = getattr(group, "group_name", "")  # what a graph can hold of it
 
     @names_the_way
@@ -107,7 +108,7 @@ class DistributedLoss(nn.Module):
     ) -> Tensor:
         """The loss of (n, D) embeddings and (n,) labels of each process: see `pair_loss`."""
         options = {"ids": ids, "anchor_mask": anchor_mask, "sample_weight": sample_weight}
-        if not dist.is_available() or not dist.is_initialized() or self._alone():
+        if self._has_no_group() or self._alone():
             if isinstance(self.loss, CrossBatchMemory):
                 refuse_counting(options)
                 return self.loss(embeddings, labels, ids)  # type: ignore[no-any-return]
@@ -120,6 +121,7 @@ class DistributedLoss(nn.Module):
         return _outside_of_graphs(self, embeddings, labels, options)
 
     def _eager(self, embeddings: Tensor, labels: Tensor, **options: Tensor | None) -> Tensor:
+        self._several = True
         wanted = isinstance(embeddings, Tensor) and embeddings.requires_grad
         wanted = wanted and torch.is_grad_enabled()
         how = Schedule(self.loss, self.group, self.schedule)
@@ -134,6 +136,17 @@ class DistributedLoss(nn.Module):
         everybody = Pairs(rows, labels, entering.ids, None, None, None)
         given = here.pairs, everybody, here.weight, here.exchange
         return self.loss.step(entering, GlobalLosses(self.loss.loss, *given))
+
+    def _has_no_group(self) -> bool:
+        if dist.is_available() and dist.is_initialized():
+            return False
+        if self.group is not None or self._several:
+            raise RuntimeError(
+                "group: expected the process group that this loss was given, or has computed in, "
+                "got none: it was destroyed; make another loss for one process, or after "
+                "init_process_group()"
+            )
+        return True
 
     def _alone(self) -> bool:
         size = dist.get_world_size(self.group)

@@ -137,3 +137,20 @@ def test_without_a_group_it_is_the_loss():
 def test_bad_options(given, message):
     with pytest.raises((TypeError, ValueError), match=message):
         DistributedLoss(*given)
+
+
+def test_a_group_that_is_gone_is_an_error(monkeypatch, tmp_path):
+    """Each process would go on with a loss of its own."""
+    x, y, _ = ranks.batch((9,))
+    given = DistributedLoss(MultiSimilarityLoss(), group=object())
+    with pytest.raises(RuntimeError, match="group: expected the process group .* destroyed"):
+        given(x, y)
+    used = DistributedLoss(MultiSimilarityLoss())
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(DistributedLoss, "_alone", lambda self: False)
+        used(x, y)
+    finally:
+        dist.destroy_process_group()
+    with pytest.raises(RuntimeError, match="group: expected the process group .* destroyed"):
+        used(x, y)

@@ -4,7 +4,19 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ms_kernels import CrossBatchMemory, MultiSimilarityLoss, options, pair_loss
+import ms_kernels
+from ms_kernels import (
+    CrossBatchMemory,
+    Histogram,
+    MultiSimilarityLoss,
+    NTXentLoss,
+    mined_pairs,
+    options,
+    pair_loss,
+    pair_weights,
+    row_statistics,
+    streamed_loss,
+)
 from ms_kernels.backends.cpu_call import Call, module
 from ms_kernels.backends.interface import Side
 from ms_kernels.rules import mining as mine
@@ -122,15 +134,39 @@ def test_candidates_of_another_dtype(own, other, rules):
         assert equal(got, [w.to(own) for w in want])
 
 
-@pytest.mark.parametrize("backend", ["panels", "reference", "streamed"])
-def test_other_backends_convert_them(backend):
+ROADS = {
+    "panels": {"weighting": weigh.Contrastive(), "backend": "panels"},
+    "reference": {"weighting": weigh.Contrastive(), "backend": "reference"},
+    "streamed": {"weighting": OwnRule()},
+    "histogram": {"weighting": Histogram()},
+    "learned": {"weighting": weigh.NTXent(torch.tensor(0.1, requires_grad=True))},
+}
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("own", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("other", [torch.bfloat16, torch.float16, torch.float32])
+def test_no_road_rounds_them(road, own, other):
     x, y, r, z = sides(20, 50, 7, torch.float32)
-    r = r.bfloat16()
-    rule = {"weighting": weigh.Contrastive(), "backend": backend}
-    if backend == "streamed":
-        rule = {"weighting": OwnRule()}
-    got, want = (pair_loss(x, y, c, z, **rule) for c in (r, r.float()))
-    assert torch.equal(got, want)
+    x, r = x.to(own), r.to(other)
+    wide = torch.float64 if own == torch.float64 else torch.float32
+    for how in ({}, {"normalize": False}):
+        got = pair_loss(x, y, r, z, **ROADS[road], **how)
+        want = pair_loss(x.to(wide), y, r.to(wide), z, **ROADS[road], **how)
+        assert torch.equal(got, want.to(own))
+
+
+def test_functions_beside_the_loss_take_them():
+    x, y, r, z = sides(20, 50, 7, torch.bfloat16)
+    r = r.float() + 1e-4
+    rules = {"weighting": weigh.MultiSimilarity(), "mining": mine.MultiSimilarityMining()}
+    for get in (
+        lambda x: row_statistics(x, y, r, z).neg_sum,
+        lambda x: torch.cat(mined_pairs(x, y, r, z)),
+        lambda x: pair_weights(ms_kernels.PairLoss(**rules), x, y, r, z).weight,
+        lambda x: streamed_loss(lambda s, p, n: s.sum(1), x, y, r, z, reduction="none").float(),
+    ):
+        torch.testing.assert_close(get(x), get(x.float()), rtol=1e-2, atol=0)
 
 
 def test_which_dtypes_do_not_go_together():
@@ -138,6 +174,46 @@ def test_which_dtypes_do_not_go_together():
     for given in (r.double(), r.half().requires_grad_()):
         with pytest.raises(TypeError, match="ref_emb: expected dtype torch.float32"):
             pair_loss(x, y, given, z, weighting=weigh.Contrastive())
+
+
+def test_a_gradient_without_elements():
+    """Its address is null when the call runs, and was not when the workspace was cut."""
+    for n, m, depth in ((50, 0, 8), (700, 0, 8), (20, 5000, 0), (700, 50, 0), (5, 7, 0)):
+        x, y, r, z = sides(n, m, depth, torch.float32)
+        for reduction in ("mean", "sum"):
+            given = x, y, r, z, RULES["contrastive"]
+            both = [gradient(*given, learns, reduction=reduction) for learns in (True, False)]
+            assert equal(*both)
+
+
+def test_what_was_accepted_before_is_looked_at_again():
+    """Candidates of another dtype that ask for a gradient, after some that did not."""
+    x, y, r, z = sides(20, 50, 7, torch.float64)
+    x.requires_grad_()
+    learns = r.float().requires_grad_()
+    for reduction in ("mean", "none"):
+        how = {"weighting": weigh.Contrastive(), "reduction": reduction}
+        want = pair_loss(x, y, r.float(), z, **how)
+        with pytest.raises(TypeError, match="or ref_emb.detach"):
+            pair_loss(x, y, learns, z, **how)
+        with torch.no_grad():
+            assert torch.equal(pair_loss(x, y, learns, z, **how), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_memory_of_float64_takes_any_batch(dtype):
+    memory = CrossBatchMemory(MultiSimilarityLoss(), 8, 25, dtype=torch.float64)
+    x = torch.randn(20, 8, dtype=dtype, requires_grad=True)
+    memory(x, torch.arange(20) % 4).backward()
+    assert x.grad.any()
+
+
+def test_large_candidates_of_a_half_batch():
+    x, y, r, z = sides(20, 50, 7, torch.float16)
+    r = r.float() * 1e6
+    for rules in ({"weighting": weigh.SupCon()}, {"weighting": OwnRule()}):
+        want = pair_loss(x.float(), y, r, z, **rules)
+        torch.testing.assert_close(pair_loss(x, y, r, z, **rules), want.half())
 
 
 def workspace(m, need_dr=False):
@@ -157,9 +233,17 @@ def test_candidates_take_a_few_numbers_each(monkeypatch):
     assert copied > of_each + 128 * 4
 
 
+LOSSES = {
+    "numbers": MultiSimilarityLoss,
+    "alpha": lambda: MultiSimilarityLoss(alpha=torch.nn.Parameter(torch.tensor(2.0))),
+    "temperature": lambda: NTXentLoss(torch.nn.Parameter(torch.tensor(0.1))),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_memory_is_read_in_place(dtype, monkeypatch):
-    memory = CrossBatchMemory(MultiSimilarityLoss(), embedding_dim=128, size=65536, dtype=dtype)
+def test_a_memory_is_read_in_place(loss, dtype, monkeypatch):
+    memory = CrossBatchMemory(LOSSES[loss](), embedding_dim=128, size=65536, dtype=dtype)
     rows, labels = torch.randn(65536, 128), torch.randint(0, 99, (65536,))
     memory.enqueue(rows, labels)
     x = torch.randn(32, 128, requires_grad=True)
@@ -168,3 +252,20 @@ def test_a_memory_is_read_in_place(dtype, monkeypatch):
         memory(x, labels[:32]).backward()
     largest = max(event.cpu_memory_usage for event in seen.events())
     assert largest < 65536 * 128 * 4 / 2
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_step_of_a_memory_is_one_graph(loss):
+    torch._dynamo.reset()
+    memory = CrossBatchMemory(LOSSES[loss](), embedding_dim=8, size=64)
+    memory.enqueue(torch.randn(64, 8), torch.arange(64) % 5)
+    x, y = torch.randn(16, 8, requires_grad=True), torch.arange(16) % 5
+
+    def step(x, y):
+        return memory(x, y)
+
+    state = {k: v.clone() for k, v in memory.state_dict().items()}
+    got = torch.compile(step, fullgraph=True, backend="aot_eager")(x, y)
+    memory.load_state_dict(state)
+    torch.testing.assert_close(got, step(x, y))
+    got.backward()

@@ -9,7 +9,6 @@ from ms_kernels import pair_loss
 from ms_kernels.rules import weighting as weigh
 from ms_kernels.rules.softmax import NCA, SupCon
 
-pytest.importorskip("pytorch_metric_learning")
 RULES = [SupCon(0.05), NCA(0.05), weigh.MultiSimilarity(40.0, 50.0, 0.5)]
 
 
@@ -38,8 +37,7 @@ def test_a_small_loss_keeps_its_digits(name, rule, monkeypatch):
 @pytest.mark.parametrize("temperature", [0.1, 0.05, 0.04])
 def test_active_anchors_are_those_that_are_not_lost_against_1(seed, temperature):
     """The library's own are, but for its rounding: near the bound of float32 a loss is noise."""
-    from pytorch_metric_learning import losses as theirs
-
+    theirs = pytest.importorskip("pytorch_metric_learning").losses
     from ms_kernels.compat.pytorch_metric_learning import losses as ours
 
     x, y = tight_pairs(seed)

@@ -8,13 +8,17 @@ namespace msk::MSK_ISA {
 
 // Samples in a block: a tile of similarities, its mask and its operands fit the L2 cache, and
 // small batches still have several tiles.
-inline int block_size(std::int64_t count) { return count <= 256 ? 48 : count <= 1024 ? 96 : 192; }
+constexpr int kLeastBlock = 48, kLongestBlock = 192;
+inline int block_size(std::int64_t count) {
+  return count <= 256 ? kLeastBlock : count <= 1024 ? 2 * kLeastBlock : kLongestBlock;
+}
 
 // A row has one cell of partial sums for each super-block of columns: at most this many.
 constexpr int kSuperBlocks = 32;
 
-// Super-tiles that are enough for many threads.
-constexpr int kSuperTiles = 64;
+// Super-tiles that are enough for many threads. By threads it cannot go: the order in which tiles
+// come decides in which their sums of weights are added.
+constexpr int kSuperTiles = 128;
 
 struct Axis {
   std::int64_t count;

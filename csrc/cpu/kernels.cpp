@@ -189,6 +189,7 @@ class Solver {
 template <typename T>
 void plan_for(Problem& p, std::int64_t budget) {
   p.workspace = nullptr;
+  p.only_tiles_read_columns = !p.self && !p.two_sided && !p.d_columns;
   const std::int64_t m = p.self ? p.rows.count : p.columns.count;
   const double products = double(p.rows.count) * double(m) * double(p.depth + 16);
   // Below this, waking a thread costs more than it saves.
@@ -201,7 +202,7 @@ void plan_for(Problem& p, std::int64_t budget) {
     p.rank_capacity = ranks_for(p.depth, largest_class(candidates.labels, candidates.count));
   }
   if (p.job != Job::gradient) {
-    const Grid grid(p.rows.count, m, p.self, !only_tiles_read_columns(p));
+    const Grid grid(p.rows.count, m, p.self, !p.only_tiles_read_columns);
     p.stash_bytes = grid.tiles() * Wave<T>::stash_size(grid);
     const std::int64_t bookkeeping = Workspace<T>(p).bookkeeping;
     if (bookkeeping + p.stash_bytes > budget) {

@@ -49,17 +49,15 @@ struct Problem {
   double* weight_sums;    // (4), see weight_sums.h, not of Job::statistics; null: not wanted
   std::byte* workspace;
   std::int64_t workspace_bytes;
+  // Columns receive no gradient, and no sums of their own as anchors. Found when the workspace is
+  // cut: of a gradient without elements the address may be null when the call runs.
+  bool only_tiles_read_columns;
   std::int64_t rank_capacity;  // slots of a ranked loss, see ranks.h
   std::int64_t stash_bytes;    // of the workspace, for similarities kept between the phases
 };
 
 // Whether anything is wanted that follows from the weights of pairs.
 inline bool wants_weights(const Problem& p) { return p.d_rows || p.d_columns || p.weight_sums; }
-
-// Whether columns receive no gradient, and no sums of their own as anchors.
-inline bool only_tiles_read_columns(const Problem& p) {
-  return !p.self && !p.two_sided && !p.d_columns;
-}
 
 // The compute type of half inputs is float32.
 inline bool computes_in_double(DType dtype) { return dtype == DType::float64; }

@@ -142,7 +142,7 @@ struct RankedScan {
     }
   }
 
-  static constexpr int kLongest = Scratch<T>::kLongestBlock;
+  static constexpr int kLongest = kLongestBlock;
 };
 
 }  // namespace msk::MSK_ISA

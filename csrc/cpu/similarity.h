@@ -22,11 +22,12 @@ struct Scratch {
   T* room;           // for rows that their side does not hold: a block of a view, or one whole row
 
   static constexpr int kSmall = 8;
-  static constexpr int kLongestBlock = 192;
   static constexpr int kChunk = 192;
   // Row blocks whose sums a thread may keep at once, where columns are read in place.
   static constexpr int kMostGrouped = 16, kGroupedRows = 768;
   static int grouped(const Grid& grid) { return kGroupedRows / grid.rows.block; }
+  static_assert(kGroupedRows / kLeastBlock <= kMostGrouped);
+  static_assert(kChunk <= kViewedElements && kDepth <= kViewedElements);
 
   Scratch(const Grid& grid, const Side<T>& columns, std::int64_t depth, Carver& carver) {
     packed = carver.take<T>(grid.columns.block * depth);

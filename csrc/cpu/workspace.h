@@ -39,13 +39,13 @@ struct Workspace {
         loss(p.rules, p.options.max_positive_similarity),
         depth(p.depth),
         grid(p.rows.count, p.self ? p.rows.count : p.columns.count, p.self,
-             !only_tiles_read_columns(p)),
+             !p.only_tiles_read_columns),
         carver(p.workspace),
         rows(p.rows.count, source(p, p.rows, p.dtype), depth, true, p.rows.ids != nullptr,
              int(p.rank_capacity), carver) {
     if (!p.self)
       own_columns.emplace(p.columns.count, source(p, p.columns, p.columns_dtype), depth,
-                          !only_tiles_read_columns(p), p.rows.ids != nullptr, 0, carver);
+                          !p.only_tiles_read_columns, p.rows.ids != nullptr, 0, carver);
     const std::int64_t before = carver.used();
     both = p.self || p.two_sided;
     if (p.job != Job::gradient) cells = take_cells(grid.columns.supers * grid.rows.padded());

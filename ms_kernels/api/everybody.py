@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ms_kernels.api.agreement import Here
 from ms_kernels.api.modules import PairLoss
+from ms_kernels.api.ring import no_wider
 from ms_kernels.backends.interface import Side
 from ms_kernels.checks import Pairs
 from ms_kernels.engine.autograd import in_public_dtype
@@ -40,6 +41,7 @@ class GlobalLosses:
         return self._found(self.call_of_batch())
 
     def of_memory(self, rows: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        rows = no_wider(rows, self.here.embeddings)
         return self._found(self._call(False, rows, labels, ids))
 
     def _found(self, call: GlobalCall) -> Tensor:

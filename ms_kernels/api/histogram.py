@@ -103,7 +103,7 @@ def histogram_loss(
         x, refs = differentiable_once(pairs, "Histogram")
     with torch.autocast(x.device.type, enabled=False):
         x = computed(x, shared.normalize)
-        refs = None if refs is None else computed(refs, shared.normalize)
+        refs = None if refs is None else computed(refs, shared.normalize, x.dtype)
         if dense:
             similarity, positive, negative = reference.labelled_similarities(
                 x,

@@ -91,7 +91,7 @@ def pair_weights(
     _refuse_graphs()
     rules = rules_of(loss)
     shared = options_of(rules.max_positive_similarity, rules.normalize, rules.distance)
-    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids, one_dtype=False)
     index = _check_anchors(anchors, embeddings)
     pairs = without_label(pairs, rules.ignore_label)
     embeddings, ref_emb = pairs.embeddings, pairs.ref_emb

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ms_kernels.checks import Pairs
+from ms_kernels.checks import Pairs, wants_gradient
 from ms_kernels.engine.autograd import means_more
 from ms_kernels.engine.plans import Plans
 from ms_kernels.rules.mining import Mining
@@ -55,8 +55,11 @@ def key_of(
         kinds.append(kind)
     # The batch as its own candidates is another call than a copy of it.
     itself = tensors[2] is tensors[0], tensors[3] is tensors[1], tensors[4] is tensors[5]
+    # Candidates of another dtype may ask for no gradient.
+    x, r = tensors[0], tensors[2]
+    learned = r is not None and r.dtype != x.dtype and wants_gradient(r)
     # True is 1 to a dictionary, and no flag if it is given as a number.
-    return rules, options, *map(type, options), *itself, *kinds
+    return rules, options, *map(type, options), *itself, learned, *kinds
 
 
 def _kind(t: Tensor) -> Hashable | None:

@@ -22,10 +22,11 @@ from ms_kernels.engine.counted import fused_counted_loss
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.made import learned_spec_of
 from ms_kernels.rules.mining import HardestMining, Mining, NoMining, TopKMining
-from ms_kernels.rules.spec import PairOptions
+from ms_kernels.rules.spec import PairOptions, PairSpec
 from ms_kernels.rules.triplet import is_traced
 from ms_kernels.rules.weighting import (
     NCA,
+    Circle,
     DecoupledContrastive,
     NPair,
     NTXent,
@@ -71,6 +72,29 @@ def may_learn(
     return spec is not None and any(dispatch.learns(name, spec) for name in names)
 
 
+def is_read_in_place(pairs: Pairs) -> bool:
+    """Candidates that a temperature should not be taken into: they would be copied as unit rows."""
+    r = pairs.ref_emb
+    return r is not None and r.device.type == "cpu" and not r.requires_grad
+
+
+def learns_in_kernels(
+    pairs: Pairs, weighting: Weighting, mining: Mining, shared: PairOptions, backend: str
+) -> bool:
+    """Whether nothing of the candidates is looked at in the backward pass. Of a circle whose
+    numbers a kernel may refuse nobody knows yet."""
+    spec = learned_spec_of(weighting, mining, shared)
+    if not weighting.learned or spec is None or pairs.labels.ndim != 1:
+        return False
+    return not isinstance(weighting, Circle) and _backend_of(pairs, spec, backend) is not None
+
+
+def _backend_of(pairs: Pairs, spec: PairSpec, backend: str) -> str | None:
+    x, r = pairs.embeddings, pairs.ref_emb
+    samples = len(x) if r is None else max(len(x), len(r))
+    return dispatch.resolve_learned(backend, x.device.type, samples, spec, x.dtype)
+
+
 def in_kernels(
     pairs: Pairs,
     rules: tuple[Weighting, Mining],
@@ -81,13 +105,14 @@ def in_kernels(
 ) -> tuple[Tensor, RowStatistics] | None:
     """Loss and statistics by kernels that take options as tensors; None where there are none."""
     spec = learned_spec_of(*rules, shared)
-    x, r = pairs.embeddings, pairs.ref_emb
+    x = pairs.embeddings
     if spec is None or pairs.labels.ndim != 1:
         return None
-    samples = len(x) if r is None else max(len(x), len(r))
-    found = dispatch.resolve_learned(backend, x.device.type, samples, spec, x.dtype)
+    found = _backend_of(pairs, spec, backend)
     if found is None:
         return None
+    if backend == "auto" and x.device.type != "cpu" and torch.compiler.is_compiling():
+        found = backend  # the op, which knows the sizes, finds the one that eager mode has
     option_values = _values_of(rules[0], x)
     if backend == "auto" and found == "cpu" and not is_traced():
         if dispatch.refusal(found, spec.with_numbers(option_values)) is not None:
@@ -181,12 +206,9 @@ def _hardest_by(stats: RowStatistics, similarity: Callable[[Tensor], Tensor]) ->
 
 def way_out(weighting: Weighting, backend: str) -> str:
     names = ", ".join(weighting.learned)
-    spec = learned_spec_of(weighting, NoMining(), PairOptions())
-    known = [] if spec is None else [k for k in dispatch.MODULES if dispatch.learns(k, spec)]
-    kernels = "".join(f"{name!r}, " for name in known)
     return (
-        f"backend: expected 'auto', {kernels}'panels' or 'reference' because {names} of "
-        f"{weighting!r} learns, got {backend!r}; {_of_kernels()}"
+        f"backend: expected 'auto', 'panels' or 'reference' because {names} of {weighting!r} "
+        f"learns, got {backend!r}; {_of_kernels()}"
     )
 
 

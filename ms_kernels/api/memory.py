@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ms_kernels.api.counting import check_one_label, check_rows, without_label
 from ms_kernels.api.hints import names_the_way
 from ms_kernels.api.modules import PairLoss
-from ms_kernels.api.ring import Ring, Slots, held
+from ms_kernels.api.ring import Ring, Slots, held, no_wider
 from ms_kernels.checks import DTYPES, Pairs, check_number, check_pairs, check_whole
 from ms_kernels.engine.refusals import constants
 from ms_kernels.reference import IGNORED
@@ -269,7 +269,7 @@ class _Losses:
         if self.loss.in_plain_pytorch(Pairs(x, own_labels, own, rows, labels, ids)):
             _refuse_graphs()
             rows, labels, ids = rows.clone(), labels.clone(), ids.clone()
-        sides = x, own_labels, rows, labels, own, ids
+        sides = x, own_labels, no_wider(rows, x), labels, own, ids
         return self.loss.compute(sides, (None, None, weight))
 
 

@@ -56,7 +56,7 @@ def mined_pairs(
         )
     check_rule("mining", mining, Mining)
     refuse_tracing("mined_pairs")
-    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids, one_dtype=False)
     weight = row_weights(pairs, ignore_label, anchor_mask, None)
     pairs = without_label(pairs, ignore_label)
     if any(map(is_batched, pairs)):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from ms_kernels.backends.interface import compute_dtype
+from ms_kernels.backends.interface import compute_dtype, reads
 from ms_kernels.reference import IGNORED, NORM_FLOOR
 
 # The squares of 2^31 numbers up to this, the most that a row has, add up to a number of float32.
@@ -136,3 +136,8 @@ def held(x: Tensor, dtype: torch.dtype, normalize: bool) -> tuple[Tensor, Tensor
     rows = x / torch.threshold(greatest, NO_OVERFLOW, 1.0)
     norm = vector_norm(rows, dim=1, keepdim=True).clamp_min_(NORM_FLOOR)
     return (rows / norm).to(dtype), greatest[:, 0] < math.inf
+
+
+def no_wider(rows: Tensor, x: Tensor) -> Tensor:
+    """Rows of a memory as a batch may be compared with them: as they are, unless in float64."""
+    return rows if reads(x.dtype, rows.dtype) else rows.to(x.dtype)

@@ -12,6 +12,8 @@ from ms_kernels.api.histogram import Histogram, histogram_loss
 from ms_kernels.api.known import Known, Tensors, keep, key_of, known
 from ms_kernels.api.learned import (
     in_kernels,
+    is_read_in_place,
+    learns_in_kernels,
     take_in,
     takes_in,
     unscaled,
@@ -34,7 +36,6 @@ from ms_kernels.checks import (
 from ms_kernels.engine import ops
 from ms_kernels.engine.autograd import fused_loss, in_public_dtype
 from ms_kernels.engine.counted import fused_counted_loss
-from ms_kernels.engine.reduced import in_one_dtype
 from ms_kernels.engine.reduction import reduce_rows
 from ms_kernels.engine.refusals import constants, refuse_tracing
 from ms_kernels.reference import REDUCTIONS, RowStatistics
@@ -90,8 +91,6 @@ def loss_and_statistics(
     if not is_dense(loss):
         refuse_tracing("ms_kernels")
     pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids, one_dtype=False)
-    if loss.spec is None or is_dense(loss):
-        pairs = in_one_dtype(pairs)
     if pairs.labels.ndim == 2:
         loss = _of_sets(loss)
     weight = None
@@ -104,10 +103,13 @@ def loss_and_statistics(
         weight = row_weights(pairs, ignore_label, anchor_mask, sample_weight)
         pairs = without_label(pairs, ignore_label)
     if loss.spec is None and weighting.learned and (return_statistics or not is_dense(loss)):
-        if pairs.labels.ndim == 1 and takes_in(weighting, mining, shared):
+        scales = pairs.labels.ndim == 1 and takes_in(weighting, mining, shared)
+        learned = None
+        if not scales or is_read_in_place(pairs):
+            learned = in_kernels(pairs, rules, shared, reduction, backend, weight)
+        if learned is None and scales:
             how = reduction, weight, return_statistics
             return _with_temperature(loss, pairs, *how)
-        learned = in_kernels(pairs, rules, shared, reduction, backend, weight)
         if learned is not None:
             return learned[0], learned[1] if return_statistics else None
         if return_statistics:
@@ -228,8 +230,10 @@ def row_statistics(loss: Loss, pairs: Pairs) -> RowStatistics:
 
 def in_plain_pytorch(loss: Loss, pairs: Pairs) -> bool:
     """Whether autograd looks at the candidates once more in the backward pass."""
-    if loss.spec is None or loss.backend in ("panels", "reference"):
+    if loss.backend in ("panels", "reference"):
         return True
+    if loss.spec is None:
+        return not learns_in_kernels(pairs, loss.weighting, loss.mining, loss.shared, loss.backend)
     return backend_of(loss, pairs) is None
 
 

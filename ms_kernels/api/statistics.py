@@ -78,5 +78,5 @@ def row_statistics(
     if loss.spec is None:
         raise ValueError(road.no_statistics("weighting, mining", weighting, mining))
     check_ignore_label(ignore_label)
-    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids, one_dtype=False)
     return road.row_statistics(loss, without_label(pairs, ignore_label))

@@ -20,7 +20,7 @@ from ms_kernels.backends.plain.sweep import (
 )
 from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule, savable_pairs
 from ms_kernels.engine.autograd import differentiable_once, in_public_dtype
-from ms_kernels.engine.reduced import in_one_dtype, sides_of
+from ms_kernels.engine.reduced import sides_of
 from ms_kernels.engine.reduction import reduce, reduce_rows
 from ms_kernels.engine.refusals import (
     OWN_WAY_OUT,
@@ -85,7 +85,7 @@ def streamed_loss(
     check_rule("mining", mining, Mining)
     refuse_tracing("streamed_loss")
     shared = options_of(max_positive_similarity, normalize, distance)
-    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids)
+    pairs = check_pairs(embeddings, labels, ref_emb, ref_labels, ids, ref_ids, one_dtype=False)
     return streamed(row_loss, pairs, mining, shared, reduction)
 
 
@@ -113,7 +113,6 @@ def _streamed(
             f"row_loss: expected a function row_loss(similarity, positive, negative), got "
             f"{row_loss!r}; a rule goes to pair_loss(weighting=...)"
         )
-    pairs = in_one_dtype(pairs)
     x, r = differentiable_once(pairs, "streamed_loss", OWN_WAY_OUT)
     with torch.autocast(x.device.type, enabled=False):
         if torch.compiler.is_compiling() or _learns(pairs, *given):

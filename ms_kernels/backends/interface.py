@@ -35,7 +35,7 @@ float64 embeddings, else float32:
 and, where candidates need not be of the dtype of the anchors,
 
     READS_ANY_DTYPE: bool
-        Whether each side is read as it is, no wider than the compute dtype; else candidates are
+        Whether each side is read as it is, no wider than the compute dtype; else the narrower is
         converted.
 
 and, where it reduces by itself,

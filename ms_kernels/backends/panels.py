@@ -18,6 +18,7 @@ DEVICE = None
 NOTE = "streaming, plain PyTorch, any device"
 MOST_SAMPLES = None
 CROWD = None
+READS_ANY_DTYPE = True
 
 
 def missing() -> str | None:

@@ -88,16 +88,17 @@ def sides_of(pairs: Pairs) -> tuple[Side, Side | None]:
 
 
 def in_one_dtype(pairs: Pairs) -> Pairs:
-    """Candidates in the dtype of the anchors."""
+    """Both sides in the wider dtype, which rounds nothing."""
     x, labels, ids, r, ref_labels, ref_ids = pairs
     if r is None or r.dtype == x.dtype or not reads(x.dtype, r.dtype):
         return pairs
-    return Pairs(x, labels, ids, r.to(x.dtype), ref_labels, ref_ids)
+    wide = torch.promote_types(x.dtype, r.dtype)
+    return Pairs(x.to(wide), labels, ids, r.to(wide), ref_labels, ref_ids)
 
 
 def sides_for(module: ModuleType, pairs: Pairs) -> tuple[Side, Side | None]:
     """As that backend reads them."""
-    if not hasattr(module, "READS_ANY_DTYPE"):
+    if not getattr(module, "READS_ANY_DTYPE", False):
         pairs = in_one_dtype(pairs)
     return sides_of(pairs)
 

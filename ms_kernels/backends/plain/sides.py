@@ -38,8 +38,9 @@ class Sides:
                 rows = Side(x, labels, torch.arange(len(labels), device=labels.device))
             columns = rows
         self.rows, self.columns, self.spec = rows, columns, spec
-        self.x = computed(rows.embeddings, spec.normalize)
-        self.r = self.x if self_mode else computed(columns.embeddings, spec.normalize)
+        dtype = compute_dtype(rows.embeddings)
+        self.x = computed(rows.embeddings, spec.normalize, dtype)
+        self.r = self.x if self_mode else computed(columns.embeddings, spec.normalize, dtype)
         self.middle = None if spec.distance is None else middle_of(self.r)
 
     def panels(self, arrays: int = 1) -> Iterator[Panel]:
@@ -108,7 +109,7 @@ def through_normalisation(
     return torch.where(is_floored(norm), 0 * dx, projected)
 
 
-def computed(x: Tensor, normalize: bool) -> Tensor:
-    """In the compute dtype, as unit rows if asked."""
-    x = x.to(compute_dtype(x))
+def computed(x: Tensor, normalize: bool, dtype: torch.dtype | None = None) -> Tensor:
+    """In the compute dtype, its own or that of what it is compared with, as unit rows if asked."""
+    x = x.to(compute_dtype(x) if dtype is None else dtype)
     return unit_rows(x) if normalize else x
