@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from pytorch_metric_learning import reducers
 from torch import Tensor
 
 from ms_kernels.backends.interface import compute_dtype
@@ -21,8 +22,8 @@ class Served(Fallible):
     exact_small_batches: a batch with at most one positive and one negative pair costs 0, as there.
         False gives such a batch the loss that the formula says.
 
-    Half is computed and reduced in float32. Of `calls` the names are "kernels", "streamed" by
-    formula, "lists" of pairs, and "fallback".
+    Half is computed and reduced in float32, in which a sum of losses stays. Of `calls` the names
+    are "kernels", "streamed" by formula, "lists" of pairs, and "fallback".
     """
 
     distance: Any
@@ -65,7 +66,7 @@ class Served(Fallible):
             record_sizes(self)
         finally:  # they hold the graph, with which no module can be copied
             self.sizes.clear()
-        return narrowed(loss, embeddings)
+        return loss if is_a_sum(self.reducer) else narrowed(loss, embeddings)
 
     def record(self, call: Call) -> None:
         """What the distance object records of the rows that are compared."""
@@ -74,6 +75,11 @@ class Served(Fallible):
     def losses_of(self, call: Call, measure: Measure) -> LossDict:
         """What the reducer is given, as of `compute_loss`; `Unserved` before any work."""
         raise NotImplementedError
+
+
+def is_a_sum(reducer: Any) -> bool:
+    """Whether some of what it reduces is added up, to a number that float16 may not hold."""
+    return any(isinstance(part, reducers.SumReducer) for part in reducer.modules())
 
 
 def narrowed(loss: Any, embeddings: Tensor) -> Any:
