@@ -77,6 +77,14 @@ def test_what_the_docs_say_of_the_library():
         library.NTXentLoss(reducer=reducers.PerAnchorReducer())(x[:3], y[:3], None, x, y.clone())
     ours = losses.NTXentLoss(reducer=reducers.PerAnchorReducer(), strict=True)
     assert ours(x[:3], y[:3], None, x, y.clone()) > 0
+    each = {"reducer": reducers.PerAnchorReducer()}
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        library.LiftedStructureLoss(**each)(x, y)
+    lifted = losses.LiftedStructureLoss(strict=True, **each)
+    of_a_class = losses.LiftedStructureLoss(strict=True)(x, y)  # of equal classes means are alike
+    torch.testing.assert_close(lifted(x, y), of_a_class)
+    with pytest.raises(IndexError):
+        lifted(x[:3], y[:3], None, x, y.clone())
     with pytest.raises(NotImplementedError, match="cdist"):
         library_miners.TripletMarginMiner()(x.bfloat16(), y)
     low, high = rows(8).half(), torch.arange(8) // 2
