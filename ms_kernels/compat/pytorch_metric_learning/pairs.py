@@ -110,10 +110,12 @@ def count_of_label(pairs: Pairs) -> Tensor:
 
 
 def numbers_of_pairs(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """(N,) positives and negatives of each anchor, from the labels alone. Of ids each anchor's is
-    that of one candidate of its label."""
+    """(N,) positives and negatives of each anchor, from labels and ids alone. Of ids each anchor's
+    is that of one candidate of its label, or of none."""
     same = count_of_label(pairs)
     negatives = len(candidates_of(pairs)) - same
-    if pairs.ref_emb is None or pairs.ids is not None:
+    if pairs.ref_emb is None:
         return same - 1, negatives
+    if pairs.ids is not None and pairs.ref_ids is not None:
+        return same - torch.isin(pairs.ids, pairs.ref_ids).long(), negatives
     return same, negatives
