@@ -2,22 +2,18 @@
 pytorch-metric-learning 2 has it as utils.distributed.
 """
 
-import importlib
 from typing import Any
 
 import torch
+from pytorch_metric_learning.utils import distributed as theirs
 from pytorch_metric_learning.utils import loss_and_miner_utils
 from torch import Tensor
 
 from ms_kernels.compat.pytorch_metric_learning.mined import MinedPairs, all_pairs
 from ms_kernels.compat.pytorch_metric_learning.miners import Lazy
 from ms_kernels.compat.pytorch_metric_learning.pairs import Call
-from ms_kernels.compat.pytorch_metric_learning.peer import untried
 from ms_kernels.compat.pytorch_metric_learning.served import Served
 from ms_kernels.compat.pytorch_metric_learning.unlisted import Unlisted
-
-_name = "distributed" if untried() else "utils.distributed"
-theirs: Any = importlib.import_module(f"pytorch_metric_learning.{_name}")
 
 
 def __getattr__(name: str) -> Any:
