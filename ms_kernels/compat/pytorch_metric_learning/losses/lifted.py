@@ -64,7 +64,7 @@ class LiftedStructureLoss(Served, theirs.LiftedStructureLoss):
             streams = of_positives * LISTED > options.panel_bytes and is_linear(self, "loss")
             if streams and not torch.compiler.is_compiling():
                 return {"loss": self._streamed(measure, chosen, both[0])}
-            anchors, positives = positive_pairs(chosen.pairs)
+            anchors, positives = positive_pairs(chosen.pairs, of_positives)
             similarity = similarities(measure, call.embeddings, call.ref_emb, anchors, positives)
             # A loss less a mean of raw similarities, however large, may have lost its own digits.
             if measure.normalize and are_anchors_too(chosen.pairs, anchors, positives):
@@ -108,7 +108,7 @@ def are_anchors_too(pairs: Pairs, anchors: Tensor, positives: Tensor) -> bool:
     n = len(pairs.labels)
     having = torch.zeros(n, dtype=torch.bool, device=anchors.device)
     having[anchors] = True
-    return bool(having[positives[positives < n]].all())
+    return bool((having[positives.clamp(max=n - 1)] | (positives >= n)).all())
 
 
 def log_sums(measure: Measure, chosen: Chosen, anchors: Tensor, similarity: Tensor) -> Tensor:
@@ -130,21 +130,28 @@ def of_both_ends(total: Tensor, anchors: Tensor, positives: Tensor, margin: floa
     return torch.where(both == -math.inf, 0, both - margin)
 
 
-def positive_pairs(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Anchors and positives by their labels, anchor by anchor."""
+def positive_pairs(pairs: Pairs, number: int) -> tuple[Tensor, Tensor]:
+    """Anchors and positives by their labels, anchor by anchor.
+
+    number: how many they are, so that no GPU is waited for but where ids leave some out.
+    """
     labels = pairs.labels if pairs.ref_labels is None else pairs.ref_labels
+    own, left_out = pairs.ref_emb is None, pairs.ids is not None and pairs.ref_ids is not None
     order = labels.argsort(stable=True)
     first = torch.searchsorted(labels[order], pairs.labels.contiguous())
-    count = count_of_label(pairs)
-    anchors = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    count = count_of_label(pairs) - int(own)
+    size = None if left_out and not own else number
+    numbered = torch.arange(len(count), device=count.device)
+    anchors = numbered.repeat_interleave(count, output_size=size)
     place = torch.arange(len(anchors), device=count.device)
     within = place - (count.cumsum(0) - count)[anchors]
+    if own:  # past itself
+        rank = torch.empty_like(order).scatter_(0, order, numbered) - first
+        within += within >= rank[anchors]
     positives = order[first[anchors] + within]
-    own = pairs.ref_emb is None
-    ids = torch.arange(len(labels), device=labels.device) if own else pairs.ids
-    ref_ids = ids if own else pairs.ref_ids
-    if ids is not None and ref_ids is not None:
-        others = ids[anchors] != ref_ids[positives]
+    if left_out and not own:
+        assert pairs.ids is not None and pairs.ref_ids is not None
+        others = pairs.ids[anchors] != pairs.ref_ids[positives]
         anchors, positives = anchors[others], positives[others]
     return anchors, positives
 
