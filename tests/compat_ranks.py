@@ -15,7 +15,13 @@ from torch import multiprocessing
 from bench.processes import joined
 from ms_kernels.compat.pytorch_metric_learning import distributed, losses, miners
 
-NAMES = ("MultiSimilarityLoss", "ContrastiveLoss", "TripletMarginLoss", "NCALoss")
+NAMES = (
+    "MultiSimilarityLoss",
+    "ContrastiveLoss",
+    "TripletMarginLoss",
+    "LiftedStructureLoss",
+    "NCALoss",
+)
 MINERS = (None, "MultiSimilarityMiner", "BatchHardMiner")
 FORMS = [
     (name, miner, efficient, refs)
@@ -23,13 +29,24 @@ FORMS = [
     for miner in MINERS
     for efficient in (False, True)
     for refs in (False, True)
+] + [
+    ("ContrastiveLoss", miner, efficient, "without labels")
+    for miner in MINERS
+    for efficient in (False, True)
 ]
 STEPS, LR = 6, 0.2
 
 
-def here(world, rank, seed, n=16):
+def here(world, rank, seed, n=16, period=5):
     """Rows and labels of this process, of n in all."""
-    return rows(n, seed)[rank::world], (torch.arange(n) % 5)[rank::world]
+    return rows(n, seed)[rank::world], (torch.arange(n) % period)[rank::world]
+
+
+def references(refs, world, rank):
+    """Of which some have the labels of the rows of the same number, some others."""
+    if refs == "without labels":
+        return here(world, rank, 1)[:1]
+    return here(world, rank, 1, 24, 7) if refs else ()
 
 
 def wrapped(ours, name, miner, efficient):
@@ -47,7 +64,7 @@ def one_call(ours, form, world, rank):
     name, miner, efficient, refs = form
     loss, find = wrapped(ours, name, miner, efficient)
     x, y = here(world, rank, 0)
-    other = here(world, rank, 1, 24) if refs else ()
+    other = references(refs, world, rank)
     leaves = [side.clone().requires_grad_() for side in (x, *other[:1])]
     given = (*leaves[1:], *other[1:])
     pairs = None if find is None else find(leaves[0], y, *given)

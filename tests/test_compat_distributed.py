@@ -26,10 +26,12 @@ def test_one_call(found, form):
         (value, grads, calls), (want, their_grads, _) = found[rank][form]
         assert_close((value, grads), (want, their_grads), torch.float64)
         assert value > 0 and "fallback" not in calls
-        if miner is None and not (efficient and refs):
-            assert calls == {"kernels": 1}
+        if miner is None and not (efficient and refs == "without labels"):
+            # Of references another end may be a row here that has negatives alone.
+            streamed = name == "LiftedStructureLoss" and refs and "streamed" in calls
+            assert calls == {"streamed" if streamed else "kernels": 1}
     if (name, miner) == ("MultiSimilarityLoss", "MultiSimilarityMiner"):
-        # With references of its own efficient=True leaves out pairs i = i of whatever label.
+        # With references of its own efficient=True leaves out pairs i = i, which bound others.
         assert calls == {"lists" if efficient and refs else "kernels": 1}
 
 

@@ -210,3 +210,63 @@ def test_a_compiled_step(name, miner):
     find = None if find is None else torch.compile(find, backend="eager")
     assert_close(step(traced, rows(len(Y)), Y, miner=find), want, torch.float64)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("road", ["kernels", "lists"])
+def test_a_second_derivative_names_a_way_that_there_is(name, road):
+    cosine = distances.CosineSimilarity()
+    loss = ours(name, distance=cosine)
+    x = rows(len(Y)).requires_grad_()
+    pairs = tuple(miner_pair("multi_similarity")[1](x, Y)) if road == "lists" else None
+
+    def second(loss):
+        value = 0 + loss(x, Y, pairs)
+        value += 1  # as of a sum of losses
+        (dx,) = torch.autograd.grad(value, x, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), x)[0]
+
+    with pytest.raises(RuntimeError, match=f"^{name}: .* no second .* own class has one with"):
+        second(loss)
+    assert second(theirs(loss)).any()
+    if name != "CircleLoss":
+        loss.distance = distances.LpDistance()
+        with pytest.raises(RuntimeError, match="and none with LpDistance$"):
+            second(loss)
+
+
+def test_a_second_derivative_of_euclidean_distances_is_not_theirs_either():
+    their = library.TripletMarginLoss()
+    x = rows(len(Y)).requires_grad_()
+    (dx,) = torch.autograd.grad(their(x, Y), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="cdist_backward"):
+        dx.square().sum().backward()
+
+
+def test_losses_that_are_not_reduced_have_no_second_derivative():
+    loss = ours("SupConLoss", reducer=reducers.DoNothingReducer())
+    x = rows(len(Y)).requires_grad_()
+    each = loss(x, Y)["loss"]["losses"]
+    with pytest.raises(RuntimeError, match="^SupConLoss: .*own class"):
+        torch.autograd.grad(each.sum(), x, create_graph=True)
+    loss(x, Y)["loss"]["losses"].sum().backward()
+    assert x.grad.any()
+
+
+def test_transforms_name_a_way_that_there_is():
+    loss = ours("SupConLoss")
+    with pytest.raises(RuntimeError, match="^SupConLoss: .*; use pytorch_metric_learning's own"):
+        torch.func.grad(lambda x: loss(x, Y))(rows(len(Y)))
+    with torch.autograd.forward_ad.dual_level():
+        x = torch.autograd.forward_ad.make_dual(rows(len(Y)), rows(len(Y), 1))
+        with pytest.raises(RuntimeError, match="^embeddings: .*; use pytorch_metric_learn"):
+            loss(x, Y)
+    torch.func.grad(lambda x: theirs(loss)(x, Y))(rows(len(Y)))
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="written into"):
+        x = rows(len(Y))
+        pairs = miners.MultiSimilarityMiner()(x, Y)
+        x += 1
+        ours("SupConLoss")(x, Y, pairs)

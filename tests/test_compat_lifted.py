@@ -2,11 +2,27 @@
 
 import pytest
 import torch
-from peer_classes import BATCHES, REFS, miner_pair, ours, rows, step, theirs
-from pytorch_metric_learning import distances
+from peer_classes import (
+    BATCHES,
+    DTYPES,
+    REFS,
+    assert_close,
+    miner_pair,
+    ours,
+    rows,
+    step,
+    theirs,
+)
+from pytorch_metric_learning import distances, reducers
 from pytorch_metric_learning import losses as their_losses
 
+from ms_kernels import options
+from ms_kernels.checks import Pairs
 from ms_kernels.compat.pytorch_metric_learning import losses
+from ms_kernels.compat.pytorch_metric_learning.losses.lifted import holds_log_sums
+from ms_kernels.compat.pytorch_metric_learning.measures import Measure
+from ms_kernels.compat.pytorch_metric_learning.pairs import Chosen
+from ms_kernels.rules.mining import NO_MINING
 
 DISTANCES = {
     "cosine": distances.CosineSimilarity(),
@@ -120,3 +136,77 @@ def test_a_memory_of_past_rows():
             exactly(step(memory, rows(len(y), seed), y), step(peer, rows(len(y), seed), y))
         roads |= inner.calls.keys()
     assert roads == {"kernels", "streamed"}
+
+
+# Labels of few classes, of anchors and of references: more of either, ends without anchors' number,
+# anchors and ends with pairs of one kind alone.
+FEW = {
+    "by itself": (torch.arange(17) % 2, None),
+    "more references": (torch.arange(17) % 3 % 2, torch.arange(23) % 2),
+    "fewer references": (torch.arange(17) % 2, torch.arange(9) % 3),
+    "one kind alone": (torch.tensor([0] * 9 + [1] * 5 + [2]), torch.tensor([0] * 4 + [1] * 4)),
+}
+LINEAR = (reducers.MeanReducer(), reducers.SumReducer(), reducers.AvgNonZeroReducer())
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("ends", FEW)
+def test_more_positives_than_a_panel_are_streamed(ends, distance):
+    """A few rows at a time, hinges open and closed."""
+    options.panel_bytes = 2048
+    y, z = FEW[ends]
+    given = rows(len(y)), y, *((None, None) if z is None else (rows(len(z), 1), z))
+    for reducer in LINEAR:
+        for pos_margin in (0.0, 2.0, -20.0):
+            loss = ours("LiftedStructureLoss", distance=DISTANCES[distance], reducer=reducer)
+            their = theirs(loss)
+            loss.pos_margin = their.pos_margin = pos_margin
+            exactly(step(loss, *given), step(their, *given))
+            assert loss.calls == {"streamed": 1}
+
+
+def test_streamed_positives_in_every_dtype():
+    options.panel_bytes = 2048
+    y, z = FEW["more references"]
+    given = rows(len(y)), y, rows(len(z), 1), z
+    want = step(theirs(ours("LiftedStructureLoss")), *given)
+    for dtype in DTYPES:
+        loss = ours("LiftedStructureLoss")
+        assert_close(step(loss, *given, dtype=dtype), want, dtype)
+        assert loss.calls == {"streamed": 1}
+    x, r = rows(len(y)).requires_grad_(), rows(len(z), 1)
+    with torch.no_grad():
+        torch.testing.assert_close(loss(x.detach(), y, None, r, z), want[0])
+        assert not loss(x, y, None, r, z).requires_grad
+    r.requires_grad_()
+    (dr,) = torch.autograd.grad(loss(x.detach(), y, None, r, z), r)
+    torch.testing.assert_close(dr, want[1][1])
+
+
+def test_streamed_positives_of_a_memory():
+    options.panel_bytes = 512
+    inner = ours("LiftedStructureLoss")
+    memory = losses.CrossBatchMemory(inner, 6, 20).double()
+    peer = their_losses.CrossBatchMemory(theirs(inner), 6, 20).double()
+    for seed in range(3):  # of which the last begins anew
+        y = torch.arange(8) * (seed + 3) // 5 % 2
+        exactly(step(memory, rows(8, seed), y), step(peer, rows(8, seed), y))
+    assert inner.calls == {"streamed": 3}
+
+
+def test_a_reducer_that_looks_at_single_pairs_gets_their_list():
+    options.panel_bytes = 512
+    y, _ = FEW["by itself"]
+    loss = ours("LiftedStructureLoss", reducer=reducers.ThresholdReducer(low=0.5))
+    exactly(step(loss, rows(len(y)), y), step(theirs(loss), rows(len(y)), y))
+    assert loss.calls == {"kernels": 1}
+
+
+@pytest.mark.parametrize(("device", "by_kernels"), [("cpu", True), ("meta", False)])
+def test_distances_of_a_gpu_are_streamed(device, by_kernels):
+    """Its kernels take them from products: what is added to a loss of theirs is of differences."""
+    pairs = Pairs(torch.empty(4, 2, device=device), *[None] * 5)
+    chosen = Chosen(pairs, NO_MINING, None)
+    assert holds_log_sums(Measure(True, "euclidean"), chosen) is by_kernels
+    assert holds_log_sums(Measure(True, None), chosen)
+    assert not holds_log_sums(Measure(False, None), chosen)

@@ -18,6 +18,8 @@ from peer_classes import (
 )
 from pytorch_metric_learning import distances
 
+from ms_kernels.compat.pytorch_metric_learning import losses
+
 DISTANCES = {
     "cosine": distances.CosineSimilarity(),
     "dot": distances.DotProductSimilarity(normalize_embeddings=False),
@@ -142,6 +144,38 @@ def test_the_labels_themselves_as_those_of_references(name):
         torch.testing.assert_close(mine, their, rtol=1e-9, atol=0)
         (dx,), (their_dx,) = (torch.autograd.grad(value, x) for value in (mine, their))
         torch.testing.assert_close(dx, their_dx, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("miner", [None, *MINERS])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in (*ALONE, "NCALoss")])
+def test_references_without_labels(name, miner):
+    """They are of the batch's labels, and pairs i = i are none."""
+    y = BATCHES["any"]
+    for other in (True, False):
+        if other and miner == "multi_similarity":
+            continue  # pairs i = i of other rows are of both kinds there: test_compat_miners
+        loss, (mine, their) = ours(name), (None, None) if miner is None else miner_pair(miner)
+        found = []
+        for find, judge in ((mine, loss), (their, theirs(loss))):
+            x = rows(len(y)).requires_grad_()
+            r = rows(len(y), 1).requires_grad_() if other else x
+            value = judge(x, y, None if find is None else find(x, y, r), r)
+            found.append((value.detach(), torch.autograd.grad(value, [x, r] if other else [x])))
+        assert_close(*found, torch.float64)
+        assert found[0][0] > 0 and "fallback" not in loss.calls
+
+
+def test_references_without_labels_of_another_number():
+    """Theirs looks at as many as the batch has."""
+    y = BATCHES["any"]
+    x, r = rows(len(y)), rows(len(y) + 3, 1)
+    loss = losses.SupConLoss()
+    with pytest.warns(UserWarning, match="ref_emb of 23 rows without ref_labels, for a batch of"):
+        value = loss(x, y, None, r)
+    assert torch.equal(value, theirs(ours("SupConLoss"))(x, y, None, r))
+    for name, error in (("NCALoss", "ref_labels: expected"), ("SupConLoss", "of 23 rows")):
+        with pytest.raises(ValueError, match=error):
+            ours(name)(x, y, None, r)
 
 
 @pytest.mark.parametrize("distance", ["raw euclidean", "raw squared"])

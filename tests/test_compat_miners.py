@@ -56,6 +56,22 @@ def test_exact_pairs(name, batch, refs):
         assert not getattr(mine, "calls", {}).get("fallback")
 
 
+@pytest.mark.parametrize("name", MINERS)
+def test_references_without_labels(name):
+    """They are of the batch's labels, and pairs i = i are none; but the miner of multi-similarity
+    takes those for pairs of both kinds, and so it is the library's that mines them."""
+    mine, their = miner_pair(name)
+    x, r = rows(len(Y)), rows(len(Y), 1)
+    assert sets(mine(x, Y, x)) == sets(their(x, Y, x)) == sets(their(x, Y))
+    if name == "multi_similarity":
+        with pytest.warns(UserWarning, match="but not both"):
+            got = mine(x, Y, r)
+    else:
+        got = mine(x, Y, r)
+    assert sets(got) == sets(their(x, Y, r)) and len(got[0])
+    assert mine.calls["fallback"] == (name == "multi_similarity")
+
+
 @pytest.mark.parametrize("epsilon", [0.1, -0.2, 0.0])
 @pytest.mark.parametrize("distance", [None, distances.LpDistance(), distances.LpDistance(power=2)])
 def test_multi_similarity_mining_in_its_order(distance, epsilon):

@@ -1,12 +1,14 @@
 """The package as an import line: what it names, what it needs, and which version it knows."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import pytorch_metric_learning
 import torch
-from peer_classes import BATCHES, LOSSES, miner_pair, rows
+from peer_classes import BATCHES, LOSSES, rows
 from pytorch_metric_learning import losses as library
 from pytorch_metric_learning import miners as library_miners
 from pytorch_metric_learning import reducers
@@ -37,24 +39,55 @@ def test_losses_are_replaced_by_name():
         assert kind.__name__ == name
 
 
-def test_another_version_is_left_to_itself(monkeypatch):
-    """3 has other losses by these names: nothing but the names is ours then."""
-    monkeypatch.setattr(pytorch_metric_learning, "__version__", "3.0.4")
-    x, y = rows(24), BATCHES["equal"]
-    for name in LOSSES:
-        loss = getattr(losses, name)()
-        with pytest.warns(UserWarning, match=f"{name}: pytorch-metric-learning 3.0.4, of which"):
-            found = loss(x, y)
-        assert torch.equal(found, getattr(library, name)()(x, y)) and loss.calls == {"fallback": 1}
-    for name in ("multi_similarity", "pair_margin", "batch_hard", "triplet_margin"):
-        mine, their = miner_pair(name)
-        with pytest.warns(UserWarning, match="3.0.4"):
-            found = mine(x, y)
-        assert type(found) is tuple and all(map(torch.equal, found, their(x, y)))
-    with pytest.raises(ValueError, match="3.0.4"):
-        losses.SupConLoss(strict=True)(x, y)
-    memory = losses.CrossBatchMemory(library.SupConLoss(), 6, miner=miners.HDCMiner())
-    assert memory(x, y) > 0
+# As version 3 is documented: no __version__, no utils.loss_and_miner_utils, other arguments.
+VERSION_3 = {
+    "pytorch_metric_learning/__init__.py": "",
+    "pytorch_metric_learning/losses/__init__.py": "from .supcon_loss import SupConLoss",
+    "pytorch_metric_learning/losses/supcon_loss.py": """
+class SupConLoss:
+    def __call__(self, embeddings, labels=None, *, mat=None):
+        return mat, labels
+""",
+    "pytorch_metric_learning/miners/__init__.py": "class BatchHardMiner: pass",
+    "pytorch_metric_learning/distances/__init__.py": "class CosineSimilarity: pass",
+    "pytorch_metric_learning/distributed.py": "class DistributedLossWrapper: pass",
+    "pytorch_metric_learning-3.0.4.dist-info/METADATA": (
+        "Metadata-Version: 2.1\nName: pytorch-metric-learning\nVersion: 3.0.4\n"
+    ),
+}
+SCRIPT = """
+import sys, warnings
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    from ms_kernels.compat.pytorch_metric_learning import losses, miners, distributed
+    from ms_kernels.compat.pytorch_metric_learning.losses.supcon_loss import SupConLoss
+    from ms_kernels.compat.pytorch_metric_learning.distances import CosineSimilarity
+    import ms_kernels.compat.pytorch_metric_learning as package
+said = [w for w in said if "pytorch-metric-learning" in str(w.message)]
+assert len(said) == 1 and said[0].filename == "<string>", said
+assert "pytorch-metric-learning 3.0.4 was not tried" in str(said[0].message)
+assert package.__version__ == "3.0.4"
+import pytorch_metric_learning.distances as d, pytorch_metric_learning.distributed as w
+import pytorch_metric_learning.losses as l, pytorch_metric_learning.miners as m
+assert (losses, miners, distributed) == (l, m, w) == (
+    package.losses, package.miners, package.distributed
+)
+assert SupConLoss is l.SupConLoss and CosineSimilarity is d.CosineSimilarity
+assert losses.SupConLoss()([1], [2], mat=3) == (3, [2])
+print("theirs")
+"""
+
+
+def test_another_version_is_left_to_itself(tmp_path):
+    """3 has other losses by these names, which take other arguments: every module is its own."""
+    for name, text in VERSION_3.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    root = Path(ms_kernels.__file__).parents[1]
+    script = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(root)!r}]\n{SCRIPT}"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.stdout == "theirs\n", run.stderr
 
 
 def test_the_example_of_the_docs():
@@ -77,6 +110,14 @@ def test_what_the_docs_say_of_the_library():
         library.NTXentLoss(reducer=reducers.PerAnchorReducer())(x[:3], y[:3], None, x, y.clone())
     ours = losses.NTXentLoss(reducer=reducers.PerAnchorReducer(), strict=True)
     assert ours(x[:3], y[:3], None, x, y.clone()) > 0
+    each = {"reducer": reducers.PerAnchorReducer()}
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        library.LiftedStructureLoss(**each)(x, y)
+    lifted = losses.LiftedStructureLoss(strict=True, **each)
+    of_a_class = losses.LiftedStructureLoss(strict=True)(x, y)  # of equal classes means are alike
+    torch.testing.assert_close(lifted(x, y), of_a_class)
+    with pytest.raises(IndexError):
+        lifted(x[:3], y[:3], None, x, y.clone())
     with pytest.raises(NotImplementedError, match="cdist"):
         library_miners.TripletMarginMiner()(x.bfloat16(), y)
     low, high = rows(8).half(), torch.arange(8) // 2

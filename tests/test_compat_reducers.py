@@ -33,6 +33,10 @@ ANY = (
 )
 
 
+def is_a_sum(reducer):
+    return any(type(part) is reducers.SumReducer for part in reducer.modules())
+
+
 def named(values):
     return pytest.mark.parametrize("reducer", values, ids=lambda r: type(r).__name__)
 
@@ -57,7 +61,8 @@ def test_losses_of_anchors_go_to_any_reducer(name, reducer):
         return
     want = step(their, rows(len(Y)), Y)
     for dtype in DTYPES:
-        assert_close(step(loss, rows(len(Y)), Y, dtype=dtype), want, dtype)
+        got = step(loss, rows(len(Y)), Y, dtype=dtype)
+        assert_close(got, want, dtype, is_a_sum(reducer))
     assert not loss.calls["fallback"]
 
 
@@ -80,7 +85,7 @@ def test_losses_of_pairs_are_reduced_from_sums_and_counts(name, reducer, miner):
     want = step(their, rows(len(Y)), Y, miner=judge)
     for dtype in DTYPES:
         got = step(loss, rows(len(Y)), Y, miner=mine, dtype=dtype)
-        assert_close(got, want, dtype)
+        assert_close(got, want, dtype, is_a_sum(reducer))
         assert got[0] > 0
     assert not loss.calls["fallback"]
     if name != "LiftedStructureLoss":
@@ -125,6 +130,23 @@ def test_margins_of_miner_and_loss(margins, reducer):
     want = step(their, rows(len(Y)), Y, miner=their_miners.PairMarginMiner(**kept))
     assert_close(got, want, torch.float64)
     assert loss.calls == {"kernels": 1}
+
+
+@pytest.mark.parametrize("miner", [None, "triplet_margin", tuple], ids=str)
+def test_a_sum_that_half_does_not_hold(miner):
+    """Of 512 rows, and whatever reaches the reducer: sums by kernels, or lists."""
+    x, y = rows(512), torch.arange(512) // 4
+    loss = ours("TripletMarginLoss", reducer=SUM)
+    their = theirs(loss)
+    lists = their_miners.TripletMarginMiner()(x, y)
+    mine, judge = (None, None) if miner is None else (lambda *_: lists,) * 2
+    if miner == "triplet_margin":
+        mine, _ = miner_pair(miner)
+    want = step(their, x, y, miner=judge)
+    assert want[0] > torch.finfo(torch.float16).max
+    got = step(loss, x, y, miner=mine, dtype=torch.float16)
+    assert_close(got, want, torch.float16, summed=True)
+    assert loss.calls == {"lists" if miner is tuple else "kernels": 1}
 
 
 def test_half_holds_a_mean_of_sums_that_it_does_not():
@@ -193,7 +215,7 @@ def test_a_sum_of_hinges_of_both_kinds(batch, refs, miner):
         want = step(theirs(loss), rows(len(y)), y, *sides, miner=their)
         for dtype in DTYPES:
             got = step(loss, rows(len(y)), y, *sides, miner=mine, dtype=dtype)
-            assert_close(got, want, dtype)
+            assert_close(got, want, dtype, summed=True)
         assert loss.calls == {"kernels": len(DTYPES)}
 
 

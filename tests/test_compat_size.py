@@ -30,10 +30,10 @@ def largest(call):
     return seen.most
 
 
-def batch():
+def batch(of_class=OF_CLASS):
     generator = torch.Generator().manual_seed(0)
-    y = torch.arange(N) // OF_CLASS
-    centres = torch.randn(N // OF_CLASS, D, generator=generator)
+    y = torch.arange(N) // of_class
+    centres = torch.randn(N // of_class, D, generator=generator)
     return centres[y] + 0.3 * torch.randn(N, D, generator=generator), y
 
 
@@ -46,10 +46,12 @@ FUSED = [(name, None) for name in LOSSES] + [
 ]
 
 
+@pytest.mark.parametrize("of_class", [OF_CLASS, N // 2])
 @pytest.mark.parametrize(("name", "miner"), FUSED)
-def test_a_step(name, miner):
+def test_a_step(name, miner, of_class):
+    """Of two classes half of all pairs are positive."""
     options.panel_bytes = options.workspace_bytes = N * 4 * 16
-    x, y = batch()
+    x, y = batch(of_class)
     find = None if miner is None else miner_pair(miner)[0]
     loss = ours(name)
 

@@ -87,6 +87,22 @@ def test_what_ranking_does_not_serve(options, message):
         loss.compute_loss_from_embeddings([rows(3)])
 
 
+@pytest.mark.parametrize(
+    "kind", [MultipleNegativesRankingLoss, MultipleNegativesSymmetricRankingLoss]
+)
+def test_columns_are_named_by_what_they_hold(kind):
+    loss = kind(torch.nn.Identity())
+    for documents in (4, 8):
+        got = f"got 6 queries in column 0 and {documents} documents in column 1; documents of no"
+        with pytest.raises(ValueError, match=f"embeddings: .* for each query, {got}"):
+            loss.compute_loss_from_embeddings([rows(6), rows(documents)])
+    with pytest.raises(ValueError, match=r"column 0 and \(5, 2\) in column 2"):
+        loss.compute_loss_from_embeddings([rows(6), rows(6), rows(5)[:, :2]])
+    with pytest.raises(ValueError, match=r"\(6,\) in column 1"):
+        loss.compute_loss_from_embeddings([rows(6), rows(6)[:, 0]])
+    assert loss.compute_loss_from_embeddings([rows(6), rows(6), rows(5)]) > 0
+
+
 def test_sentence_transformers():
     query, document, negative = (rows(12, seed=k) for k in range(3))
     scope = ran("sentence-transformers", model=torch.nn.Identity())

@@ -87,6 +87,7 @@ class MultipleNegativesRankingLoss(nn.Module):
                 "embeddings: expected queries and their documents, at least two columns, got "
                 f"{len(embeddings)}"
             )
+        _check_columns(embeddings)
         query, document, *negatives = embeddings
         both = len(self.directions) > 1
         if both and not negatives:
@@ -107,6 +108,24 @@ class MultipleNegativesRankingLoss(nn.Module):
         """What a model card says of the loss."""
         names = "scale", "directions", "partition_mode"
         return {name: getattr(self, name) for name in names}
+
+
+def _check_columns(embeddings: list[Tensor]) -> None:
+    """By columns, which a user has, and not by the sides of pairs that they become."""
+    for column, rows in enumerate(embeddings):
+        if rows.ndim != 2 or rows.shape[1] != embeddings[0].shape[-1]:
+            raise ValueError(
+                "embeddings: expected (N, D) of one D in every column, got "
+                f"{tuple(embeddings[0].shape)} in column 0 and {tuple(rows.shape)} in column "
+                f"{column}"
+            )
+    queries, documents = (rows.shape[0] for rows in embeddings[:2])
+    if queries != documents:
+        raise ValueError(
+            "embeddings: expected a document for each query, got "
+            f"{queries} queries in column 0 and {documents} documents in column 1; documents of no "
+            "query are negatives, and go into a column of their own"
+        )
 
 
 class MultipleNegativesSymmetricRankingLoss(MultipleNegativesRankingLoss):

@@ -6,12 +6,12 @@ instead of `from pytorch_metric_learning import losses, miners` is the only chan
 script: what is not replaced is the library's own, its other modules too, by whatever path below
 this one a line names them. docs/compat.md says what is replaced, what falls back, and what differs.
 
-Developed and tested against 2.9.0. Under 3 nothing is replaced: every class is the library's own
-formula, with one warning.
+Developed and tested against 2.9.0. Under 3 nothing is replaced: every module is the library's own,
+with one warning.
 """
 
 try:
-    import pytorch_metric_learning as _theirs
+    import pytorch_metric_learning  # noqa: F401
 except ImportError as error:
     raise ImportError(
         "ms_kernels.compat.pytorch_metric_learning: expected the package pytorch-metric-learning, "
@@ -19,10 +19,14 @@ except ImportError as error:
         "losses of ms_kernels themselves, which need nothing but torch"
     ) from error
 
-from ms_kernels.compat.pytorch_metric_learning import distributed, losses, miners
-from ms_kernels.compat.pytorch_metric_learning.mirror import install, parts_of
+from ms_kernels.compat.pytorch_metric_learning.mirror import install, parts_of, stand_aside
+from ms_kernels.compat.pytorch_metric_learning.peer import untried, version
 
-__version__ = _theirs.__version__
+__version__ = version()
+
+if _untried := untried():
+    stand_aside(_untried)
+from ms_kernels.compat.pytorch_metric_learning import distributed, losses, miners  # noqa: E402
 
 __all__ = ["distributed", "losses", "miners"]
 

@@ -2,22 +2,18 @@
 pytorch-metric-learning 2 has it as utils.distributed.
 """
 
-import importlib
 from typing import Any
 
 import torch
+from pytorch_metric_learning.utils import distributed as theirs
 from pytorch_metric_learning.utils import loss_and_miner_utils
 from torch import Tensor
 
 from ms_kernels.compat.pytorch_metric_learning.mined import MinedPairs, all_pairs
 from ms_kernels.compat.pytorch_metric_learning.miners import Lazy
 from ms_kernels.compat.pytorch_metric_learning.pairs import Call
-from ms_kernels.compat.pytorch_metric_learning.peer import untried
 from ms_kernels.compat.pytorch_metric_learning.served import Served
 from ms_kernels.compat.pytorch_metric_learning.unlisted import Unlisted
-
-_name = "distributed" if untried() else "utils.distributed"
-theirs: Any = importlib.import_module(f"pytorch_metric_learning.{_name}")
 
 
 def __getattr__(name: str) -> Any:
@@ -27,8 +23,8 @@ def __getattr__(name: str) -> Any:
 
 class DistributedLossWrapper(theirs.DistributedLossWrapper):
     """pytorch-metric-learning's: what is gathered, and the factor of the number of processes, are
-    as there. Pairs of rows here and rows of all are not listed, nor those of a wrapped miner of
-    ours."""
+    as there. Pairs of rows here and rows of all, or references of all with their labels, are not
+    listed, nor those of a wrapped miner of ours."""
 
     loss: Any
 
@@ -43,7 +39,8 @@ class DistributedLossWrapper(theirs.DistributedLossWrapper):
     ) -> Any:
         mined = isinstance(indices_tuple, Unlisted)
         mined = mined and indices_tuple.is_gathered_from(emb, ref_emb)
-        own = self.efficient and indices_tuple is None and ref_emb is None and labels is not None
+        labelled = labels is not None and (ref_emb is None) == (ref_labels is None)
+        own = self.efficient and indices_tuple is None and labelled
         served = isinstance(self.loss, Served) and (mined or own)
         if world_size <= 1 or not served:
             given = emb, labels, indices_tuple, ref_emb, ref_labels, world_size
@@ -62,7 +59,8 @@ class DistributedLossWrapper(theirs.DistributedLossWrapper):
 
 
 class DistributedMinerWrapper(theirs.DistributedMinerWrapper):
-    """pytorch-metric-learning's; pairs of a miner of ours are not listed."""
+    """pytorch-metric-learning's; pairs of a miner of ours are not listed, but with references where
+    efficient=True: of these pairs i = i are left out, which do bound what is mined."""
 
     miner: Any
 
@@ -82,7 +80,8 @@ class DistributedMinerWrapper(theirs.DistributedMinerWrapper):
         if not self.efficient:
             mined = self.miner(rows, row_labels, refs, others)
         else:
-            refs, others = (rows, row_labels) if refs is None else (refs, others)
+            refs = rows if refs is None else refs
+            others = row_labels if others is None else others
             mined = self.miner(emb, labels, refs, others)
             if ref_emb is None and isinstance(mined, MinedPairs):
                 mined = without_own(mined, emb, refs)
@@ -96,6 +95,12 @@ REPLACED = DistributedLossWrapper, DistributedMinerWrapper
 
 
 def without_own(mined: MinedPairs, rows: Tensor, everybody: Tensor) -> MinedPairs:
-    """Without the pairs of a row here with itself: own rows are the first of everybody's."""
-    ids = (torch.arange(len(side), device=rows.device) for side in (rows, everybody))
-    return mined.at(rows, everybody, *ids)
+    """Without the positive pairs i = i: own rows, or own references, are the first of everybody's.
+    A pair i = i of references may be a negative, which stays: then no two ids are equal."""
+    ids, all_ids = (torch.arange(len(side), device=rows.device) for side in (rows, everybody))
+    labels, others = mined.pairs.labels, mined.pairs.ref_labels
+    assert others is not None
+    few = min(len(ids), len(all_ids))
+    other = labels[:few] != others[:few]
+    all_ids[:few] += other * (len(ids) + len(all_ids))
+    return mined.at(rows, everybody, ids, all_ids)

@@ -5,7 +5,6 @@ from collections import Counter
 from typing import Any
 
 from ms_kernels.checks import check_flag
-from ms_kernels.compat.pytorch_metric_learning.peer import untried
 
 OURS = __name__.rpartition(".")[0]
 FORMULAS = (
@@ -58,8 +57,8 @@ class Fallible:
 
     def check_served(self) -> None:
         """`Unserved` if no option would help."""
-        if option := untried() or self._own_formula:
-            raise Unserved(option)
+        if self._own_formula:
+            raise Unserved(self._own_formula)
 
     def fall_back(self, option: str) -> None:
         name = type(self).__name__

@@ -80,7 +80,8 @@ class MultiSimilarityMiner(Lazy, theirs.MultiSimilarityMiner):
     """pytorch-metric-learning's; half is mined in float32."""
 
     def mined(self, call: Call, measure: Measure) -> Unlisted:
-        if (call.ref_emb is call.embeddings) != (call.ref_labels is call.labels):
+        same_labels = call.ref_labels is None or call.ref_labels is call.labels
+        if (call.ref_emb is call.embeddings) != same_labels:
             raise Unserved("ref_emb or ref_labels that are those of the batch, but not both,")
         rule = rule_of(MultiSimilarityMining, epsilon=self.epsilon)
         return MinedPairs.of(by_labels(call).pairs, rule, measure)

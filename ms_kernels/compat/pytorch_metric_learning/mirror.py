@@ -9,16 +9,20 @@ import importlib
 import importlib.abc
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ms_kernels.compat.pytorch_metric_learning.peer import untried
+
 HERE = __name__.rpartition(".")[0]
 THEIRS = "pytorch_metric_learning"
 # Where version 2 has what version 3 and we have elsewhere.
 MOVED = {"utils.distributed": "distributed"}
+OURS = ("losses", "miners", "distributed")
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -70,7 +74,9 @@ def is_part(value: object, name: str) -> bool:
 
 def replacements() -> dict[str, dict[str, type]]:
     """By the library's module, the names of classes that it defines, and ours for them."""
-    modules = (importlib.import_module(f"{HERE}.{n}") for n in ("losses", "miners", "distributed"))
+    if untried():
+        return {}
+    modules = (importlib.import_module(f"{HERE}.{name}") for name in OURS)
     found: dict[str, dict[str, type]] = {}
     for kind in (kind for module in modules for kind in module.REPLACED):
         their = next(c for c in kind.__mro__ if c.__module__.startswith(f"{THEIRS}."))
@@ -101,6 +107,18 @@ def without_parts(names: dict[str, Any], package: str) -> None:
     assert name is not None
     for key in [key for key, value in names.items() if is_part(value, name)]:
         del names[key]
+
+
+def stand_aside(reason: str) -> None:
+    """The library's own modules by the names of ours, of which none is imported: they know its
+    classes, their arguments and some of its private names."""
+    warnings.warn(
+        f"{HERE}: {reason} was not tried, 2.9.0 was; nothing is replaced: losses, miners and all "
+        "else are pytorch-metric-learning's own, with their time and memory",
+        stacklevel=3,  # who imports the package
+    )
+    for name in OURS:
+        sys.modules[f"{HERE}.{name}"] = importlib.import_module(f"{THEIRS}.{name}")
 
 
 def install() -> None:

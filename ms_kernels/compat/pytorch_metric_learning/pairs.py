@@ -7,6 +7,7 @@ from pytorch_metric_learning.utils import common_functions
 from torch import Tensor
 
 from ms_kernels.checks import Pairs
+from ms_kernels.compat.pytorch_metric_learning.fallible import Unserved
 from ms_kernels.rules.mining import NO_MINING, Mining
 
 
@@ -51,14 +52,22 @@ def call_of(
 
 
 def by_labels(call: Call, drop_rows: bool = False) -> Chosen:
-    """All pairs. Where the reference labels are the labels themselves, pairs i = i are none.
+    """All pairs. Where the reference labels are the labels themselves, or none are given, pairs
+    i = i are none.
 
     drop_rows: pairs i = i are none where the reference rows are the rows themselves.
     """
     x, labels, _, r, ref_labels = call
     assert labels is not None
     if ref_labels is None:
-        raise ValueError("ref_labels: expected a tensor because ref_emb was given, got None")
+        if drop_rows:
+            raise ValueError(
+                "ref_labels: expected a tensor because ref_emb was given, got None, which only "
+                "losses of pairs take for the labels of the batch"
+            )
+        if len(r) != len(x):
+            raise Unserved(f"ref_emb of {len(r)} rows without ref_labels, for a batch of {len(x)},")
+        ref_labels = labels
     same_rows, same_labels = r is x, ref_labels is labels
     own, others = as_integers(labels, ref_labels)
     if same_rows and same_labels:
@@ -101,10 +110,12 @@ def count_of_label(pairs: Pairs) -> Tensor:
 
 
 def numbers_of_pairs(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """(N,) positives and negatives of each anchor, from the labels alone. Of ids each anchor's is
-    that of one candidate of its label."""
+    """(N,) positives and negatives of each anchor, from labels and ids alone. Of ids each anchor's
+    is that of one candidate of its label, or of none."""
     same = count_of_label(pairs)
     negatives = len(candidates_of(pairs)) - same
-    if pairs.ref_emb is None or pairs.ids is not None:
+    if pairs.ref_emb is None:
         return same - 1, negatives
+    if pairs.ids is not None and pairs.ref_ids is not None:
+        return same - torch.isin(pairs.ids, pairs.ref_ids).long(), negatives
     return same, negatives

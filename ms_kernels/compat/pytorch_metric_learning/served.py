@@ -1,8 +1,10 @@
 """A replaced loss: its pairs by the kernels, its reducer, regularizer and records as they are."""
 
+import functools
 from typing import Any
 
 import torch
+from pytorch_metric_learning import reducers
 from torch import Tensor
 
 from ms_kernels.backends.interface import compute_dtype
@@ -13,6 +15,13 @@ from ms_kernels.compat.pytorch_metric_learning.measures import Measure, record_n
 from ms_kernels.compat.pytorch_metric_learning.pairs import Call, call_of
 from ms_kernels.compat.pytorch_metric_learning.reducing import LossDict, Totals, record_sizes
 from ms_kernels.compat.pytorch_metric_learning.unlisted import Unlisted
+from ms_kernels.engine.refusals import refuse_second_derivative, refuse_transforms
+
+DIFFERENTIATED_ONCE = (
+    "pytorch_metric_learning's own class has one with CosineSimilarity or DotProductSimilarity, "
+    "and none with LpDistance"
+)
+NOT_TRANSFORMED = "use pytorch_metric_learning's own class, as far as PyTorch transforms that"
 
 
 class Served(Fallible):
@@ -21,8 +30,8 @@ class Served(Fallible):
     exact_small_batches: a batch with at most one positive and one negative pair costs 0, as there.
         False gives such a batch the loss that the formula says.
 
-    Half is computed and reduced in float32. Of `calls` the names are "kernels", "streamed" by
-    formula, "lists" of pairs, and "fallback".
+    Half is computed and reduced in float32, in which a sum of losses stays. Of `calls` the names
+    are "kernels", "streamed" by formula, "lists" of pairs, and "fallback".
     """
 
     distance: Any
@@ -57,6 +66,10 @@ class Served(Fallible):
                 indices_tuple = tuple(indices_tuple)
             given = embeddings, labels, indices_tuple, ref_emb, ref_labels
             return super().forward(*given)  # type: ignore[misc]
+        except RuntimeError:
+            sides = {"embeddings": embeddings, "ref_emb": ref_emb}
+            refuse_transforms(type(self).__name__, NOT_TRANSFORMED, **sides)
+            raise
         self.record(call)
         wide = embeddings.to(compute_dtype(embeddings))
         self.add_embedding_regularization_to_loss_dict(losses, wide)  # type: ignore[attr-defined]
@@ -65,7 +78,9 @@ class Served(Fallible):
             record_sizes(self)
         finally:  # they hold the graph, with which no module can be copied
             self.sizes.clear()
-        return narrowed(loss, embeddings)
+        loss = loss if is_a_sum(self.reducer) else narrowed(loss, embeddings)
+        refuse_a_second(loss, type(self).__name__)
+        return loss
 
     def record(self, call: Call) -> None:
         """What the distance object records of the rows that are compared."""
@@ -74,6 +89,11 @@ class Served(Fallible):
     def losses_of(self, call: Call, measure: Measure) -> LossDict:
         """What the reducer is given, as of `compute_loss`; `Unserved` before any work."""
         raise NotImplementedError
+
+
+def is_a_sum(reducer: Any) -> bool:
+    """Whether some of what it reduces is added up, to a number that float16 may not hold."""
+    return any(isinstance(part, reducers.SumReducer) for part in reducer.modules())
 
 
 def narrowed(loss: Any, embeddings: Tensor) -> Any:
@@ -85,3 +105,14 @@ def narrowed(loss: Any, embeddings: Tensor) -> Any:
     if torch.is_autocast_enabled(embeddings.device.type):
         return loss
     return loss.to(embeddings.dtype)
+
+
+def refuse_a_second(loss: Any, name: str) -> None:
+    """Derivative, of which the kernels would name a way out that a class of ours does not have."""
+    if isinstance(loss, dict):
+        for of in loss.values():
+            refuse_a_second(of, name)
+    elif isinstance(loss, Tensor) and loss.requires_grad and not torch.compiler.is_compiling():
+        # Of a hook, not a function, whose result could not be written into.
+        refuse = functools.partial(refuse_second_derivative, name, DIFFERENTIATED_ONCE)
+        loss.register_hook(lambda _: refuse())  # type: ignore[no-untyped-call]

@@ -2,11 +2,8 @@
 
 from pytorch_metric_learning.losses import *  # noqa: F403
 
-from ms_kernels.compat.pytorch_metric_learning.losses.pairs import (
-    ContrastiveLoss,
-    LiftedStructureLoss,
-    NTXentLoss,
-)
+from ms_kernels.compat.pytorch_metric_learning.losses.lifted import LiftedStructureLoss
+from ms_kernels.compat.pytorch_metric_learning.losses.pairs import ContrastiveLoss, NTXentLoss
 from ms_kernels.compat.pytorch_metric_learning.losses.rows import (
     CircleLoss,
     GeneralizedLiftedStructureLoss,

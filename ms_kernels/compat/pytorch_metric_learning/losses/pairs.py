@@ -8,7 +8,7 @@ from pytorch_metric_learning import losses as theirs
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ms_kernels.checks import MOST_OPTION, Pairs
+from ms_kernels.checks import MOST_OPTION
 from ms_kernels.compat.pytorch_metric_learning.choosing import (
     Lists,
     are_too_few,
@@ -23,8 +23,6 @@ from ms_kernels.compat.pytorch_metric_learning.measures import Measure
 from ms_kernels.compat.pytorch_metric_learning.pairs import (
     Call,
     Chosen,
-    count_of_label,
-    numbers_of_pairs,
 )
 from ms_kernels.compat.pytorch_metric_learning.reducing import (
     LossDict,
@@ -39,16 +37,14 @@ from ms_kernels.compat.pytorch_metric_learning.roads import (
     counted_rows,
     numbers_kept,
     row_losses,
-    similarities,
-    streamed_rows,
     summed_rows,
 )
 from ms_kernels.compat.pytorch_metric_learning.served import Served
 from ms_kernels.engine.summed import Summed
 from ms_kernels.reference import masked_log_sum_exp
-from ms_kernels.rules.mining import NO_MINING, NoMining, ThresholdMining
-from ms_kernels.rules.softmax import DecoupledContrastive, NTXent
-from ms_kernels.rules.sums import FAR, log_add_exp
+from ms_kernels.rules.mining import NoMining, ThresholdMining
+from ms_kernels.rules.softmax import NTXent
+from ms_kernels.rules.sums import FAR
 from ms_kernels.rules.weighting import Contrastive
 
 # A hinge that no similarity reaches.
@@ -197,101 +193,3 @@ class NTXentLoss(Served, theirs.NTXentLoss):
         total = total.masked_fill(torch.bincount(of.others, minlength=of.n) == 0, -math.inf)
         z = total[of.anchors] - of.pos_similarity / self.temperature
         return {"loss": singles(softplus(z, threshold=FAR), (of.anchors, of.positives), "pos_pair")}
-
-
-class LiftedStructureLoss(Served, theirs.LiftedStructureLoss):
-    """pytorch-metric-learning's, by kernels: each positive pair against the negatives of both its
-    ends; the positive pairs are listed."""
-
-    def losses_of(self, call: Call, measure: Measure) -> LossDict:
-        chosen = choose(call, measure)
-        if isinstance(chosen, Chosen) and chosen.mining != NO_MINING:
-            chosen = tuple(call.indices_tuple)
-        if isinstance(chosen, Chosen):
-            anchors, positives = positive_pairs(chosen.pairs)
-            number = int(numbers_of_pairs(chosen.pairs)[1].sum())
-            few = number <= self.exact_small_batches and len(anchors) <= 1
-            if few or len(anchors) == 0 or number == 0:
-                return self.zero_losses()
-            similarity = similarities(measure, call.embeddings, call.ref_emb, anchors, positives)
-            ends = chosen.pairs, anchors, positives
-            if holds_log_sums(measure, chosen) and are_anchors_too(*ends):
-                total = log_sums(measure, chosen, anchors, similarity)
-                self.calls["kernels"] += 1
-            else:
-                total = streamed_rows(measure, log_sum_of_negatives, chosen)
-                self.calls["streamed"] += 1
-        else:
-            lists = as_pairs(chosen)
-            anchors, positives, others, _ = lists
-            if are_too_few(self, lists) or len(anchors) == 0 or len(others) == 0:
-                return self.zero_losses()
-            of = listed(measure, call.embeddings, call.ref_emb, lists)
-            anchors, positives, similarity = of.anchors, of.positives, of.pos_similarity
-            total = rows_of_lists(log_sum_of_negatives, of)
-            total = total.masked_fill(torch.bincount(of.others, minlength=of.n) == 0, -math.inf)
-            self.calls["lists"] += 1
-        push = of_both_ends(total, anchors, positives, measure.threshold(self.neg_margin))
-        hinge = (push + measure.threshold(self.pos_margin) - similarity).clamp(min=0)
-        return {"loss": singles(hinge.square() / 2, (anchors, positives), "pos_pair")}
-
-
-def log_sum_of_negatives(similarity: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    return masked_log_sum_exp(similarity, negative)
-
-
-def holds_log_sums(measure: Measure, chosen: Chosen) -> bool:
-    """Whether log-sum-exps follow from losses. Less a mean of raw similarities, however large, a
-    loss may have lost its own digits. Less a mean distance that a GPU's kernels take from products
-    it would leave the gradient of near positives wrong: what is added to it is of differences."""
-    on_cpu = chosen.pairs.embeddings.device.type == "cpu"
-    return measure.normalize and (on_cpu or measure.distance is None)
-
-
-def are_anchors_too(pairs: Pairs, anchors: Tensor, positives: Tensor) -> bool:
-    """Whether the other end of each pair has positives of its own: in a batch by itself it has the
-    pair's anchor; of separate references, and in a memory, it is another row, by its number."""
-    if pairs.ref_emb is None:
-        return True
-    n = len(pairs.labels)
-    having = torch.zeros(n, dtype=torch.bool, device=anchors.device)
-    having[anchors] = True
-    return bool(having[positives[positives < n]].all())
-
-
-def log_sums(measure: Measure, chosen: Chosen, anchors: Tensor, similarity: Tensor) -> Tensor:
-    """(N,) log-sum-exp over the negatives of each anchor that has positives, -inf where it has no
-    negatives: decoupled contrastive losses of temperature 1 are it less the mean positive."""
-    losses, stats = row_losses(measure, DecoupledContrastive(1.0), chosen)
-    sums = torch.zeros_like(losses).index_add(0, anchors, similarity.to(losses.dtype))
-    total = losses + sums / stats.pos_kept.clamp(min=1)
-    return total.masked_fill(stats.neg_kept == 0, -math.inf)
-
-
-def of_both_ends(total: Tensor, anchors: Tensor, positives: Tensor, margin: float) -> Tensor:
-    """Log-sum-exp over the negatives of both ends of each pair, 0 where there are none. The other
-    end is an anchor by its number, of separate references too: so it is there."""
-    n = len(total)
-    other = total[positives.clamp(max=n - 1)]
-    other = other.masked_fill((positives >= n) | (positives == anchors), -math.inf)
-    both = log_add_exp(total[anchors], other)
-    return torch.where(both == -math.inf, 0, both - margin)
-
-
-def positive_pairs(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Anchors and positives by their labels, anchor by anchor."""
-    labels = pairs.labels if pairs.ref_labels is None else pairs.ref_labels
-    order = labels.argsort(stable=True)
-    first = torch.searchsorted(labels[order], pairs.labels.contiguous())
-    count = count_of_label(pairs)
-    anchors = torch.arange(len(count), device=count.device).repeat_interleave(count)
-    place = torch.arange(len(anchors), device=count.device)
-    within = place - (count.cumsum(0) - count)[anchors]
-    positives = order[first[anchors] + within]
-    own = pairs.ref_emb is None
-    ids = torch.arange(len(labels), device=labels.device) if own else pairs.ids
-    ref_ids = ids if own else pairs.ref_ids
-    if ids is not None and ref_ids is not None:
-        others = ids[anchors] != ref_ids[positives]
-        anchors, positives = anchors[others], positives[others]
-    return anchors, positives

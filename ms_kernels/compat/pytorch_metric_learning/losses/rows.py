@@ -239,8 +239,12 @@ class NCALoss(RowLoss, theirs.NCALoss):
     def _weights(self, call: Call) -> Tensor | None:
         """(N,) what anchors count; None where all count 1."""
         indices = call.indices_tuple
-        if indices is None or (isinstance(indices, MinedPairs) and indices.mining == NO_MINING):
+        if indices is None:
             return None
+        if isinstance(indices, MinedPairs) and indices.mining == NO_MINING:
+            # Each anchor has a pair with every candidate, its copy aside.
+            number = torch.stack(numbers_of_pairs(indices.pairs)).sum(0)
+            return number.to(compute_dtype(call.embeddings)) / number.max().clamp(min=1)
         return loss_and_miner_utils.convert_to_weights(
             tuple(indices),
             call.labels,
