@@ -28,7 +28,7 @@ UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 CUDA_TESTS = ("test_gpu_cuda", "test_gpu_family", "test_gpu_distances", "test_gpu_learned")
 TRITON_TESTS = ("test_gpu", "test_gpu_family", "test_triton", "test_triton_division")
 TRITON_TESTS += ("test_triton_edges", "test_triton_family", "test_gpu_distances")
-TRITON_TESTS += ("test_gpu_learned",)
+TRITON_TESTS += ("test_gpu_learned", "test_triton_middle")
 # Seconds before its limit at which a step begins no case more, and writes its tables.
 CLOSING = 8
 
