@@ -12,9 +12,9 @@ from ms_kernels.backends.plain.sides import Sides, computed, full_precision
 from ms_kernels.backends.plain.sweep import TEMPORARIES
 from ms_kernels.checks import Pairs, check_whole, take_numbers
 from ms_kernels.engine.autograd import differentiable_once, in_public_dtype
-from ms_kernels.engine.reduced import sides_of
 from ms_kernels.engine.refusals import refuse_second_derivative
 from ms_kernels.engine.saved import keep
+from ms_kernels.engine.sides import sides_of
 from ms_kernels.rules.mining import Mining, kept_pairs
 from ms_kernels.rules.spec import PairOptions
 from ms_kernels.rules.weighting import Weighting

@@ -7,8 +7,8 @@ from ms_kernels.api.counting import row_weights, without_label
 from ms_kernels.api.hints import names_the_way
 from ms_kernels.backends.plain.sides import Sides
 from ms_kernels.checks import check_pairs, check_rule
-from ms_kernels.engine.reduced import sides_of
 from ms_kernels.engine.refusals import is_batched, refuse_tracing
+from ms_kernels.engine.sides import sides_of
 from ms_kernels.rules.made import options_of
 from ms_kernels.rules.mining import Mining, MultiSimilarityMining, kept_pairs, mining_of
 

@@ -20,7 +20,6 @@ from ms_kernels.backends.plain.sweep import (
 )
 from ms_kernels.checks import Pairs, check_choice, check_pairs, check_rule, savable_pairs
 from ms_kernels.engine.autograd import differentiable_once, in_public_dtype
-from ms_kernels.engine.reduced import sides_of
 from ms_kernels.engine.reduction import reduce, reduce_rows
 from ms_kernels.engine.refusals import (
     OWN_WAY_OUT,
@@ -31,6 +30,7 @@ from ms_kernels.engine.refusals import (
     refuse_tracing,
 )
 from ms_kernels.engine.saved import constants_of, keep
+from ms_kernels.engine.sides import sides_of
 from ms_kernels.reference import REDUCTIONS, count_valid
 from ms_kernels.rules.made import options_of
 from ms_kernels.rules.mining import NO_MINING, Mining

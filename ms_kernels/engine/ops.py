@@ -23,8 +23,9 @@ from ms_kernels.engine.fakes import (
     row_loss_fake,
     row_statistics_fake,
 )
-from ms_kernels.engine.reduced import module_of, reduce_pairs, sides_for
+from ms_kernels.engine.reduced import module_of, reduce_pairs
 from ms_kernels.engine.refusals import differentiate_once, refuse_derivatives
+from ms_kernels.engine.sides import sides_for
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec, unpack
 

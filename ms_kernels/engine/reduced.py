@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends import dispatch
-from ms_kernels.backends.interface import Reduced, Side, compute_dtype, reads
+from ms_kernels.backends.interface import Reduced, compute_dtype
 from ms_kernels.checks import Pairs
 from ms_kernels.engine.plans import Plans, plan_of
+from ms_kernels.engine.sides import sides_for
 from ms_kernels.reference import count_valid
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.sums import total_of
@@ -76,31 +77,6 @@ def _one_side_at_a_time(
     dx = None if dx is None or dx_back is None else (dx + dx_back) / divisor
     dr = None if dr is None or dr_back is None else (dr + dr_back) / divisor
     return ((loss + back) / divisor).to(dtype), dx, dr
-
-
-def sides_of(pairs: Pairs) -> tuple[Side, Side | None]:
-    """Anchors, and candidates unless they are the anchors."""
-    embeddings, labels, ids, ref_emb, ref_labels, ref_ids = pairs
-    anchors = Side(embeddings, labels, ids)
-    if ref_emb is None or ref_labels is None:
-        return anchors, None
-    return anchors, Side(ref_emb, ref_labels, ref_ids)
-
-
-def in_one_dtype(pairs: Pairs) -> Pairs:
-    """Both sides in the wider dtype, which rounds nothing."""
-    x, labels, ids, r, ref_labels, ref_ids = pairs
-    if r is None or r.dtype == x.dtype or not reads(x.dtype, r.dtype):
-        return pairs
-    wide = torch.promote_types(x.dtype, r.dtype)
-    return Pairs(x.to(wide), labels, ids, r.to(wide), ref_labels, ref_ids)
-
-
-def sides_for(module: ModuleType, pairs: Pairs) -> tuple[Side, Side | None]:
-    """As that backend reads them."""
-    if not getattr(module, "READS_ANY_DTYPE", False):
-        pairs = in_one_dtype(pairs)
-    return sides_of(pairs)
 
 
 def module_of(
