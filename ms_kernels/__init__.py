@@ -1,5 +1,6 @@
 """Pair losses for deep metric learning, above all the Multi-Similarity loss."""
 
+import importlib
 from typing import TYPE_CHECKING
 
 from ms_kernels import retrieval
@@ -34,6 +35,18 @@ if TYPE_CHECKING:
     from ms_kernels.backends.dispatch import backends
 else:
     from ms_kernels import backends
+
+    def __getattr__(name: str) -> object:
+        """Packages that are loaded when they are first asked for."""
+        if name in ("compat", "distributed", "tools"):
+            return importlib.import_module(f"ms_kernels.{name}")
+        hint = ""
+        if name in ("DistributedLoss", "gather_rows"):
+            hint = f"; it is ms_kernels.distributed.{name}"
+        elif name in ("losses", "miners", "distances", "reducers"):
+            hint = f"; it is ms_kernels.compat.pytorch_metric_learning.{name}"
+        raise AttributeError(f"module 'ms_kernels' has no attribute {name!r}{hint}")
+
 
 __version__ = "0.1.0"
 

@@ -87,10 +87,15 @@ class DistributedLoss(nn.Module):
         if schedule == "ring":
             check_joined(loss)
         if isinstance(loss, CrossBatchMemory) and not by_statistics(loss.loss):
+            rule, backend = loss.loss.rule, loss.loss.options["backend"]
+            got = f"rule {type(rule).__name__}, not of this package"
+            if rule.learned:
+                got = f"{', '.join(rule.learned)} of {type(rule).__name__} that learns"
+            elif backend == "reference":
+                got = "backend='reference'"
             raise ValueError(
                 "loss: expected rules of this package, options that are numbers and no backend "
-                "'reference' in a CrossBatchMemory of several processes, got "
-                f"{loss.loss!r}"
+                f"'reference' in a CrossBatchMemory of several processes, got {got}"
             )
         self.loss, self.group, self.schedule = loss, group, schedule
         self._several = False  # it has computed over several processes

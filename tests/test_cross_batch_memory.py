@@ -216,12 +216,12 @@ def test_compiled_whole_and_once(warmup):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("name", ["own", "learned", "panels", "dense", "histogram"])
+@pytest.mark.parametrize("name", ["own", "circle", "panels", "dense", "histogram"])
 def test_streamed_losses_are_not_compiled(name):
     """Their panels would be computed again in the backward pass, after the rows have entered."""
     loss = {
         "own": lambda: PairLoss(Own()),
-        "learned": lambda: PairLoss(MultiSimilarity(nn.Parameter(torch.tensor(2.0).double()))),
+        "circle": lambda: PairLoss(ms_kernels.Circle(gamma=nn.Parameter(torch.tensor(2.0)))),
         "panels": lambda: PairLoss(BinLifted(), backend="panels"),
         "dense": lambda: MultiSimilarityLoss(backend="reference"),
         "histogram": lambda: HistogramLoss(ignore_label=1),
@@ -249,3 +249,11 @@ def test_rows_of_an_ignored_label_do_not_enter():
         labels = torch.cat([y, torch.full_like(y, -1)])
         torch.testing.assert_close(memory(padded, labels), plain(x, y))
     assert torch.equal(memory.ring.rows, plain.ring.rows)
+
+
+def test_an_option_that_is_computed_cannot_be_learned_by_a_memory():
+    """Its graph is gone after the first backward pass."""
+    log = torch.nn.Parameter(torch.tensor(-2.0))
+    with pytest.raises(ValueError, match="loss: .* got temperature computed from others"):
+        ms_kernels.CrossBatchMemory(NTXentLoss(log.exp()), 5, 8)
+    ms_kernels.CrossBatchMemory(NTXentLoss(torch.nn.Parameter(log.detach().exp())), 5, 8)

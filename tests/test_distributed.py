@@ -126,7 +126,7 @@ def test_without_a_group_it_is_the_loss():
         ((torch.nn.MSELoss(),), "loss: expected a PairLoss or a CrossBatchMemory"),
         (
             (CrossBatchMemory(NTXentLoss(torch.nn.Parameter(torch.tensor(0.1))), 5, 8),),
-            "loss: expected rules of this package, options that are numbers",
+            "loss: expected rules of this package, options that are .* got temperature of NTXent",
         ),
         (
             (MultiSimilarityLoss(), None, "star"),

@@ -155,9 +155,9 @@ LEARNS = NTXentLoss(torch.nn.Parameter(torch.tensor(0.1)))
     ("loss", "message"),
     [
         (TripletLoss(), "'ring' expected rules .* no triplet loss, .* got Triplet with NoMining"),
-        (LEARNS, "'ring' expected rules of this package whose options are numbers, .* got NTXent"),
-        (HistogramLoss(), "'ring' expected rules of this package .* got Histogram"),
-        (PairLoss(ranks.Own()), "'ring' expected rules of this package .* got Own"),
+        (LEARNS, "'ring' expected options that are numbers, got temperature of NTXent that learns"),
+        (HistogramLoss(), "'ring' expected rules of this package, .* got Histogram"),
+        (PairLoss(ranks.Own()), "'ring' expected rules of this package, .* got Own"),
         (CrossBatchMemory(MultiSimilarityLoss(), 5, 8), "expected 'gather' with a CrossBatchMem"),
         (MultiSimilarityLoss(backend="reference"), "'ring' expected a backend .* got 'reference'"),
         (MultiSimilarityLoss(backend="triton"), "'ring' expected a backend .* got 'triton'"),

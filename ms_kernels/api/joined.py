@@ -14,10 +14,16 @@ def check_joined(loss: PairLoss | CrossBatchMemory) -> None:
             "schedule: expected 'gather' with a CrossBatchMemory, which holds the rows of all on "
             "every process, got 'ring'; use schedule='gather'"
         )
+    if loss.rule.learned:
+        raise ValueError(
+            "schedule: 'ring' expected options that are numbers, got "
+            f"{', '.join(loss.rule.learned)} of {type(loss.rule).__name__} that learns; use "
+            "schedule='gather'"
+        )
     spec = spec_of(loss.rule, loss.mining, loss.shared)
     if spec is None or isinstance(spec.weighting, Triplet):
         raise ValueError(
-            "schedule: 'ring' expected rules of this package whose options are numbers, and no "
+            "schedule: 'ring' expected rules of this package, and no "
             "triplet loss, which compares pairs with pairs, got "
             f"{names_of(loss.weighting, loss.mining)}; use schedule='gather'"
         )

@@ -64,6 +64,14 @@ class CrossBatchMemory(nn.Module):
                 f"loss: expected a PairLoss, such as MultiSimilarityLoss(), got {loss!r}; a rule "
                 "becomes one by PairLoss(rule)"
             )
+        learned = loss.rule.learned.items()
+        computed = [name for name, option in learned if option.grad_fn is not None]
+        if computed:
+            raise ValueError(
+                f"loss: expected options that are numbers or parameters, got {', '.join(computed)} "
+                "computed from others, whose graph the first backward pass frees; give the loss an "
+                "nn.Parameter"
+            )
         check_whole("embedding_dim", embedding_dim, MOST)
         check_whole("size", size, MOST, " of rows")
         if dtype not in DTYPES:

@@ -40,7 +40,9 @@ def missing() -> str | None:
     except ImportError as error:
         return (
             f"the compiled module ms_kernels._cpu is not here ({error}); "
-            "reinstall with a C++ compiler: pip install --no-deps . in the source folder"
+            "reinstall with a C++ compiler: pip install --no-deps . in the source folder. Python "
+            "that runs in that folder finds its copy first, without the module: run elsewhere, or "
+            "pip install --no-deps -e ."
         )
     return None
 
