@@ -251,3 +251,14 @@ def test_the_batch_as_its_own_candidates_is_the_batch(reduction, backend):
     assert not torch.equal(found[0][0], found[2][0])
     stats = ms_kernels.row_statistics(x, y, x, y, backend=backend)
     assert all(map(torch.equal, stats, ms_kernels.row_statistics(x, y, backend=backend)))
+
+
+def test_packages_of_the_package_and_names_that_it_has_elsewhere():
+    for name in ("compat", "distributed", "tools"):
+        assert getattr(ms_kernels, name).__name__ == f"ms_kernels.{name}"
+    with pytest.raises(AttributeError, match="it is ms_kernels.distributed.DistributedLoss"):
+        ms_kernels.DistributedLoss  # noqa: B018
+    with pytest.raises(AttributeError, match="it is ms_kernels.compat.pytorch_metric_learning.los"):
+        ms_kernels.losses  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'$"):
+        ms_kernels.nothing  # noqa: B018
