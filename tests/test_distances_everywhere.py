@@ -1,5 +1,7 @@
 """The option `distance` means the same in every function that takes it."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -109,3 +111,17 @@ def test_what_cannot_be(batch):
         ms_kernels.TripletLoss(distance="cosine")
     with pytest.raises(ValueError, match="distance: expected None with Histogram"):
         ms_kernels.HistogramLoss(distance="euclidean")
+
+
+def test_a_margin_that_no_distance_reaches_is_warned_of():
+    for loss, name in (
+        (ms_kernels.ContrastiveLoss, "negative_margin"),
+        (ms_kernels.BinomialDevianceLoss, "base"),
+        (ms_kernels.MultiSimilarityLoss, "base"),
+    ):
+        with pytest.warns(UserWarning, match=f"{loss.__name__}: .* such as {name}=-1"):
+            loss(distance="euclidean")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loss(distance="euclidean", **{name: -1.0})
+            loss()

@@ -1,6 +1,7 @@
 """Losses as modules: any weighting rule with any mining rule, and the Multi-Similarity loss."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypedDict
@@ -108,6 +109,8 @@ class PairLoss(nn.Module):
         check_ignore_label(ignore_label)
         check_flag("keep_statistics", keep_statistics)
         shared = options_of(max_positive_similarity, normalize, distance)
+        if distance is not None:
+            _warn_of_a_similarity(type(self).__name__, weighting)
         spec = spec_of(weighting, mining, shared)
         learns = bool(weighting.learned) and may_learn(weighting, mining, shared, backend)
         if weighting.learned and not learns and backend not in OF_ANY_RULE:
@@ -277,3 +280,15 @@ class MultiSimilarityLoss(PairLoss):
         """The released code's: alpha 2, beta 40, base 0.5; positives at S >= 1 - 1e-5 dropped."""
         constants = {"alpha": 2.0, "beta": 40.0, "base": 0.5, "epsilon": 0.1}
         return cls(**{**constants, "max_positive_similarity": 1 - 1e-5, **options})
+
+
+def _warn_of_a_similarity(owner: str, rule: Weighting) -> None:
+    """Of a loss of distances whose margin or base none of them reaches."""
+    name = "negative_margin" if hasattr(rule, "negative_margin") else "base"
+    value = getattr(rule, name, None)
+    if isinstance(value, (int, float)) and (value > 0 or (value == 0 and name != "base")):
+        warnings.warn(
+            f"{owner}: similarities are distances below 0, which {name}={value:g} is above: "
+            f"negatives are left alone; give one below 0, such as {name}=-1.0",
+            stacklevel=4,
+        )
