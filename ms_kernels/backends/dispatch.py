@@ -129,13 +129,11 @@ def resolve_learned(
     name: str, device: str, samples: int, spec: PairSpec, dtype: torch.dtype
 ) -> str | None:
     """The backend in whose kernels options of the rules learn, the one that `choose` has; None
-    where plain PyTorch has to."""
+    where plain PyTorch has to. In a graph, whose op chooses by sizes when it runs, any of them."""
     known = [k for k in MODULES if learns(k, spec)]
-    # A size of a graph may be a symbol, of which nothing is asked that need not be.
     of_device = [k for k in known if DEVICE_OF[k] == device]
-    if name == "auto" and len(of_device) > 1:
-        asked = None if torch.compiler.is_compiling() else dtype
-        slow = [k for k in of_device if not _is_fast(k, samples, spec, asked)]
+    if name == "auto" and len(of_device) > 1 and not torch.compiler.is_compiling():
+        slow = [k for k in of_device if not _is_fast(k, samples, spec, dtype)]
         known = [k for k in known if k not in slow] + slow
     return _first_of(name, device, tuple(known), dtype)
 
