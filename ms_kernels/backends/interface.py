@@ -65,9 +65,9 @@ and, where torch's own bits would depend on its threads,
 and, where one sweep gives statistics beside losses and gradients,
 
     counted_loss(anchors, candidates, spec, need_dx, need_dr, dloss, option_values, weigh)
-        -> Counted
+        -> Counted | None
         As loss_and_gradient. option_values: None, or as below. weigh: whether sums of weights are
-        wanted.
+        wanted. None of what it leaves to the functions that follow and to those before.
 
 and, where options of the weighting rule may learn,
 

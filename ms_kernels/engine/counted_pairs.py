@@ -30,8 +30,9 @@ def count_pairs(
     """dloss: (N,) what each loss is worth, None for ones. option_values: of a rule that learns."""
     how = need_dx, need_dr, dloss
     if hasattr(module, "counted_loss"):
-        found: Counted = module.counted_loss(*sides, spec, *how, option_values, need_options)
-        return found
+        found: Counted | None = module.counted_loss(*sides, spec, *how, option_values, need_options)
+        if found is not None:
+            return found
     dx: Tensor | None = None
     dr: Tensor | None = None
     if option_values is not None:
