@@ -272,9 +272,13 @@ def _integers(name: str, got: Tensor, beside: str, x: Tensor) -> Tensor:
     if got.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got {got.layout}; use .to_dense()")
     if got.shape != x.shape[:1]:
+        way_out = ""
+        if got.ndim == 2 and len(got) == len(x):
+            flags = f"; use {name}.bool() if they are flags" if name.endswith("labels") else ""
+            way_out = f"; use {name}.squeeze(1)" if got.shape[1] == 1 else flags
         raise ValueError(
             f"{name}: expected shape ({x.shape[0]},) to match {beside} {tuple(x.shape)}, "
-            f"got {tuple(got.shape)}"
+            f"got {tuple(got.shape)}{way_out}"
         )
     check_device(name, got, beside, x)
     return got.to(torch.int64)  # one-to-one, so equality survives even for uint64
