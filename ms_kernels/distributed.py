@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from ms_kernels.api.agreement import Schedule, agreed, refuse_counting
 from ms_kernels.api.everybody import (
     GlobalLosses,
-    by_statistics,
+    check_remembered,
     everybody_of,
-    found,
     gathered,
-    ring_call,
+    ring_loss,
 )
 from ms_kernels.api.gathered import gather_rows
 from ms_kernels.api.graph import fits_a_graph, loss_in_graph
@@ -22,7 +21,6 @@ from ms_kernels.api.joined import check_joined
 from ms_kernels.api.memory import CrossBatchMemory
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.checks import Pairs, check_choice
-from ms_kernels.engine.ring_loss import RingLoss
 
 __all__ = ["DistributedLoss", "gather_rows"]
 
@@ -48,11 +46,11 @@ class DistributedLoss(nn.Module):
     A ring goes round once for the sums and once for the gradient; for mining rules that ask for
     hardest pairs, which are all but NoMining and ThresholdMining, once more before; for `NTXent`
     and `NPair`, whose positives need the sum of all negatives, once more between. It gives what
-    blocks add up to: a `CrossBatchMemory`, triplets, rules of your own, options that learn,
-    `HistogramLoss` and the backends "cuda", "triton" and "reference" are refused. With "auto",
-    plain PyTorch computes blocks on a GPU, and those of `TopKMining` anywhere. Each anchor's blocks
-    are added up in one order, so a run gives the same bits as the last; with another number of
-    processes blocks are others, and the last bits may be.
+    blocks add up to: a `CrossBatchMemory`, triplets, rules of your own, `HistogramLoss` and the
+    backends "cuda", "triton" and "reference" are refused. With "auto", plain PyTorch computes
+    blocks on a GPU, and those of `TopKMining` anywhere. Each anchor's blocks are added up in one
+    order, so a run gives the same bits as the last; with another number of processes blocks are
+    others, and the last bits may be. Options that learn are read, for which a GPU is waited for.
 
     Under DistributedDataParallel, which divides gradients by the number of processes, multiply the
     loss by it for the gradients of one process:
@@ -68,9 +66,9 @@ class DistributedLoss(nn.Module):
     processes are waited for, which no CUDA graph can (mode="reduce-overhead").
 
     A process whose arguments do not fit makes all of them raise, with its message and rank; so do
-    dimensions, dtypes and options that differ. Rules of your own, options that learn, and
-    `HistogramLoss` are computed for the whole batch on every process; of an option that learns each
-    has its share of the derivative.
+    dimensions, dtypes and options that differ. Of an option that learns each process has its share
+    of the derivative. Rules of your own, `HistogramLoss`, and options that learn where no kernels
+    take them are computed for the whole batch on every process.
     """
 
     @names_the_way
@@ -86,17 +84,8 @@ class DistributedLoss(nn.Module):
         check_choice("schedule", schedule, SCHEDULES)
         if schedule == "ring":
             check_joined(loss)
-        if isinstance(loss, CrossBatchMemory) and not by_statistics(loss.loss):
-            rule, backend = loss.loss.rule, loss.loss.options["backend"]
-            got = f"rule {type(rule).__name__}, not of this package"
-            if rule.learned:
-                got = f"{', '.join(rule.learned)} of {type(rule).__name__} that learns"
-            elif backend == "reference":
-                got = "backend='reference'"
-            raise ValueError(
-                "loss: expected rules of this package, options that are numbers and no backend "
-                f"'reference' in a CrossBatchMemory of several processes, got {got}"
-            )
+        if isinstance(loss, CrossBatchMemory):
+            check_remembered(loss.loss)
         self.loss, self.group, self.schedule = loss, group, schedule
         self._several = False  # it has computed over several processes
         self.group_name: str = getattr(group, "group_name", "")  # what a graph can hold of it
@@ -128,13 +117,14 @@ class DistributedLoss(nn.Module):
     def _eager(self, embeddings: Tensor, labels: Tensor, **options: Tensor | None) -> Tensor:
         self._several = True
         wanted = isinstance(embeddings, Tensor) and embeddings.requires_grad
-        wanted = wanted and torch.is_grad_enabled()
+        loss = self.loss.loss if isinstance(self.loss, CrossBatchMemory) else self.loss
+        learned = any(option.requires_grad for option in loss.rule.learned.values())
+        wanted = (wanted or learned) and torch.is_grad_enabled()
         how = Schedule(self.loss, self.group, self.schedule)
         here = agreed(how, embeddings, labels, options, wanted)
         if isinstance(self.loss, PairLoss):
             if self.schedule == "ring":
-                call = ring_call(self.loss, here.pairs, here.exchange)
-                return found(self.loss, RingLoss, here.pairs.embeddings, here.weight, call)
+                return ring_loss(self.loss, here)
             return gathered(self.loss, here).of_batch()
         rows, labels, all_ids = everybody_of(here, options["ids"] is not None)
         entering = self.loss.call_of(rows, labels, all_ids, None)

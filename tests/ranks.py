@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import learned_options
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
@@ -52,6 +53,16 @@ LOSSES = {
 }
 
 
+# Of which each row's loss is taken too, and a memory.
+OF_NONE = (rules.MultiSimilarity, rules.NTXent, rules.Triplet, rules.Circle)
+
+
+def learning_rule(rule, options):
+    """With parameters of its own."""
+    numbers = {name: torch.tensor(value).double() for name, value in options.items()}
+    return rule(**{name: torch.nn.Parameter(number) for name, number in numbers.items()})
+
+
 class Own(rules.Weighting):
     def row_loss(self, similarity, positive, negative):
         return (similarity * negative).sum(1) - (similarity * positive).sum(1)
@@ -89,6 +100,16 @@ def cases(world):
             found[f"{sizes}-own-{reduction}"] = sizes, PairLoss(Own(), **how), ("sample_weight",)
             dense = ms_kernels.MultiSimilarityLoss(backend="reference", **how)
             found[f"{sizes}-dense-{reduction}"] = sizes, dense, ()
+        for rule, options in learned_options.OPTIONS:
+            name = f"{sizes}-learned-{rule.__name__}"
+            for reduction in ("mean_valid", "none") if rule in OF_NONE else ("mean_valid",):
+                how = {"reduction": reduction, "keep_statistics": True}
+                loss = PairLoss(learning_rule(rule, options), **how)
+                found[f"{name}-{reduction}"] = sizes, loss, ("sample_weight",)
+            if rule in OF_NONE:
+                loss = PairLoss(learning_rule(rule, options))
+                memory = CrossBatchMemory(loss, D, sum(sizes) + 3, dtype=torch.float64)
+                found[f"{name}-memory"] = sizes, memory, ("ids",)
         for reduction in ("mean", "none"):
             loss = ms_kernels.MultiSimilarityLoss(reduction=reduction, ignore_label=2)
             memory = CrossBatchMemory(loss, D, sum(sizes) + 3, dtype=torch.float64, warmup=1)
@@ -158,19 +179,20 @@ def refusals(rank):
     heard["after"] = str(float(loss(x, y)) >= 0)  # nobody waits for anybody
     from ms_kernels.backends import cpu
 
-    for name, job, of in (
-        ("later", "row_statistics", loss),
-        ("last", "embedding_gradient", loss),
-        ("whole", "counted_loss", DistributedLoss(learning(2.0))),
+    for name, place, job, of in (
+        ("later", cpu, "row_statistics", loss),
+        ("last", cpu, "embedding_gradient", loss),
+        ("learns", cpu, "learned_gradient", DistributedLoss(learning(2.0))),
+        ("whole", Own, "row_loss", DistributedLoss(PairLoss(Own()))),
     ):
-        real = getattr(cpu, job)
+        real = getattr(place, job)
         if rank == 1:
-            setattr(cpu, job, fails)
+            setattr(place, job, fails)
         try:
             of(x.clone().requires_grad_(), y)
         except RuntimeError as error:
             heard[name] = f"{type(error).__name__}: {error}"
-        setattr(cpu, job, real)
+        setattr(place, job, real)
     return heard
 
 

@@ -4,6 +4,7 @@ import itertools
 import weakref
 from pathlib import Path
 
+import learned_options
 import ranks
 import torch
 import torch.distributed as dist
@@ -42,6 +43,15 @@ def cases(world):
         for distance in ("euclidean", "squared_euclidean"):
             apart = MultiSimilarityLoss(2.0, 5.0, -1.0, distance=distance, normalize=False)
             found[f"{sizes}-{distance}"] = sizes, apart, ()
+        every = itertools.cycle(learned_options.MININGS)
+        for rule, options in learned_options.OPTIONS:
+            if rule is Triplet:
+                continue
+            for backend, reduction in (("auto", "mean"), ("panels", "none")):
+                how = {"backend": backend, "reduction": reduction}
+                learns = ranks.learning_rule(rule, options)
+                loss = PairLoss(learns, next(every), keep_statistics=backend == "auto", **how)
+                found[f"{sizes}-learned-{rule.__name__}-{backend}"] = sizes, loss, ()
         found[f"{sizes}-ids"] = sizes, MultiSimilarityLoss(), ("ids",)
         for reduction in ("none", "mean_valid"):
             loss = MultiSimilarityLoss(ignore_label=1, reduction=reduction)
@@ -53,7 +63,7 @@ def cases(world):
 def found_by(loss, sizes, names, rank):
     (step,) = ranks.steps(loss, sizes, names, rank)
     module = loss.loss if isinstance(loss, DistributedLoss) else loss
-    return (*step[:2], module.statistics if module.keep_statistics else None)
+    return (*step, module.statistics if module.keep_statistics else None)
 
 
 def of_rank(rank, loss, sizes=(6, 5, 5), dtype=torch.float32, schedule="ring"):

@@ -2,12 +2,13 @@
 
 import functools
 
+import learned_options
 import pytest
 import torch
 from family import MININGS, WEIGHTINGS, name_of
 
 from ms_kernels.backends import cpu, dispatch, panels
-from ms_kernels.backends.interface import Known, Side
+from ms_kernels.backends.interface import Known, Side, Term
 from ms_kernels.rules import mining as mine
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import MultiSimilarity, Triplet
@@ -102,6 +103,29 @@ def test_panels_of_one_row(monkeypatch):
 class OfOneRow(panels.Sides):
     def height(self, arrays):
         return 1
+
+
+LEARN = [(rule, options) for rule, options in learned_options.OPTIONS if rule is not Triplet]
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"), LEARN, ids=lambda given: getattr(given, "__name__", "")
+)
+def test_weight_sums(module, rule, options):
+    """Of blocks they add up to those of all, which the kernels that learn have; an anchor that is
+    not finite adds nothing."""
+    spec = PairSpec(rule(**options), mine.MultiSimilarityMining(0.2))
+    anchors, candidates = sides()
+    anchors = anchors._replace(embeddings=anchors.embeddings.clone())
+    anchors.embeddings[5, 0] = torch.nan
+    stats = module.row_statistics(anchors, candidates, spec)
+    term = Term(stats, torch.linspace(0.5, 2, len(anchors.labels), dtype=torch.float64))
+    found = [module.weight_sums(anchors, block, spec, term) for block in blocks(candidates)]
+    values = torch.tensor(list(options.values()), dtype=torch.float64)
+    want = cpu.learned_gradient(anchors, candidates, spec, values, term, False, False)[2]
+    known = sum(found)
+    assert known.isfinite().all() and known.abs().max() > 0
+    torch.testing.assert_close(known, want, rtol=1e-9, atol=1e-11)
 
 
 def test_no_anchors(module):

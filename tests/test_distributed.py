@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 import ms_kernels
-from ms_kernels import CrossBatchMemory, MultiSimilarityLoss, NTXentLoss
+from ms_kernels import CrossBatchMemory, MultiSimilarityLoss, NTXentLoss, PairLoss
 from ms_kernels.distributed import DistributedLoss
 
 pytestmark = pytest.mark.skipif(
@@ -75,6 +75,7 @@ REFUSED = {
     "after": "True",
     "later": "RuntimeError: DistributedLoss: rank 1: RuntimeError: no memory",
     "learned": r"ValueError: loss: .*BinLifted\(alpha=2.0.* on rank 0 and .*alpha=3.0.* on rank 1",
+    "learns": "RuntimeError: DistributedLoss: rank 1: RuntimeError: no memory",
     "whole": "RuntimeError: DistributedLoss: rank 1: RuntimeError: no memory",
     "last": "RuntimeError: DistributedLoss: rank 1: RuntimeError: no memory",
 }
@@ -120,13 +121,24 @@ def test_without_a_group_it_is_the_loss():
     assert torch.equal(DistributedLoss(MultiSimilarityLoss())(x, y), MultiSimilarityLoss()(x, y))
 
 
+LEARNS_IN_PANELS = NTXentLoss(torch.nn.Parameter(torch.tensor(0.1)), backend="panels")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ((torch.nn.MSELoss(),), "loss: expected a PairLoss or a CrossBatchMemory"),
         (
-            (CrossBatchMemory(NTXentLoss(torch.nn.Parameter(torch.tensor(0.1))), 5, 8),),
-            "loss: expected rules of this package, options that are .* got temperature of NTXent",
+            (CrossBatchMemory(LEARNS_IN_PANELS, 5, 8),),
+            "loss: expected kernels in which temperature of NTXent learns, got backend='panels'; ",
+        ),
+        (
+            (CrossBatchMemory(PairLoss(ranks.Own()), 5, 8),),
+            "loss: expected rules of this package and no .* several processes, got rule Own, not",
+        ),
+        (
+            (CrossBatchMemory(MultiSimilarityLoss(backend="reference"), 5, 8),),
+            "loss: expected rules of this package and no .* got backend='reference'",
         ),
         (
             (MultiSimilarityLoss(), None, "star"),

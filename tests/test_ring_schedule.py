@@ -46,10 +46,10 @@ CASES = [(world, name) for world in ring_ranks.SIZES for name in ring_ranks.case
 @pytest.mark.parametrize(("world", "name"), CASES, ids=str)
 def test_the_loss_of_the_global_batch(found, world, name):
     sizes, loss, names = ring_ranks.cases(world)[name]
-    whole, every_dx, stats = ring_ranks.found_by(copy.deepcopy(loss), sizes, names, None)
+    whole, every_dx, learned, stats = ring_ranks.found_by(copy.deepcopy(loss), sizes, names, None)
     everybody = found(world)
     for rank, mine in enumerate(everybody):
-        value, dx, own = mine[name]
+        value, dx, _, own = mine[name]
         of_rank = ranks.part(whole, sizes, rank) if whole.ndim else whole
         torch.testing.assert_close(value, of_rank, rtol=1e-10, atol=1e-12)
         wanted = ranks.part(every_dx, sizes, rank)
@@ -58,6 +58,9 @@ def test_the_loss_of_the_global_batch(found, world, name):
             torch.testing.assert_close(got, ranks.part(want, sizes, rank), rtol=1e-10, atol=1e-12)
         if value.ndim == 0:
             assert torch.equal(value, everybody[0][name][0])  # the same to the bit
+    if learned is not None:  # of options that learn: shares that add up
+        shares = sum(mine[name][2] for mine in everybody)
+        torch.testing.assert_close(shares, learned, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -148,14 +151,14 @@ def test_alone_it_is_the_loss():
     assert torch.equal(DistributedLoss(loss, schedule="ring")(x, y), loss(x, y))
 
 
-LEARNS = NTXentLoss(torch.nn.Parameter(torch.tensor(0.1)))
+LEARNS = TripletLoss(torch.nn.Parameter(torch.tensor(0.1)))
 
 
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
         (TripletLoss(), "'ring' expected rules .* no triplet loss, .* got Triplet with NoMining"),
-        (LEARNS, "'ring' expected options that are numbers, got temperature of NTXent that learns"),
+        (LEARNS, "'ring' expected rules .* no triplet loss, .* got Triplet with NoMining"),
         (HistogramLoss(), "'ring' expected rules of this package, .* got Histogram"),
         (PairLoss(ranks.Own()), "'ring' expected rules of this package, .* got Own"),
         (CrossBatchMemory(MultiSimilarityLoss(), 5, 8), "expected 'gather' with a CrossBatchMem"),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.api.agreement import Here
+from ms_kernels.api.learned import Learning, learning_of, no_kernels, values_of
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.api.ring import no_wider
 from ms_kernels.backends.interface import Side
@@ -13,9 +14,9 @@ from ms_kernels.checks import Pairs
 from ms_kernels.engine.autograd import in_public_dtype
 from ms_kernels.engine.exchange import Exchange
 from ms_kernels.engine.global_loss import GlobalCall, GlobalLoss, RowsHere
-from ms_kernels.engine.ring_loss import RingCall
+from ms_kernels.engine.ring_loss import RingCall, RingLoss
 from ms_kernels.reference import RowStatistics
-from ms_kernels.rules.made import spec_of
+from ms_kernels.rules.made import learned_spec_of, spec_of
 from ms_kernels.rules.weighting import Weighting
 
 
@@ -36,31 +37,47 @@ class GlobalLosses:
         self.place = exchange.own
 
     def of_batch(self) -> Tensor:
-        if not by_statistics(self.loss):
+        anchors = self._against(*self.everybody[:3])
+        learning = self._learning(anchors)
+        if learning is None and not by_statistics(self.loss):
             return self._of_whole_batch()
-        return self._found(self.call_of_batch())
+        return self._found(True, anchors, learning)
 
     def of_memory(self, rows: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-        rows = no_wider(rows, self.here.embeddings)
-        return self._found(self._call(False, rows, labels, ids))
+        anchors = self._against(no_wider(rows, self.here.embeddings), labels, ids)
+        learning = self._learning(anchors)
+        if learning is None and self.spec is None:
+            raise ValueError(f"loss: {no_kernels(self.loss.rule, self.loss.options['backend'])}")
+        return self._found(False, anchors, learning)
 
-    def _found(self, call: GlobalCall) -> Tensor:
-        return found(self.loss, GlobalLoss, self.here.embeddings, self.weight, call)
+    def _against(self, rows: Tensor, labels: Tensor, ids: Tensor | None) -> Pairs:
+        assert self.everybody.ids is not None and ids is not None
+        own_ids = self.everybody.ids[self.place]
+        return Pairs(self.here.embeddings, self.here.labels, own_ids, rows, labels, ids)
+
+    def _learning(self, anchors: Pairs) -> Learning | None:
+        """What kernels are told of options that learn; None where there are none, of either."""
+        rule, backend = self.loss.rule, self.loss.options["backend"]
+        if not rule.learned or backend == "reference":
+            return None
+        return learning_of(anchors, (rule, self.loss.mining), self.loss.shared, backend)
+
+    def _found(self, mutual: bool, anchors: Pairs, learning: Learning | None) -> Tensor:
+        call = self._call(mutual, anchors, learning)
+        option_values = None if learning is None else learning.option_values
+        given = self.here.embeddings, option_values, self.weight
+        return found(self.loss, GlobalLoss, *given, call)
 
     def call_of_batch(self) -> GlobalCall:
-        """What the engine is told of a loss by statistics."""
-        rows, labels, ids, *_ = self.everybody
-        assert ids is not None
-        return self._call(True, rows, labels, ids)
+        """What the engine is told of a loss by statistics whose options are numbers."""
+        return self._call(True, self._against(*self.everybody[:3]), None)
 
-    def _call(self, mutual: bool, rows: Tensor, labels: Tensor, ids: Tensor) -> GlobalCall:
-        assert self.spec is not None
-        x, own_labels, *_ = self.here
-        assert self.everybody.ids is not None
-        own_ids = self.everybody.ids[self.place]
-        anchors = Pairs(x, own_labels, own_ids, rows, labels, ids)
-        options = self.loss.options
-        how = self.spec, options["reduction"], options["backend"], self.exchange
+    def _call(self, mutual: bool, anchors: Pairs, learning: Learning | None) -> GlobalCall:
+        spec, backend = self.spec, self.loss.options["backend"]
+        if learning is not None:
+            spec, backend = learning.spec, learning.backend
+        assert spec is not None
+        how = spec, self.loss.options["reduction"], backend, self.exchange
         return GlobalCall(anchors, mutual, *how)
 
     def _of_whole_batch(self) -> Tensor:
@@ -98,23 +115,38 @@ def gathered(loss: PairLoss, here: Here) -> GlobalLosses:
     return GlobalLosses(loss, here.pairs, everybody, here.weight, here.exchange)
 
 
-def ring_call(loss: PairLoss, pairs: Pairs, exchange: Exchange) -> RingCall:
-    """Of the rows here against those of everybody, which come by in blocks."""
-    spec, options = spec_of(loss.rule, loss.mining, loss.shared), loss.options
+def ring_call(
+    loss: PairLoss, pairs: Pairs, exchange: Exchange, option_values: Tensor | None = None
+) -> RingCall:
+    """Of the rows here against those of everybody, which come by in blocks. option_values: of a
+    rule that learns, which are read."""
+    spec, options = learned_spec_of(loss.rule, loss.mining, loss.shared), loss.options
     assert spec is not None
+    if option_values is not None:
+        spec = spec.with_numbers(option_values)
     own = Side(*pairs[:3])
     return RingCall(own, spec, options["reduction"], options["backend"], exchange)
+
+
+def ring_loss(loss: PairLoss, here: Here) -> Tensor:
+    """By blocks that go round."""
+    x, option_values = here.pairs.embeddings, None
+    if loss.rule.learned:
+        option_values = values_of(loss.rule, x)
+    call = ring_call(loss, here.pairs, here.exchange, option_values)
+    return found(loss, RingLoss, x, option_values, here.weight, call)
 
 
 def found(
     loss: PairLoss,
     function: type[torch.autograd.Function],
     x: Tensor,
+    option_values: Tensor | None,
     weight: Tensor | None,
     call: GlobalCall | RingCall,
 ) -> Tensor:
     """What a loss is found to be, as the user sees it."""
-    value, *stats = function.apply(x, weight, call)  # type: ignore[no-untyped-call]
+    value, *stats = function.apply(x, option_values, weight, call)  # type: ignore[no-untyped-call]
     if loss.keep_statistics:
         loss.keep(RowStatistics(*stats))
     return in_public_dtype(value, x, loss.options["reduction"])
@@ -132,5 +164,24 @@ def _share_of(weighting: Weighting, size: int) -> Weighting:
 
 
 def by_statistics(loss: PairLoss) -> bool:
-    """Whether the loss of an anchor follows from statistics that a backend has."""
+    """Whether the loss of an anchor follows from statistics that a backend has, of options that are
+    numbers."""
     return loss.fused and loss.options["backend"] != "reference"
+
+
+def check_remembered(loss: PairLoss) -> None:
+    """Of a loss against a memory: it goes by statistics."""
+    rule, backend = loss.rule, loss.options["backend"]
+    if by_statistics(loss):
+        return
+    if not rule.learned:
+        got = f"rule {type(rule).__name__}, not of this package"
+        if loss.fused:
+            got = f"backend={backend!r}"
+        raise ValueError(
+            "loss: expected rules of this package and no backend 'reference' in a CrossBatchMemory "
+            f"of several processes, got {got}"
+        )
+    known = learned_spec_of(rule, loss.mining, loss.shared) is not None
+    if not known or backend in ("panels", "reference"):
+        raise ValueError(f"loss: {no_kernels(rule, backend)}")

@@ -103,8 +103,8 @@ def _run(
         found = ring_call(loss, here.pairs, here.exchange).reduced(here.weight)
     else:
         found = gathered(loss, here).call_of_batch().reduced(here.weight)
-    value, stats, dx = found
-    return value, value.new_empty(0) if dx is None or not gradient else dx, *stats
+    dx = found.gradient.dx if gradient else None
+    return found.loss, found.loss.new_empty(0) if dx is None else dx, *found.stats
 
 
 def _run_fake(embeddings: Tensor, *given: Any) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@
 from ms_kernels.api.memory import CrossBatchMemory
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.backends.dispatch import names_of, takes_blocks
-from ms_kernels.rules.made import spec_of
+from ms_kernels.rules.made import learned_spec_of
 from ms_kernels.rules.weighting import Triplet
 
 
@@ -14,13 +14,8 @@ def check_joined(loss: PairLoss | CrossBatchMemory) -> None:
             "schedule: expected 'gather' with a CrossBatchMemory, which holds the rows of all on "
             "every process, got 'ring'; use schedule='gather'"
         )
-    if loss.rule.learned:
-        raise ValueError(
-            "schedule: 'ring' expected options that are numbers, got "
-            f"{', '.join(loss.rule.learned)} of {type(loss.rule).__name__} that learns; use "
-            "schedule='gather'"
-        )
-    spec = spec_of(loss.rule, loss.mining, loss.shared)
+    # Of options that learn the values are read in each call, which chooses by them.
+    spec = learned_spec_of(loss.rule, loss.mining, loss.shared)
     if spec is None or isinstance(spec.weighting, Triplet):
         raise ValueError(
             "schedule: 'ring' expected rules of this package, and no "

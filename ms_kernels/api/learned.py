@@ -95,6 +95,15 @@ def _backend_of(pairs: Pairs, spec: PairSpec, backend: str) -> str | None:
     return dispatch.resolve_learned(backend, x.device.type, samples, spec, x.dtype)
 
 
+class Learning(NamedTuple):
+    """What kernels are told of rules that learn: option_values (k,), in the order of the rule, on
+    the device of the embeddings; those of the spec mean nothing."""
+
+    spec: PairSpec
+    backend: str
+    option_values: Tensor
+
+
 def in_kernels(
     pairs: Pairs,
     rules: tuple[Weighting, Mining],
@@ -104,6 +113,17 @@ def in_kernels(
     weight: Tensor | None,
 ) -> tuple[Tensor, RowStatistics] | None:
     """Loss and statistics by kernels that take options as tensors; None where there are none."""
+    learning = learning_of(pairs, rules, shared, backend)
+    if learning is None:
+        return None
+    spec, found, option_values = learning
+    return fused_counted_loss(pairs, spec, reduction, found, weight, option_values)
+
+
+def learning_of(
+    pairs: Pairs, rules: tuple[Weighting, Mining], shared: PairOptions, backend: str
+) -> Learning | None:
+    """None where no kernels learn."""
     spec = learned_spec_of(*rules, shared)
     x = pairs.embeddings
     if spec is None or pairs.labels.ndim != 1:
@@ -113,14 +133,14 @@ def in_kernels(
         return None
     if backend == "auto" and x.device.type != "cpu" and torch.compiler.is_compiling():
         found = backend  # the op, which knows the sizes, finds the one that eager mode has
-    option_values = _values_of(rules[0], x)
+    option_values = values_of(rules[0], x)
     if backend == "auto" and found == "cpu" and not is_traced():
         if dispatch.refusal(found, spec.with_numbers(option_values)) is not None:
             return None
-    return fused_counted_loss(pairs, spec, reduction, found, weight, option_values)
+    return Learning(spec, found, option_values)
 
 
-def _values_of(weighting: Weighting, x: Tensor) -> Tensor:
+def values_of(weighting: Weighting, x: Tensor) -> Tensor:
     """(k,) on the device of x, in the compute dtype."""
     dtype, found = compute_dtype(x), []
     for option in fields(weighting):
@@ -217,6 +237,15 @@ def way_out_of_statistics(weighting: Weighting) -> str:
     return (
         f"return_statistics: expected options that are numbers, got {weighting!r}, whose {names} "
         f"learns; {_of_kernels()}. row_statistics takes the options as numbers"
+    )
+
+
+def no_kernels(weighting: Weighting, backend: str) -> str:
+    """Of a loss that is computed by kernels or not at all."""
+    names = ", ".join(weighting.learned)
+    return (
+        f"expected kernels in which {names} of {type(weighting).__name__} learns, got "
+        f"backend={backend!r}; {_of_kernels()}"
     )
 
 

@@ -170,6 +170,12 @@ def block_statistics(
     return call.statistics()
 
 
+def weight_sums(anchors: Side, candidates: Side | None, spec: PairSpec, term: Term) -> Tensor:
+    """`WeightSums` (4,) of the anchors' pairs with these candidates."""
+    call = Call("gradient", anchors, candidates, spec)
+    return call.gradients_and_weights(term, False, False)[2]
+
+
 def reduced_loss_and_gradient(
     anchors: Side,
     candidates: Side | None,

@@ -92,6 +92,8 @@ and, where candidates may come a block at a time, whose statistics are joined,
         Numbers and sums of pairs with these candidates that mining keeps by what is known of all.
         known.hardest_positive and hardest_negative are taken for the anchor's own; with
         known.neg_sum only what the answer says of the positives means anything.
+    weight_sums(anchors, candidates, spec, term) -> Tensor
+        `WeightSums` (4,) of the anchors' pairs with these candidates.
 
 and, where the kernels have an interpreter, which serves tensors of any device,
 

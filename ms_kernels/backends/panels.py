@@ -11,8 +11,10 @@ from ms_kernels.backends.listing import gradient_of_anchors
 from ms_kernels.backends.plain.sides import Panel, Sides, full_precision
 from ms_kernels.backends.plain.statistics import hardest_of, statistics_of, weight_of
 from ms_kernels.backends.plain.sweep import by_autograd, sweep
+from ms_kernels.backends.plain.weight_sums import weight_sums_of
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.sums import WeightSums
 
 DEVICE = None
 NOTE = "streaming, plain PyTorch, any device"
@@ -69,6 +71,18 @@ def embedding_gradient(
 ) -> Tensor:
     """Gradient (N, D) with respect to the rows' embeddings, through their normalisation."""
     return gradient_of_anchors(_swept, rows, columns, spec, row_term, column_term)
+
+
+def weight_sums(anchors: Side, candidates: Side | None, spec: PairSpec, term: Term) -> Tensor:
+    """`WeightSums` (4,) of the anchors' pairs with these candidates."""
+    sides = Sides(anchors, candidates, spec)
+    total = sides.x.new_zeros(len(WeightSums._fields), dtype=torch.float64)
+    with full_precision(sides.x), torch.no_grad():
+        for panel in sides.panels():
+            stats = RowStatistics(*(s[panel.rows] for s in term.stats))
+            weight = weight_of(panel, stats, spec, term.dloss[panel.rows])
+            total += weight_sums_of(panel, weight, spec)
+    return total.to(sides.x.dtype)
 
 
 def loss_and_gradient(

@@ -24,11 +24,19 @@ from ms_kernels.rules.weighting import Triplet
 
 
 class Reduced(NamedTuple):
-    """dx: in the compute dtype, None where nobody wants one. stats: of the rows that are here."""
+    """stats: of the rows that are here."""
 
     loss: Tensor
     stats: RowStatistics
-    dx: Tensor | None
+    gradient: "Gradient"
+
+
+class Gradient(NamedTuple):
+    """dx: (n, D) in the compute dtype, None where nobody wants one. doptions: (k,), what the losses
+    of the rows here add to that of options that learn."""
+
+    dx: Tensor | None = None
+    doptions: Tensor | None = None
 
 
 class GlobalCall(NamedTuple):
@@ -44,36 +52,39 @@ class GlobalCall(NamedTuple):
     backend: str
     exchange: Exchange
 
-    def reduced(self, weight: Tensor | None) -> Reduced:
+    def reduced(self, weight: Tensor | None, option_values: Tensor | None = None) -> Reduced:
         """Of any reduction but "none"."""
-        stats, everybody, rows, ones = _rows_of_all(self, weight)
+        stats, everybody, rows, ones = _rows_of_all(self, weight, option_values)
         kept = everybody.pos_kept + everybody.neg_kept
         loss = reduce_rows(rows, kept, self.reduction, ones)
-        dx = None
+        found = Gradient()
         # A collective of some rules: all go in if one has to.
         if True in self.exchange.gradients:
             worth = ones / divisor_of(ones, kept, self.reduction)
-            dx = _gradient(self, everybody, worth, self.exchange.own)
-        return Reduced(loss, stats, dx)
+            found = _gradient(self, everybody, worth, self.exchange.own, option_values)
+        return Reduced(loss, stats, found)
 
 
-# Of the rows that are here: from what losses counted, their statistics, and the rows of the call.
-LaterGradient = Callable[[Tensor, RowStatistics, list[Tensor]], Tensor]
+# Of the rows that are here: from what losses counted, their statistics, options that learn, and the
+# rows of the call.
+LaterGradient = Callable[[Tensor, RowStatistics, Tensor | None, list[Tensor]], Gradient]
 
 
-def gradient_of(ctx: Any, dloss: Tensor | None, later: LaterGradient) -> Tensor | None:
-    """What a backward pass gives the embeddings: the gradient of forward scaled, or, where losses
-    of rows had to wait for what they are worth, `later`."""
+def gradient_of(ctx: Any, dloss: Tensor | None, later: LaterGradient) -> Gradient:
+    """What a backward pass gives the embeddings and options that learn: the gradient of forward
+    scaled, or, where losses of rows had to wait for what they are worth, `later`."""
     refuse_second_derivative("DistributedLoss")
     if dloss is None:
-        return None
-    dx, *kept = ctx.saved_tensors
+        return Gradient()
+    dx, doptions, *kept = ctx.saved_tensors
     if kept:
+        option_values = doptions
         with products_of(ctx.precision), below_autograd():
-            dx = later(kept[0], RowStatistics(*kept[1:8]), kept[8:])
-    elif dx is not None:
-        dx = dx * dloss
-    return None if dx is None else dx.to(ctx.dtype)
+            found = later(kept[0], RowStatistics(*kept[1:8]), option_values, kept[8:])
+        dx, doptions = found
+    else:
+        dx, doptions = (None if d is None else d * dloss for d in (dx, doptions))
+    return Gradient(None if dx is None else dx.to(ctx.dtype), doptions)
 
 
 def worth_of(counted: Tensor, dloss: Tensor) -> Tensor:
@@ -86,31 +97,37 @@ class GlobalLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, embeddings: Tensor, weight: Tensor | None, call: GlobalCall
+        ctx: Any,
+        embeddings: Tensor,
+        option_values: Tensor | None,
+        weight: Tensor | None,
+        call: GlobalCall,
     ) -> tuple[Tensor, ...]:
         ctx.dtype, ctx.here = embeddings.dtype, call.exchange.own
         with below_autograd():
             if call.reduction != "none":
-                loss, stats, dx = call.reduced(weight)
-                ctx.save_for_backward(dx)
+                loss, stats, found = call.reduced(weight, option_values)
+                ctx.save_for_backward(*found)
             else:  # candidates may have changed until backward, which autograd is to notice
-                stats, everybody, rows, ones = _rows_of_all(call, weight)
+                stats, everybody, rows, ones = _rows_of_all(call, weight, option_values)
                 kept = stats.pos_kept + stats.neg_kept
                 loss = reduce_rows(rows[ctx.here], kept, "none", ones[ctx.here])
                 ctx.call = call._replace(anchors=None)  # type: ignore[arg-type]
                 ctx.precision = precision_now()
-                keep(ctx, None, ones, *everybody, *call.anchors)
+                keep(ctx, None, option_values, ones, *everybody, *call.anchors)
         constants_of(ctx, *stats)
         return loss, *stats
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        def later(worth: Tensor, stats: RowStatistics, kept: list[Tensor]) -> Tensor:
+        def later(
+            worth: Tensor, stats: RowStatistics, option_values: Tensor | None, kept: list[Tensor]
+        ) -> Gradient:
             call = ctx.call._replace(anchors=Pairs(*kept))
             worth = worth_of(worth, call.exchange.gather(dloss))
-            return _gradient(call, stats, worth, ctx.here)
+            return _gradient(call, stats, worth, ctx.here, option_values)
 
-        return gradient_of(ctx, dloss, later), None, None
+        return *gradient_of(ctx, dloss, later), None, None
 
 
 class RowsHere(torch.autograd.Function):
@@ -127,31 +144,40 @@ class RowsHere(torch.autograd.Function):
         return ctx.exchange.gather(dloss), None
 
 
-def _statistics(call: GlobalCall) -> tuple[tuple[Tensor, ...], BaseException | None]:
+def _statistics(
+    call: GlobalCall, option_values: Tensor | None
+) -> tuple[tuple[Tensor, ...], BaseException | None]:
     """Those of the rows here; what goes wrong is for all to hear."""
+    how = call.spec.pack(), call.backend, option_values
     try:
-        return tuple(ops.row_statistics(*call.anchors, call.spec.pack(), call.backend, None)), None
+        return tuple(ops.row_statistics(*call.anchors, *how)), None
     except Exception as error:
         return (), error
 
 
 def _rows_of_all(
-    call: GlobalCall, weight: Tensor | None
+    call: GlobalCall, weight: Tensor | None, option_values: Tensor | None
 ) -> tuple[RowStatistics, RowStatistics, Tensor, Tensor]:
     """Statistics of the rows here and of all, the losses of all, and what each counts."""
-    stats, error = _statistics(call)
+    stats, error = _statistics(call, option_values)
     call.exchange.confirm(error)
     messages = map(call.exchange.gather, message_of(RowStatistics(*stats)))
     everybody, _ = from_message(*messages)
     x, r = call.anchors.embeddings, call.anchors.ref_emb
-    rows: Tensor = ops.row_loss_of(list(everybody), x, r, call.spec.pack(), call.backend, None)
+    how = call.spec.pack(), call.backend, option_values
+    rows: Tensor = ops.row_loss_of(list(everybody), x, r, *how)
     ones = torch.ones_like(rows) if weight is None else call.exchange.gather(weight)
     return RowStatistics(*stats), everybody, rows, ones
 
 
-def _gradient(call: GlobalCall, stats: RowStatistics, worth: Tensor, here: slice) -> Tensor:
-    """(n, D) in the compute dtype, of the sum over all rows of their losses times what they are
-    worth."""
+def _gradient(
+    call: GlobalCall,
+    stats: RowStatistics,
+    worth: Tensor,
+    here: slice,
+    option_values: Tensor | None,
+) -> Gradient:
+    """Of the sum over all rows of their losses times what they are worth."""
     options = call.spec.pack(), call.backend
     own = [*(s[here].contiguous() for s in stats), worth[here].contiguous()]
     x = call.anchors.embeddings
@@ -159,8 +185,17 @@ def _gradient(call: GlobalCall, stats: RowStatistics, worth: Tensor, here: slice
     triplets = isinstance(call.spec.weighting, Triplet)
     everybody = [*stats, worth] if call.mutual else []
     error, dx, dr = None, x, x
+    doptions: Tensor | None = None
     try:
-        if triplets:
+        if option_values is not None:
+            # Two calls, for what pulls at candidates is known of one term alone.
+            given = own, option_values, True, call.mutual and triplets
+            dx, dr, doptions = ops.learned_gradient(*call.anchors, *given, *options)
+            if call.mutual and not triplets:
+                others = everybody, option_values, False, True
+                pulled = ops.learned_gradient(*_exchanged(call.anchors), *others, *options)[1]
+                dx = dx + pulled
+        elif triplets:
             how = True, call.mutual, *options, own[-1]
             _, _, dx, dr = ops.loss_and_gradient(*call.anchors, *how)
         else:
@@ -170,4 +205,11 @@ def _gradient(call: GlobalCall, stats: RowStatistics, worth: Tensor, here: slice
     call.exchange.confirm(error)
     if triplets and call.mutual:
         dx = dx + call.exchange.gather_sum(dr)
-    return dx if dx.numel() else torch.zeros_like(x, dtype=compute_dtype(x))
+    dx = dx if dx.numel() else torch.zeros_like(x, dtype=compute_dtype(x))
+    return Gradient(dx, doptions)
+
+
+def _exchanged(pairs: Pairs) -> tuple[Tensor | None, ...]:
+    """With candidates as anchors."""
+    x, labels, ids, r, ref_labels, ref_ids = pairs
+    return r, ref_labels, ref_ids, x, labels, ids

@@ -16,20 +16,23 @@ from torch import Tensor
 from ms_kernels.backends import dispatch
 from ms_kernels.backends.interface import Known, Side, Term, compute_dtype
 from ms_kernels.engine import ops
+from ms_kernels.engine.counted_pairs import gradient_of_options
 from ms_kernels.engine.exchange import Exchange, from_message, message_of
-from ms_kernels.engine.global_loss import Reduced, gradient_of, worth_of
+from ms_kernels.engine.global_loss import Gradient, Reduced, gradient_of, worth_of
 from ms_kernels.engine.reduction import divisor_from, reduce_rows, share_of_divisor
 from ms_kernels.engine.refusals import below_autograd
 from ms_kernels.engine.saved import constants_of, keep, precision_now
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.sums import WeightSums
 
 # What is done with a visiting block: its rows, and what it brings besides.
 Visit = Callable[[ModuleType, Side, list[Tensor]], None]
 
 
 class RingCall(NamedTuple):
-    """own: the rows that are here; they have ids."""
+    """own: the rows that are here; they have ids. spec: of options that learn it has their
+    values."""
 
     own: Side
     spec: PairSpec
@@ -37,7 +40,7 @@ class RingCall(NamedTuple):
     backend: str
     exchange: Exchange
 
-    def reduced(self, weight: Tensor | None) -> Reduced:
+    def reduced(self, weight: Tensor | None, option_values: Tensor | None = None) -> Reduced:
         """Of any reduction but "none"; the loss is the same to the bit on every process."""
         stats, rows, ones = _rows_here(self, weight)
         kept = stats.pos_kept + stats.neg_kept
@@ -45,11 +48,11 @@ class RingCall(NamedTuple):
         share = share_of_divisor(ones, kept, self.reduction)
         total, shares = self.exchange.sum_of(torch.stack([own, share]))
         divisor = divisor_from(shares, self.reduction)
-        dx = None
+        found = Gradient()
         # Every process has its part in a round.
         if True in self.exchange.gradients:
-            dx = _gradient(self, Term(stats, ones / divisor))
-        return Reduced(total / divisor, stats, dx)
+            found = _gradient(self, Term(stats, ones / divisor), option_values)
+        return Reduced(total / divisor, stats, found)
 
 
 class RingLoss(torch.autograd.Function):
@@ -57,30 +60,36 @@ class RingLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, embeddings: Tensor, weight: Tensor | None, call: RingCall
+        ctx: Any,
+        embeddings: Tensor,
+        option_values: Tensor | None,
+        weight: Tensor | None,
+        call: RingCall,
     ) -> tuple[Tensor, ...]:
         ctx.dtype = embeddings.dtype
         with below_autograd():
             if call.reduction != "none":
-                loss, stats, dx = call.reduced(weight)
-                ctx.save_for_backward(dx)
+                loss, stats, found = call.reduced(weight, option_values)
+                ctx.save_for_backward(*found)
             else:  # rows may have changed until backward, which autograd is to notice
                 stats, rows, ones = _rows_here(call, weight)
                 loss = reduce_rows(rows, stats.pos_kept + stats.neg_kept, "none", ones)
                 ctx.call = call._replace(own=None)  # type: ignore[arg-type]
                 ctx.precision = precision_now()
-                keep(ctx, None, ones, *stats, *call.own)
+                keep(ctx, None, option_values, ones, *stats, *call.own)
         constants_of(ctx, *stats)
         return loss, *stats
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        def later(worth: Tensor, stats: RowStatistics, kept: list[Tensor]) -> Tensor:
+        def later(
+            worth: Tensor, stats: RowStatistics, option_values: Tensor | None, kept: list[Tensor]
+        ) -> Gradient:
             assert dloss is not None
             call = ctx.call._replace(own=Side(*kept))
-            return _gradient(call, Term(stats, worth_of(worth, dloss)))
+            return _gradient(call, Term(stats, worth_of(worth, dloss)), option_values)
 
-        return gradient_of(ctx, dloss, later), None, None
+        return *gradient_of(ctx, dloss, later), None, None
 
 
 def _rows_here(call: RingCall, weight: Tensor | None) -> tuple[RowStatistics, Tensor, Tensor]:
@@ -156,18 +165,22 @@ def _join(a: RowStatistics, b: RowStatistics, log_sums: tuple[bool, bool]) -> Ro
     )
 
 
-def _gradient(call: RingCall, own: Term) -> Tensor:
-    """(n, D) in the compute dtype, of the sum over all rows of their losses times what they are
-    worth."""
+def _gradient(call: RingCall, own: Term, option_values: Tensor | None) -> Gradient:
+    """Of the sum over all rows of their losses times what they are worth."""
     x = call.own.embeddings
     dx = torch.zeros_like(x, dtype=compute_dtype(x))
+    sums = dx.new_zeros(len(WeightSums._fields))
 
     def visit(module: ModuleType, block: Side, message: list[Tensor]) -> None:
         stats, (worth,) = from_message(*message)
         dx.add_(module.embedding_gradient(call.own, block, call.spec, own, Term(stats, worth)))
+        if option_values is not None:
+            sums.add_(module.weight_sums(call.own, block, call.spec, own))
 
     call.exchange.confirm(_round(call, message_of(own.stats, own.dloss), visit))
-    return dx
+    if option_values is None:
+        return Gradient(dx)
+    return Gradient(dx, gradient_of_options(call.spec, option_values, *own, sums))
 
 
 def _round(call: RingCall, besides: list[Tensor], visit: Visit) -> BaseException | None:
