@@ -97,6 +97,8 @@ def steady():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         # Infinities are ordinary operands of a kernel; NumPy under the interpreter remarks on them.
         warnings.filterwarnings("ignore", module="triton.runtime.interpreter")
+        # Forward mode of torch 2.14 compiles its own decompositions by it.
+        warnings.filterwarnings("ignore", "`torch.jit", category=FutureWarning)
         yield
     torch.set_num_threads(threads)
 

@@ -59,7 +59,8 @@ TRANSFORMS = {
     "vmap": lambda f, x: torch.func.vmap(f)(x[None]),
     "vmap of grad": lambda f, x: torch.func.vmap(torch.func.grad(f))(x[None]),
 }
-REFUSAL = "(takes no part|no forward-mode).*backend='reference'"
+# A compiler may tell it in quotes of its own.
+REFUSAL = r"(takes no part|no forward-mode).*backend=\\*'reference"
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
@@ -105,6 +106,8 @@ def test_a_gradient_of_vmap_in_a_graph_is_not_lost():
     torch._dynamo.reset()
     x = X.clone().requires_grad_()
     run = torch.compile(lambda x: torch.func.vmap(LOSSES["ms-mean"])(x[None]), backend="eager")
+    # The compiler of torch 2.14 looks at every attribute of what it finds.
+    warnings.filterwarnings("ignore", "The .grad attribute")
     with pytest.raises(RuntimeError, match=f"(?s){REFUSAL}"):
         run(x).sum().backward()
 

@@ -104,6 +104,7 @@ EXPORT CUresult cuDeviceGetAttribute(int* out, CUdevice_attribute attribute, CUd
 EXPORT CUresult cuCtxGetCurrent(CUcontext* out) {
   return *out = (CUcontext)&current_context, CUDA_SUCCESS;
 }
+EXPORT CUresult cuCtxGetDevice(CUdevice* out) { return *out = 0, CUDA_SUCCESS; }
 EXPORT CUresult cuCtxSetCurrent(CUcontext context) { return (void)context, CUDA_SUCCESS; }
 EXPORT CUresult cuDevicePrimaryCtxRetain(CUcontext* out, CUdevice device) {
   return (void)device, cuCtxGetCurrent(out);
