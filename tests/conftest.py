@@ -97,6 +97,8 @@ def steady():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         # Infinities are ordinary operands of a kernel; NumPy under the interpreter remarks on them.
         warnings.filterwarnings("ignore", module="triton.runtime.interpreter")
+        # What the compiler of torch 2.6 says of itself.
+        warnings.filterwarnings("ignore", "Skipping serialization of skipfiles")
         # Forward mode of torch 2.14 compiles its own decompositions by it.
         warnings.filterwarnings("ignore", "`torch.jit", category=FutureWarning)
         yield

@@ -76,7 +76,8 @@ def clip_loss(
         assert isinstance(weighting, NTXent)
         rule = weighting
     loss_of(rule, NO_MINING, shared, backend)
-    spec = PairSpec(rule, NO_MINING, normalize=shared.normalize, two_sided=True)
+    # By their names: see made_spec.
+    spec = PairSpec(weighting=rule, mining=NO_MINING, normalize=shared.normalize, two_sided=True)
     dispatch.check_known(backend, spec, rule, NO_MINING)
     return in_public_dtype(fused_loss(pairs, spec, "mean", backend), image, "mean")
 

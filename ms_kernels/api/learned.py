@@ -171,6 +171,8 @@ def take_in(pairs: Pairs, weighting: Weighting, shared: PairOptions) -> Scaled:
 
 def _look_at(weighting: Weighting) -> None:
     """Out of range options are an error where they can be read: a GPU would be waited for."""
+    if is_traced():
+        return
     numbers = {name: readable(value) for name, value in weighting.learned.items()}
     if None not in numbers.values():
         replace(weighting, **numbers)  # checked

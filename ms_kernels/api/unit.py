@@ -14,6 +14,7 @@ from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.backends.plain.sides import computed
 from ms_kernels.engine.refusals import is_batch, is_forward_mode, refuse_second_derivative
 from ms_kernels.reference import NORM_FLOOR, is_floored, row_scale
+from ms_kernels.rules.triplet import is_traced
 
 
 def scaled_rows(x: Tensor, factor: Tensor | None, normalize: bool) -> Tensor:
@@ -28,8 +29,7 @@ def scaled_rows(x: Tensor, factor: Tensor | None, normalize: bool) -> Tensor:
 
 def _is_transformed() -> bool:
     """Whether somebody follows what is computed who knows no function of autograd."""
-    inside = torch._C._functorch.peek_interpreter_stack() is not None
-    return inside or torch.compiler.is_compiling() or is_forward_mode()
+    return is_traced() or is_forward_mode()
 
 
 class _UnitRows(torch.autograd.Function):

@@ -54,7 +54,8 @@ class Call(NamedTuple):
     pairs: Pairs
     reduction: str
     wide: bool
-    spec: PairSpec
+    # In a graph packed, for torch 2.6 has no spec of symbols.
+    spec: PairSpec | list[float]
     backend: str
     plans: Plans | None
 
@@ -65,14 +66,15 @@ def _reduced(
     """Loss and gradients through the op; where nobody is there to see it, by what it runs: the
     dispatcher takes as long as the kernels of a small batch."""
     pairs, reduction, wide, spec, backend, plans = call
-    seen = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    seen = isinstance(spec, list) or torch._C._len_torch_dispatch_stack() > 0
     # Plans are of tensors that were looked at.
     seen = seen or (plans is None and any(t is not None and means_more(t) for t in pairs))
     how = reduction, wide, need_dx, need_dr
     with below_autograd():
-        if not seen:
+        if isinstance(spec, PairSpec) and not seen:
             return reduced.reduce_pairs(pairs, *how, spec, backend, plans)
-        loss, dx, dr = ops.reduced_loss(*pairs, *how, spec.pack(), backend)
+        packed = spec if isinstance(spec, list) else spec.pack()
+        loss, dx, dr = ops.reduced_loss(*pairs, *how, packed, backend)
     return loss, dx, dr
 
 
@@ -134,7 +136,8 @@ def fused_loss(
     x, r = differentiable_once(pairs)
     wide = is_wide(x, reduction)
     wanted = torch.is_grad_enabled() and (x.requires_grad or (r is not None and r.requires_grad))
-    call = Call(pairs, reduction, wide, spec, backend, plans)
+    told = spec.pack() if torch.compiler.is_compiling() else spec
+    call = Call(pairs, reduction, wide, told, backend, plans)
     if reduction != "none":
         if wanted:
             return ReducedLoss.apply(x, r, call)  # type: ignore[no-any-return, no-untyped-call]
