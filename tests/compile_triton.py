@@ -149,6 +149,13 @@ def step(dtype, depth, spec=None, refs=False, exact=False, n=4096, with_ids=Fals
     return both
 
 
+def counted_step(dtype, depth, spec=None, refs=False, n=4096):
+    """Statistics beside losses and gradients, of anchors that count by weights."""
+    anchors, *others = (Side(torch.empty(n, depth, dtype=dtype), torch.arange(n), None),) * 2
+    how = spec or PairSpec(), True, refs, torch.empty(n), None, False
+    return lambda: backend.counted_loss(anchors, others[0] if refs else None, *how)
+
+
 def some_term(n):
     numbers = [torch.empty(n) for _ in range(6)]
     stats = RowStatistics(*numbers[:4], torch.arange(n), torch.arange(n), numbers[4])
@@ -190,6 +197,8 @@ def cases(variants, some=False):
     for depth in () if some else (256, 1024):
         yield f"bf16-D{depth}-ids", "highest", step(half, depth, with_ids=True)
         yield f"bf16-D{depth}-few", "highest", step(half, depth, n=400)  # shared blocks of rows
+    for depth in () if some else (128, 256, 1024):
+        yield f"bf16-D{depth}-counted", "highest", counted_step(half, depth)
     # The other losses: each where rows are held whole, one of each shape of sums by panels too.
     for rule in (Triplet,) if some else NATIVE_WEIGHTINGS:
         for depth in (128, 1024) if rule in (NTXent, NCA, Circle, Triplet) else (128,):

@@ -48,7 +48,7 @@ FREE = {
 # What an op of ours calls.
 WATCHED = (
     *("row_statistics", "embedding_gradient", "loss_and_gradient"),
-    "reduced_loss_and_gradient",
+    *("reduced_loss_and_gradient", "counted_loss"),
     *("learned_statistics", "learned_gradient"),
 )
 

@@ -20,6 +20,8 @@ COUNTS = {
     "panels": (step(1500, 512, torch.float32), 11, 2),
     "given ids": (step(1500, 40, ids=True), 10, 2),
     "each row's loss": (step(1500, 40, reduction="none"), 14, 4),
+    "counted by weights": (step(1500, 40, sample_weight=torch.ones(1500)), 10, 28),
+    "counted, kept exponentials": (step(1500, 512, sample_weight=torch.ones(1500)), 12, 28),
     "refs that learn": (step(1500, 40, m=1300, learn_refs=True), 16, 3),
     "another loss": (step(1500, 40, loss=PAIRS, weighting=NTXent()), 10, 2),
     "triplets": (

@@ -44,6 +44,36 @@ def test_refs(stand_in, weighting, n):
         assert not cost.waits and len(cost.kernels) >= 4
 
 
+# In the suite every weighting and every mining rule, by turns.
+@pytest.mark.parametrize(
+    ("weighting", "mining"),
+    [
+        (weighting, mining)
+        for i, weighting in enumerate(NATIVE_WEIGHTINGS)
+        for j, mining in enumerate(MININGS)
+        if FULL or (i - j) % len(MININGS) == 0
+    ],
+    ids=lambda rule: rule.__name__,
+)
+def test_statistics_take_no_launch_more(stand_in, weighting, mining):
+    """The step itself writes them; of triplets a kernel adds up how many violate the margin."""
+
+    def with_statistics(*given, **options):
+        return ms_kernels.pair_loss(*given, return_statistics=True, **options)[0]
+
+    given = {"weighting": made(weighting), "mining": mining()}
+    for n, m in ((70, None), (70, 77)) if FULL else ((70, None),):
+        refs = {} if m is None else {"m": m, "learn_refs": True}
+        for dtype, depth in KINDS:
+            how = n, depth, dtype
+            plain = cost_of(stand_in, step(*how, ms_kernels.pair_loss, **refs, **given))
+            run = step(*how, with_statistics, **refs, **given)
+            counted = cost_of(stand_in, run)
+            more = ["count"] if weighting is Triplet else []
+            assert sorted(counted.kernels) == sorted([*plain.kernels, *more])
+            assert not counted.waits and not cost_of(stand_in, run).compiled
+
+
 @pytest.mark.parametrize("distance", DISTANCES[1:])
 @pytest.mark.parametrize("normalize", [True, False], ids=["unit", "raw"])
 def test_distances(stand_in, distance, normalize):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ms_kernels.backends import gpu
 from ms_kernels.backends.interface import (
+    Counted,
     Crowd,
     Found,
     Reduced,
@@ -200,6 +201,25 @@ def loss_and_gradient(
         losses, valid, dx, dr = step(anchors, candidates, spec, need_dx, need_dr, dloss)
         assert losses is not None and valid is not None
         return losses, valid, dx, dr
+
+
+def counted_loss(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    need_dx: bool,
+    need_dr: bool,
+    dloss: Tensor | None,
+    option_values: Tensor | None,
+    weigh: bool,
+) -> Counted | None:
+    """Statistics beside losses and gradients, from one scan; None of options that learn."""
+    from ms_kernels.backends.triton.launch_step import counted_step
+
+    if option_values is not None:  # where weights are added up their gradient takes another way
+        return None
+    with _on_device_of(anchors.embeddings):
+        return counted_step(anchors, candidates, spec, need_dx, need_dr, dloss)
 
 
 def reduced_loss_and_gradient(

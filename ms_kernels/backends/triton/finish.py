@@ -1,4 +1,4 @@
-"""Positive finish: the last look at an anchor, and its statistics, or its loss and terms."""
+"""Positive finish: the last look at an anchor, and its statistics, its loss and terms, or both."""
 
 import triton
 import triton.language as tl
@@ -48,8 +48,8 @@ def finish_kernel(
     negative_sum,
     neg_kept,  # if COUNTED
     dloss,  # (N) incoming gradient of each loss, in the caller's order, if INCOMING; else it is 1
-    terms,  # (8, padded N) out if not EXACT; see `terms.py`
-    out_loss,  # (N) out if not EXACT, in the caller's order
+    terms,  # (8, padded N) out if TERMS; see `terms.py`
+    out_loss,  # (N) out if TERMS, in the caller's order
     out_valid,  # (N) int64: 1 where an anchor keeps a pair
     out_hardest_positive,  # (N) out if EXACT, as what follows, in the caller's order
     out_hardest_negative,
@@ -78,6 +78,7 @@ def finish_kernel(
     COUNTED: tl.constexpr,
     PEAK: tl.constexpr,
     EXACT: tl.constexpr,
+    TERMS: tl.constexpr,
     INCOMING: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -175,7 +176,7 @@ def finish_kernel(
         tl.store(out_pos_moment + at, tl.where(broken, nan, moment), mask=present)
         tl.store(out_pos_kept + at, tl.where(broken, 0, count).to(tl.int64), mask=present)
         tl.store(out_neg_kept + at, tl.where(broken, 0, negatives).to(tl.int64), mask=present)
-    else:
+    if TERMS:
         loss, neg_factor, neg_offset, pos_factor, pos_offset, pos_constant = finish(
             pos, neg, moment, count.to(T), negatives.to(T), coefficients, RULE
         )

@@ -1,4 +1,4 @@
-"""Launches the scans: from a Problem to the statistics of its rows, or to losses and terms."""
+"""Launches the scans: from a Problem to the statistics of its rows, to losses and terms, or both."""
 
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ class Terms(NamedTuple):
 
 class Statistics(NamedTuple):
     exact: RowStatistics | None  # in the caller's order, if asked for
-    loss: Tensor  # (N) else, in the caller's order
+    loss: Tensor  # (N) in the caller's order, as what follows if terms are asked for
     valid: Tensor  # (N): 1 where an anchor keeps a pair
     terms: Terms
     stash: Tensor | None  # exponentials of the negative scan, where they were asked for and fit
@@ -60,11 +60,12 @@ def statistics(
     stash_bytes: int = 0,
     dloss: Tensor | None = None,
     passed: int = 0,
+    with_terms: bool = True,
 ) -> Statistics:
-    """Statistics of each row if `exact`, else its loss and what the gradient needs.
+    """Statistics of each row if `exact`; its loss and what the gradient needs if `with_terms`.
 
-    dloss: (N) incoming gradient of each loss, of ones if None. passed: candidates of each class
-    that earlier rounds had (`launch_ranked.rounds`).
+    dloss: (N) incoming gradient of each loss, contiguous and in the compute dtype; of ones if None.
+    passed: candidates of each class that earlier rounds had (`launch_ranked.rounds`).
     """
     hardest_positive, bounds = scan_positives(problem)
     lists = None
@@ -73,7 +74,8 @@ def statistics(
     scan = scan_negatives(
         problem, bounds.neg_above, bounds.neg_below, lists, workspace_bytes, exact, stash_bytes
     )
-    return _finish(problem, hardest_positive, bounds.kth_hardest, scan, lists, exact, dloss)
+    how = exact, with_terms, dloss
+    return _finish(problem, hardest_positive, bounds.kth_hardest, scan, lists, *how)
 
 
 def scan_positives(problem: Problem) -> tuple[Tensor, Bounds]:
@@ -133,18 +135,19 @@ def _finish(
     scan: NegativeScan,
     lists: Lists | None,
     exact: bool,
+    with_terms: bool,
     dloss: Tensor | None,
 ) -> Statistics:
     rows, columns = problem.rows, problem.columns
     sides, others, common = arguments(problem)
     new: Any = {"dtype": rows.dtype, "device": rows.device}
     integer: Any = {"dtype": torch.int64, "device": rows.device}
-    exact_count, loss_count = (rows.count, 0) if exact else (0, rows.count)
+    exact_count, loss_count = rows.count * exact, rows.count * with_terms
     floats = [torch.empty(exact_count, **new) for _ in range(5)]
     counts = [torch.empty(exact_count, **integer) for _ in range(2)]
     found = RowStatistics._make([*floats[:4], *counts, floats[4]])
     loss, valid = torch.empty(loss_count, **new), torch.empty(loss_count, **integer)
-    terms = torch.empty(ROWS, 0 if exact else rows.padded, **new)
+    terms = torch.empty(ROWS, rows.padded * with_terms, **new)
     launch_kernel(
         finish_kernel,
         (triton.cdiv(rows.padded, problem.tiles.scan.block_m),),
@@ -162,7 +165,7 @@ def _finish(
         scan.peak,
         scan.sums,
         scan.kept,
-        rows.norm if dloss is None else dloss.to(rows.dtype).contiguous(),
+        rows.norm if dloss is None else dloss,
         terms,
         loss,
         valid,
@@ -178,6 +181,7 @@ def _finish(
         COUNTED=is_counted(problem, exact),
         PEAK=has_peak(problem, exact) or kth_hardest is not None,
         EXACT=exact,
+        TERMS=with_terms,
         INCOMING=dloss is not None,
         **problem.anchor_constants,
         **common,
@@ -185,7 +189,7 @@ def _finish(
     if lists is not None and exact:
         add_counts(problem, lists, found.pos_moment)
     listed = no_lists(terms) if lists is None else lists
-    if lists is not None and not exact:
+    if lists is not None and with_terms:
         listed = with_pulls(lists, terms[POS_FACTOR.value])
     given = Terms(terms, listed)
     return Statistics(found if exact else None, loss, valid, given, scan.stash)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Side
+from ms_kernels.backends.interface import Counted, Side, compute_dtype
 from ms_kernels.backends.triton.launch_gradient import gradient
 from ms_kernels.backends.triton.launch_longer import Sides
 from ms_kernels.backends.triton.launch_ranked import rounds
@@ -25,6 +25,7 @@ class Step(NamedTuple):
     loss: Tensor  # (), of the last round
     row_loss: Tensor  # (N)
     valid: Tensor  # (N): above 0 where an anchor keeps a pair
+    stats: RowStatistics | None  # in the caller's order, if asked for
     dx: Tensor | None
     dr: Tensor | None
 
@@ -38,14 +39,38 @@ def step(
     dloss: Tensor | None,
 ) -> Found:
     """Losses (N), valid (N), dx and dr. dloss: (N) incoming gradient of each loss."""
+    dloss = _readable(dloss, anchors)
 
     def launched() -> Found:
         found = _launched(anchors, candidates, spec, need_dx, need_dr, dloss, "sum", None)
         return found.row_loss, found.valid, found.dx, found.dr
 
-    if dloss is not None:
-        return launched()
-    return _taped(anchors, candidates, spec, (need_dx, need_dr), launched)
+    asked = "losses", need_dx, need_dr
+    return _taped(anchors, candidates, spec, asked, launched, dloss=dloss)
+
+
+def counted_step(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    need_dx: bool,
+    need_dr: bool,
+    dloss: Tensor | None,
+) -> Counted:
+    """The same with the statistics of the anchors, to the bits of `exact_statistics`: its tiles
+    and its products, whatever the losses are worth."""
+    dloss = _readable(dloss, anchors)
+
+    def launched() -> Found:
+        how = need_dx, need_dr, dloss, "sum", None
+        found = _launched(anchors, candidates, spec, *how, exact=True)
+        assert found.stats is not None
+        return found.row_loss, found.dx, found.dr, *found.stats
+
+    asked = "counted", need_dx, need_dr
+    losses, dx, dr, *stats = _taped(anchors, candidates, spec, asked, launched, dloss=dloss)
+    assert losses is not None
+    return Counted(losses, RowStatistics._make(stats), dx, dr, None)
 
 
 def reduced_step(
@@ -94,15 +119,26 @@ def exact_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> 
 
 def statistics_by_rounds(problem: Problem, budget: int) -> RowStatistics:
     """Of every row, in the caller's order."""
-    first, *later = rounds(problem)
-    found = statistics(problem, budget, exact=True, passed=first).exact
+    found = None
+    for passed in rounds(problem):
+        more = statistics(problem, budget, exact=True, passed=passed, with_terms=False).exact
+        found = _with_round(found, more)
     assert found is not None
-    for passed in later:
-        more = statistics(problem, budget, exact=True, passed=passed).exact
-        assert more is not None
-        found.neg_sum.add_(more.neg_sum)
-        found.pos_moment.add_(more.pos_moment)
     return found
+
+
+def _with_round(found: RowStatistics | None, more: RowStatistics | None) -> RowStatistics | None:
+    """Statistics of one round more: what is no sum over lists is the same in all of them."""
+    if found is None or more is None:
+        return more
+    found.neg_sum.add_(more.neg_sum)
+    found.pos_moment.add_(more.pos_moment)
+    return found
+
+
+def _readable(dloss: Tensor | None, anchors: Side) -> Tensor | None:
+    """As the kernels read it, before a step is taken down, which knows no conversion."""
+    return None if dloss is None else dloss.to(compute_dtype(anchors.embeddings)).contiguous()
 
 
 def _taped(
@@ -112,12 +148,15 @@ def _taped(
     asked: tuple[object, ...],
     run: Run,
     key: Hashable | None = None,
+    dloss: Tensor | None = None,
 ) -> Found:
     """By a tape, but for rules that go by rounds and sides without rows."""
-    inputs = [t for t in (*anchors, *(candidates or ())) if t is not None]
+    inputs = [t for t in (*anchors, *(candidates or ()), dloss) if t is not None]
     if isinstance(spec.weighting, Triplet) or not all(t.shape[0] for t in inputs):
         return run()
-    return taped(_key(anchors, candidates, spec, asked) if key is None else key, inputs, run)
+    if key is None:
+        key = _key(anchors, candidates, spec, (*asked, dloss is not None))
+    return taped(key, inputs, run)
 
 
 def _key(
@@ -143,15 +182,17 @@ def _launched(
     dloss: Tensor | None,
     reduction: str,
     dtype: torch.dtype | None,
+    exact: bool = False,
 ) -> Step:
     sides = Sides(anchors, candidates, spec)
     anchors, candidates = sides.rows, sides.columns
-    # Else weights may be of any size.
-    problem = Problem(anchors, candidates, spec, wide=dloss is not None)
-    stash_bytes = options.stash_bytes if need_dx and problem.shares and dloss is None else 0
-    row_loss = valid = dx = dr = None
+    # With incoming gradients weights may be of any size; and statistics have one size of tiles.
+    problem = Problem(anchors, candidates, spec, wide=dloss is not None or exact)
+    stash_bytes = options.stash_bytes if need_dx and problem.shares else 0
+    row_loss = valid = stats = dx = dr = None
     for passed in rounds(problem):  # sums and gradients of all rounds add up
-        found = statistics(problem, options.workspace_bytes, False, stash_bytes, dloss, passed)
+        found = statistics(problem, options.workspace_bytes, exact, stash_bytes, dloss, passed)
+        stats = _with_round(stats, found.exact)
         total = reduced(found.loss, found.valid, reduction, dtype)
         more_dx, more_dr = _gradients(
             problem, anchors, candidates, need_dx, need_dr, found, total, reduction != "sum"
@@ -163,7 +204,7 @@ def _launched(
         dx = None if dx is None or more_dx is None else dx + more_dx
         dr = None if dr is None or more_dr is None else dr + more_dr
     assert row_loss is not None and valid is not None
-    return Step(total.loss, row_loss, valid, sides.of_rows(dx), sides.of_columns(dr))
+    return Step(total.loss, row_loss, valid, stats, sides.of_rows(dx), sides.of_columns(dr))
 
 
 def _gradients(
