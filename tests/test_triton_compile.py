@@ -56,6 +56,7 @@ SPILLS = {
     },
     "sm_100": {
         "finish/bf16-D256-ids": 12,
+        "finish/bf16-D128-counted": 8,
         "finish/ffma-D16": 2,
         "negative_scan/fp64-D32": 7,
         "positive_scan/tf32x3-D128-hardest": 5,

@@ -29,13 +29,14 @@ from ms_kernels.rules.spec import DISTANCES, PairSpec  # noqa: E402
 
 DEVICE = "cpu" if interpreted() else "cuda"
 SHAPES = [(70, None, 16), (40, 90, 5)]  # several tiles in self mode and of candidates
-# Every rule with every mining rule; in the interpreter in self mode and with candidates by turns.
+# Every rule with every mining rule; in the interpreter with every third, in self mode and with
+# candidates by turns.
 PAIRS = [
     (shape, weighting, mining)
     for i, weighting in enumerate(KERNELS)
     for j, mining in enumerate(MININGS)
     for k, shape in enumerate(SHAPES)
-    if not interpreted() or (i + j) % 2 == k
+    if not interpreted() or ((i - j) % 3 == 0 and (i + j) % 2 == k)
 ]
 
 
@@ -189,22 +190,22 @@ def test_what_is_not_wanted_is_left_out(shape):
     """Either gradient, both or none; with ones for dloss, or none given."""
     anchors, candidates = sides_of(shape)
     ones = torch.ones(len(anchors.labels), dtype=torch.float64, device=DEVICE)
+    both = candidates is not None
     for spec in (PairSpec(), PairSpec(weigh.Triplet(0.3), mine.NoMining())):
-        for dx in (False, True):
-            for dr in (False, True) if candidates is not None else (False,):
-                wants = anchors, candidates, spec, dx, dr
-                got, stated = (
-                    backend.counted_loss(*wants, dloss, None, False) for dloss in (None, ones)
-                )
-                losses, _, *plain = backend.loss_and_gradient(*wants)
-                assert [d is None for d in (*got[2:4], got.weight_sums)] == [not dx, not dr, True]
-                same(got.losses, losses)
-                for one, other, third in zip(got[2:4], stated[2:4], plain, strict=True):
-                    assert (one is None) == (other is None) == (third is None)
-                    if one is not None:
-                        same(one, other)
-                        same(one, third)
-                assert all(map(torch.equal, got.stats, stated.stats))
+        losses, _, *plain = backend.loss_and_gradient(anchors, candidates, spec, True, both)
+        for dx, dr, dloss in (
+            (False, False, None),
+            (False, both, ones),
+            (True, False, ones),
+            (True, both, None),
+        ):
+            found = backend.counted_loss(anchors, candidates, spec, dx, dr, dloss, None, False)
+            same(found.losses, losses)
+            assert found.weight_sums is None
+            for got, want, wanted in zip(found[2:4], plain, (dx, dr), strict=True):
+                assert (got is not None) == wanted
+                if got is not None:
+                    same(got, want)
 
 
 def test_options_that_learn_go_their_own_way():
@@ -233,14 +234,14 @@ def test_a_row_that_is_not_finite(weighting):
 
 
 def test_bits_do_not_depend_on_the_budget(monkeypatch):
-    sides = on_device(batch(300, None, 20, torch.float32))
+    """In the interpreter 256 rows are one launch of the scan."""
+    sides = on_device(batch(260, None, 5, torch.float32))
     rules = {"weighting": weigh.SupCon(0.2), "mining": mine.SemiHardMining(0.5)}
     want = counted(sides, "triton", **rules)
-    for budget in (0, 1 << 14):
-        monkeypatch.setattr(settings.options, "_workspace_bytes", budget)
-        loss, stats, found = counted(sides, "triton", **rules)
-        assert torch.equal(loss, want[0]) and all(map(torch.equal, stats, want[1]))
-        assert all(map(torch.equal, found, want[2]))
+    monkeypatch.setattr(settings.options, "_workspace_bytes", 0)
+    loss, stats, found = counted(sides, "triton", **rules)
+    assert torch.equal(loss, want[0]) and all(map(torch.equal, stats, want[1]))
+    assert all(map(torch.equal, found, want[2]))
 
 
 @pytest.mark.parametrize("shape", [(0, None, 4), (1, None, 4), (0, 5, 4), (5, 0, 4)], ids=str)

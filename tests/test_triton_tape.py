@@ -14,10 +14,13 @@ if "triton" not in ms_kernels.backends.dispatch.built():
     pytest.skip(ms_kernels.backends()["triton"].note, allow_module_level=True)
 
 from ms_kernels import pair_loss, settings  # noqa: E402
+from ms_kernels.backends import triton as backend  # noqa: E402
+from ms_kernels.backends.interface import Side  # noqa: E402
 from ms_kernels.backends.triton import side_rows, tape  # noqa: E402
 from ms_kernels.backends.triton.tiles import interpreted  # noqa: E402
 from ms_kernels.rules import mining as mine  # noqa: E402
 from ms_kernels.rules import weighting as weigh  # noqa: E402
+from ms_kernels.rules.spec import PairSpec  # noqa: E402
 
 DEVICE = "cpu" if interpreted() else "cuda"
 MS, MINED = weigh.MultiSimilarity(), mine.MultiSimilarityMining()
@@ -111,6 +114,28 @@ def test_statistics_too(shape):
     for batch, got in zip(batches(4, shape), found, strict=True):
         assert all(map(torch.equal, got, ms_kernels.row_statistics(*batch, backend="triton")))
         tape.forget()
+
+
+def test_counted_steps():
+    """Told from plain ones, and from those whose losses are worth one each."""
+    shape = (40, 30, 20)
+    compare(batches(3, shape), learn=True, sample_weight=torch.linspace(-1, 2, 40, device=DEVICE))
+    weights = [torch.rand(40, device=DEVICE) for _ in range(4)]
+    for worth in ([None] * 4, weights):
+        tape.forget()
+        found = []
+        for (x, y, r, z), dloss in zip(batches(4, shape), worth, strict=True):
+            how = Side(x, y, None), Side(r, z, None), PairSpec(), True, True, dloss
+            backend.loss_and_gradient(*how)
+            found.append(backend.counted_loss(*how, None, False))
+        assert len(tape._tapes) == 2 and None not in tape._tapes.values()
+        for (x, y, r, z), dloss, got in zip(batches(4, shape), worth, found, strict=True):
+            tape.forget()
+            how = Side(x, y, None), Side(r, z, None), PairSpec(), True, True, dloss
+            want = backend.counted_loss(*how, None, False)
+            assert all(map(torch.equal, got.stats, want.stats))
+            assert torch.equal(got.losses, want.losses)
+            assert torch.equal(got.dx, want.dx) and torch.equal(got.dr, want.dr)
 
 
 def test_of_refs_that_learn_and_ids():

@@ -62,7 +62,7 @@ def test_statistics_take_no_launch_more(stand_in, weighting, mining):
         return ms_kernels.pair_loss(*given, return_statistics=True, **options)[0]
 
     given = {"weighting": made(weighting), "mining": mining()}
-    for n, m in ((70, None), (70, 77)) if FULL else ((70, None),):
+    for n, m in ((70, None), (70, 77)):
         refs = {} if m is None else {"m": m, "learn_refs": True}
         for dtype, depth in KINDS:
             how = n, depth, dtype

@@ -1,4 +1,4 @@
-"""Launches the scans: from a Problem to the statistics of its rows, to losses and terms, or both."""
+"""Launches the scans: from a Problem to statistics of its rows, to losses and terms, or both."""
 
 from typing import Any, NamedTuple
 
