@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.gpu_timing import Run
 from ms_kernels.api import known
-from ms_kernels.backends import cuda as cuda_backend
+from ms_kernels.backends import cuda_call
 
 # What the module compiles to is known by these; everything else of a call is Python.
 COMPILED = ("plan", "run", "run_again", "play")
@@ -62,14 +62,14 @@ class TimedModule:
 
 @contextlib.contextmanager
 def timed_module(clock: Clock) -> Iterator[None]:
-    saved = cuda_backend._module
+    saved = cuda_call.module
     module = TimedModule(saved(), clock)
-    cuda_backend._module = lambda: module  # type: ignore[assignment]
+    cuda_call.module = lambda: module  # type: ignore[assignment]
     known.forget()  # plans keep calls of the module that made them
     try:
         yield
     finally:
-        cuda_backend._module = saved
+        cuda_call.module = saved
         known.forget()
 
 

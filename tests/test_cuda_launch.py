@@ -11,7 +11,7 @@ from host_gpu import build
 from host_gpu.host import ALLOWED, STREAM, Host, batch, step
 from host_gpu.runtime import LARGE, SMALL, TOO_SMALL, fresh
 
-from ms_kernels.backends import cuda
+from ms_kernels.backends import cuda_call
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
 
@@ -155,7 +155,7 @@ def test_a_fault_of_a_launch_shows(monkeypatch, tmp_path, name):
 
 
 def test_work_goes_to_the_current_stream_of_the_tensors_device(monkeypatch):
-    """What `_Call.run` does with CUDA tensors, by a torch that has none."""
+    """What `Call.run` does with CUDA tensors, by a torch that has none."""
     entered, ran = [], []
 
     class Device:
@@ -178,8 +178,8 @@ def test_work_goes_to_the_current_stream_of_the_tensors_device(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device", Device)
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
-    monkeypatch.setattr(cuda.torch, "empty", empty)
-    call = object.__new__(cuda._Call)
+    monkeypatch.setattr(cuda_call.torch, "empty", empty)
+    call = object.__new__(cuda_call.Call)
     call.device = torch.device("cuda:3")
     call.native = SimpleNamespace(plan=lambda budget: 64, run=lambda *a: ran.append((a, *entered)))
     call.run()

@@ -9,7 +9,7 @@ from host_gpu import build
 from host_gpu.runtime import Runtime
 from host_gpu.serve import serve
 
-from ms_kernels.backends import cpu, cpu_call, cuda, native_call
+from ms_kernels.backends import cpu, cpu_call, cuda_call, native_call
 from ms_kernels.rules import mining as mine
 from ms_kernels.rules import weighting as weigh
 from ms_kernels.rules.spec import PairSpec
@@ -120,7 +120,7 @@ def test_triplets_of_long_lists(backend, n, m, mining, monkeypatch):
 def test_an_unknown_rule_is_refused(backend, monkeypatch, rules):
     monkeypatch.setattr(PairSpec, "native_rules", lambda *_: rules)
     # What is known of a loss is kept.
-    for module in (cpu, cpu_call, cuda):
+    for module in (cpu, cpu_call, cuda_call):
         monkeypatch.setattr(module, "native_spec", native_call.native_spec.__wrapped__)
     for refuses in (backend, "cpu"):
         with pytest.raises(ValueError, match="rules: expected codes that exist, got"):

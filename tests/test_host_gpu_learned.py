@@ -238,7 +238,7 @@ def test_launches(monkeypatch, kind):
 def test_what_the_module_refuses(one_launch):
     side = Side(*batch(30), None)
     spec = PairSpec(rules.BinomialDeviance(), NoMining())
-    call = cuda._Call("gradient", side, None, spec)
+    call = cuda._call("gradient", side, None, spec)
     with pytest.raises(ValueError, match=r"write_weight_sums: expected .* read_options\(\) before"):
         call.expect_weight_sums()
     with pytest.raises(ValueError, match="read_options: expected up to 3 values, got 4"):

@@ -17,15 +17,15 @@ pytestmark = [
 SCRIPT = """
 import ctypes, importlib.util, sys
 import torch
-from ms_kernels.backends import cuda
+from ms_kernels.backends import cuda, cuda_call
 from ms_kernels.backends.interface import Side
 from ms_kernels.rules.spec import PairSpec
 spec = importlib.util.spec_from_file_location("_cuda", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 ctypes.c_int.in_dll(ctypes.CDLL(sys.argv[1]), "host_gpu_fault").value = int(sys.argv[3])
-cuda._module = lambda: module
-cuda.DEVICE = "cpu"
+cuda_call.module = lambda: module
+cuda_call.DEVICE = "cpu"
 cuda.ONE_LAUNCH, cuda.SMALL = map(int, sys.argv[2].split())
 labels = torch.arange(70) // 3
 for dtype in map(torch.__dict__.get, sys.argv[4:]):

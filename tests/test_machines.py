@@ -9,7 +9,7 @@ import torch
 
 import ms_kernels
 from ms_kernels.__main__ import info
-from ms_kernels.backends import cuda, dispatch
+from ms_kernels.backends import cuda, cuda_call, dispatch
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def machine(monkeypatch):
             return capability[device] if isinstance(capability, dict) else capability
 
         module = types.SimpleNamespace(architectures=built, versions=lambda: (driver, runtime))
-        monkeypatch.setattr(cuda, "_module", lambda: module)
+        monkeypatch.setattr(cuda_call, "module", lambda: module)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_.get("available", True))
         monkeypatch.setattr(torch.cuda, "get_device_capability", ask)
         monkeypatch.setattr(
@@ -35,7 +35,7 @@ def machine(monkeypatch):
     yield describe
     monkeypatch.undo()
     dispatch.forget()
-    cuda._refuse.cache_clear()
+    cuda_call.refuse_device.cache_clear()
 
 
 FORKED = RuntimeError(
@@ -124,7 +124,7 @@ def test_a_driver_that_serves_the_module(driver, runtime, built):
 
 def test_a_module_of_an_earlier_build_is_a_reason(machine, monkeypatch):
     machine()
-    monkeypatch.setattr(cuda, "_module", lambda: types.SimpleNamespace(architectures="90-real"))
+    monkeypatch.setattr(cuda_call, "module", lambda: types.SimpleNamespace(architectures="90-real"))
     dispatch.forget()
     note = ms_kernels.backends()["cuda"].note
     assert "is of an earlier ms_kernels; build it anew: MSK_CUDA=ON pip install" in note
@@ -183,9 +183,9 @@ def test_each_gpu_is_asked_what_it_can_do(machine):
     old = torch.device("cuda:1")
     machine({None: (9, 0), torch.device("cuda:0"): (9, 0), old: (7, 5)})
     assert cuda.missing() is None
-    cuda._refuse(torch.device("cuda:0"))
+    cuda_call.refuse_device(torch.device("cuda:0"))
     with pytest.raises(ValueError, match="embeddings: on cuda:1, this GPU has .* 7.5, the kernels"):
-        cuda._refuse(old)
+        cuda_call.refuse_device(old)
 
 
 # (the machine, what the triton backend's reason says)

@@ -9,7 +9,7 @@ from op_checks import PACKED, R, X, Y, Z, check_graph, check_ops
 import ms_kernels
 import ms_kernels.distributed  # registers an op
 from ms_kernels import BinomialDeviance, multi_similarity_loss, pair_loss
-from ms_kernels.backends import cuda, dispatch
+from ms_kernels.backends import cuda, cuda_call, dispatch
 from ms_kernels.backends.interface import Side
 from ms_kernels.engine import ops, reduced
 from ms_kernels.rules.spec import PairSpec, unpack
@@ -203,7 +203,7 @@ def test_a_term_is_as_long_as_its_side(compiled):
 
 def test_the_kernels_of_a_gpu_read_its_memory_alone(monkeypatch):
     """Whatever led there: an address of the CPU means nothing to them."""
-    monkeypatch.setattr(cuda, "_module", pytest.fail)
+    monkeypatch.setattr(cuda_call, "module", pytest.fail)
     with pytest.raises(ValueError, match=r"rows: expected embeddings \(N, D\) on cuda, .* on cpu"):
         cuda.row_statistics(Side(X, Y, None), None, PairSpec())
 

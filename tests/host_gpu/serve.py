@@ -4,7 +4,7 @@ import shutil
 
 from host_gpu import build
 
-from ms_kernels.backends import cuda, dispatch
+from ms_kernels.backends import cuda, cuda_call, dispatch
 
 
 def serve(monkeypatch, module, path="one_launch"):
@@ -14,8 +14,8 @@ def serve(monkeypatch, module, path="one_launch"):
     monkeypatch.setitem(dispatch.DEVICE_OF, "cuda", "cpu")
     monkeypatch.setattr(dispatch, "built", lambda *_: built)
     monkeypatch.setattr(dispatch, "why_missing", lambda n: None if n == "cuda" else why_missing(n))
-    monkeypatch.setattr(cuda, "_module", lambda: module)
-    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda_call, "module", lambda: module)
+    monkeypatch.setattr(cuda_call, "DEVICE", "cpu")
     monkeypatch.setattr(cuda, "ONE_LAUNCH", {"by_tiles": -1}.get(path, 2**31))
     monkeypatch.setattr(cuda, "SMALL", 1024 if path == "small" else -1)
     return "cuda"
