@@ -24,13 +24,17 @@ def exact_forward(batch, spec):
     return exact, floors.statistics(exact), losses
 
 
-def check_forward(batch, spec, dtype, backend):
-    exact, floors, losses = exact_forward(batch, spec)
-    got = ms_kernels.row_statistics(*batch, backend=backend, **vars(spec))
+def check_statistics(got, exact, floors):
     for k, floor in enumerate(floors):
         assert_within_budget(got[k], None, exact[k], floor)
     assert torch.equal(got.pos_kept, exact.pos_kept)
     assert torch.equal(got.neg_kept, exact.neg_kept)
+
+
+def check_forward(batch, spec, dtype, backend):
+    exact, floors, losses = exact_forward(batch, spec)
+    got = ms_kernels.row_statistics(*batch, backend=backend, **vars(spec))
+    check_statistics(got, exact, floors)
 
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     for reduction, (exact_loss, floor) in losses.items():
@@ -70,5 +74,26 @@ def check_backward(batch, spec, dtype, backend, reduction):
     got = gradients(ms_kernels.multi_similarity_loss, *batch, reduction, chosen)
     own = backend if backend in rounding.HALF_WEIGHTS else ""
     for g, e, floor in zip(got, *exact_backward(batch, spec, reduction, own), strict=True):
+        assert g.dtype == dtype
+        assert_within_budget(g, None, e, floor)
+
+
+def check_counted(batch, spec, dtype, backend):
+    """Statistics, mean and its gradients of a step that asks for all of them."""
+    exact, floors, losses = exact_forward(batch, spec)
+    found = []
+
+    def step(*sides, **options):
+        loss, stats = ms_kernels.multi_similarity_loss(*sides, return_statistics=True, **options)
+        found.extend((loss.detach(), stats))
+        return loss
+
+    got = gradients(step, *batch, "mean", {**vars(spec), "backend": backend})
+    loss, stats = found
+    check_statistics(stats, exact, floors)
+    assert loss.dtype == dtype
+    assert_within_budget(loss, None, *losses["mean"])
+    own = backend if backend in rounding.HALF_WEIGHTS else ""
+    for g, e, floor in zip(got, *exact_backward(batch, spec, "mean", own), strict=True):
         assert g.dtype == dtype
         assert_within_budget(g, None, e, floor)

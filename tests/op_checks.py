@@ -32,7 +32,9 @@ def check_ops(backend, refs, with_ids):
     term = [*stats, torch.ones(48)]
     column_term = [] if refs else term
     library.opcheck(ops.embedding_gradient, (*given, term, column_term, PACKED, backend))
-    library.opcheck(ops.counted_loss, (*given, True, refs, False, PACKED, backend, None, None))
+    for need, worth in ((True, None), (True, torch.linspace(1, 2, 48)), (False, None)):
+        needs = need, need and refs, False
+        library.opcheck(ops.counted_loss, (*given, *needs, PACKED, backend, worth, None))
     if dispatch.learns(backend, SPECS["default"].spec):
         options = torch.tensor([2.0, 10.0, 0.4])
         library.opcheck(ops.row_statistics, (*given, PACKED, backend, options))

@@ -18,6 +18,7 @@ from ms_kernels import (
     pair_weights,
     row_statistics,
 )
+from ms_kernels.backends import dispatch
 from ms_kernels.rules import weighting as rules
 
 LOSSES = {
@@ -107,7 +108,7 @@ def test_refs_of_an_ignored_label():
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none", "mean_valid"])
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("backend", [*NAMES, "cuda-small"])
 def test_weights_of_anchors(monkeypatch, backend, name, reduction):
     """Of losses (N,), whose sum is divided by the sum of the weights that are counted."""
     backend = served(monkeypatch, backend)
@@ -200,7 +201,7 @@ def test_own_rules_and_half_rows():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("backend", [*NAMES, "cuda-small"])
 def test_statistics_of_the_pass(monkeypatch, backend, name):
     backend = served(monkeypatch, backend)
     x, y = batch()
@@ -218,16 +219,16 @@ def test_statistics_of_the_pass(monkeypatch, backend, name):
     same(dx, plain[1])
 
 
-def test_statistics_cost_no_sweep_more(monkeypatch):
-    from ms_kernels.backends import cpu
-
-    seen = []
+@pytest.mark.parametrize("backend", ["cpu", "cuda-one_launch", "cuda-small", "cuda-by_tiles"])
+def test_statistics_cost_no_sweep_more(monkeypatch, backend):
+    backend, seen = served(monkeypatch, backend), []
+    module = dispatch.MODULES[backend]
     for job in ("row_statistics", "embedding_gradient", "loss_and_gradient", "counted_loss"):
-        real = getattr(cpu, job)
-        monkeypatch.setattr(cpu, job, lambda *a, r=real, j=job: seen.append(j) or r(*a))
+        real = getattr(module, job)
+        monkeypatch.setattr(module, job, lambda *a, r=real, j=job: seen.append(j) or r(*a))
     x, y = batch()
     loss, _ = multi_similarity_loss(
-        x.requires_grad_(), y, return_statistics=True, backend="cpu", sample_weight=torch.ones(41)
+        x.requires_grad_(), y, return_statistics=True, backend=backend, sample_weight=torch.ones(41)
     )
     loss.backward()
     assert seen == ["counted_loss"]

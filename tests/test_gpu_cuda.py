@@ -143,6 +143,38 @@ def test_one_launch_for_loss_and_gradient(record_property):
     assert sum("small_kernel" in name for name in names) == tiny(1, 0)  # no kernels on the CPU
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
+@pytest.mark.parametrize("shape", SIZES, ids=case_id)
+@pytest.mark.parametrize("weigh", [False, True], ids=["alike", "weighed"])
+def test_statistics_of_a_step(dtype, shape, weigh, record_property):
+    """From the launches of a plain step, to the accuracy of one."""
+    x, y = on_device(shape, dtype)
+    weight = torch.linspace(0.5, 2, len(y), device=DEVICE) if weigh else None
+    options = {"return_statistics": True, "sample_weight": weight}
+
+    def counted(x, **chosen):
+        loss, stats = multi_similarity_loss(x, y, **options, **chosen)
+        return loss.detach(), torch.autograd.grad(loss, x)[0], stats
+
+    *got, stats = counted(x, backend="cuda")
+    *want, exact = counted(x.detach().double().requires_grad_(), backend="reference")
+    assert torch.equal(stats.pos_kept, exact.pos_kept)
+    assert torch.equal(stats.neg_kept, exact.neg_kept)
+    info = torch.finfo(dtype)
+    ulp = {torch.float64: 1e-11}.get(dtype, max(info.eps, 2.0**-16))
+    least = info.smallest_normal * info.eps / 2
+    for g, w in zip([*got, *stats[:4]], [*want, *exact[:4]], strict=True):
+        finite = w.isfinite()
+        assert torch.equal(g.isfinite(), finite)
+        g, w = g[finite].double(), w[finite]
+        assert (g - w).abs().max() <= 4 * ulp * w.abs().max() + least
+    names = [name for name, _ in launched(lambda: counted(x, backend="cuda"))]
+    record_property("launches", names)
+    of_one_launch = sum("small_kernel" in name or "batch_kernel" in name for name in names)
+    by_tiles = sum("negative_scan_kernel" in name for name in names)
+    assert (of_one_launch, by_tiles) == tiny((len(y) <= 1024, len(y) > 1024), (0, 0))
+
+
 @BOTH_PATHS
 def test_no_host_sync(shape):
     x, y = on_device(shape)

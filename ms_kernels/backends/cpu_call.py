@@ -54,11 +54,9 @@ class Call(NativeCall):
 
     def counted(self, need_dx: bool, need_dr: bool, dloss: Tensor | None, weigh: bool) -> Counted:
         """weigh: whether sums of weights are wanted; of triplets, which need none, zeros."""
-        stats, sums = self.expect_statistics(), None
-        if weigh:
-            sums = self.expect_weight_sums()
-        losses, _, dx, dr = self.loss_and_gradient(need_dx, need_dr, dloss)
-        return Counted(losses, stats, dx, dr, None if sums is None else sums.to(self.dtype))
+        sums = self.expect_weight_sums() if weigh else None
+        found = self.counted_loss(need_dx, need_dr, dloss)
+        return found if sums is None else found._replace(weight_sums=sums.to(self.dtype))
 
     def expect_weight_sums(self) -> Tensor:
         sums = torch.zeros(len(WeightSums._fields), dtype=torch.float64)

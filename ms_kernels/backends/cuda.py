@@ -10,7 +10,7 @@ from ms_kernels.backends import cuda_call, gpu
 from ms_kernels.backends.cuda_call import Call
 from ms_kernels.backends.cuda_learned import LearnedOptions
 from ms_kernels.backends.fit import REBUILD, unfit
-from ms_kernels.backends.interface import Crowd, Found, Reduced, ReducedPlan, Side, Term
+from ms_kernels.backends.interface import Counted, Crowd, Found, Reduced, ReducedPlan, Side, Term
 from ms_kernels.backends.native import NativeBackend
 from ms_kernels.backends.products import as_products
 from ms_kernels.reference import RowStatistics
@@ -146,6 +146,27 @@ def loss_and_gradient(
     how = spec, need_dx, need_dr, dloss
     losses, kept, dx, dr = _backend.loss_and_gradient(sides.rows, sides.columns, *how)
     return losses, kept, *sides.gradients(dx, dr)
+
+
+def counted_loss(
+    anchors: Side,
+    candidates: Side | None,
+    spec: PairSpec,
+    need_dx: bool,
+    need_dr: bool,
+    dloss: Tensor | None,
+    option_values: Tensor | None,
+    weigh: bool,
+) -> Counted | None:
+    """Statistics beside losses and gradients, by the launch that computes those; None where options
+    learn, whose sums of weights need finished statistics."""
+    if option_values is not None:
+        return None
+    sides = as_products(anchors, candidates, spec)
+    call = _call("loss_and_gradient", sides.rows, sides.columns, spec)
+    found = call.counted_loss(need_dx, need_dx if sides.is_apart else need_dr, dloss)
+    dx, dr = sides.gradients(found.dx, found.dr)
+    return found._replace(dx=dx, dr=dr)
 
 
 def reduced_loss_and_gradient(

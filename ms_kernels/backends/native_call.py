@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import Found, Known, Side, Term, compute_dtype, reads
+from ms_kernels.backends.interface import Counted, Found, Known, Side, Term, compute_dtype, reads
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import DISTANCES, PairSpec
 
@@ -175,6 +175,12 @@ class NativeCall:
         self.native.write_loss(row_loss.data_ptr(), kept.data_ptr())
         self.run()
         return row_loss, kept, dx, dr
+
+    def counted_loss(self, need_dx: bool, need_dr: bool, dloss: Tensor | None) -> Counted:
+        """As loss_and_gradient, with the statistics of its sweep."""
+        stats = self.expect_statistics()
+        losses, _, dx, dr = self.loss_and_gradient(need_dx, need_dr, dloss)
+        return Counted(losses, stats, dx, dr, None)
 
     def expect_gradients(self, need_dx: bool, need_dr: bool) -> tuple[Output | None, Output | None]:
         """As write_gradients, for a plan."""

@@ -110,11 +110,14 @@ MSK_PHASE void family_statistics(const Problem& p, std::int64_t first) {
     sums.positive = finished(loss.positive, peaks.pos_kept, peaks.positive, sum.sum);
     sums.moment = loss.needs_moment() ? sum.moment : Scalar(0);
     const Scalar poison = hardest.finite ? Scalar(0) : kNaN<Scalar>;
-    if (p.job == Job::statistics) {
+    if (writes_statistics(p)) {
       if (std::isnan(loss.negative.scale)) sums.negative = kNaN<Scalar>;  // of an unknown rule
-      write_statistics(p, i, hardest, sums, peaks.pos_kept, peaks.neg_kept);
-      continue;
+      write_statistics<Scalar>(
+          p.statistics, i,
+          {hardest.positive, hardest.negative, peaks.pos_kept, peaks.neg_kept, hardest.finite},
+          sums.positive, sums.negative, sums.moment);
     }
+    if (p.job == Job::statistics) continue;
     const RowTerm<Scalar> found = loss.finish(sums);
     static_cast<Scalar*>(p.row_loss)[i] = found.loss + poison;
     p.kept[i] = hardest.finite ? std::int64_t(peaks.pos_kept) + peaks.neg_kept : 0;

@@ -91,14 +91,18 @@ MSK_PHASE void ranked_statistics(const Problem& p, std::int64_t first) {
     sums.moment = number;
     sums.pos_kept = Scalar(kept.positive);
     sums.neg_kept = Scalar(kept.negative);
-    if (p.job == Job::statistics) {
+    if (writes_statistics(p)) {
+      Scalar neg_sum = sum, pos_moment = number;
       if (loss.passed) {
-        sums.negative += static_cast<Scalar*>(p.statistics.neg_sum)[i];
-        sums.moment += static_cast<Scalar*>(p.statistics.pos_moment)[i];
+        neg_sum += static_cast<Scalar*>(p.statistics.neg_sum)[i];
+        pos_moment += static_cast<Scalar*>(p.statistics.pos_moment)[i];
       }
-      write_statistics<Scalar>(p, i, hardest, sums, kept.positive, kept.negative);
-      continue;
+      write_statistics<Scalar>(
+          p.statistics, i,
+          {hardest.positive, hardest.negative, kept.positive, kept.negative, hardest.finite},
+          Scalar(0), neg_sum, pos_moment);
     }
+    if (p.job == Job::statistics) continue;
     const RowTerm<Scalar> found = loss.finish(sums);
     const Scalar poison = hardest.finite ? Scalar(0) : kNaN<Scalar>;
     Scalar& row_loss = static_cast<Scalar*>(p.row_loss)[i];

@@ -16,22 +16,6 @@ struct Hardest {
   }
 };
 
-// Of Job::statistics; of a row that is not finite nothing is known.
-template <typename T>
-MSK_DEVICE void write_statistics(const Problem& p, std::int64_t i, const Hardest<T>& hardest,
-                                 const RowSums<T>& sums, std::int32_t pos_kept,
-                                 std::int32_t neg_kept) {
-  const T poison = hardest.finite ? T(0) : kNaN<T>;
-  const auto write = [&](void* out, T value) { static_cast<T*>(out)[i] = value + poison; };
-  write(p.statistics.hardest_positive, hardest.positive);
-  write(p.statistics.hardest_negative, hardest.negative);
-  write(p.statistics.pos_sum, sums.positive);
-  write(p.statistics.neg_sum, sums.negative);
-  write(p.statistics.pos_moment, sums.moment);
-  p.statistics.pos_kept[i] = hardest.finite ? pos_kept : 0;
-  p.statistics.neg_kept[i] = hardest.finite ? neg_kept : 0;
-}
-
 template <typename T>
 struct KeptSums {
   T positive, negative;

@@ -134,7 +134,7 @@ struct Problem {
   const std::int64_t* ordinals;     // (candidates): which of its class each is
   const std::int64_t* most_ranks;   // (1): candidates of the largest class
   TermInput row_term, column_term;  // Job::gradient only
-  StatisticsOutput statistics;      // Job::statistics only
+  StatisticsOutput statistics;      // but of Job::gradient; null: not wanted
   void* row_loss;                   // Job::loss_and_gradient only: (rows.count), and
   std::int64_t* kept;               // pairs kept of either kind
   void* d_rows;                     // (rows.count, depth) in the compute type; null: not wanted
@@ -179,6 +179,11 @@ inline Problem as_given(const Problem& problem) {
   Problem given = problem;
   if (!problem.d_rows && problem.d_columns) given.row_sums = nullptr;
   return given;
+}
+
+// Whether statistics are written: all seven or none.
+MSK_HOST_DEVICE inline bool writes_statistics(const Problem& problem) {
+  return problem.statistics.neg_sum;
 }
 
 // Whether a pass over pairs of finished statistics is for anything.

@@ -1,7 +1,7 @@
-// All that follows for a row from sums over its kept pairs: statistics, or loss and term.
+// All that follows for a row from sums over its kept pairs: statistics, loss and term.
 #pragma once
 
-#include "cuda/pairs/side.cuh"
+#include "cuda/pairs/write_statistics.cuh"
 
 namespace msk::gpu {
 
@@ -27,21 +27,17 @@ MSK_DEVICE typename P::Scalar finish_row(const Problem& p, const Pairs<P>& pairs
   if (found.neg_kept) neg_lse = loss.neg_lse(found.hardest_negative, found.negative);
   pos_lse += poison, neg_lse += poison;
   const std::int64_t sample = p.rows.sample(i);
-  if (p.job == Job::statistics) {
-    static_cast<Scalar*>(p.statistics.hardest_positive)[sample] = found.hardest_positive + poison;
-    static_cast<Scalar*>(p.statistics.hardest_negative)[sample] = found.hardest_negative + poison;
-    static_cast<Scalar*>(p.statistics.pos_sum)[sample] = pos_lse;
-    static_cast<Scalar*>(p.statistics.neg_sum)[sample] = neg_lse;
-    p.statistics.pos_kept[sample] = found.finite ? found.pos_kept : 0;
-    p.statistics.neg_kept[sample] = found.finite ? found.neg_kept : 0;
-    static_cast<Scalar*>(p.statistics.pos_moment)[sample] = Scalar(0);
-  } else {
-    static_cast<Scalar*>(p.row_loss)[sample] = loss.row_loss(pos_lse, neg_lse);
-    p.kept[sample] = found.finite ? std::int64_t(found.pos_kept) + found.neg_kept : 0;
-    const Scalar dloss = p.dloss ? static_cast<const Scalar*>(p.dloss)[sample] : Scalar(1);
-    pairs.rows.set_term(i, loss, found.hardest_positive, found.hardest_negative, pos_lse, neg_lse,
-                        dloss);
-  }
+  if (writes_statistics(p))
+    write_statistics<Scalar>(p.statistics, sample,
+                             {found.hardest_positive, found.hardest_negative, found.pos_kept,
+                              found.neg_kept, found.finite},
+                             pos_lse, neg_lse, Scalar(0));
+  if (p.job == Job::statistics) return neg_lse;
+  static_cast<Scalar*>(p.row_loss)[sample] = loss.row_loss(pos_lse, neg_lse);
+  p.kept[sample] = found.finite ? std::int64_t(found.pos_kept) + found.neg_kept : 0;
+  const Scalar dloss = p.dloss ? static_cast<const Scalar*>(p.dloss)[sample] : Scalar(1);
+  pairs.rows.set_term(i, loss, found.hardest_positive, found.hardest_negative, pos_lse, neg_lse,
+                      dloss);
   return neg_lse;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/pairs/pass.cuh"
+#include "cuda/pairs/write_statistics.cuh"
 #include "cuda/small/warp_row.cuh"
 
 namespace msk::gpu {
@@ -99,6 +100,10 @@ MSK_DEVICE void row_loss(const Problem& p, const Pass<P>& pass,
   sums.positive = positive.sum;
   sums.moment = positive.moment;
   if (lane() != 0) return;
+  if (writes_statistics(p))
+    write_statistics<Scalar>(p.statistics, i,
+                             {hardest_positive, hardest_negative, pos_kept, neg_kept, finite},
+                             sums.positive, sums.negative, sums.moment);
   const RowTerm<Scalar> found = loss.finish(sums);
   const Scalar poison = finite ? Scalar(0) : kNaN<Scalar>;
   static_cast<Scalar*>(p.row_loss)[i] = found.loss + poison;

@@ -52,7 +52,7 @@ struct NegativeScan {
   // The similarity that a pair of the tile must pass to be looked at. A negative just under its
   // threshold is looked at too: rounding may still keep a positive that it decides about.
   MSK_DEVICE Scalar bar(std::int64_t row_tile, std::int64_t column_tile) const {
-    if (p.job == Job::statistics) return -kInfinity<Scalar>;  // wants the hardest in any case
+    if (writes_statistics(p)) return -kInfinity<Scalar>;  // wants the hardest in any case
     Scalar least = of(p.row_buffers.least_neg_threshold, row_tile);
     if (pairs.self) {
       const Scalar other = of(p.row_buffers.least_neg_threshold, column_tile);
@@ -138,7 +138,7 @@ negative_scan_kernel(const MSK_PARAMETER Problem p) {
       const Scalar bar = scan.bar(tile, column);
       Any any{similarities.any([&](Scalar s) { return s > bar || !std::isfinite(s); })};
       any = block_reduce<kWarps<P>>(any, scan.any_smem, Any::either);
-      if (any.value || p.job == Job::statistics) {
+      if (any.value || writes_statistics(p)) {
         similarities.share();
         own = scan.own_sum(tile, column, mirrored);
         const Scalar found = own.log_sum(pairs.loss);  // of a bound, where options are numbers
