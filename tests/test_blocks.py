@@ -149,11 +149,11 @@ def test_what_is_known_fits_the_anchors():
 
 def test_who_takes_blocks():
     spec, lists = PairSpec(), PairSpec(MultiSimilarity(), mine.TopKMining(3))
-    assert [name for name in dispatch.MODULES if dispatch.takes_blocks(name, spec)] == [
-        "cpu",
-        "panels",
-    ]
+    apart = PairSpec(MultiSimilarity(), mine.NoMining())
+    for rules, wanted in ((spec, ["cpu", "panels"]), (apart, ["cpu", "cuda", "panels", "triton"])):
+        names = [name for name in dispatch.MODULES if dispatch.takes_blocks(name, rules)]
+        assert sorted(names) == wanted
     assert not dispatch.takes_blocks("reference", spec)
-    assert dispatch.resolve_blocks("auto", "cpu", lists, torch.float32) == "panels"
+    assert dispatch.resolve_blocks("auto", "cpu", 40, lists, torch.float32) == "panels"
     with pytest.raises(ValueError, match="backend: 'cpu' takes no blocks .*TopKMining"):
-        dispatch.resolve_blocks("cpu", "cpu", lists, torch.float32)
+        dispatch.resolve_blocks("cpu", "cpu", 40, lists, torch.float32)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends import cuda_call, gpu
+from ms_kernels.backends.blocks import BlocksApart
 from ms_kernels.backends.cuda_call import Call
 from ms_kernels.backends.cuda_learned import LearnedOptions
 from ms_kernels.backends.fit import REBUILD, unfit
@@ -130,6 +131,12 @@ def embedding_gradient(
     gradient = sides.of_rows(found)
     assert gradient is not None
     return gradient
+
+
+_blocks = BlocksApart(row_statistics, learned_gradient)
+takes_blocks = _blocks.takes
+block_statistics = _blocks.statistics
+weight_sums = _blocks.weight_sums
 
 
 def loss_and_gradient(

@@ -106,10 +106,10 @@ def resolve(
     return name
 
 
-def resolve_blocks(name: str, device: str, spec: PairSpec, dtype: torch.dtype) -> str:
+def resolve_blocks(name: str, device: str, samples: int, spec: PairSpec, dtype: torch.dtype) -> str:
     """As `resolve`, of candidates that come a block at a time: kernels that take none leave it to
     plain PyTorch, unless they were asked for."""
-    found = resolve(name, device, 0, spec, dtype)
+    found = resolve(name, device, samples, spec, dtype)
     if takes_blocks(found, spec):
         return found
     if name != "auto":

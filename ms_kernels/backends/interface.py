@@ -86,6 +86,7 @@ and, where candidates may come a block at a time, whose statistics are joined,
     takes_blocks(spec) -> bool
         Whether it does so of these rules.
     hardest_of_block(anchors, candidates, spec) -> tuple[Tensor, Tensor]
+        Only where it takes rules whose mining asks for hardest pairs.
         Of what these candidates alone offer: least similarity to a positive (N,), greatest to
         negatives (N, mining.hardest_negatives), infinite where there are fewer.
     block_statistics(anchors, candidates, spec, known) -> RowStatistics

@@ -206,6 +206,6 @@ def _round(call: RingCall, besides: list[Tensor], visit: Visit) -> BaseException
 
 
 def _module(call: RingCall) -> ModuleType:
-    x = call.own.embeddings
-    name = dispatch.resolve_blocks(call.backend, x.device.type, call.spec, x.dtype)
+    x, most = call.own.embeddings, max(call.exchange.counts)  # the same on every process
+    name = dispatch.resolve_blocks(call.backend, x.device.type, most, call.spec, x.dtype)
     return dispatch.MODULES[name]

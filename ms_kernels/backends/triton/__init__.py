@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends import gpu
+from ms_kernels.backends.blocks import BlocksApart
 from ms_kernels.backends.interface import (
     Counted,
     Crowd,
@@ -184,6 +185,12 @@ def learned_gradient(
     how = spec, option_values, term, need_dx, need_dr
     with _on_device_of(anchors.embeddings):
         return launch_learned.learned_gradient(anchors, candidates, *how)
+
+
+_blocks = BlocksApart(row_statistics, learned_gradient)
+takes_blocks = _blocks.takes
+block_statistics = _blocks.statistics
+weight_sums = _blocks.weight_sums
 
 
 def loss_and_gradient(

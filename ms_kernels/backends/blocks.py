@@ -1,0 +1,46 @@
+"""Blocks of candidates for kernels that find hardest pairs by themselves.
+
+Where mining asks for no hardest pair, and the sum of positives for nothing of the negatives, blocks
+need to know nothing of one another: of each the kernels give the statistics that it has alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import astuple
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ms_kernels.backends.interface import Known, Side, Term
+from ms_kernels.reference import RowStatistics
+from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.weighting import Triplet
+
+
+class BlocksApart(NamedTuple):
+    """These functions of the interface, by others of a backend."""
+
+    row_statistics: Callable[[Side, Side | None, PairSpec], RowStatistics]
+    learned_gradient: Callable[
+        [Side, Side | None, PairSpec, Tensor, Term, bool, bool],
+        tuple[Tensor | None, Tensor | None, Tensor],
+    ]
+
+    def takes(self, spec: PairSpec) -> bool:
+        """Whether blocks need to know nothing of one another."""
+        rule = spec.weighting
+        return not (spec.mining.needs_hardest or rule.pos_follows_neg or isinstance(rule, Triplet))
+
+    def statistics(
+        self, anchors: Side, candidates: Side | None, spec: PairSpec, known: Known | None
+    ) -> RowStatistics:
+        return self.row_statistics(anchors, candidates, spec)
+
+    def weight_sums(
+        self, anchors: Side, candidates: Side | None, spec: PairSpec, term: Term
+    ) -> Tensor:
+        """`WeightSums` (4,) of the anchors' pairs with these candidates."""
+        # Numbers written by kernels: a copy from the host would be waited for.
+        numbers = [term.dloss.new_full((), number) for number in astuple(spec.weighting)]
+        given = anchors, candidates, spec, torch.stack(numbers), term
+        return self.learned_gradient(*given, False, False)[2]
