@@ -216,13 +216,13 @@ def test_compiled_steps_of_a_call_are_timed(monkeypatch):
             def run(self, workspace):
                 return workspace + self.depth
 
-    monkeypatch.setattr(gpu_native.cuda_backend, "_module", lambda: Module)
+    monkeypatch.setattr(gpu_native.cuda_call, "module", lambda: Module)
     results = []
 
     def call():
-        results.append(gpu_native.cuda_backend._module().Call(3).run(4))
+        results.append(gpu_native.cuda_call.module().Call(3).run(4))
 
     assert gpu_native.native_time("cuda", call, 2) > 0 and results == [7, 7]
-    assert gpu_native.cuda_backend._module() is Module
+    assert gpu_native.cuda_call.module() is Module
     with pytest.raises(ValueError, match="panels"):
         gpu_native.native_time("panels", call, 2)
