@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ms_kernels.backends.interface import compute_dtype
 from ms_kernels.checks import Pairs
 from ms_kernels.engine import ops
 from ms_kernels.engine.autograd import differentiable_once, in_public_dtype
@@ -19,6 +18,7 @@ from ms_kernels.engine.row_loss import row_losses_of
 from ms_kernels.engine.saved import constants_of
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
+from ms_kernels.rules.sums import total_of
 
 
 def fused_counted_loss(
@@ -69,26 +69,23 @@ class CountedLoss(torch.autograd.Function):
         pairs, reduction, spec, backend = call
         need_dx, need_dr, need_dw, need_options, _ = ctx.needs_input_grad
         needs = need_dx, need_dr, need_options
-        ones = embeddings.new_ones(len(embeddings), dtype=compute_dtype(embeddings))
-        if weight is not None:
-            ones = weight
-        # What "mean_valid" divides by is known at the end.
-        later = reduction == "mean_valid"
-        worth = ones if later else ones / divisor_of(ones, ones, reduction)
         with below_autograd():
-            how = spec.pack(), backend, worth, option_values
+            # Of the sum: what it is divided by is known at the end.
+            how = spec.pack(), backend, weight, option_values
             rows, *found = ops.counted_loss(*pairs, *needs, *how)
             stats, gradients = found[:7], found[7:]
             kept = stats[4] + stats[5]
-            loss = reduce_rows(rows, kept, reduction, ones)
-            divisor = divisor_of(ones, kept, reduction)
-        saved = [d if needed else None for d, needed in zip(gradients, needs, strict=True)]
-        if later:
-            saved = [None if d is None else d / divisor for d in saved]
+            ones = torch.ones_like(rows) if weight is None else weight
+            divisor = None if reduction == "sum" else divisor_of(ones, kept, reduction)
+            total = total_of(rows)
+            if weight is not None:
+                total = reduce_rows(rows, kept, "sum", weight)
+            loss = total if divisor is None else total / divisor
         dw = _of_weights(rows, kept, ones, loss, divisor, reduction) if need_dw else None
+        saved = [d if needed else None for d, needed in zip(gradients, needs, strict=True)]
         ctx.dtype = embeddings.dtype
         constants_of(ctx, *stats)
-        ctx.save_for_backward(*saved, dw)
+        ctx.save_for_backward(*saved, dw, divisor)
         return loss, *stats
 
     @staticmethod
@@ -96,17 +93,24 @@ class CountedLoss(torch.autograd.Function):
         refuse_second_derivative("ms_kernels")
         if dloss is None:
             return None, None, None, None, None
-        dx, dr, doptions, dw = (None if d is None else d * dloss for d in ctx.saved_tensors)
+        *gradients, dw, divisor = ctx.saved_tensors
+        each = dloss if divisor is None else dloss / divisor
+        dx, dr, doptions = (None if d is None else d * each for d in gradients)
         dx, dr = (None if d is None else d.to(ctx.dtype) for d in (dx, dr))
-        return dx, dr, dw, doptions, None
+        return dx, dr, None if dw is None else dw * dloss, doptions, None
 
 
 def _of_weights(
-    rows: Tensor, kept: Tensor, weight: Tensor, loss: Tensor, divisor: Tensor, reduction: str
+    rows: Tensor,
+    kept: Tensor,
+    weight: Tensor,
+    loss: Tensor,
+    divisor: Tensor | None,
+    reduction: str,
 ) -> Tensor:
     """dloss / dweight: each counts its loss, and in a mean draws the others' down."""
     own = torch.where((weight == 0) & ~rows.isfinite(), 0, rows)
-    if reduction == "sum":
+    if divisor is None:
         return own
     counts = torch.ones_like(weight) if reduction == "mean" else (kept > 0).to(weight.dtype)
     # Where the weights add up to 0 the divisor is a constant.
