@@ -43,14 +43,16 @@ class DistributedLoss(nn.Module):
             each. "ring": blocks of rows go round, and a process holds its own and two visitors, the
             one at hand and the next, which is under way meanwhile: O(n D), however many processes.
 
-    A ring goes round once for the sums and once for the gradient; for mining rules that ask for
-    hardest pairs, which are all but NoMining and ThresholdMining, once more before; for `NTXent`
+    A ring goes round once for the sums and once for the gradient, of NoMining and ThresholdMining;
+    for other mining rules, which ask for hardest pairs, once more before; for `NTXent`
     and `NPair`, whose positives need the sum of all negatives, once more between. It gives what
     blocks add up to: a `CrossBatchMemory`, triplets, rules of your own, `HistogramLoss` and the
-    backends "cuda", "triton" and "reference" are refused. With "auto", plain PyTorch computes
-    blocks on a GPU, and those of `TopKMining` anywhere. Each anchor's blocks are added up in one
-    order, so a run gives the same bits as the last; with another number of processes blocks are
-    others, and the last bits may be. Options that learn are read, for which a GPU is waited for.
+    backend "reference" are refused. The kernels of a GPU take blocks that know nothing of one
+    another, which are those of the first kind but for `NTXent` and `NPair`; with "auto" plain
+    PyTorch computes others on a GPU, and those of `TopKMining` anywhere. Each anchor's blocks are
+    added up in one order, so a run gives the same bits as the last; with another number of
+    processes blocks are others, and the last bits may be. Options that learn are read, for which a
+    GPU is waited for.
 
     Under DistributedDataParallel, which divides gradients by the number of processes, multiply the
     loss by it for the gradients of one process:

@@ -197,7 +197,11 @@ def test_autocast(name):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "miner"),
-    [("TripletMarginLoss", None), ("MultiSimilarityLoss", "MultiSimilarityMiner")],
+    [
+        ("TripletMarginLoss", None),
+        ("LiftedStructureLoss", None),
+        ("MultiSimilarityLoss", "MultiSimilarityMiner"),
+    ],
 )
 def test_a_compiled_step(name, miner):
     """Alone, and with a miner, which is the library's in a graph: its lists are what it gives."""

@@ -25,7 +25,7 @@ from ms_kernels.compat.pytorch_metric_learning.pairs import (
 from ms_kernels.engine.summed import Summed, summed_loss
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.made import options_of
-from ms_kernels.rules.mining import NO_MINING, Mining, MultiSimilarityMining
+from ms_kernels.rules.mining import Mining, MultiSimilarityMining, NoMining
 from ms_kernels.rules.weighting import Contrastive, Weighting
 
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -99,7 +99,7 @@ def counted_rows(measure: Measure, formula: Formula, chosen: Chosen) -> Tensor:
 
 def numbers_kept(measure: Measure, chosen: Chosen) -> tuple[Tensor, Tensor]:
     """(N,) positives and negatives that mining keeps of each anchor."""
-    if chosen.mining == NO_MINING:
+    if isinstance(chosen.mining, NoMining):
         return numbers_of_pairs(chosen.pairs)
     with torch.no_grad():
         _, stats = row_losses(measure, Contrastive(), chosen)

@@ -34,7 +34,7 @@ from ms_kernels.compat.pytorch_metric_learning.roads import (
 from ms_kernels.compat.pytorch_metric_learning.served import Served
 from ms_kernels.engine.refusals import refuse_second_derivative
 from ms_kernels.reference import masked_log_sum_exp
-from ms_kernels.rules.mining import NO_MINING
+from ms_kernels.rules.mining import NoMining
 from ms_kernels.rules.softmax import DecoupledContrastive
 from ms_kernels.rules.spec import PairOptions
 from ms_kernels.rules.sums import log_add_exp
@@ -53,12 +53,12 @@ class LiftedStructureLoss(Served, theirs.LiftedStructureLoss):
 
     def losses_of(self, call: Call, measure: Measure) -> LossDict:
         chosen = choose(call, measure)
-        if isinstance(chosen, Chosen) and chosen.mining != NO_MINING:
+        if isinstance(chosen, Chosen) and not isinstance(chosen.mining, NoMining):
             chosen = tuple(call.indices_tuple)
         if isinstance(chosen, Chosen):
             both = torch.stack([number.sum() for number in numbers_of_pairs(chosen.pairs)])
             of_positives, of_negatives = both.tolist()
-            few = of_negatives <= self.exact_small_batches and of_positives <= 1
+            few = of_negatives <= int(self.exact_small_batches) and of_positives <= 1
             if few or of_positives == 0 or of_negatives == 0:
                 return self.zero_losses()
             streams = of_positives * LISTED > options.panel_bytes and is_linear(self, "loss")

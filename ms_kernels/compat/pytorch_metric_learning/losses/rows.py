@@ -42,7 +42,7 @@ from ms_kernels.compat.pytorch_metric_learning.roads import (
 )
 from ms_kernels.compat.pytorch_metric_learning.served import Served
 from ms_kernels.reference import masked_log_sum_exp
-from ms_kernels.rules.mining import NO_MINING, MultiSimilarityMining
+from ms_kernels.rules.mining import MultiSimilarityMining, NoMining
 from ms_kernels.rules.softmax import NCA, Circle, NPair, SupCon
 from ms_kernels.rules.weighting import LiftedStructure, MultiSimilarity, Weighting
 
@@ -93,7 +93,7 @@ class RowLoss(Served):
         """Reduced with the losses and their gradient; None where the reducer asks for more, or
         only statistics tell how many pairs there are."""
         bounded = isinstance(chosen.mining, MultiSimilarityMining)
-        if not is_linear(self, "loss") or not (bounded or chosen.mining == NO_MINING):
+        if not is_linear(self, "loss") or not (bounded or isinstance(chosen.mining, NoMining)):
             return None
         found = summed_rows(measure, weighting, chosen)
         if found is None:
@@ -202,7 +202,7 @@ class GeneralizedLiftedStructureLoss(RowLoss, theirs.GeneralizedLiftedStructureL
 
 def both_or_none(chosen: Chosen) -> bool:
     """Whether no anchor keeps pairs of one kind alone."""
-    if chosen.mining == NO_MINING:
+    if isinstance(chosen.mining, NoMining):
         positives, negatives = numbers_of_pairs(chosen.pairs)
         return bool(((positives > 0) == (negatives > 0)).all())
     return isinstance(chosen.mining, MultiSimilarityMining)
@@ -241,7 +241,7 @@ class NCALoss(RowLoss, theirs.NCALoss):
         indices = call.indices_tuple
         if indices is None:
             return None
-        if isinstance(indices, MinedPairs) and indices.mining == NO_MINING:
+        if isinstance(indices, MinedPairs) and isinstance(indices.mining, NoMining):
             # Each anchor has a pair with every candidate, its copy aside.
             number = torch.stack(numbers_of_pairs(indices.pairs)).sum(0)
             return number.to(compute_dtype(call.embeddings)) / number.max().clamp(min=1)

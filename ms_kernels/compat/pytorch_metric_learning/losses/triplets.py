@@ -53,7 +53,7 @@ class TripletMarginLoss(Served, theirs.TripletMarginLoss):
             raise Unserved(option)
         losses, positives, negatives, active = self._of_anchors(measure, rule, chosen)
         count = positives * negatives
-        if chosen.mining == HardestMining():
+        if isinstance(chosen.mining, HardestMining):
             # Of an anchor's triplets that tie each is worth its share of the one that counts.
             losses, count = losses / count.clamp(min=1), count.clamp(max=1)
             active = (losses > 0).sum
