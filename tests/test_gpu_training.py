@@ -12,7 +12,7 @@ from torch import nn
 import ms_kernels
 from bench.gpu_capture import capture
 from ms_kernels import CrossBatchMemory, MultiSimilarityLoss, NTXentLoss
-from ms_kernels.api import learned
+from ms_kernels.api import learned, unit
 from ms_kernels.api.ring import Ring
 from ms_kernels.distributed import DistributedLoss
 
@@ -125,6 +125,7 @@ def test_a_million_rows_of_memory_take_what_they_weigh(record_property):
 def test_rows_that_count_as_on_the_cpu_and_without_a_wait(monkeypatch, backend):
     if REHEARSED:  # a number on a CPU, which would be read, stands for one on a GPU
         monkeypatch.setattr(learned, "readable", lambda option: None)
+        monkeypatch.setattr(unit, "_are_usual", lambda norm: False)
     x, y = clustered(N, D, torch.float32, N // 4)
     weight, mask = torch.rand(N, device=DEVICE), torch.arange(N, device=DEVICE) % 5 > 0
     y[::7] = -1
