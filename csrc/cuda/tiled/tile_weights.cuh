@@ -226,8 +226,13 @@ MSK_KERNEL(kThreads<P>, kResident<P>)
 tile_weights_kernel(const MSK_PARAMETER Problem p) {
   weigh_tiles<P, false>(p);
 }
+// Where operands are rounded as they are read, options need more registers than a third block
+// leaves.
 template <class P>
-MSK_KERNEL(kThreads<P>, kResident<P>)
+constexpr int kResidentLearning = sizeof(typename P::Operand) == 4 ? 2 : kResident<P>;
+
+template <class P>
+MSK_KERNEL(kThreads<P>, kResidentLearning<P>)
 learned_weights_kernel(const MSK_PARAMETER Problem p) {
   weigh_tiles<P, true>(p);
 }
