@@ -8,7 +8,7 @@ from torch import Tensor
 from ms_kernels.checks import Pairs
 from ms_kernels.engine import ops
 from ms_kernels.engine.autograd import differentiable_once, in_public_dtype
-from ms_kernels.engine.reduction import divisor_of, reduce_rows
+from ms_kernels.engine.reduction import divisor_of, weighted
 from ms_kernels.engine.refusals import (
     below_autograd,
     refuse_second_derivative,
@@ -16,7 +16,7 @@ from ms_kernels.engine.refusals import (
 )
 from ms_kernels.engine.row_loss import row_losses_of
 from ms_kernels.engine.saved import constants_of
-from ms_kernels.reference import RowStatistics
+from ms_kernels.reference import RowStatistics, count_valid
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.sums import total_of
 
@@ -37,7 +37,7 @@ def fused_counted_loss(
     if reduction == "none":
         loss, *stats = row_losses_of(x, r, pairs, spec, backend, option_values)
         if weight is not None:
-            loss = reduce_rows(loss, stats[4], "none", weight)
+            loss = weighted(loss, weight)
     else:
         call = Call(pairs, reduction, spec, backend)
         loss, *stats = CountedLoss.apply(x, r, weight, option_values, call)  # type: ignore[no-untyped-call]
@@ -74,16 +74,18 @@ class CountedLoss(torch.autograd.Function):
             how = spec.pack(), backend, weight, option_values
             rows, *found = ops.counted_loss(*pairs, *needs, *how)
             stats, gradients = found[:7], found[7:]
-            kept = stats[4] + stats[5]
-            ones = torch.ones_like(rows) if weight is None else weight
-            divisor = None if reduction == "sum" else divisor_of(ones, kept, reduction)
-            total = total_of(rows)
-            if weight is not None:
-                total = reduce_rows(rows, kept, "sum", weight)
+            # Few ops: on a GPU each is a launch.
+            kept = None if reduction == "sum" else stats[4] + stats[5]
+            divisor = _divisor_of(weight, kept, reduction)
+            total = total_of(rows) if weight is None else total_of(weighted(rows, weight))
             loss = total if divisor is None else total / divisor
-        dw = _of_weights(rows, kept, ones, loss, divisor, reduction) if need_dw else None
+        dw = None
+        if need_dw and weight is not None:
+            dw = _of_weights(rows, kept, weight, loss, divisor, reduction)
         saved = [d if needed else None for d, needed in zip(gradients, needs, strict=True)]
-        ctx.dtype = embeddings.dtype
+        ctx.dtype, ctx.rows = embeddings.dtype, None
+        if isinstance(divisor, int):
+            ctx.rows, divisor = divisor, None
         constants_of(ctx, *stats)
         ctx.save_for_backward(*saved, dw, divisor)
         return loss, *stats
@@ -94,23 +96,34 @@ class CountedLoss(torch.autograd.Function):
         if dloss is None:
             return None, None, None, None, None
         *gradients, dw, divisor = ctx.saved_tensors
+        if divisor is None:
+            divisor = ctx.rows
         each = dloss if divisor is None else dloss / divisor
         dx, dr, doptions = (None if d is None else d * each for d in gradients)
         dx, dr = (None if d is None else d.to(ctx.dtype) for d in (dx, dr))
         return dx, dr, None if dw is None else dw * dloss, doptions, None
 
 
+def _divisor_of(weight: Tensor | None, kept: Tensor | None, reduction: str) -> Tensor | int | None:
+    """What the sum of the losses is divided by; None of the sum itself, which has no `kept`."""
+    if kept is None:
+        return None
+    if weight is not None:
+        return divisor_of(weight, kept, reduction)
+    return count_valid(kept) if reduction == "mean_valid" else max(kept.shape[0], 1)
+
+
 def _of_weights(
     rows: Tensor,
-    kept: Tensor,
+    kept: Tensor | None,
     weight: Tensor,
     loss: Tensor,
-    divisor: Tensor | None,
+    divisor: Tensor | int | None,
     reduction: str,
 ) -> Tensor:
     """dloss / dweight: each counts its loss, and in a mean draws the others' down."""
     own = torch.where((weight == 0) & ~rows.isfinite(), 0, rows)
-    if divisor is None:
+    if divisor is None or kept is None:
         return own
     counts = torch.ones_like(weight) if reduction == "mean" else (kept > 0).to(weight.dtype)
     # Where the weights add up to 0 the divisor is a constant.

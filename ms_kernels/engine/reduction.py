@@ -19,20 +19,21 @@ def reduce_rows(
 ) -> Tensor:
     """From losses and kept pairs of each row. weight: (N,), of each in the sum and in the mean."""
     if weight is not None:
-        return _weighted(row_loss, kept, reduction, weight)
+        losses = weighted(row_loss, weight)
+        if reduction == "none":
+            return losses
+        return total_of(losses) / divisor_of(weight, kept, reduction)
     if reduction == "none":
         return row_loss
     valid = count_valid(kept) if reduction == "mean_valid" else None
     return reduce(row_loss.sum(), reduction, max(row_loss.shape[0], 1), valid)
 
 
-def _weighted(row_loss: Tensor, kept: Tensor, reduction: str, weight: Tensor) -> Tensor:
+def weighted(row_loss: Tensor, weight: Tensor) -> Tensor:
+    """Losses times weights, (N,) each."""
     # A row of weight 0 does not count, be it NaN; the weight may still learn what it is worth.
     nothing = (weight == 0) & ~row_loss.isfinite()
-    losses = torch.where(nothing, 0, row_loss * weight)
-    if reduction == "none":
-        return losses
-    return total_of(losses) / divisor_of(weight, kept, reduction)
+    return torch.where(nothing, 0, row_loss * weight)
 
 
 def divisor_of(weight: Tensor, kept: Tensor, reduction: str) -> Tensor:
