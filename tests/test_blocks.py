@@ -1,10 +1,9 @@
 """Statistics of candidates that come in blocks: joined they are those of all at once."""
 
-import functools
-
 import learned_options
 import pytest
 import torch
+from blocks import assert_joined, blocks, sides
 from family import MININGS, WEIGHTINGS, name_of
 
 from ms_kernels.backends import cpu, dispatch, panels
@@ -14,7 +13,6 @@ from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import MultiSimilarity, Triplet
 
 JOINED = [rule for rule in WEIGHTINGS if not isinstance(rule, Triplet)]
-N = 40
 
 
 @pytest.fixture(params=["cpu", "panels"])
@@ -22,49 +20,6 @@ def module(request):
     if request.param not in dispatch.built():
         pytest.skip("the compiled module is not here")
     return dispatch.MODULES[request.param]
-
-
-def sides(dtype=torch.float64, classes=4):
-    """Anchors that are among the candidates, by their ids."""
-    generator = torch.Generator().manual_seed(3)
-    r = torch.randn(N, 6, generator=generator, dtype=dtype)
-    labels, ids = torch.arange(len(r)) % classes, torch.arange(len(r))
-    return Side(r[:17], labels[:17], ids[:17]), Side(r, labels, ids)
-
-
-def blocks(candidates):
-    """Of uneven size."""
-    half = len(candidates.labels) // 2
-    for start, end in ((0, 3), (3, 4), (4, half), (half, 2 * half)):
-        yield Side(*(part[start:end].clone() for part in candidates))
-
-
-def hardest(module, anchors, candidates, spec):
-    """From the blocks, and as mining takes them."""
-    found = [module.hardest_of_block(anchors, block, spec) for block in blocks(candidates)]
-    least = functools.reduce(torch.minimum, (positive for positive, _ in found))
-    negatives = torch.cat([negatives for _, negatives in found], 1)
-    many = spec.mining.hardest_negatives
-    return Known(least, negatives.sort(1, descending=True).values[:, many - 1])
-
-
-def joined(module, anchors, candidates, spec, known):
-    parts = [module.block_statistics(anchors, b, spec, known) for b in blocks(candidates)]
-    adds = [torch.logaddexp if log else torch.add for log in spec.weighting.log_sums]
-    ways = [torch.minimum, torch.maximum, *adds, torch.add, torch.add, torch.add]
-    every = zip(ways, zip(*parts, strict=True), strict=True)
-    return [functools.reduce(way, numbers) for way, numbers in every]
-
-
-def assert_joined(module, anchors, candidates, spec):
-    want = module.row_statistics(anchors, candidates, spec)
-    known = hardest(module, anchors, candidates, spec)
-    got = joined(module, anchors, candidates, spec, known)
-    if spec.weighting.pos_follows_neg:
-        again = joined(module, anchors, candidates, spec, known._replace(neg_sum=want.neg_sum))
-        got[2], got[6] = again[2], again[6]
-    for name, ours, whole in zip(want._fields, got, want, strict=True):
-        torch.testing.assert_close(ours, whole, rtol=1e-12, atol=1e-12, msg=lambda m, n=name: n + m)
 
 
 @pytest.mark.parametrize("mining", MININGS, ids=name_of)
@@ -150,7 +105,10 @@ def test_what_is_known_fits_the_anchors():
 def test_who_takes_blocks():
     spec, lists = PairSpec(), PairSpec(MultiSimilarity(), mine.TopKMining(3))
     apart = PairSpec(MultiSimilarity(), mine.NoMining())
-    for rules, wanted in ((spec, ["cpu", "panels"]), (apart, ["cpu", "cuda", "panels", "triton"])):
+    for rules, wanted in (
+        (spec, ["cpu", "panels", "triton"]),
+        (apart, ["cpu", "cuda", "panels", "triton"]),
+    ):
         names = [name for name in dispatch.MODULES if dispatch.takes_blocks(name, rules)]
         assert sorted(names) == wanted
     assert not dispatch.takes_blocks("reference", spec)

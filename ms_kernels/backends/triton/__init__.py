@@ -18,6 +18,7 @@ from ms_kernels.backends.interface import (
     Counted,
     Crowd,
     Found,
+    Known,
     Reduced,
     ReducedPlan,
     Side,
@@ -66,7 +67,10 @@ def missing() -> str | None:
         )
     if interpreted:
         return None
-    return tiles.unsupported(torch.device("cuda", torch.cuda.current_device())) or _unlaunchable()
+    return (
+        tiles.unsupported(torch.device("cuda", torch.cuda.current_device()))
+        or driver.unlaunchable()
+    )
 
 
 def note() -> str:
@@ -101,21 +105,6 @@ def _triton_version(version: str) -> tuple[int, ...]:
 
 def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
-
-
-def _unlaunchable() -> str | None:
-    """None when Triton's launcher can be had: at its first use a C compiler builds a part of it."""
-    try:
-        importlib.import_module("triton.runtime").driver.active.get_current_target()
-    except (
-        Exception
-    ) as error:  # of the compiler, its headers, the driver's library: all are Triton's
-        told = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-        return (
-            f"Triton cannot build its launcher ({told}); it needs a C compiler, Python's headers "
-            "and the driver's libcuda.so.1 (Debian: apt install gcc python3-dev)"
-        )
-    return None
 
 
 def row_statistics(anchors: Side, candidates: Side | None, spec: PairSpec) -> RowStatistics:
@@ -187,10 +176,35 @@ def learned_gradient(
         return launch_learned.learned_gradient(anchors, candidates, *how)
 
 
-_blocks = BlocksApart(row_statistics, learned_gradient)
-takes_blocks = _blocks.takes
-block_statistics = _blocks.statistics
-weight_sums = _blocks.weight_sums
+weight_sums = BlocksApart(row_statistics, learned_gradient).weight_sums
+
+
+def takes_blocks(spec: PairSpec) -> bool:
+    """Lists of hardest negatives stay in the kernels, triplets are pairs beside pairs, and sums of
+    positives take that of the negatives from the scan."""
+    rule = spec.weighting
+    one = spec.mining.hardest_negatives == 1
+    return one and not rule.pos_follows_neg and not isinstance(rule, Triplet)
+
+
+def hardest_of_block(
+    anchors: Side, candidates: Side | None, spec: PairSpec
+) -> tuple[Tensor, Tensor]:
+    """Hardest pairs of each anchor that these candidates offer; nothing is summed."""
+    least, most, *_ = row_statistics(anchors, candidates, spec.keeping_nothing)
+    return least, most[:, None]
+
+
+def block_statistics(
+    anchors: Side, candidates: Side | None, spec: PairSpec, known: Known | None
+) -> RowStatistics:
+    """Statistics of each anchor, by what is known of more candidates than these."""
+    from ms_kernels.backends.triton import launch_blocks
+
+    if known is None:
+        return row_statistics(anchors, candidates, spec)
+    with _on_device_of(anchors.embeddings):
+        return launch_blocks.block_statistics(anchors, candidates, spec, known)
 
 
 def loss_and_gradient(

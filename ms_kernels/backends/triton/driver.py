@@ -36,6 +36,21 @@ def _module() -> Any:
         return None
 
 
+def unlaunchable() -> str | None:
+    """None when Triton's launcher can be had: at its first use a C compiler builds a part of it."""
+    try:
+        importlib.import_module("triton.runtime").driver.active.get_current_target()
+    except (
+        Exception
+    ) as error:  # of the compiler, its headers, the driver's library: all are Triton's
+        told = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        return (
+            f"Triton cannot build its launcher ({told}); it needs a C compiler, Python's headers "
+            "and the driver's libcuda.so.1 (Debian: apt install gcc python3-dev)"
+        )
+    return None
+
+
 def missing() -> str | None:
     """Why launches go by Triton's launcher, or None."""
     if _module() is None:

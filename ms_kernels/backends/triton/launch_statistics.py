@@ -61,13 +61,15 @@ def statistics(
     dloss: Tensor | None = None,
     passed: int = 0,
     with_terms: bool = True,
+    bounded: tuple[Tensor, Bounds] | None = None,
 ) -> Statistics:
     """Statistics of each row if `exact`; its loss and what the gradient needs if `with_terms`.
 
     dloss: (N) incoming gradient of each loss, contiguous and in the compute dtype; of ones if None.
-    passed: candidates of each class that earlier rounds had (`launch_ranked.rounds`).
+    passed: candidates of each class that earlier rounds had (`launch_ranked.rounds`). bounded: what
+    `scan_positives` finds, of anchors whose hardest pairs lie among other candidates too.
     """
-    hardest_positive, bounds = scan_positives(problem)
+    hardest_positive, bounds = scan_positives(problem) if bounded is None else bounded
     lists = None
     if bounds.pos_below is not None:
         lists = list_positives(problem, bounds.pos_below, passed)
