@@ -47,12 +47,12 @@ class DistributedLoss(nn.Module):
     for other mining rules, which ask for hardest pairs, once more before; for `NTXent`
     and `NPair`, whose positives need the sum of all negatives, once more between. It gives what
     blocks add up to: a `CrossBatchMemory`, triplets, rules of your own, `HistogramLoss` and the
-    backend "reference" are refused. The kernels of a GPU take blocks that know nothing of one
-    another, which are those of the first kind but for `NTXent` and `NPair`; with "auto" plain
-    PyTorch computes others on a GPU, and those of `TopKMining` anywhere. Each anchor's blocks are
-    added up in one order, so a run gives the same bits as the last; with another number of
-    processes blocks are others, and the last bits may be. Options that learn are read, for which a
-    GPU is waited for.
+    backend "reference" are refused. On a GPU Triton's kernels take all blocks but those of `NTXent`
+    and `NPair`, CUDA's besides none of rules that ask for hardest pairs; those of `TopKMining` are
+    for plain PyTorch anywhere. "auto" finds who takes them; a backend that was asked for refuses
+    what it does not take. Each anchor's blocks are added up in one order, so a run gives the same
+    bits as the last; with another number of processes blocks are others, and the last bits may be.
+    Options that learn are read, for which a GPU is waited for.
 
     Under DistributedDataParallel, which divides gradients by the number of processes, multiply the
     loss by it for the gradients of one process:
@@ -111,7 +111,7 @@ class DistributedLoss(nn.Module):
             return self.loss(embeddings, labels, **options)  # type: ignore[no-any-return]
         if not torch.compiler.is_compiling():
             return self._eager(embeddings, labels, **options)
-        if fits_a_graph(self.loss, sample_weight):
+        if fits_a_graph(self.loss, embeddings, sample_weight):
             how = Schedule(self.loss, self.group_name, self.schedule)
             return loss_in_graph(how, embeddings, labels, options)
         return _outside_of_graphs(self, embeddings, labels, options)

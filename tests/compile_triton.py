@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction
 from triton_loops import inner_loop, shapes
 
 from ms_kernels.backends import triton as backend
-from ms_kernels.backends.interface import Side, Term
+from ms_kernels.backends.interface import Known, Side, Term
 from ms_kernels.backends.triton import problem, tiles
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.mining import SemiHardMining, TopKMining
@@ -173,6 +173,11 @@ def learned_step(dtype, depth, spec, n=4096):
     return both
 
 
+def block_step(dtype, depth, n=4096):
+    side, known = Side(torch.empty(n, depth, dtype=dtype), torch.arange(n), None), torch.empty(n)
+    return lambda: backend.block_statistics(side, side, PairSpec(), Known(known, known))
+
+
 def cases(variants, some=False):
     """Every mode with a depth for each of its tiles; every other variant once, if asked for."""
     for name, dtype in (
@@ -227,6 +232,9 @@ def cases(variants, some=False):
     for name, dtype in (("bf16", half), ("tf32x3", torch.float32), ("fp64", torch.float64)):
         if variants or name == "tf32x3":
             yield f"{name}-D128-hardest", "highest", step(dtype, 128, hardest)
+    # A block of candidates, by hardest pairs that are known of all.
+    if variants:
+        yield "bf16-D128-block", "highest", block_step(half, 128)
     # Statistics of a step: of half rows beside exponentials that are kept.
     for depth in () if some else (128, 1024):
         yield f"bf16-D{depth}-counted", "highest", counted_step(half, depth)

@@ -52,6 +52,13 @@ def cases(world):
                 learns = ranks.learning_rule(rule, options)
                 loss = PairLoss(learns, next(every), keep_statistics=backend == "auto", **how)
                 found[f"{sizes}-learned-{rule.__name__}-{backend}"] = sizes, loss, ()
+        if world == 2:
+            for mining in (MININGS[1], MININGS[2]):
+                numbers = ranks.learning_rule(MultiSimilarity, learned_options.OPTIONS[0][1])
+                for rule in (MultiSimilarity(), numbers):
+                    loss = PairLoss(rule, mining, backend="triton")
+                    learns = "learned-" if rule.learned else ""
+                    found[f"{sizes}-{learns}triton-{name_of(mining)}"] = sizes, loss, ()
         found[f"{sizes}-ids"] = sizes, MultiSimilarityLoss(), ("ids",)
         for reduction in ("none", "mean_valid"):
             loss = MultiSimilarityLoss(ignore_label=1, reduction=reduction)

@@ -2,7 +2,9 @@
 
 import copy
 import re
+import types
 
+import family
 import pytest
 import ranks
 import torch
@@ -10,6 +12,9 @@ import torch.distributed as dist
 
 import ms_kernels
 from ms_kernels import CrossBatchMemory, MultiSimilarityLoss, NTXentLoss, PairLoss
+from ms_kernels.api.everybody import GlobalLosses
+from ms_kernels.backends import dispatch
+from ms_kernels.checks import Pairs
 from ms_kernels.distributed import DistributedLoss
 
 pytestmark = pytest.mark.skipif(
@@ -121,6 +126,20 @@ def test_without_a_group_it_is_the_loss():
     assert torch.equal(DistributedLoss(MultiSimilarityLoss())(x, y), MultiSimilarityLoss()(x, y))
 
 
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_who_may_lose_the_hardest_pair(monkeypatch, name):
+    """CUDA's kernels, whose statistics and gradients are of other numbers of rows."""
+    monkeypatch.setattr(dispatch, "resolve", lambda *_: name)
+    x, y, ids = ranks.batch((4, 2))
+    everybody = Pairs(x, y, ids, None, None, None)
+    for mining in family.MININGS:
+        loss = PairLoss(ms_kernels.MultiSimilarity(), mining)
+        exchange = types.SimpleNamespace(own=slice(0, 4))
+        losses = GlobalLosses(loss, everybody, everybody, None, exchange)
+        ties = isinstance(mining, (ms_kernels.HardestMining, ms_kernels.TopKMining))
+        assert losses._may_lose_hardest(x, None) == (ties and name == "cuda")
+
+
 LEARNS_IN_PANELS = NTXentLoss(torch.nn.Parameter(torch.tensor(0.1)), backend="panels")
 
 
@@ -130,15 +149,15 @@ LEARNS_IN_PANELS = NTXentLoss(torch.nn.Parameter(torch.tensor(0.1)), backend="pa
         ((torch.nn.MSELoss(),), "loss: expected a PairLoss or a CrossBatchMemory"),
         (
             (CrossBatchMemory(LEARNS_IN_PANELS, 5, 8),),
-            "loss: expected kernels in which temperature of NTXent learns, got backend='panels'; ",
+            "loss: .* kernels in which temperature of NTXent may learn, got backend='panels'; use",
         ),
         (
             (CrossBatchMemory(PairLoss(ranks.Own()), 5, 8),),
-            "loss: expected rules of this package and no .* several processes, got rule Own, not",
+            "loss: expected rules of this package .* processes, got Own with NoMining; use the mem",
         ),
         (
             (CrossBatchMemory(MultiSimilarityLoss(backend="reference"), 5, 8),),
-            "loss: expected rules of this package and no .* got backend='reference'",
+            "loss: expected rules of this package .* got backend='reference'; use backend='auto'",
         ),
         (
             (MultiSimilarityLoss(), None, "star"),

@@ -17,7 +17,7 @@ from ms_kernels.rules.spec import PairSpec
 
 MININGS = mine.NoMining(), mine.ThresholdMining(0.6, -0.1)
 APART = [rule for rule in WEIGHTINGS if cuda.takes_blocks(PairSpec(rule, mine.NoMining()))]
-WAYS = ["triton", "small", "one_launch", "by_tiles"]
+WAYS = ["triton", "one_launch", "by_tiles"]  # small batches have kernels of reduced losses alone
 
 
 @pytest.fixture(params=WAYS)

@@ -163,7 +163,7 @@ LEARNS = TripletLoss(torch.nn.Parameter(torch.tensor(0.1)))
         (PairLoss(ranks.Own()), "'ring' expected rules of this package, .* got Own"),
         (CrossBatchMemory(MultiSimilarityLoss(), 5, 8), "expected 'gather' with a CrossBatchMem"),
         (MultiSimilarityLoss(backend="reference"), "'ring' expected a backend .* got 'reference'"),
-        (MultiSimilarityLoss(backend="triton"), "'ring' expected a backend .* got 'triton'"),
+        (NTXentLoss(backend="triton"), "'ring' expected a backend .* got 'triton'"),
         (NTXentLoss(mining=TopKMining(2), backend="cpu"), "'ring' expected a backend .* got 'cpu'"),
     ],
     ids=lambda given: type(given).__name__,

@@ -9,6 +9,7 @@ from ms_kernels.api.agreement import Here
 from ms_kernels.api.learned import Learning, learning_of, no_kernels, values_of
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.api.ring import no_wider
+from ms_kernels.backends import dispatch
 from ms_kernels.backends.interface import Side
 from ms_kernels.checks import Pairs
 from ms_kernels.engine.autograd import in_public_dtype
@@ -41,6 +42,8 @@ class GlobalLosses:
         learning = self._learning(anchors)
         if learning is None and not by_statistics(self.loss):
             return self._of_whole_batch()
+        if self._may_lose_hardest(anchors.ref_emb, learning):
+            return self._of_whole_batch()
         return self._found(True, anchors, learning)
 
     def of_memory(self, rows: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
@@ -55,8 +58,21 @@ class GlobalLosses:
         own_ids = self.everybody.ids[self.place]
         return Pairs(self.here.embeddings, self.here.labels, own_ids, rows, labels, ids)
 
+    def _may_lose_hardest(self, everybody: Tensor | None, learning: Learning | None) -> bool:
+        """Of mining that keeps hardest pairs alone: CUDA's kernels divide the depth by the numbers
+        of both sides, so that a gradient of the rows here would not find at its bits what was
+        hardest among others' rows. Of up to 1,024 rows, where "auto" takes them, that costs little.
+        """
+        spec, backend = self.spec, self.loss.options["backend"]
+        if learning is not None:
+            spec, backend = learning.spec, learning.backend
+        if spec is None or everybody is None or not spec.mining.keeps_ties:
+            return False
+        given = everybody.device.type, everybody.shape[0], spec, everybody.dtype
+        return dispatch.resolve(backend, *given) == "cuda"
+
     def _learning(self, anchors: Pairs) -> Learning | None:
-        """What kernels are told of options that learn; None where there are none, of either."""
+        """What kernels are told of options that learn; None of numbers, or without such kernels."""
         rule, backend = self.loss.rule, self.loss.options["backend"]
         if not rule.learned or backend == "reference":
             return None
@@ -175,9 +191,9 @@ def check_remembered(loss: PairLoss) -> None:
     if by_statistics(loss):
         return
     if not rule.learned:
-        got = f"rule {type(rule).__name__}, not of this package"
+        got = f"{dispatch.names_of(loss.weighting, loss.mining)}; use the memory in one process"
         if loss.fused:
-            got = f"backend={backend!r}"
+            got = f"backend={backend!r}; use backend='auto'"
         raise ValueError(
             "loss: expected rules of this package and no backend 'reference' in a CrossBatchMemory "
             f"of several processes, got {got}"

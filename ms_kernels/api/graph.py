@@ -21,13 +21,20 @@ from ms_kernels.engine.refusals import below_autograd, refuse_derivatives
 from ms_kernels.engine.saved import constants_of
 from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.made import spec_of
+from ms_kernels.rules.mining import BoundedMining
 from ms_kernels.rules.spec import unpack
 
 
-def fits_a_graph(loss: PairLoss | CrossBatchMemory, sample_weight: Tensor | None) -> bool:
+def fits_a_graph(
+    loss: PairLoss | CrossBatchMemory, embeddings: Tensor, sample_weight: Tensor | None
+) -> bool:
     """Whether its gradient is known with the loss, and neither is of anything else."""
     if isinstance(loss, CrossBatchMemory) or not by_statistics(loss):
         return False
+    # Which CUDA's kernels may compute for the whole batch.
+    if isinstance(loss.mining, BoundedMining) and loss.mining.keeps_ties:
+        if embeddings.device.type != "cpu":
+            return False
     constant = sample_weight is None or not sample_weight.requires_grad
     return constant and loss.options["reduction"] != "none"
 

@@ -246,8 +246,8 @@ def no_kernels(weighting: Weighting, backend: str) -> str:
     """Of a loss that is computed by kernels or not at all."""
     names = ", ".join(weighting.learned)
     return (
-        f"expected kernels in which {names} of {type(weighting).__name__} learns, got "
-        f"backend={backend!r}; {_of_kernels()}"
+        f"expected kernels in which {names} of {type(weighting).__name__} may learn, got "
+        f"backend={backend!r}; use backend='auto': {_of_kernels()}"
     )
 
 

@@ -112,6 +112,10 @@ def resolve_blocks(name: str, device: str, samples: int, spec: PairSpec, dtype: 
     found = resolve(name, device, samples, spec, dtype)
     if takes_blocks(found, spec):
         return found
+    here = serving(built(device), spec, dtype) if name == "auto" else ()
+    for other in MODULES:
+        if other in here and DEVICE_OF[other] == device and takes_blocks(other, spec):
+            return other
     if name != "auto":
         raise ValueError(
             f"backend: {name!r} takes no blocks of candidates with {spec.names}; use backend='auto'"

@@ -76,14 +76,13 @@ def gradient_of(ctx: Any, dloss: Tensor | None, later: LaterGradient) -> Gradien
     refuse_second_derivative("DistributedLoss")
     if dloss is None:
         return Gradient()
-    dx, doptions, *kept = ctx.saved_tensors
-    if kept:
-        option_values = doptions
+    saved = ctx.saved_tensors
+    if len(saved) > len(Gradient._fields):
+        _, option_values, worth, *kept = saved
         with products_of(ctx.precision), below_autograd():
-            found = later(kept[0], RowStatistics(*kept[1:8]), option_values, kept[8:])
-        dx, doptions = found
+            dx, doptions = later(worth, RowStatistics(*kept[:7]), option_values, kept[7:])
     else:
-        dx, doptions = (None if d is None else d * dloss for d in (dx, doptions))
+        dx, doptions = (None if d is None else d * dloss for d in saved)
     return Gradient(None if dx is None else dx.to(ctx.dtype), doptions)
 
 
@@ -188,7 +187,7 @@ def _gradient(
     doptions: Tensor | None = None
     try:
         if option_values is not None:
-            # Two calls, for what pulls at candidates is known of one term alone.
+            # One call a term: a term is of anchors, and the rows here are those of one alone.
             given = own, option_values, True, call.mutual and triplets
             dx, dr, doptions = ops.learned_gradient(*call.anchors, *given, *options)
             if call.mutual and not triplets:

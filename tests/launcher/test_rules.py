@@ -8,8 +8,10 @@ import torch
 from steps import FULL, cost_of, step
 
 import ms_kernels
+from ms_kernels.backends import triton as backend
+from ms_kernels.backends.interface import Known, Side
 from ms_kernels.rules import mining as mining_rules
-from ms_kernels.rules.spec import DISTANCES, MININGS, NATIVE_WEIGHTINGS
+from ms_kernels.rules.spec import DISTANCES, MININGS, NATIVE_WEIGHTINGS, PairSpec
 from ms_kernels.rules.weighting import Circle, MultiSimilarity, Triplet
 
 # (dtype, depth): rows held whole, panels.
@@ -72,6 +74,32 @@ def test_statistics_take_no_launch_more(stand_in, weighting, mining):
             more = ["count"] if weighting is Triplet else []
             assert sorted(counted.kernels) == sorted([*plain.kernels, *more])
             assert not counted.waits and not cost_of(stand_in, run).compiled
+
+
+@pytest.mark.parametrize("mining", MININGS, ids=lambda m: m.__name__)
+def test_blocks(stand_in, mining):
+    """Of candidates, by what is known of all of them."""
+    rules = MultiSimilarity(), made(Circle)
+    for weighting, (dtype, depth) in itertools.product(rules, KINDS):
+        spec = PairSpec(weighting, mining())
+        anchors, block = (side_of(n, depth, dtype) for n in (70, 77))
+        if not backend.takes_blocks(spec):
+            assert mining is mining_rules.TopKMining
+            return
+
+        def run(spec=spec, anchors=anchors, block=block):
+            known = None
+            if spec.mining.needs_hardest:
+                least, most = backend.hardest_of_block(anchors, block, spec)
+                known = Known(least, most[:, 0])
+            backend.block_statistics(anchors, block, spec, known)
+
+        cost = cost_of(stand_in, run)
+        assert not cost.waits and ("known_bounds" in cost.kernels) == spec.mining.needs_hardest
+
+
+def side_of(n, depth, dtype):
+    return Side(torch.zeros(n, depth, dtype=dtype), torch.arange(n) % 8, torch.arange(n))
 
 
 @pytest.mark.parametrize("distance", DISTANCES[1:])

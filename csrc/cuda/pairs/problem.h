@@ -134,7 +134,7 @@ struct Problem {
   const std::int64_t* ordinals;     // (candidates): which of its class each is
   const std::int64_t* most_ranks;   // (1): candidates of the largest class
   TermInput row_term, column_term;  // Job::gradient only
-  StatisticsOutput statistics;      // but of Job::gradient; null: not wanted
+  StatisticsOutput statistics;      // not of Job::gradient; null: not wanted
   void* row_loss;                   // Job::loss_and_gradient only: (rows.count), and
   std::int64_t* kept;               // pairs kept of either kind
   void* d_rows;                     // (rows.count, depth) in the compute type; null: not wanted

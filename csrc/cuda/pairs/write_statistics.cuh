@@ -1,4 +1,4 @@
-// What a row's statistics are where they are asked for.
+// Statistics of a finished row, for a caller who wants them.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace msk::gpu {
 
 // Hardest pairs of a row, numbers of those it keeps, and whether every similarity is finite.
 template <typename T>
-struct RowCounts {
+struct RowPairs {
   T hardest_positive, hardest_negative;
   std::int32_t pos_kept, neg_kept;
   bool finite;
@@ -18,7 +18,7 @@ struct RowCounts {
 // Of the sample, whose sums are final; of a row that is not finite nothing is known.
 template <typename T>
 MSK_DEVICE void write_statistics(const StatisticsOutput& out, std::int64_t sample,
-                                 const RowCounts<T>& row, T pos_sum, T neg_sum, T pos_moment) {
+                                 const RowPairs<T>& row, T pos_sum, T neg_sum, T pos_moment) {
   const T poison = row.finite ? T(0) : kNaN<T>;
   const auto write = [&](void* array, T value) { static_cast<T*>(array)[sample] = value + poison; };
   write(out.hardest_positive, row.hardest_positive);

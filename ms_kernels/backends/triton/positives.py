@@ -95,3 +95,28 @@ def bounds_kernel(
     tl.store(neg_above + rows, tl.where(rows < N, above, INFINITY))
     if LISTED:
         tl.store(pos_below + rows, positive_below(least, most, coefficients, MINING))
+
+
+@triton.jit(do_not_specialize=["N"])
+def known_bounds_kernel(
+    known_positive,  # (N) hardest of all candidates, in the caller's order
+    known_negative,
+    order,
+    coefficients,
+    hardest_positive,  # (padded N) out, +inf past N
+    hardest_negative,  # (padded N) out, -inf past N
+    neg_above,  # (padded N) out; +inf past N
+    N,
+    MINING: tl.constexpr,
+    BLOCK: tl.constexpr,  # divides padded N
+):
+    """The same of anchors whose hardest pairs lie among other candidates too."""
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    present = rows < N
+    at = tl.load(order + rows, mask=present, other=0).to(tl.int64)
+    least = tl.load(known_positive + at, mask=present, other=INFINITY)
+    most = tl.load(known_negative + at, mask=present, other=-INFINITY)
+    above = negative_above(least, most, coefficients, MINING)
+    tl.store(hardest_positive + rows, least)
+    tl.store(hardest_negative + rows, most)
+    tl.store(neg_above + rows, tl.where(present, above, INFINITY))
