@@ -168,6 +168,7 @@ def refusals(rank):
         "eval": lambda: DistributedLoss(memory_in(rank == 0))(x, y),
         "weight": lambda: loss(x, y, sample_weight=torch.ones(4, requires_grad=rank == 1)),
         "learned": lambda: DistributedLoss(learning(2.0 + rank))(x, y),
+        "learns or not": lambda: DistributedLoss(learning(2.0) if rank else BIN_LIFTED)(x, y),
         "gradient": lambda: DistributedLoss(each)(x.clone().requires_grad_(rank == 0), y),
     }
     heard = {}
@@ -194,6 +195,9 @@ def refusals(rank):
             heard[name] = f"{type(error).__name__}: {error}"
         setattr(place, job, real)
     return heard
+
+
+BIN_LIFTED = PairLoss(ms_kernels.BinLifted(alpha=2.0))
 
 
 def learning(alpha):

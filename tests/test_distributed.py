@@ -79,6 +79,7 @@ REFUSED = {
     "gradient": "ValueError: embeddings: expected to require a gradient on every rank or on none",
     "after": "True",
     "later": "RuntimeError: DistributedLoss: rank 1: RuntimeError: no memory",
+    "learns or not": r"ValueError: loss: .*alpha=2.0, .* on rank 0 and .*alpha=2.0 \(learns\)",
     "learned": r"ValueError: loss: .*BinLifted\(alpha=2.0.* on rank 0 and .*alpha=3.0.* on rank 1",
     "learns": "RuntimeError: DistributedLoss: rank 1: RuntimeError: no memory",
     "whole": "RuntimeError: DistributedLoss: rank 1: RuntimeError: no memory",

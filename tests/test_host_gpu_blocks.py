@@ -77,6 +77,21 @@ def test_blocks_add_up(module, weighting, mining):
     torch.testing.assert_close(sums, exact, rtol=1e-9, atol=1e-11)
 
 
+def test_an_anchor_that_is_not_finite(module):
+    """Its statistics are not, and it adds nothing to sums of weights."""
+    spec = PairSpec(weigh.MultiSimilarity(), mine.NoMining())
+    anchors, everybody, blocks = sides()
+    anchors.embeddings[5, 2] = torch.nan
+    parts = [module.block_statistics(anchors, block, spec, None) for block in blocks]
+    stats = type(parts[0])(*joined(parts, spec))
+    assert stats.neg_sum.isnan().nonzero().tolist() == [[5]]
+    term = Term(stats, torch.linspace(0.5, 2, 31, dtype=torch.float64))
+    sums = sum(module.weight_sums(anchors, block, spec, term) for block in blocks)
+    exact = panels.weight_sums(anchors, everybody, spec, term)
+    assert exact.isfinite().all() and exact.all()
+    torch.testing.assert_close(sums, exact, rtol=1e-9, atol=1e-11)
+
+
 def test_blocks_that_have_to_know_of_one_another_are_left_to_others():
     for weighting, mining in (
         (weigh.MultiSimilarity(), mine.MultiSimilarityMining()),

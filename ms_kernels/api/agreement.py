@@ -112,7 +112,8 @@ def _described(loss: PairLoss) -> str:
 
 
 def _told(option: float | Tensor) -> object:
-    """On a GPU not the value of what learns: it would be waited for."""
+    """On a GPU not the value of a tensor: it would be waited for."""
     if not isinstance(option, Tensor):
         return option
-    return option.detach().item() if option.device.type == "cpu" else "learned"
+    value = option.detach().item() if option.device.type == "cpu" else "of a GPU"
+    return f"{value} ({'learns' if option.requires_grad else 'a tensor'})"

@@ -234,12 +234,19 @@ def way_out(weighting: Weighting, backend: str) -> str:
     )
 
 
-def way_out_of_statistics(weighting: Weighting) -> str:
+def way_out_of_statistics(weighting: Weighting, name: str = "return_statistics") -> str:
     names = ", ".join(weighting.learned)
     return (
-        f"return_statistics: expected options that are numbers, got {weighting!r}, whose {names} "
+        f"{name}: expected options that are numbers, got {weighting!r}, whose {names} "
         f"learns; {_of_kernels()}. row_statistics takes the options as numbers"
     )
+
+
+def check_kept(weighting: Weighting, mining: Mining, shared: PairOptions, backend: str) -> None:
+    """Of a loss that keeps its statistics: those of options that learn come from kernels."""
+    if weighting.learned and backend in ("panels", "reference"):
+        if not takes_in(weighting, mining, shared):
+            raise ValueError(way_out_of_statistics(weighting, "keep_statistics"))
 
 
 def no_kernels(weighting: Weighting, backend: str) -> str:

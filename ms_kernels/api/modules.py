@@ -13,7 +13,7 @@ from ms_kernels.api.counting import check_ignore_label, row_weights
 from ms_kernels.api.hints import refuse_unknown
 from ms_kernels.api.histogram import Histogram, check_of_batch
 from ms_kernels.api.known import Tensors
-from ms_kernels.api.learned import OF_ANY_RULE, may_learn, way_out
+from ms_kernels.api.learned import OF_ANY_RULE, check_kept, may_learn, way_out
 from ms_kernels.api.road import (
     Counting,
     check_rules,
@@ -119,6 +119,8 @@ class PairLoss(nn.Module):
             check_known(backend, spec, weighting, mining)
         if keep_statistics and spec is None and not learns:
             raise ValueError(no_statistics("keep_statistics", weighting, mining))
+        if keep_statistics:
+            check_kept(weighting, mining, shared, backend)
         for name, option in weighting.learned.items():
             if isinstance(option, nn.Parameter):
                 self.register_parameter(name, option)

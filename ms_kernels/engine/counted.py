@@ -70,18 +70,24 @@ class CountedLoss(torch.autograd.Function):
         need_dx, need_dr, need_dw, need_options, _ = ctx.needs_input_grad
         needs = need_dx, need_dr, need_options
         with below_autograd():
-            # Of the sum: what it is divided by is known at the end.
-            how = spec.pack(), backend, weight, option_values
+            # Few ops: on a GPU each is a launch.
+            worth, whole = weight, None
+            if weight is not None and reduction != "sum":
+                # Of any size, kernels are given shares; which anchors are valid is known later.
+                whole = divisor_of(weight, weight, "mean")
+                worth = weight / whole
+            how = spec.pack(), backend, worth, option_values
             rows, *found = ops.counted_loss(*pairs, *needs, *how)
             stats, gradients = found[:7], found[7:]
-            # Few ops: on a GPU each is a launch.
             kept = None if reduction == "sum" else stats[4] + stats[5]
-            divisor = _divisor_of(weight, kept, reduction)
-            total = total_of(rows) if weight is None else total_of(weighted(rows, weight))
+            divisor = known = _divisor_of(weight, kept, reduction)
+            if whole is not None and divisor is not None:  # by which all are divided already
+                divisor = None if reduction == "mean" else divisor / whole
+            total = total_of(rows) if worth is None else total_of(weighted(rows, worth))
             loss = total if divisor is None else total / divisor
         dw = None
         if need_dw and weight is not None:
-            dw = _of_weights(rows, kept, weight, loss, divisor, reduction)
+            dw = _of_weights(rows, kept, weight, loss, known, reduction)
         saved = [d if needed else None for d, needed in zip(gradients, needs, strict=True)]
         ctx.dtype, ctx.rows = embeddings.dtype, None
         if isinstance(divisor, int):
