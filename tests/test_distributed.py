@@ -141,6 +141,16 @@ def test_who_may_lose_the_hardest_pair(monkeypatch, name):
         assert losses._may_lose_hardest(x, None) == (ties and name == "cuda")
 
 
+def test_a_circle_that_has_learned_too_far_is_told_so():
+    x, y, ids = ranks.batch((4, 2))
+    everybody = Pairs(x, y, ids, None, None, None)
+    loss = PairLoss(ms_kernels.Circle(gamma=torch.nn.Parameter(torch.tensor(1e6).double())))
+    losses = GlobalLosses(loss, everybody, everybody, None, types.SimpleNamespace(own=slice(0, 6)))
+    wanted = r"^loss: Circle\(m=0.4, gamma=1000000.0\), as .* be: gamma \* m\*\*2 must be at most"
+    with pytest.raises(ValueError, match=wanted):
+        losses.of_memory(x, y, ids)
+
+
 LEARNS_IN_PANELS = NTXentLoss(torch.nn.Parameter(torch.tensor(0.1)), backend="panels")
 
 

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from ms_kernels.api.agreement import Here
-from ms_kernels.api.learned import Learning, learning_of, no_kernels, values_of
+from ms_kernels.api.learned import (
+    Learning,
+    learning_of,
+    no_kernels,
+    refusal_of_values,
+    values_of,
+)
 from ms_kernels.api.modules import PairLoss
 from ms_kernels.api.ring import no_wider
 from ms_kernels.backends import dispatch
@@ -50,7 +56,9 @@ class GlobalLosses:
         anchors = self._against(no_wider(rows, self.here.embeddings), labels, ids)
         learning = self._learning(anchors)
         if learning is None and self.spec is None:
-            raise ValueError(f"loss: {no_kernels(self.loss.rule, self.loss.options['backend'])}")
+            rules, backend = (self.loss.rule, self.loss.mining), self.loss.options["backend"]
+            given = anchors.embeddings, rules, self.loss.shared, backend
+            raise ValueError(f"loss: {refusal_of_values(*given)}")
         return self._found(False, anchors, learning)
 
     def _against(self, rows: Tensor, labels: Tensor, ids: Tensor | None) -> Pairs:

@@ -249,6 +249,20 @@ def check_kept(weighting: Weighting, mining: Mining, shared: PairOptions, backen
             raise ValueError(way_out_of_statistics(weighting, "keep_statistics"))
 
 
+def refusal_of_values(
+    x: Tensor, rules: tuple[Weighting, Mining], shared: PairOptions, backend: str
+) -> str:
+    """Of a loss that is computed by kernels or not at all: what they have against the options as
+    they have learned to be, if it is that."""
+    spec, reason = learned_spec_of(*rules, shared), None
+    if spec is not None and backend in ("auto", "cpu") and x.device.type == "cpu":
+        spec = spec.with_numbers(values_of(rules[0], x))
+        reason = dispatch.refusal("cpu", spec)
+    if spec is None or reason is None:
+        return no_kernels(rules[0], backend)
+    return f"{spec.weighting!r}, as it has learned to be: {reason}; bound what learns"
+
+
 def no_kernels(weighting: Weighting, backend: str) -> str:
     """Of a loss that is computed by kernels or not at all."""
     names = ", ".join(weighting.learned)
