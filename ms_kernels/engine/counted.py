@@ -71,23 +71,23 @@ class CountedLoss(torch.autograd.Function):
         needs = need_dx, need_dr, need_options
         with below_autograd():
             # Few ops: on a GPU each is a launch.
-            worth, whole = weight, None
+            shares, whole = weight, None
             if weight is not None and reduction != "sum":
-                # Of any size, kernels are given shares; which anchors are valid is known later.
+                # Weights may be of any size; which anchors are valid is known later.
                 whole = divisor_of(weight, weight, "mean")
-                worth = weight / whole
-            how = spec.pack(), backend, worth, option_values
+                shares = weight / whole
+            how = spec.pack(), backend, shares, option_values
             rows, *found = ops.counted_loss(*pairs, *needs, *how)
             stats, gradients = found[:7], found[7:]
-            kept = None if reduction == "sum" else stats[4] + stats[5]
-            divisor = known = _divisor_of(weight, kept, reduction)
-            if whole is not None and divisor is not None:  # by which all are divided already
-                divisor = None if reduction == "mean" else divisor / whole
-            total = total_of(rows) if worth is None else total_of(weighted(rows, worth))
+            kept = stats[4] + stats[5] if reduction == "mean_valid" else None
+            divisor = of_weights = _divisor_of(weight, kept, whole, len(rows), reduction)
+            if whole is not None and of_weights is not None:  # by which shares are divided already
+                divisor = None if kept is None else of_weights / whole
+            total = total_of(rows if shares is None else weighted(rows, shares))
             loss = total if divisor is None else total / divisor
         dw = None
         if need_dw and weight is not None:
-            dw = _of_weights(rows, kept, weight, loss, known, reduction)
+            dw = _of_weights(rows, kept, weight, loss, of_weights)
         saved = [d if needed else None for d, needed in zip(gradients, needs, strict=True)]
         ctx.dtype, ctx.rows = embeddings.dtype, None
         if isinstance(divisor, int):
@@ -110,13 +110,14 @@ class CountedLoss(torch.autograd.Function):
         return dx, dr, None if dw is None else dw * dloss, doptions, None
 
 
-def _divisor_of(weight: Tensor | None, kept: Tensor | None, reduction: str) -> Tensor | int | None:
-    """What the sum of the losses is divided by; None of the sum itself, which has no `kept`."""
-    if kept is None:
-        return None
-    if weight is not None:
-        return divisor_of(weight, kept, reduction)
-    return count_valid(kept) if reduction == "mean_valid" else max(kept.shape[0], 1)
+def _divisor_of(
+    weight: Tensor | None, kept: Tensor | None, whole: Tensor | None, count: int, reduction: str
+) -> Tensor | int | None:
+    """What the sum of the losses is divided by; None of the sum itself. kept: of "mean_valid"
+    alone. whole: the sum of the weights, where it divides."""
+    if kept is not None:
+        return count_valid(kept) if weight is None else divisor_of(weight, kept, reduction)
+    return max(count, 1) if whole is None and reduction == "mean" else whole
 
 
 def _of_weights(
@@ -125,13 +126,12 @@ def _of_weights(
     weight: Tensor,
     loss: Tensor,
     divisor: Tensor | int | None,
-    reduction: str,
 ) -> Tensor:
     """dloss / dweight: each counts its loss, and in a mean draws the others' down."""
     own = torch.where((weight == 0) & ~rows.isfinite(), 0, rows)
-    if divisor is None or kept is None:
+    if divisor is None:
         return own
-    counts = torch.ones_like(weight) if reduction == "mean" else (kept > 0).to(weight.dtype)
+    counts = torch.ones_like(weight) if kept is None else (kept > 0).to(weight.dtype)
     # Where the weights add up to 0 the divisor is a constant.
     drawn = torch.where((counts * weight).sum() == 0, 0, loss)
     return (own - counts * drawn) / divisor
