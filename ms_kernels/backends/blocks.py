@@ -1,4 +1,4 @@
-"""Blocks of candidates for kernels that find hardest pairs by themselves.
+"""Blocks of candidates, by functions that a backend has of all of them at once.
 
 Where mining asks for no hardest pair, and the sum of positives for nothing of the negatives, blocks
 need to know nothing of one another: of each the kernels give the statistics that it has alone.
@@ -16,11 +16,27 @@ from ms_kernels.reference import RowStatistics
 from ms_kernels.rules.spec import PairSpec
 from ms_kernels.rules.weighting import Triplet
 
+Statistics = Callable[[Side, Side | None, PairSpec], RowStatistics]
+Hardest = Callable[[Side, Side | None, PairSpec], tuple[Tensor, Tensor]]
+
+
+def hardest_by(row_statistics: Statistics) -> Hardest:
+    """hardest_of_block of the interface, of mining that asks for one hardest negative."""
+
+    def hardest_of_block(
+        anchors: Side, candidates: Side | None, spec: PairSpec
+    ) -> tuple[Tensor, Tensor]:
+        """Hardest pairs of each anchor that these candidates offer; nothing is summed."""
+        least, most, *_ = row_statistics(anchors, candidates, spec.keeping_nothing)
+        return least, most[:, None]
+
+    return hardest_of_block
+
 
 class BlocksApart(NamedTuple):
     """These functions of the interface, by others of a backend."""
 
-    row_statistics: Callable[[Side, Side | None, PairSpec], RowStatistics]
+    row_statistics: Statistics
     learned_gradient: Callable[
         [Side, Side | None, PairSpec, Tensor, Term, bool, bool],
         tuple[Tensor | None, Tensor | None, Tensor],

@@ -5,6 +5,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor
 
+from ms_kernels.backends.blocks import hardest_by
 from ms_kernels.backends.cpu_call import Call, module
 from ms_kernels.backends.interface import (
     MOST_EXPONENT,
@@ -152,12 +153,7 @@ def takes_blocks(spec: PairSpec) -> bool:
     return spec.mining.hardest_negatives == 1 and not isinstance(spec.weighting, Triplet)
 
 
-def hardest_of_block(
-    anchors: Side, candidates: Side | None, spec: PairSpec
-) -> tuple[Tensor, Tensor]:
-    """Hardest pairs of each anchor that these candidates offer; nothing is summed."""
-    least, most, *_ = row_statistics(anchors, candidates, spec.keeping_nothing)
-    return least, most[:, None]
+hardest_of_block = hardest_by(row_statistics)
 
 
 def block_statistics(

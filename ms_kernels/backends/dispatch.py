@@ -112,15 +112,13 @@ def resolve_blocks(name: str, device: str, samples: int, spec: PairSpec, dtype: 
     found = resolve(name, device, samples, spec, dtype)
     if takes_blocks(found, spec):
         return found
-    here = serving(built(device), spec, dtype) if name == "auto" else ()
-    for other in MODULES:
-        if other in here and DEVICE_OF[other] == device and takes_blocks(other, spec):
-            return other
     if name != "auto":
         raise ValueError(
             f"backend: {name!r} takes no blocks of candidates with {spec.names}; use backend='auto'"
         )
-    return next(other for other in MODULES if DEVICE_OF[other] is None)
+    here = [k for k in MODULES if k in serving(built(device), spec, dtype)]
+    ours = [k for only in (device, None) for k in here if DEVICE_OF[k] == only]
+    return next(k for k in ours if takes_blocks(k, spec))
 
 
 def takes_blocks(name: str, spec: PairSpec) -> bool:

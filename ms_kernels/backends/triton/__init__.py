@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ms_kernels.backends import gpu
-from ms_kernels.backends.blocks import BlocksApart
+from ms_kernels.backends.blocks import BlocksApart, hardest_by
 from ms_kernels.backends.interface import (
     Counted,
     Crowd,
@@ -187,12 +187,7 @@ def takes_blocks(spec: PairSpec) -> bool:
     return one and not rule.pos_follows_neg and not isinstance(rule, Triplet)
 
 
-def hardest_of_block(
-    anchors: Side, candidates: Side | None, spec: PairSpec
-) -> tuple[Tensor, Tensor]:
-    """Hardest pairs of each anchor that these candidates offer; nothing is summed."""
-    least, most, *_ = row_statistics(anchors, candidates, spec.keeping_nothing)
-    return least, most[:, None]
+hardest_of_block = hardest_by(row_statistics)
 
 
 def block_statistics(
